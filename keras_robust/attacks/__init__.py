@@ -1,0 +1,6 @@
+"""Adversarial attacks: `attack(model, x, y, seed=None) -> x_adv`."""
+
+from keras_robust.attacks.attack import Attack as Attack
+from keras_robust.attacks.fgsm import FGSM as FGSM
+from keras_robust.attacks.ifgsm import IFGSM as IFGSM
+from keras_robust.attacks.pgd import PGD as PGD

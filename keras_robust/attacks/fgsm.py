@@ -1,0 +1,69 @@
+"""Fast gradient sign method."""
+
+from typing import Any
+
+import keras
+
+from keras_robust.attacks.pgd import PGD
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class FGSM(PGD):
+    """Perturbs inputs by one step along the loss's steepest direction, to the ball's edge.
+
+        x' = x + epsilon * sign(grad_x L(x, y))
+
+    clipped to `bounds`. For the L2 norm the sign is replaced by `g / ||g||_2`. It is
+    `kr.attacks.PGD` with one step of size `epsilon` and no random start.
+
+    A single step tests little: a model that withstands FGSM and not PGD has learnt to hide its
+    gradient. Use it beside `kr.attacks.PGD`, not instead.
+
+    Args:
+        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
+            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        from_logits: bool. Whether the model returns logits, rather than probabilities.
+            Defaults to `True`.
+
+    Call arguments, returns, raises: as `kr.attacks.PGD`. `seed` changes nothing.
+
+    Example:
+
+    >>> import keras_robust as kr
+    >>> kr.attacks.FGSM(epsilon=0.25)
+    FGSM(epsilon=0.25, norm='linf', targeted=False, bounds=[0.0, 1.0], from_logits=True)
+
+    Reference:
+
+    - [Goodfellow et al., 2015](https://arxiv.org/abs/1412.6572)
+    - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies
+      in Data-Efficient Deep Learning, eq. 14
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        norm: str = "linf",
+        targeted: bool = False,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        from_logits: bool = True,
+    ) -> None:
+        super().__init__(
+            epsilon,
+            step_size=epsilon or None,
+            num_steps=1,
+            norm=norm,
+            random_start=False,
+            targeted=targeted,
+            bounds=bounds,
+            from_logits=from_logits,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for name in ("step_size", "num_steps", "random_start", "num_restarts"):
+            del config[name]
+        return config

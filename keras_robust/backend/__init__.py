@@ -1,0 +1,44 @@
+"""The only place that imports TensorFlow or JAX.
+
+Everything above this package is written with `keras.ops`. What `keras.ops` does not have is
+here, once for each backend, under the same names:
+
+- `input_gradient(function, x)`: the gradient of a scalar function of a tensor.
+- `compiled(model, key, function)`: `function(model, ...)` compiled once per model, key and shapes.
+- `is_tracing(x)`: whether a compiled function is being traced, so that `x` has no values yet.
+- `make_seed`, `fold_in`, `uniform`, `normal`: random numbers without state.
+- `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
+- `device()`: what the computation runs on, in words.
+- `synchronize(x)`: waits until `x` has been computed.
+"""
+
+import keras
+
+if keras.backend.backend() == "tensorflow":
+    from keras_robust.backend.tensorflow import TrainStep as TrainStep
+    from keras_robust.backend.tensorflow import compiled as compiled
+    from keras_robust.backend.tensorflow import device as device
+    from keras_robust.backend.tensorflow import fold_in as fold_in
+    from keras_robust.backend.tensorflow import input_gradient as input_gradient
+    from keras_robust.backend.tensorflow import is_tracing as is_tracing
+    from keras_robust.backend.tensorflow import make_seed as make_seed
+    from keras_robust.backend.tensorflow import normal as normal
+    from keras_robust.backend.tensorflow import synchronize as synchronize
+    from keras_robust.backend.tensorflow import uniform as uniform
+elif keras.backend.backend() == "jax":
+    from keras_robust.backend.jax import TrainStep as TrainStep
+    from keras_robust.backend.jax import compiled as compiled
+    from keras_robust.backend.jax import device as device
+    from keras_robust.backend.jax import fold_in as fold_in
+    from keras_robust.backend.jax import input_gradient as input_gradient
+    from keras_robust.backend.jax import is_tracing as is_tracing
+    from keras_robust.backend.jax import make_seed as make_seed
+    from keras_robust.backend.jax import normal as normal
+    from keras_robust.backend.jax import synchronize as synchronize
+    from keras_robust.backend.jax import uniform as uniform
+else:
+    raise ImportError(
+        "keras_robust runs on Keras's `tensorflow` and `jax` backends. Set the environment "
+        "variable KERAS_BACKEND to one of them before Keras is imported. "
+        f"Received: backend={keras.backend.backend()!r}"
+    )

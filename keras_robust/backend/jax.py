@@ -1,0 +1,91 @@
+"""The JAX backend."""
+
+import contextlib
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import keras
+
+from keras_robust.backend.cache import cached
+
+
+def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
+    """Gradient of the scalar `function(x)` in `x`; nothing else is recorded."""
+    return jax.grad(function)(x)
+
+
+def compiled(model: Any, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes.
+
+    The variables of a Keras model go in as arguments. What another callable has captured cannot
+    be seen, and a compiled function would keep the values that it had at first: it is compiled
+    anew for each call.
+    """
+    if not isinstance(model, keras.layers.Layer):
+        return jax.jit(lambda *args: function(model, *args))
+
+    def build(reference: Callable[[], Any]) -> Any:
+        @jax.jit
+        def run(values: list[Any], *args: Any) -> Any:
+            model = reference()
+            mapping = list(zip(model.variables, values, strict=True))
+            with keras.StatelessScope(state_mapping=mapping):
+                return function(model, *args)
+
+        return run
+
+    run = cached(model, key, build)
+    return lambda *args: run([variable.value for variable in model.variables], *args)
+
+
+def is_tracing(x: Any) -> bool:
+    """Whether `x` is a symbol of a function under construction."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def make_seed(seed: int) -> Any:
+    """A seed from an integer of up to 64 bits."""
+    seed = int(seed)
+    return jax.random.fold_in(jax.random.PRNGKey(seed & 0x7FFFFFFF), (seed >> 31) & 0x7FFFFFFF)
+
+
+def fold_in(seed: Any, data: Any) -> Any:
+    """A new seed, determined by `seed` and the integer `data`."""
+    return jax.random.fold_in(seed, data)
+
+
+def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
+    return jax.random.uniform(seed, shape, minval=low, maxval=high, dtype=dtype)
+
+
+def normal(shape: Any, seed: Any, dtype: str) -> Any:
+    return jax.random.normal(seed, shape, dtype=dtype)
+
+
+def device() -> str:
+    return jax.devices()[0].device_kind
+
+
+def synchronize(x: Any) -> None:
+    """Waits until `x` has been computed."""
+    jax.block_until_ready(x)
+
+
+class TrainStep:
+    """Prepares the loss outside of the gradient, then runs Keras's own `train_step`."""
+
+    def train_step(self: Any, state: Any, data: Any) -> Any:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        trainable, non_trainable, optimizer, _ = state
+        mapping = [
+            *zip(self.trainable_variables, trainable, strict=True),
+            *zip(self.non_trainable_variables, non_trainable, strict=True),
+            *zip(self.optimizer.variables, optimizer, strict=True),
+        ]
+        with contextlib.ExitStack() as stack:
+            if self.needs_preparation:
+                with keras.StatelessScope(state_mapping=mapping):
+                    seed = fold_in(make_seed(self.seed), self.optimizer.iterations.value)
+                    x = stack.enter_context(self.prepared_step(x, y, seed))
+            return super().train_step(state, (x, y, sample_weight))  # type: ignore[misc]

@@ -1,0 +1,94 @@
+"""The TensorFlow backend."""
+
+import contextlib
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_robust.backend.cache import cached
+
+
+def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
+    """Gradient of the scalar `function(x)` in `x`; nothing else is recorded."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value = function(x)
+    gradient = tape.gradient(value, x)
+    if gradient is None:
+        raise ValueError(
+            "The model has no gradient in its input: some operation between input and output is "
+            "not differentiable, or the output does not depend on the input."
+        )
+    return gradient
+
+
+def compiled(model: Any, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes."""
+
+    def run(*args: Any) -> Any:
+        args = tuple(tf.convert_to_tensor(arg) for arg in args)
+        specs = tuple(tf.TensorSpec(arg.shape, arg.dtype) for arg in args)
+
+        def build(reference: Callable[[], Any]) -> Any:
+            traced = tf.function(lambda *args: function(reference(), *args), autograph=False)
+            return traced.get_concrete_function(*specs)
+
+        return cached(model, (key, specs), build)(*args)
+
+    return run
+
+
+def is_tracing(x: Any) -> bool:
+    """Whether `x` is a symbol of a graph under construction."""
+    return tf.is_symbolic_tensor(x) or not tf.executing_eagerly()
+
+
+def make_seed(seed: int) -> Any:
+    """A seed from an integer of up to 64 bits."""
+    seed = int(seed)
+    return tf.constant([seed & 0x7FFFFFFF, (seed >> 31) & 0x7FFFFFFF], dtype="int32")
+
+
+def fold_in(seed: Any, data: Any) -> Any:
+    """A new seed, determined by `seed` and the integer `data`."""
+    return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, "int32"))
+
+
+def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
+    return tf.random.stateless_uniform(shape, seed, minval=low, maxval=high, dtype=dtype)
+
+
+def normal(shape: Any, seed: Any, dtype: str) -> Any:
+    return tf.random.stateless_normal(shape, seed, dtype=dtype)
+
+
+def device() -> str:
+    accelerators = [d for d in tf.config.list_physical_devices() if d.device_type != "CPU"]
+    if not accelerators:
+        return "cpu"
+    return tf.config.experimental.get_device_details(accelerators[0]).get("device_name", "gpu")
+
+
+def synchronize(x: Any) -> None:
+    """Waits until `x` has been computed."""
+    for tensor in tf.nest.flatten(x):
+        tensor.numpy()
+
+
+class TrainStep:
+    """Prepares the loss outside of the gradient tape, then runs Keras's own `train_step`."""
+
+    def train_step(self: Any, data: Any) -> Any:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with contextlib.ExitStack() as stack:
+            if self.needs_preparation:
+                if not self.base_model.built:
+                    self(x, training=False)
+                seed = fold_in(make_seed(self.seed), self.optimizer.iterations)
+                replica = tf.distribute.get_replica_context()
+                if replica is not None and replica.num_replicas_in_sync > 1:
+                    seed = fold_in(seed, replica.replica_id_in_sync_group)
+                x = stack.enter_context(self.prepared_step(x, y, seed))
+            return super().train_step((x, y, sample_weight))  # type: ignore[misc]

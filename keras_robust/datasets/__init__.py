@@ -1,0 +1,3 @@
+"""Real data as `tf.data`."""
+
+from keras_robust.datasets.load import load as load

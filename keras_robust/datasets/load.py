@@ -1,0 +1,90 @@
+"""Image classification data as `tf.data`: the embedded subset, or TensorFlow Datasets."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+EMBEDDED = "fashion_mnist_subset"
+_FILE = pathlib.Path(__file__).parent / "data" / f"{EMBEDDED}.npz"
+
+
+def load(name: str, split: str, data_dir: str | None = None) -> Any:
+    """Loads one split of a data set.
+
+    Args:
+        name: string. `"fashion_mnist_subset"` is embedded in the package: 1,000 training and 200
+            test images of each class of Fashion-MNIST. Every other name is one of TensorFlow
+            Datasets': `"mnist"`, `"fashion_mnist"`, `"cifar10"`, ...
+        split: string. `"train"` or `"test"`; of TensorFlow Datasets also `"train[:1000]"` and
+            the like.
+        data_dir: string. Folder where TensorFlow Datasets keeps its data; what is not there is
+            downloaded. Defaults to `None`: the environment variable `TFDS_DATA_DIR`, or
+            TensorFlow Datasets' own default.
+
+    Returns:
+        `tf.data.Dataset` of pairs, not batched: an image, float32, shape
+        `(height, width, channels)`, scaled to [0, 1]; its label, int64, shape `()`. The order is
+        that of the data set.
+
+    Raises:
+        ValueError: if the data set is unknown, has no such split, or has no pairs of 8-bit images
+            and labels.
+
+    Example:
+
+    >>> import keras_robust as kr
+    >>> train = kr.datasets.load("fashion_mnist_subset", "train")
+    >>> len(train)
+    10000
+    >>> batches = train.shuffle(10_000, seed=0).batch(128)
+    """
+    import tensorflow as tf
+
+    if name == EMBEDDED:
+        dataset = tf.data.Dataset.from_tensor_slices(_embedded(split))
+    else:
+        dataset = _from_tensorflow_datasets(name, split, data_dir)
+
+    def scale(image: Any, label: Any) -> tuple[Any, Any]:
+        return tf.cast(image, "float32") / 255.0, tf.cast(label, "int64")
+
+    return dataset.map(scale, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _embedded(split: str) -> tuple[np.ndarray, np.ndarray]:
+    if split not in ("train", "test"):
+        raise ValueError(
+            f"The embedded data set {EMBEDDED!r} has the splits 'train' and 'test'. "
+            f"Received: split={split!r}"
+        )
+    with np.load(_FILE) as file:
+        return file[f"{split}_images"], file[f"{split}_labels"]
+
+
+def _from_tensorflow_datasets(name: str, split: str, data_dir: str | None) -> Any:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"Argument `name` must be {EMBEDDED!r} or a data set that TensorFlow Datasets knows, "
+            f"or has in `data_dir`. Received: name={name!r}, data_dir={data_dir!r}"
+        ) from error
+    keys = builder.info.supervised_keys
+    image = builder.info.features[keys[0]] if keys else None
+    if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3:
+        raise ValueError(
+            "Argument `name` must be a data set of labelled 8-bit images. "
+            f"Received: name={name!r}, with {builder.info.features}"
+        )
+    builder.download_and_prepare()
+    if split.split("[")[0] not in (*builder.info.splits, "all"):
+        raise ValueError(
+            f"Data set {name!r} has the splits {sorted(builder.info.splits)}. "
+            f"Received: split={split!r}"
+        )
+    dataset: tf.data.Dataset = builder.as_dataset(split=split, as_supervised=True)
+    return dataset

@@ -1,0 +1,3 @@
+"""Defences that are layers."""
+
+from keras_robust.layers.tanh_classifier import TanhClassifier as TanhClassifier

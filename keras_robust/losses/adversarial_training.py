@@ -1,0 +1,54 @@
+"""Adversarial training."""
+
+from typing import Any
+
+import keras
+
+from keras_robust.losses.model_loss import ModelLoss
+from keras_robust.losses.step import Step
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class AdversarialTraining(ModelLoss):
+    """Trains on adversarial images instead of clean ones.
+
+        min_theta E_(x, y) max_{||x' - x|| <= epsilon} L(theta, x', y)
+
+    where the maximum is taken by `attack`, on the model in inference mode. The step's
+    predictions are those on `x'`: during `fit`, `loss` and `accuracy` are adversarial, while
+    `val_loss` and `val_accuracy` are clean (`kr.callbacks.RobustAccuracy` adds
+    `val_robust_accuracy`). A step costs the gradients of the attack plus one ordinary step.
+
+    Args:
+        attack: `kr.attacks.Attack`, untargeted. Its `bounds` and `epsilon` are in units of `x`.
+        loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
+            `None`: cross-entropy, sparse or categorical as the labels are. The attack climbs the
+            cross-entropy, whatever is given here.
+        reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: string. Defaults to `None`: the class's name.
+
+    Raises:
+        ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
+            than the attack; when called by a model that is not a `kr.RobustModel`.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> x = np.random.rand(64, 8, 8, 1).astype("float32")
+    >>> y = np.random.randint(0, 10, 64)
+    >>> classifier = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> model = kr.RobustModel(classifier)
+    >>> attack = kr.attacks.PGD(epsilon=8 / 255, num_steps=7)
+    >>> model.compile(optimizer="adam", loss=kr.losses.AdversarialTraining(attack))
+    >>> history = model.fit(x, y, verbose=0)
+
+    Reference:
+
+    - [Madry et al., 2018](https://arxiv.org/abs/1706.06083), eq. 2.1
+    """
+
+    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+        return self.attack.trace(model, x, y, seed), None
+
+    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+        return self.classification_loss(y_true, y_pred)

@@ -1,0 +1,136 @@
+"""The base class of the losses that run the model again."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_robust.attacks import Attack
+from keras_robust.losses.step import Step, current_step
+from keras_robust.ops.labels import is_one_hot
+
+
+class ModelLoss(keras.losses.Loss):
+    """Base class: a loss that needs the model and the images, not the predictions alone.
+
+    It is passed to `compile` like any loss; the model must be a `kr.RobustModel`. A training
+    step has two parts:
+
+    1. `prepare`, before the gradient tape: runs an attack, say. It chooses the images that the
+       step's predictions are computed from, and may keep something for later.
+    2. `training_loss`, under the tape: one value for each example, from the labels, the
+       predictions and the step (the model, the images, what was prepared).
+
+    `evaluate` and `val_loss` have neither: there, and there alone, this is the plain
+    classification loss, so that it can be compared between defences.
+
+    Args:
+        attack: `kr.attacks.Attack`, untargeted.
+        loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
+            `None`: cross-entropy, sparse or categorical as the labels are.
+        reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: string. Defaults to `None`: the class's name.
+
+    Raises:
+        ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
+            than the attack; when called by a model that is not a `kr.RobustModel`.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        loss: Any = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name, reduction=reduction)
+        if isinstance(attack, dict):
+            attack = keras.saving.deserialize_keras_object(attack)
+        if not isinstance(attack, Attack):
+            raise ValueError(
+                "Argument `attack` must be a `keras_robust.attacks.Attack`. "
+                f"Received: attack={attack!r}"
+            )
+        if attack.targeted:
+            raise ValueError(
+                "Argument `attack` must be untargeted: it is given the true labels. "
+                f"Received: attack={attack!r}"
+            )
+        self.attack = attack
+        self.loss = loss
+        self._classification_loss = self._resolve(loss)
+
+    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+        """Works outside of the gradient tape.
+
+        Args:
+            model: the classifier.
+            x: tensor, shape `(batch_size, ...)`.
+            y: labels, as passed to `fit`.
+            seed: tensor, another one in each step.
+
+        Returns:
+            The images that the step's predictions shall be computed from, and anything that
+            `training_loss` will find as `step.prepared`.
+        """
+        return x, None
+
+    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+        """The loss for each example, shape `(batch_size,)`; implemented by subclasses."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `training_loss`.")
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        step = current_step()
+        if step is None:
+            raise ValueError(
+                f"{type(self).__name__} runs the model again and must know it: wrap the model, "
+                "`keras_robust.RobustModel(model).compile(loss=...)`, and train it with `fit` or "
+                "`train_on_batch`."
+            )
+        if step.training:
+            return self.training_loss(step, y_true, y_pred)
+        return self.classification_loss(y_true, y_pred)
+
+    def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
+        """The plain loss for each example, shape `(batch_size,)`."""
+        if self._classification_loss is not None:
+            return self._classification_loss.call(y_true, y_pred)
+        if is_one_hot(y_true):
+            return keras.losses.categorical_crossentropy(
+                y_true, y_pred, from_logits=self.attack.from_logits
+            )
+        return keras.losses.sparse_categorical_crossentropy(
+            ops.reshape(y_true, (-1,)), y_pred, from_logits=self.attack.from_logits
+        )
+
+    def _resolve(self, loss: Any) -> keras.losses.Loss | None:
+        """The loss as an object that agrees with the attack on what the model returns."""
+        if loss is None:
+            return None
+        from_logits = self.attack.from_logits
+        if isinstance(loss, str):
+            class_name = "".join(part[:1].upper() + part[1:] for part in loss.split("_"))
+            config = keras.losses.get(class_name).get_config()
+            if "from_logits" in config:
+                config["from_logits"] = from_logits
+            return type(keras.losses.get(class_name)).from_config(config)
+        if isinstance(loss, ModelLoss) or not isinstance(loss, keras.losses.Loss):
+            raise ValueError(
+                "Argument `loss` must be a `keras.losses.Loss` of labels and predictions, or the "
+                f"name of one. Received: loss={loss!r}"
+            )
+        if loss.get_config().get("from_logits", from_logits) != from_logits:
+            raise ValueError(
+                "Arguments `loss` and `attack` must agree on whether the model returns logits. "
+                f"Received: loss with from_logits={not from_logits}, {self.attack!r}"
+            )
+        return loss
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "attack": keras.saving.serialize_keras_object(self.attack),
+            "loss": self.loss
+            if self.loss is None or isinstance(self.loss, str)
+            else keras.saving.serialize_keras_object(self.loss),
+            **super().get_config(),
+        }

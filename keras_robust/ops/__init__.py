@@ -1,0 +1,11 @@
+"""Pure tensor functions without state."""
+
+from keras_robust.ops.balls import project as project
+from keras_robust.ops.balls import random_in_ball as random_in_ball
+from keras_robust.ops.balls import steepest_direction as steepest_direction
+from keras_robust.ops.labels import sparse_labels as sparse_labels
+from keras_robust.ops.logits import log_odds_against as log_odds_against
+from keras_robust.ops.logits import log_probabilities as log_probabilities
+from keras_robust.ops.logits import margin as margin
+from keras_robust.ops.logits import probabilities_to_logits as probabilities_to_logits
+from keras_robust.ops.simplex import simplex_gram as simplex_gram

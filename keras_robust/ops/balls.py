@@ -1,0 +1,63 @@
+"""Norm balls around a batch of images: a random point, the steepest direction, the projection."""
+
+import math
+from typing import Any
+
+from keras import ops
+
+from keras_robust import backend
+
+
+def _per_example(values: Any, like: Any) -> Any:
+    """Shape `(batch_size,)` to `(batch_size, 1, ..., 1)`, to go with `like`."""
+    return ops.reshape(values, (-1,) + (1,) * (len(like.shape) - 1))
+
+
+def _maximum_norm(delta: Any) -> Any:
+    return ops.max(ops.reshape(ops.abs(delta), (ops.shape(delta)[0], -1)), axis=1)
+
+
+def _euclidean_norm(delta: Any) -> Any:
+    """L2 norm per example; scaled by the largest entry, so that squares neither under- nor overflow."""
+    largest = _maximum_norm(delta)
+    safe = ops.where(largest > 0, largest, ops.ones_like(largest))
+    scaled = ops.reshape(delta / _per_example(safe, delta), (ops.shape(delta)[0], -1))
+    return largest * ops.sqrt(ops.sum(ops.square(scaled), axis=1))
+
+
+def steepest_direction(gradient: Any, norm: str) -> Any:
+    """The point of the unit ball that has the largest inner product with `gradient`.
+
+    `argmax_{||d|| <= 1} <d, g>`: sign(g) for `"linf"`, g / ||g||_2 for `"l2"`; 0 where g is 0.
+    """
+    if norm == "linf":
+        return ops.sign(gradient)
+    length = _euclidean_norm(gradient)
+    safe = ops.where(length > 0, length, ops.ones_like(length))
+    return gradient / _per_example(safe, gradient)
+
+
+def project(x_adv: Any, x: Any, epsilon: float, norm: str, bounds: tuple[float, float]) -> Any:
+    """Projects `x_adv` to the ball of radius `epsilon` around `x`, then clips it to `bounds`.
+
+    For `"linf"` this is `argmin ||z - x_adv||` over the intersection of both. For `"l2"` it is
+    each projection once: the result lies in both, since clipping to an interval that contains
+    `x` brings no coordinate further away from it.
+    """
+    if norm == "linf":
+        return ops.clip(ops.maximum(ops.minimum(x_adv, x + epsilon), x - epsilon), *bounds)
+    delta = x_adv - x
+    length = _euclidean_norm(delta)
+    factor = epsilon / ops.maximum(length, epsilon) if epsilon > 0 else ops.zeros_like(length)
+    return ops.clip(x + delta * _per_example(factor, delta), *bounds)
+
+
+def random_in_ball(x: Any, epsilon: float, norm: str, seed: Any) -> Any:
+    """Draws uniformly from the ball of radius `epsilon` around each `x`."""
+    shape = ops.shape(x)
+    if norm == "linf":
+        return x + backend.uniform(shape, seed, -epsilon, epsilon, x.dtype)
+    direction = steepest_direction(backend.normal(shape, backend.fold_in(seed, 0), x.dtype), "l2")
+    dimensions = math.prod(x.shape[1:])
+    radius = backend.uniform((shape[0],), backend.fold_in(seed, 1), 0.0, 1.0, x.dtype)
+    return x + epsilon * _per_example(radius ** (1.0 / dimensions), x) * direction

@@ -1,0 +1,19 @@
+"""Class labels in the two forms that Keras takes."""
+
+from typing import Any
+
+from keras import ops
+
+
+def is_one_hot(y: Any) -> bool:
+    """Whether labels of the shape of `y` are one-hot rather than integers."""
+    return len(y.shape) == 2 and y.shape[-1] > 1
+
+
+def sparse_labels(y: Any) -> Any:
+    """Integer labels, shape `(batch_size,)`, from integers or one-hot rows.
+
+    Args:
+        y: tensor, shape `(batch_size,)`, `(batch_size, 1)` or `(batch_size, num_classes)`.
+    """
+    return ops.cast(ops.argmax(y, axis=-1) if is_one_hot(y) else ops.reshape(y, (-1,)), "int32")

@@ -1,0 +1,3 @@
+"""Defences that are weight regularizers."""
+
+from keras_robust.regularizers.angular_penalty import AngularPenalty as AngularPenalty

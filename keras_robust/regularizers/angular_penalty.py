@@ -1,0 +1,93 @@
+"""Angular penalty on the weights of a classification layer."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_robust import validation
+from keras_robust.ops import simplex_gram
+
+
+def _frobenius_norm(matrix: Any) -> Any:
+    """`sqrt(sum M_ij^2)`, with gradient 0 at `M = 0`."""
+    total = ops.sum(ops.square(matrix))
+    positive = total > 0
+    return ops.where(positive, ops.sqrt(ops.where(positive, total, 1.0)), 0.0)
+
+
+def _spectral_norm(matrix: Any) -> Any:
+    """Largest absolute eigenvalue of a symmetric matrix.
+
+    It is `|v^T M v|` at that eigenvalue's unit eigenvector v. The gradient in M is `+-v v^T`
+    with v held constant, which also holds (as a subgradient) where eigenvalues coincide and the
+    gradient of v does not exist.
+    """
+    eigenvalues, eigenvectors = ops.eigh(ops.stop_gradient(matrix))
+    index = ops.argmax(ops.abs(eigenvalues))
+    vector = ops.stop_gradient(ops.take(eigenvectors, index, axis=1))
+    return ops.abs(ops.sum(vector * ops.matmul(matrix, vector)))
+
+
+_NORMS = {"frobenius": _frobenius_norm, "spectral": _spectral_norm}
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class AngularPenalty(keras.regularizers.Regularizer):
+    """Pulls the weight vectors of a classifier towards the vertices of a regular simplex.
+
+        alpha * ||W W^T - Sigma||,  Sigma_ij = s^2 if i = j else s^2 / (1 - K)
+
+    where the rows of W are the K classes' weight vectors. It is 0 where they all have length s
+    and pairwise the largest angle that K vectors can have (Theorem 1, which needs K at most one
+    more than the number of features).
+
+    Args:
+        penalty: float. `alpha`. Defaults to `100.0`.
+        scale: float. `s`, the length of the weight vectors. Defaults to `0.1`.
+        norm: `"frobenius"` (not squared), as the authors' code has it, or `"spectral"` (the
+            largest singular value), as equation 3.8 reads when taken literally. Defaults to
+            `"frobenius"`.
+
+    Call arguments:
+        kernel: tensor, shape `(features, num_classes)`: a `keras.layers.Dense` kernel, `W^T`.
+
+    Returns:
+        Scalar tensor.
+
+    Raises:
+        ValueError: if `penalty` is negative or `scale` not positive; if `norm` is unknown; when
+            called, if `kernel` is no matrix, has a single class, or more than one class more
+            than it has features.
+
+    Example:
+
+    >>> import keras, keras_robust as kr
+    >>> layer = keras.layers.Dense(10, use_bias=False,
+    ...                            kernel_regularizer=kr.regularizers.AngularPenalty())
+
+    Reference:
+
+    - Xu et al., Improve Adversarial Robustness via Weight Penalization on Classification Layer,
+      eq. 3.7 and 3.8
+    """
+
+    def __init__(self, penalty: float = 100.0, scale: float = 0.1, norm: str = "frobenius") -> None:
+        self.penalty = validation.check_number("penalty", penalty)
+        self.scale = validation.check_number("scale", scale, exclusive=True)
+        self.norm = validation.check_choice("norm", norm, _NORMS)
+
+    def __call__(self, kernel: Any) -> Any:
+        if len(kernel.shape) != 2 or not 2 <= kernel.shape[1] <= kernel.shape[0] + 1:
+            raise ValueError(
+                "An angular penalty needs a kernel of shape `(features, num_classes)` with at "
+                "least 2 classes and at most `features + 1`: more vectors than that cannot have "
+                f"pairwise equal obtuse angles. Received: kernel of shape {tuple(kernel.shape)}"
+            )
+        kernel = ops.convert_to_tensor(kernel)
+        gram = simplex_gram(kernel.shape[1], self.scale)
+        deviation = ops.matmul(ops.transpose(kernel), kernel) - ops.cast(gram, kernel.dtype)
+        return self.penalty * _NORMS[self.norm](deviation)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"penalty": self.penalty, "scale": self.scale, "norm": self.norm}

@@ -1,0 +1,146 @@
+"""The wrapper that gives a loss its model."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_robust import backend, inference
+from keras_robust.losses import ModelLoss
+from keras_robust.losses.step import Step, current_step, step_scope
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class RobustModel(backend.TrainStep, keras.Model):
+    """Wraps a classifier so that losses which run the model again can be passed to `compile`.
+
+    It computes what the classifier computes, and everything else is Keras's: `fit`, callbacks,
+    metrics, saving, mixed precision, distribution. Only the training step differs, and only for
+    a `kr.losses.ModelLoss`: the loss prepares (runs its attack) outside of the gradient tape,
+    then Keras's own step follows. `base_model` holds the classifier, to be saved and deployed
+    without the wrapper.
+
+    The random numbers of an attack are drawn from `seed` and the optimizer's step counter, which
+    is saved with the optimizer: a run that was interrupted continues with the numbers it would
+    have had.
+
+    Args:
+        base_model: Keras model, built or not: functional, sequential or subclassed. It takes a
+            batch of images and returns a row of at least two class scores for each.
+        seed: int. Seed of the attacks' random numbers. Defaults to `0`.
+        name: string. Defaults to `None`: the class's name.
+
+    Raises:
+        ValueError: if `base_model` is not a Keras model, or is itself a `RobustModel`; by `fit`,
+            if the first batch does not fit the loss's attack (images outside its bounds, NaN,
+            labels out of range, a softmax where logits are expected).
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> x = np.random.rand(64, 8, 8, 1).astype("float32")
+    >>> y = np.random.randint(0, 10, 64)
+    >>> classifier = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> model = kr.RobustModel(classifier)
+    >>> model.compile(
+    ...     optimizer="adam",
+    ...     loss=kr.losses.AdversarialTraining(kr.attacks.PGD(epsilon=0.1, num_steps=7)),
+    ...     metrics=["accuracy"],
+    ... )
+    >>> history = model.fit(x, y, verbose=0)
+    >>> model.base_model is classifier
+    True
+    """
+
+    def __init__(
+        self, base_model: Any, seed: int = 0, name: str | None = None, **kwargs: Any
+    ) -> None:
+        if not isinstance(base_model, keras.Model) or isinstance(base_model, RobustModel):
+            raise ValueError(
+                "Argument `base_model` must be a Keras model that is not wrapped yet. "
+                f"Received: base_model={base_model!r}"
+            )
+        kwargs.setdefault("dtype", base_model.dtype_policy)
+        super().__init__(name=name, **kwargs)
+        self.base_model = base_model
+        self.seed = int(seed)
+        self.autocast = False
+        self.built = base_model.built
+
+    def build(self, input_shape: Any) -> None:
+        if not self.base_model.built:
+            self.base_model.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.base_model(inputs, training=training)
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether the compiled loss takes part in the training step."""
+        return isinstance(self.loss, ModelLoss)
+
+    @contextlib.contextmanager
+    def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
+        """Lets the loss prepare; yields the images to compute the predictions from."""
+        inputs, prepared = self.loss.prepare(self.base_model, x, y, seed)
+        with step_scope(Step(self.base_model, inputs, prepared, training=True)):
+            yield inputs
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        step = current_step()
+        if training and self.needs_preparation and step is None:
+            raise ValueError(
+                f"{type(self.loss).__name__} prepares itself in `train_step`: use `fit` or "
+                "`train_on_batch`, or call `compute_loss` with `training=False` for the plain "
+                "classification loss."
+            )
+        if not training:
+            step = Step(self.base_model, x)
+        with step_scope(step) if step is not None else contextlib.nullcontext():
+            return super().compute_loss(x, y, y_pred, sample_weight)
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if self.compiled and self.needs_preparation:
+            self._check_first_batch(x, y)
+        return super().fit(x, y, *args, **kwargs)
+
+    def _check_first_batch(self, x: Any, y: Any) -> None:
+        """Checks arrays, or the first batch of a data set that can be read more than once."""
+        if isinstance(x, keras.utils.PyDataset):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(x[0])
+        elif hasattr(x, "take") and hasattr(x, "element_spec"):
+            batch = next(iter(x.take(1)), None)
+            if batch is None:
+                raise ValueError("Argument `x` must not be empty. Received: an empty dataset")
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        if not (hasattr(x, "shape") and hasattr(y, "shape")):
+            return
+        images, labels = keras.ops.convert_to_numpy(x), keras.ops.convert_to_numpy(y)
+        strategy = getattr(self, "distribute_strategy", None)
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            inference.build(self, images)
+        self.loss.attack.check(self.base_model, images, labels)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "base_model": keras.saving.serialize_keras_object(self.base_model),
+            "seed": self.seed,
+            **super().get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "RobustModel":
+        config = dict(config)
+        config["base_model"] = keras.saving.deserialize_keras_object(
+            config["base_model"], custom_objects=custom_objects
+        )
+        return cls(**config)
