@@ -1,10 +1,13 @@
 """keras_robust: Keras classifiers that withstand adversarial attack, and honest measurements."""
 
 from keras_robust import attacks as attacks
+from keras_robust import callbacks as callbacks
 from keras_robust import datasets as datasets
+from keras_robust import evaluation as evaluation
 from keras_robust import layers as layers
 from keras_robust import losses as losses
 from keras_robust import regularizers as regularizers
+from keras_robust.evaluation import evaluate as evaluate
 from keras_robust.training import RobustModel as RobustModel
 
 __version__ = "0.1.0"

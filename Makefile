@@ -1,0 +1,46 @@
+# Every target makes its own virtual environment in .venv; nothing else needs to be installed.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell $(p) -c \
+	'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $(p))))
+BIN := .venv/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test test-slow lint format clean
+
+demo: .venv/installed
+	$(BIN)/python examples/quickstart.py
+
+test: .venv/installed
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m "not slow" --doctest-modules keras_robust tests
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: .venv/installed-peers
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m slow tests
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m slow tests
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy keras_robust
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with its venv module."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.venv/installed-peers: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[test,peers]"
+	touch $@

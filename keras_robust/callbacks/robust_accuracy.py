@@ -1,0 +1,84 @@
+"""Robust accuracy during training."""
+
+from typing import Any
+
+import keras
+
+from keras_robust import validation
+from keras_robust.attacks import Attack
+from keras_robust.evaluation import robust_accuracy
+from keras_robust.evaluation.accuracy import check_attack
+from keras_robust.evaluation.arrays import as_arrays
+
+
+class RobustAccuracy(keras.callbacks.Callback):
+    """Logs the accuracy under an attack at the end of each epoch.
+
+    It is logged as `val_robust_accuracy`, for the progress bar, the history and every callback
+    that comes after this one in the list: `EarlyStopping("val_robust_accuracy", mode="max")`,
+    `ModelCheckpoint(path, monitor="val_robust_accuracy", mode="max", save_best_only=True)`. A
+    KerasTuner search takes `keras_tuner.Objective("val_robust_accuracy", "max")`. It works with
+    any Keras model, `kr.RobustModel` or not.
+
+    The attack starts from the same random numbers in each epoch, so that epochs can be compared.
+    Choose models on other images than those of the final report.
+
+    Args:
+        attack: `kr.attacks.Attack`, untargeted.
+        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
+            labels, batched or not. A few hundred do: the cost is that of the attack.
+        y: integer or one-hot labels. Defaults to `None`, for a data set.
+        batch_size: int. Defaults to `128`.
+        seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        name: string. What it is logged as. Defaults to `"val_robust_accuracy"`.
+
+    Raises:
+        ValueError: if `attack` is not an untargeted attack; when training begins, if the attack
+            cannot work on `x`, `y` and the model.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> x = np.random.rand(64, 8, 8, 1).astype("float32")
+    >>> y = np.random.randint(0, 10, 64)
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> model.compile(optimizer="adam", loss=loss)
+    >>> callback = kr.callbacks.RobustAccuracy(kr.attacks.PGD(epsilon=0.1), x, y)
+    >>> history = model.fit(x, y, callbacks=[callback], verbose=0)
+    >>> list(history.history)
+    ['loss', 'val_robust_accuracy']
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        x: Any,
+        y: Any = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        name: str = "val_robust_accuracy",
+    ) -> None:
+        super().__init__()
+        self.attack = check_attack(attack)
+        self.x, self.y = as_arrays(x, y)
+        validation.check_images(self.x, attack.bounds)
+        self.batch_size = validation.check_count("batch_size", batch_size)
+        self.seed = int(seed)
+        self.name = name
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self.model.built:
+            self.attack.check(self.model, self.x, self.y)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        accuracy = robust_accuracy(
+            self.model,
+            self.x,
+            self.y,
+            attack=self.attack,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        if logs is not None:
+            logs[self.name] = accuracy

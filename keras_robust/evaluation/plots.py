@@ -1,0 +1,151 @@
+"""Pictures of robustness, as PNG files."""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_COLUMN_INCHES = 1.2
+
+
+def require_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "Pictures need Matplotlib. Install it with the extra `plots`: "
+            "`pip install 'keras-robust[plots]'`."
+        )
+
+
+def _figure(width: float, height: float) -> Any:
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_rows(accuracies: Mapping[str, float], path: str | os.PathLike[str]) -> None:
+    """Draws accuracies as horizontal bars.
+
+    Args:
+        accuracies: mapping of names to accuracies from 0 to 1.
+        path: PNG file to write.
+    """
+    figure = _figure(6, 0.45 * len(accuracies) + 0.8)
+    axes = figure.add_subplot()
+    bars = axes.barh(list(accuracies), [100 * value for value in accuracies.values()])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def plot_curves(
+    curves: Mapping[str, Mapping[float, float]],
+    path: str | os.PathLike[str],
+    chance: float | None = None,
+    training_epsilon: float | None = None,
+    title: str | None = None,
+) -> None:
+    """Draws accuracy against epsilon, a line for each model.
+
+    Args:
+        curves: mapping of names to what `kr.evaluation.robustness_curve` returns.
+        path: PNG file to write.
+        chance: float. Accuracy of a guess, drawn as a dotted line. Defaults to `None`.
+        training_epsilon: float. Drawn as a dashed vertical line. Defaults to `None`.
+        title: string. Defaults to `None`.
+    """
+    figure = _figure(6, 4)
+    axes = figure.add_subplot()
+    for (name, curve), marker in zip(curves.items(), "os^Dv<>pP*", strict=False):
+        accuracies = [100 * value for value in curve.values()]
+        axes.plot(list(curve), accuracies, marker=marker, label=name)
+    if chance is not None:
+        axes.axhline(100 * chance, color="gray", linestyle=":", label="chance")
+    if training_epsilon is not None:
+        label = f"training epsilon, {training_epsilon:g}"
+        axes.axvline(training_epsilon, color="gray", linestyle="--", label=label)
+    axes.set_ylim(-2, 102)
+    axes.set_xlabel("epsilon, in units of the image")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title(title or "")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def are_images(x: np.ndarray) -> bool:
+    """Whether an array can be shown as gray or colour images."""
+    return x.ndim == 4 and x.shape[-1] in (1, 3)
+
+
+def plot_samples(
+    images: np.ndarray,
+    perturbed: np.ndarray,
+    classes: np.ndarray,
+    path: str | os.PathLike[str],
+    labels: np.ndarray | None = None,
+    class_names: list[str] | None = None,
+    title: str | None = None,
+) -> None:
+    """Draws a sheet of clean images, perturbed images and their differences.
+
+    The range of the images given is shown from black to white; a difference of 0 is gray, and
+    the largest difference on the sheet is black or white.
+
+    Args:
+        images: float array, shape `(n, height, width, 1 or 3)`.
+        perturbed: the same images, perturbed.
+        classes: int array, the classes predicted for the perturbed images.
+        path: PNG file to write.
+        labels: int array, the true classes. Defaults to `None`.
+        class_names: list of strings. Defaults to `None`: the classes' numbers.
+        title: string. Defaults to `None`.
+
+    Raises:
+        ValueError: if `images` cannot be shown, or `perturbed` has another shape.
+    """
+    if not are_images(images) or images.shape != perturbed.shape:
+        raise ValueError(
+            "Arguments `images` and `perturbed` must both have shape "
+            "`(n, height, width, 1 or 3)`. Received: "
+            f"images.shape={images.shape}, perturbed.shape={perturbed.shape}"
+        )
+
+    def name(label: int) -> str:
+        return class_names[label] if class_names else str(label)
+
+    images, perturbed = images.astype("float32"), perturbed.astype("float32")
+    low, high = min(images.min(), perturbed.min()), max(images.max(), perturbed.max())
+    difference = perturbed - images
+    reach = max(float(np.abs(difference).max()), np.finfo("float32").tiny)
+    sheets = {
+        "clean": (images - low) / max(high - low, 1e-12),
+        "perturbed": (perturbed - low) / max(high - low, 1e-12),
+        f"difference\n(±{reach:.3g})": difference / (2 * reach) + 0.5,
+    }
+    figure = _figure(_COLUMN_INCHES * len(images) + 0.8, 3 * _COLUMN_INCHES + 1.1)
+    figure.suptitle(title or "")
+    all_axes = figure.subplots(3, len(images), squeeze=False)
+    for row, (sheet_name, sheet) in zip(all_axes, sheets.items(), strict=True):
+        row[0].set_ylabel(sheet_name)
+        for axes, image in zip(row, sheet, strict=True):
+            axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image,
+                        cmap="gray", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+    for index, predicted in enumerate(classes):
+        wrong = labels is not None and predicted != labels[index]
+        all_axes[1, index].set_title(
+            name(int(predicted)), fontsize=8, color="tab:red" if wrong else "black"
+        )
+        if labels is not None:
+            all_axes[0, index].set_title(name(int(labels[index])), fontsize=8)
+    figure.savefig(path)
