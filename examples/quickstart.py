@@ -4,7 +4,8 @@
     python examples/quickstart.py --dataset mnist --data-dir DIR --epsilon 0.3
 
 Prints two tables, and writes `curves.png`, `results.json` and for each model a folder with its
-report and a sheet of clean, perturbed and difference images. With the defaults it takes under 4 minutes on 2 CPU cores.
+report and a sheet of clean, perturbed and difference images. With the defaults it takes under 4
+minutes on 2 CPU cores.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import pathlib
 import keras
 
 import keras_robust as kr
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -71,7 +73,9 @@ def main() -> None:
         optimizer="adam", loss=kr.losses.AdversarialTraining(attack), metrics=["accuracy"]
     )
     print("\nA robust one: adversarial training, tanh features, angular penalty")
-    robust.fit(batches, epochs=args.epochs, callbacks=[kr.callbacks.RobustAccuracy(attack, watched)])
+    robust.fit(
+        batches, epochs=args.epochs, callbacks=[kr.callbacks.RobustAccuracy(attack, watched)]
+    )
 
     attacks = {
         "FGSM": kr.attacks.FGSM(epsilon=args.epsilon),

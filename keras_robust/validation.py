@@ -9,20 +9,8 @@ import numpy as np
 
 from keras_robust.ops.labels import is_one_hot
 
-NORMS = ("linf", "l2")
 
-
-def check_norm(norm: Any) -> str:
-    if norm not in NORMS:
-        raise ValueError(
-            f"Invalid value for argument `norm`. Expected one of {NORMS}. Received: norm={norm!r}"
-        )
-    return norm
-
-
-def check_number(
-    name: str, value: Any, *, minimum: float = 0.0, exclusive: bool = False
-) -> float:
+def check_number(name: str, value: Any, *, minimum: float = 0.0, exclusive: bool = False) -> float:
     """A finite number of at least `minimum` (more than it if `exclusive`), as a float."""
     number = isinstance(value, int | float | np.integer | np.floating)
     if (
@@ -51,6 +39,7 @@ def check_count(name: str, value: Any) -> int:
 
 
 def check_bounds(bounds: Any) -> tuple[float, float]:
+    """A pair of finite floats, ascending."""
     try:
         low, high = (float(bound) for bound in bounds)
         valid = math.isfinite(low) and math.isfinite(high) and low < high
@@ -65,6 +54,7 @@ def check_bounds(bounds: Any) -> tuple[float, float]:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """One of the strings in `choices`."""
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(
@@ -133,8 +123,7 @@ def check_labels(y: np.ndarray, num_examples: int, num_classes: int) -> None:
         return
     if y.dtype.kind not in "iu":
         raise ValueError(
-            f"Argument `y` must hold integer labels. Received: y.dtype={y.dtype}, "
-            f"y.shape={y.shape}"
+            f"Argument `y` must hold integer labels. Received: y.dtype={y.dtype}, y.shape={y.shape}"
         )
     if y.min() < 0 or y.max() >= num_classes:
         raise ValueError(

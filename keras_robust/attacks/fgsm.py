@@ -33,8 +33,7 @@ class FGSM(PGD):
     Example:
 
     >>> import keras_robust as kr
-    >>> kr.attacks.FGSM(epsilon=0.25)
-    FGSM(epsilon=0.25, norm='linf', targeted=False, bounds=[0.0, 1.0], from_logits=True)
+    >>> attack = kr.attacks.FGSM(epsilon=0.25)
 
     Reference:
 

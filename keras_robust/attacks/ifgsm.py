@@ -36,8 +36,7 @@ class IFGSM(PGD):
     Example:
 
     >>> import keras_robust as kr
-    >>> kr.attacks.IFGSM(epsilon=0.3, step_size=0.01, num_steps=40)
-    IFGSM(epsilon=0.3, step_size=0.01, num_steps=40, targeted=False, bounds=[0.0, 1.0], from_logits=True)
+    >>> attack = kr.attacks.IFGSM(epsilon=0.3, step_size=0.01, num_steps=40)
 
     Reference:
 

@@ -26,7 +26,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import synchronize as synchronize
     from keras_robust.backend.tensorflow import uniform as uniform
 elif keras.backend.backend() == "jax":
-    from keras_robust.backend.jax import TrainStep as TrainStep
+    from keras_robust.backend.jax import TrainStep as TrainStep  # type: ignore[assignment]
     from keras_robust.backend.jax import compiled as compiled
     from keras_robust.backend.jax import device as device
     from keras_robust.backend.jax import fold_in as fold_in

@@ -56,14 +56,17 @@ def fold_in(seed: Any, data: Any) -> Any:
 
 
 def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
+    """Uniform random numbers from `low` to `high`."""
     return jax.random.uniform(seed, shape, minval=low, maxval=high, dtype=dtype)
 
 
 def normal(shape: Any, seed: Any, dtype: str) -> Any:
+    """Standard normal random numbers."""
     return jax.random.normal(seed, shape, dtype=dtype)
 
 
 def device() -> str:
+    """The name of the device that is computed on."""
     return jax.devices()[0].device_kind
 
 

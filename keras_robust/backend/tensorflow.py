@@ -57,14 +57,17 @@ def fold_in(seed: Any, data: Any) -> Any:
 
 
 def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
+    """Uniform random numbers from `low` to `high`."""
     return tf.random.stateless_uniform(shape, seed, minval=low, maxval=high, dtype=dtype)
 
 
 def normal(shape: Any, seed: Any, dtype: str) -> Any:
+    """Standard normal random numbers."""
     return tf.random.stateless_normal(shape, seed, dtype=dtype)
 
 
 def device() -> str:
+    """The name of the device that is computed on."""
     accelerators = [d for d in tf.config.list_physical_devices() if d.device_type != "CPU"]
     if not accelerators:
         return "cpu"

@@ -12,6 +12,7 @@ from keras_robust.evaluation.arrays import as_arrays, padded_batches, predicted_
 
 
 def check_attack(attack: Any) -> Attack:
+    """An untargeted attack."""
     if not isinstance(attack, Attack) or attack.targeted:
         raise ValueError(
             "Robust accuracy needs an untargeted `keras_robust.attacks.Attack`. "
@@ -23,32 +24,34 @@ def check_attack(attack: Any) -> Attack:
 def attack_standing(
     model: Any,
     x: np.ndarray,
-    y: np.ndarray,
+    labels: np.ndarray,
+    classes: np.ndarray,
     attack: Attack,
     standing: np.ndarray,
     batch_size: int,
     seed: int,
-    on_batch: Callable[[np.ndarray, np.ndarray, np.ndarray], None] = lambda *_: None,
-) -> np.ndarray:
-    """Attacks the examples that are still standing; returns those that stand after it.
+    progress: Callable[[float], None] = lambda accuracy: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attacks the examples that are still standing and leaves the others alone.
 
     Args:
+        classes: int array, shape `(num_examples,)`: the classes predicted for `x`.
         standing: bool array, shape `(num_examples,)`.
-        on_batch: called with the indices of a batch, its perturbed images and their predicted
-            classes.
+        progress: called after each batch with the share of it that still stands.
+
+    Returns:
+        The images, perturbed where they were attacked, and the classes predicted for them.
     """
-    after = standing.copy()
+    x, classes = x.copy(), classes.copy()
     indices = np.flatnonzero(standing)
-    batch_size = min(batch_size, len(x))
-    labels = sparse(y)
     for number, batch in enumerate(padded_batches(indices, batch_size)):
         batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
         x_adv = ops.convert_to_numpy(attack(model, x[batch], labels[batch], seed=batch_seed))
-        real = min(batch_size, len(indices) - number * batch_size)
-        classes = predicted_classes(model, x_adv, batch_size)[:real]
-        after[batch[:real]] = classes == labels[batch[:real]]
-        on_batch(batch[:real], x_adv[:real], classes)
-    return after
+        batch = batch[: len(indices) - number * batch_size]
+        x[batch] = x_adv[: len(batch)]
+        classes[batch] = predicted_classes(model, x_adv, batch_size)[: len(batch)]
+        progress(float((classes[batch] == labels[batch]).mean()))
+    return x, classes
 
 
 def robust_accuracy(
@@ -82,5 +85,8 @@ def robust_accuracy(
     x, y = as_arrays(x, y)
     check_attack(attack).check(model, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
-    standing = predicted_classes(model, x, batch_size) == sparse(y)
-    return float(attack_standing(model, x, y, attack, standing, batch_size, seed).mean())
+    labels = sparse(y)
+    classes = predicted_classes(model, x, batch_size)
+    standing = classes == labels
+    _, classes = attack_standing(model, x, labels, classes, attack, standing, batch_size, seed)
+    return float((classes == labels).mean())

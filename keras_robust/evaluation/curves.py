@@ -67,14 +67,18 @@ def robustness_curve(
     attack.check(model, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
 
-    standing = predicted_classes(model, x, batch_size) == sparse(y)
+    labels = sparse(y)
+    classes = predicted_classes(model, x, batch_size)
     bar = keras.utils.Progbar(len(radii), verbose=verbose)
     curve = {}
     for epsilon in radii:
         if epsilon > 0:
             scaled = _with_epsilon(attack, config, epsilon)
-            standing = attack_standing(model, x, y, scaled, standing, batch_size, seed)
-        curve[epsilon] = float(standing.mean())
+            standing = classes == labels
+            _, classes = attack_standing(
+                model, x, labels, classes, scaled, standing, batch_size, seed
+            )
+        curve[epsilon] = float((classes == labels).mean())
         bar.add(1)
     return curve
 

@@ -1,5 +1,6 @@
 """The robustness report of a classifier."""
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -98,23 +99,24 @@ def evaluate(
     worst = clean
     for name, attack in attacks.items():
         standing = worst if worst_case_only else clean
-        x_shown, shown_classes = x[shown], classes[shown]
-        largest = 0.0
+        num_batches = -(-int(standing.sum()) // batch_size)
         if verbose:
             print(f"{name} on {standing.sum()} of {len(x)} examples")
-        bar = keras.utils.Progbar(-(-int(standing.sum()) // batch_size) or None, verbose=verbose)
-
-        def on_batch(batch: np.ndarray, x_adv: np.ndarray, predicted: np.ndarray) -> None:
-            nonlocal largest
-            largest = max(largest, float(np.abs(x_adv - x[batch]).max()))
-            for position, index in enumerate(shown):
-                for found in np.flatnonzero(batch == index):
-                    x_shown[position], shown_classes[position] = x_adv[found], predicted[found]
-            bar.add(1, [("robust", float((predicted == labels[batch]).mean()))])
-
-        correct = attack_standing(model, x, y, attack, standing, batch_size, seed, on_batch)
-        row = Row(name, correct, repr(attack), largest)
-        report.add(row, x_shown, shown_classes)
+        bar = keras.utils.Progbar(num_batches or None, verbose=verbose)
+        x_adv, perturbed_classes = attack_standing(
+            model,
+            x,
+            labels,
+            classes,
+            attack,
+            standing,
+            batch_size,
+            seed,
+            progress=functools.partial(_advance, bar),
+        )
+        correct = standing & (perturbed_classes == labels)
+        row = Row(name, correct, repr(attack), float(np.abs(x_adv - x).max()))
+        report.add(row, x_adv[shown], perturbed_classes[shown])
         worst = worst & row.correct
         if output is not None:
             report.save_json(output)
@@ -122,6 +124,10 @@ def evaluate(
     if output is not None:
         report.save(output)
     return report
+
+
+def _advance(bar: keras.utils.Progbar, accuracy: float) -> None:
+    bar.add(1, [("robust", accuracy)])
 
 
 def _check_attacks(attacks: Any) -> dict[str, Attack]:

@@ -11,6 +11,7 @@ _COLUMN_INCHES = 1.2
 
 
 def require_matplotlib() -> None:
+    """Raises an `ImportError` that says what to install."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             "Pictures need Matplotlib. Install it with the extra `plots`: "
@@ -125,7 +126,7 @@ def plot_samples(
     images, perturbed = images.astype("float32"), perturbed.astype("float32")
     low, high = min(images.min(), perturbed.min()), max(images.max(), perturbed.max())
     difference = perturbed - images
-    reach = max(float(np.abs(difference).max()), np.finfo("float32").tiny)
+    reach = max(float(np.abs(difference).max()), 1e-30)
     sheets = {
         "clean": (images - low) / max(high - low, 1e-12),
         "perturbed": (perturbed - low) / max(high - low, 1e-12),
@@ -137,8 +138,9 @@ def plot_samples(
     for row, (sheet_name, sheet) in zip(all_axes, sheets.items(), strict=True):
         row[0].set_ylabel(sheet_name)
         for axes, image in zip(row, sheet, strict=True):
-            axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image,
-                        cmap="gray", vmin=0, vmax=1)
+            axes.imshow(
+                image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1
+            )
             axes.set_xticks([])
             axes.set_yticks([])
     for index, predicted in enumerate(classes):

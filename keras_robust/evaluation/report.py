@@ -127,9 +127,7 @@ class Report:
         lines = [f"{'':{width}}  accuracy  95% interval"]
         for row in self.rows:
             low, high = wilson_interval(int(row.correct.sum()), len(row.correct))
-            lines.append(
-                f"{row.name:{width}}  {row.accuracy:7.1%}   {low:6.1%} to {high:6.1%}"
-            )
+            lines.append(f"{row.name:{width}}  {row.accuracy:7.1%}   {low:6.1%} to {high:6.1%}")
         lines.append(f"{self.num_examples} examples")
         table = "\n".join(lines)
         print(table)

@@ -114,9 +114,7 @@ class TanhClassifier(keras.layers.Layer):
             regularizer=self.regularizer,
         )
         if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias", shape=(self.num_classes,), initializer="zeros"
-            )
+            self.bias = self.add_weight(name="bias", shape=(self.num_classes,), initializer="zeros")
         self.built = True
 
     def call(self, inputs: Any) -> Any:

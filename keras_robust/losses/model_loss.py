@@ -56,7 +56,7 @@ class ModelLoss(keras.losses.Loss):
                 "Argument `attack` must be untargeted: it is given the true labels. "
                 f"Received: attack={attack!r}"
             )
-        self.attack = attack
+        self.attack: Any = attack
         self.loss = loss
         self._classification_loss = self._resolve(loss)
 

@@ -18,7 +18,7 @@ def _maximum_norm(delta: Any) -> Any:
 
 
 def _euclidean_norm(delta: Any) -> Any:
-    """L2 norm per example; scaled by the largest entry, so that squares neither under- nor overflow."""
+    """L2 norm per example, scaled by the largest entry: squares neither under- nor overflow."""
     largest = _maximum_norm(delta)
     safe = ops.where(largest > 0, largest, ops.ones_like(largest))
     scaled = ops.reshape(delta / _per_example(safe, delta), (ops.shape(delta)[0], -1))
