@@ -1,0 +1,85 @@
+"""What the tests of whole trainings share."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_robust as kr
+
+
+def _make_base(batch_norm=False, policy=None):
+    """A small smooth classifier of 8 x 8 images; the same weights each time."""
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(16, activation="tanh", dtype=policy),
+            *([keras.layers.BatchNormalization(momentum=0.5)] if batch_norm else []),
+            keras.layers.Dense(10, dtype=policy),
+        ]
+    )
+
+
+def _make_robust(loss, base=None, optimizer=None, seed=3, **compile_arguments):
+    """A compiled `kr.RobustModel`; the same weights each time."""
+    robust = kr.RobustModel(base or _make_base(), seed=seed)
+    # No Adam: it divides by the gradient's size, and so enlarges differences in rounding.
+    robust.compile(optimizer=optimizer or keras.optimizers.SGD(0.5), loss=loss, **compile_arguments)
+    return robust
+
+
+def _assert_same_weights(model, other, rtol=1e-5, atol=1e-5):
+    """All weights of two models, or lists of arrays, agree."""
+    pairs = [m.get_weights() if isinstance(m, keras.Model) else m for m in (model, other)]
+    assert len(pairs[0]) == len(pairs[1]) > 0
+    for ours, theirs in zip(*pairs, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
+
+
+def _distance(model, other):
+    """The largest difference between the weights of two models, or lists of arrays."""
+    pairs = [m.get_weights() if isinstance(m, keras.Model) else m for m in (model, other)]
+    return max(float(abs(a - b).max()) for a, b in zip(*pairs, strict=True))
+
+
+@pytest.fixture
+def make_base():
+    return _make_base
+
+
+@pytest.fixture
+def make_robust():
+    return _make_robust
+
+
+@pytest.fixture
+def assert_same_weights():
+    return _assert_same_weights
+
+
+@pytest.fixture
+def distance():
+    return _distance
+
+
+@pytest.fixture
+def attack():
+    """A strong PGD with a random start. In L2 it is smooth, where a sign would enlarge rounding."""
+    return kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=3)
+
+
+@pytest.fixture(params=["AdversarialTraining", "TRADES"])
+def loss(request, attack):
+    """Each of the losses that run the model again."""
+    return getattr(kr.losses, request.param)(attack)
+
+
+@pytest.fixture
+def easy_data():
+    """96 images of 3 classes that a linear model tells apart, even under a small attack."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 96)
+    patterns = rng.choice([0.3, 0.7], (3, 8, 8, 1))
+    x = np.clip(patterns[y] + 0.05 * rng.standard_normal((96, 8, 8, 1)), 0, 1)
+    return x.astype("float32"), y
