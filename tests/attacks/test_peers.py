@@ -1,0 +1,98 @@
+"""At equal settings, our attacks find no higher robust accuracy than Foolbox's and ART's."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_robust as kr
+from keras_robust.evaluation.arrays import predicted_classes
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="the peers attack TensorFlow models"
+    ),
+    # The peers' imports warn of what they and their dependencies have deprecated.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+NUM_EXAMPLES = 1000
+TOLERANCE = 0.01
+# Radii that leave about half of the examples standing, so that a weaker attack would show.
+ATTACKS = {
+    "fgsm": kr.attacks.FGSM(epsilon=0.05),
+    "pgd_linf": kr.attacks.PGD(epsilon=0.04, step_size=0.004, num_steps=40),
+    "pgd_l2": kr.attacks.PGD(epsilon=0.8, step_size=0.08, num_steps=40, norm="l2"),
+}
+
+
+@pytest.fixture(scope="module")
+def data(embedded_data):
+    _, (x, y) = embedded_data
+    return x[:NUM_EXAMPLES], y[:NUM_EXAMPLES]
+
+
+def foolbox_images(model, attack, x, y):
+    foolbox = pytest.importorskip("foolbox", reason="Foolbox is in the extra `peers`")
+    import tensorflow as tf
+
+    if isinstance(attack, kr.attacks.FGSM):
+        peer = foolbox.attacks.LinfFastGradientAttack()
+    else:
+        norms = {
+            "linf": foolbox.attacks.LinfProjectedGradientDescentAttack,
+            "l2": foolbox.attacks.L2ProjectedGradientDescentAttack,
+        }
+        peer = norms[attack.norm](abs_stepsize=attack.step_size, steps=attack.num_steps)
+    _, x_adv, _ = peer(
+        foolbox.TensorFlowModel(model, bounds=attack.bounds),
+        tf.constant(x),
+        tf.constant(y),
+        epsilons=attack.epsilon,
+    )
+    return x_adv.numpy()
+
+
+def art_images(model, attack, x, y):
+    pytest.importorskip("art", reason="ART is in the extra `peers`")
+    from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentTensorFlowV2
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    classifier = TensorFlowV2Classifier(
+        model,
+        nb_classes=10,
+        input_shape=x.shape[1:],
+        loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        clip_values=attack.bounds,
+    )
+    if isinstance(attack, kr.attacks.FGSM):
+        peer = FastGradientMethod(classifier, eps=attack.epsilon, batch_size=len(x))
+    else:
+        peer = ProjectedGradientDescentTensorFlowV2(
+            classifier,
+            norm={"linf": np.inf, "l2": 2}[attack.norm],
+            eps=attack.epsilon,
+            eps_step=attack.step_size,
+            max_iter=attack.num_steps,
+            num_random_init=1,
+            batch_size=len(x),
+            verbose=False,
+        )
+    return peer.generate(x, y)
+
+
+@pytest.mark.parametrize("peer_images", [foolbox_images, art_images])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_finds_no_more_than_the_peer(trained_model, data, attack, peer_images):
+    x, y = data
+
+    def accuracy(x_adv):
+        delta = (np.asarray(x_adv) - x).reshape(len(x), -1)
+        order = {"linf": np.inf, "l2": 2}[attack.norm]
+        assert np.linalg.norm(delta, order, axis=1).max() <= attack.epsilon + 1e-5
+        return (predicted_classes(trained_model, np.asarray(x_adv), len(x)) == y).mean()
+
+    ours = accuracy(attack(trained_model, x, y, seed=0))
+    theirs = accuracy(peer_images(trained_model, attack, x, y))
+    assert 0.2 < theirs < 0.8
+    assert ours <= theirs + TOLERANCE
