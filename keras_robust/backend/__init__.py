@@ -10,6 +10,7 @@ here, once for each backend, under the same names:
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
 - `device()`: what the computation runs on, in words.
 - `synchronize(x)`: waits until `x` has been computed.
+- `peak_memory()`: the most memory that tensors have taken on a GPU, in bytes.
 """
 
 import keras
@@ -23,6 +24,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import is_tracing as is_tracing
     from keras_robust.backend.tensorflow import make_seed as make_seed
     from keras_robust.backend.tensorflow import normal as normal
+    from keras_robust.backend.tensorflow import peak_memory as peak_memory
     from keras_robust.backend.tensorflow import synchronize as synchronize
     from keras_robust.backend.tensorflow import uniform as uniform
 elif keras.backend.backend() == "jax":
@@ -34,6 +36,7 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import is_tracing as is_tracing
     from keras_robust.backend.jax import make_seed as make_seed
     from keras_robust.backend.jax import normal as normal
+    from keras_robust.backend.jax import peak_memory as peak_memory
     from keras_robust.backend.jax import synchronize as synchronize
     from keras_robust.backend.jax import uniform as uniform
 else:

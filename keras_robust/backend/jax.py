@@ -75,6 +75,11 @@ def synchronize(x: Any) -> None:
     jax.block_until_ready(x)
 
 
+def peak_memory() -> int | None:
+    """The most memory that arrays have taken on a GPU, in bytes; `None` on a CPU."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
 class TrainStep:
     """Prepares the loss outside of the gradient, then runs Keras's own `train_step`."""
 

@@ -80,6 +80,13 @@ def synchronize(x: Any) -> None:
         tensor.numpy()
 
 
+def peak_memory() -> int | None:
+    """The most memory that tensors have taken on a GPU, in bytes; `None` on a CPU."""
+    if not tf.config.list_logical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
 class TrainStep:
     """Prepares the loss outside of the gradient tape, then runs Keras's own `train_step`."""
 
