@@ -81,6 +81,16 @@ class RobustModel(backend.TrainStep, keras.Model):
         """Whether the compiled loss takes part in the training step."""
         return isinstance(self.loss, ModelLoss)
 
+    @property
+    def step_counter(self) -> Any:
+        """The optimizer's variable that counts the training steps, for the attack's seed.
+
+        `optimizer.iterations` would not do: it counts updates, of which there are fewer than
+        steps where the optimizer accumulates gradients.
+        """
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return next(v for v in optimizer.variables if v.name == "iteration")
+
     @contextlib.contextmanager
     def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
         """Lets the loss prepare; yields the images to compute the predictions from."""
