@@ -22,12 +22,14 @@ class Step:
         x: the images that the model's predictions were computed from.
         prepared: what the loss's `prepare` returned beside them.
         training: bool. Whether this is a training step, rather than an evaluation.
+        losses: the penalties that the model's layers have added on `x`.
     """
 
     model: Any = None
     x: Any = None
     prepared: Any = None
     training: bool = False
+    losses: Any = None
 
 
 _step: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)

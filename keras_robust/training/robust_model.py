@@ -1,6 +1,7 @@
 """The wrapper that gives a loss its model."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,8 +116,16 @@ class RobustModel(backend.TrainStep, keras.Model):
             )
         if not training:
             step = Step(self.base_model, x)
+        if step is not None:
+            step = dataclasses.replace(step, losses=self.losses)
         with step_scope(step) if step is not None else contextlib.nullcontext():
             return super().compute_loss(x, y, y_pred, sample_weight)
+
+    @property
+    def losses(self) -> Any:
+        # A loss that runs the model again would replace the penalties of the step's own images.
+        step = current_step()
+        return super().losses if step is None or step.losses is None else step.losses
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.compiled and self.needs_preparation:
