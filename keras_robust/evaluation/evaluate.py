@@ -42,7 +42,8 @@ def evaluate(
             labels, batched or not. All of it is held in memory.
         y: integer labels, shape `(num_examples,)`, or one-hot labels, shape
             `(num_examples, num_classes)`. Defaults to `None`, for a data set.
-        attacks: mapping of names to `kr.attacks.Attack`s, untargeted.
+        attacks: mapping of names to `kr.attacks.Attack`s, untargeted, at least one. Defaults to
+            `None`, which is refused.
         batch_size: int. Defaults to `128`.
         output: folder to save the report in, made if need be. What is finished is saved there
             after each attack, so that an interrupted evaluation loses one attack at most.

@@ -44,8 +44,6 @@ class ModelLoss(keras.losses.Loss):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction)
-        if isinstance(attack, dict):
-            attack = keras.saving.deserialize_keras_object(attack)
         if not isinstance(attack, Attack):
             raise ValueError(
                 "Argument `attack` must be a `keras_robust.attacks.Attack`. "
@@ -134,3 +132,12 @@ class ModelLoss(keras.losses.Loss):
             else keras.saving.serialize_keras_object(self.loss),
             **super().get_config(),
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ModelLoss":
+        objects = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in ("attack", "loss")
+            if isinstance(config[name], dict)
+        }
+        return cls(**{**config, **objects})

@@ -1,0 +1,171 @@
+"""What every public class keeps: round trips, documented defaults, a compiled fit."""
+
+import copy
+import inspect
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import keras_robust as kr
+from keras_robust.evaluation.arrays import as_arrays
+
+PGD = kr.attacks.PGD(0.1, num_steps=2)
+SMALL = (np.full((8, 4, 4, 1), 0.5, "float32"), np.arange(8) % 3)
+
+# An object of each public class, with no argument at its default where that is possible.
+OBJECTS = [
+    kr.attacks.FGSM(0.1, norm="l2", targeted=True, bounds=(-1.0, 2.0), from_logits=False),
+    kr.attacks.IFGSM(
+        0.1, step_size=0.03, num_steps=3, targeted=True, bounds=(-1, 2), from_logits=False
+    ),
+    kr.attacks.PGD(
+        0.1,
+        step_size=0.03,
+        num_steps=3,
+        norm="l2",
+        num_restarts=2,
+        targeted=True,
+        bounds=(-1.0, 2.0),
+        from_logits=False,
+    ),
+    kr.attacks.PGD(0.1, random_start=False),
+    kr.losses.AdversarialTraining(
+        PGD, loss="sparse_categorical_crossentropy", reduction="sum", name="at"
+    ),
+    kr.losses.AdversarialTraining(PGD, loss=keras.losses.CategoricalHinge()),
+    kr.losses.TRADES(
+        PGD, beta=2.0, loss="SparseCategoricalCrossentropy", start_stddev=0.01, reduction="sum",
+        name="trades",
+    ),
+    kr.layers.TanhClassifier(
+        3, penalty=2.0, scale=0.5, activation="prelu", use_bias=True, norm="spectral",
+        kernel_initializer="he_normal", name="head",
+    ),
+    kr.layers.TanhClassifier(3, activation="relu"),
+    kr.regularizers.AngularPenalty(penalty=2.0, scale=0.5, norm="spectral"),
+]  # fmt: skip
+IDS = [f"{type(value).__name__}-{index}" for index, value in enumerate(OBJECTS)]
+
+PUBLIC_CLASSES = [
+    value
+    for module in (kr.attacks, kr.callbacks, kr.layers, kr.losses, kr.regularizers)
+    for value in vars(module).values()
+    if inspect.isclass(value)
+] + [kr.RobustModel]
+PUBLIC_FUNCTIONS = [
+    value
+    for module in (kr.evaluation, kr.datasets)
+    for name, value in vars(module).items()
+    if inspect.isfunction(value)
+]
+BASE_CLASSES = (kr.attacks.Attack, kr.losses.ModelLoss)
+
+
+def config_of(value):
+    return keras.saving.serialize_keras_object(value)["config"]
+
+
+def test_the_table_is_complete():
+    with_config = set(PUBLIC_CLASSES) - {kr.RobustModel, kr.callbacks.RobustAccuracy}
+    assert {type(value) for value in OBJECTS} == with_config - set(BASE_CLASSES)
+
+
+@pytest.mark.parametrize("value", OBJECTS, ids=IDS)
+def test_config_round_trip(value):
+    arguments = inspect.signature(type(value)).parameters
+    base = {"name", "trainable", "dtype"} if isinstance(value, keras.layers.Layer) else set()
+    config = value.get_config()
+    assert set(config) - base == {n for n in arguments if n != "kwargs"} - base
+    serialized = keras.saving.serialize_keras_object(value)
+    again = keras.saving.deserialize_keras_object(serialized)
+    assert type(again) is type(value)
+    assert keras.saving.serialize_keras_object(again) == serialized
+    assert config_of(type(value).from_config(value.get_config())) == config_of(value)
+
+
+@pytest.mark.parametrize("value", OBJECTS, ids=IDS)
+def test_deepcopy(value):
+    again = copy.deepcopy(value)
+    assert again is not value
+    assert config_of(again) == config_of(value)
+
+
+def test_deepcopy_of_a_callback():
+    callback = kr.callbacks.RobustAccuracy(PGD, *SMALL, batch_size=4, seed=3, name="val_pgd")
+    again = copy.deepcopy(callback)
+    np.testing.assert_array_equal(again.x, callback.x)
+    assert repr(again.attack) == repr(callback.attack)
+    assert (again.batch_size, again.seed, again.name) == (4, 3, "val_pgd")
+
+
+@pytest.mark.parametrize("value", PUBLIC_CLASSES + PUBLIC_FUNCTIONS, ids=lambda v: v.__name__)
+def test_documented_defaults_are_those_of_the_signature(value):
+    documentation = inspect.getdoc(value)
+    if "Args:" not in documentation:
+        assert not inspect.signature(value).parameters
+        return
+    arguments = re.split(r"\n\S", documentation.split("Args:\n")[1])[0]
+    entries = re.split(r"\n    (?=[\w*`])", "\n" + arguments)
+    documented = {
+        entry.split(":")[0].strip(): " ".join(entry.split()) for entry in entries if entry
+    }
+    for name, parameter in inspect.signature(value).parameters.items():
+        if name in ("kwargs", "config"):
+            continue
+        assert name in documented, f"{name} is not documented"
+        if parameter.default is inspect.Parameter.empty:
+            assert "Defaults to" not in documented[name], name
+            continue
+        match = re.search(r"Defaults to (?:`([^`]*)`|an empty)", documented[name])
+        assert match, f"the default of {name} is not documented"
+        default = parameter.default
+        if match[1] is not None:
+            assert match[1] == (f'"{default}"' if isinstance(default, str) else repr(default)), name
+
+
+@pytest.mark.parametrize("value", PUBLIC_CLASSES, ids=lambda v: v.__name__)
+def test_docstrings_say_what_is_raised_and_show_an_example(value):
+    documentation = inspect.getdoc(value)
+    assert "raises:" in documentation.lower()
+    assert ">>> " in documentation or value in BASE_CLASSES
+
+
+@pytest.mark.parametrize("value", [v for v in OBJECTS if not isinstance(v, kr.attacks.Attack)],
+                         ids=[i for i, v in zip(IDS, OBJECTS, strict=True)
+                              if not isinstance(v, kr.attacks.Attack)])  # fmt: skip
+def test_fit_and_keras_file(value, tmp_path):
+    x, y = SMALL
+    head = keras.layers.Dense(3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if isinstance(value, keras.layers.Layer):
+        head = type(value).from_config(value.get_config())
+    elif isinstance(value, keras.regularizers.Regularizer):
+        head = keras.layers.Dense(3, kernel_regularizer=value)
+    else:
+        loss = value
+        if "Hinge" in str(value.get_config()["loss"]):
+            y = np.eye(3, dtype="float32")[y]
+    base = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), head])
+    model = kr.RobustModel(base)
+    model.compile(optimizer="sgd", loss=loss)
+    history = model.fit(x, y, verbose=0, epochs=2).history["loss"]
+    assert np.isfinite(history).all()
+    assert history[1] != history[0]
+    path = tmp_path / "model.keras"
+    model.save(path)
+    again = keras.models.load_model(path)
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert type(again.loss) is type(model.loss)
+    assert config_of(again.loss) == config_of(model.loss)
+    losses = [m.fit(x, y, shuffle=False, verbose=0).history["loss"] for m in (again, model)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_data_sets_become_arrays():
+    data = kr.datasets.load("fashion_mnist_subset", "test").take(10)
+    for dataset in (data, data.batch(4)):
+        x, y = as_arrays(dataset)
+        assert x.shape == (10, 28, 28, 1)
+        assert y.shape == (10,)
