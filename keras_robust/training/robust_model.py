@@ -89,7 +89,7 @@ class RobustModel(backend.TrainStep, keras.Model):
         `optimizer.iterations` would not do: it counts updates, of which there are fewer than
         steps where the optimizer accumulates gradients.
         """
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         return next(v for v in optimizer.variables if v.name == "iteration")
 
     @contextlib.contextmanager
