@@ -1,0 +1,63 @@
+"""The cases: a model, its images, and the attacks on it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import models
+import numpy as np
+
+import keras_robust as kr
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, its images, and how it is attacked.
+
+    Args:
+        attack_steps: the numbers of steps of the attacks that are timed alone.
+        training_steps: the number of steps of the attack in adversarial training.
+        gpu_batch_sizes: batch sizes measured by default on a GPU; on a CPU it is the first.
+    """
+
+    name: str
+    make_model: Callable[[], keras.Model]
+    image_shape: tuple[int, int, int]
+    epsilon: float
+    step_size: float
+    attack_steps: tuple[int, ...]
+    training_steps: int
+    gpu_batch_sizes: tuple[int, ...]
+
+    def attack(self, num_steps: int) -> kr.attacks.PGD:
+        return kr.attacks.PGD(self.epsilon, step_size=self.step_size, num_steps=num_steps)
+
+
+_CNN = Case(
+    name="cnn",
+    make_model=models.small_cnn,
+    image_shape=(28, 28, 1),
+    epsilon=0.3,
+    step_size=0.01,
+    attack_steps=(40,),
+    training_steps=7,
+    gpu_batch_sizes=(128,),
+)
+_RESNET20 = Case(
+    name="resnet20",
+    make_model=models.resnet20,
+    image_shape=(32, 32, 3),
+    epsilon=8 / 255,
+    step_size=2 / 255,
+    attack_steps=(20, 40),
+    training_steps=10,
+    gpu_batch_sizes=(128, 256, 512, 1024, 2048),
+)
+CASES = {case.name: case for case in (_CNN, _RESNET20)}
+
+
+def random_batch(case: Case, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Uniform noise and labels: the speed does not depend on what the images show."""
+    rng = np.random.default_rng(0)
+    x = rng.random((batch_size, *case.image_shape), dtype="float32")
+    return x, rng.integers(0, 10, batch_size, dtype="int32")

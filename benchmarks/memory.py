@@ -1,0 +1,64 @@
+"""Prints the peak memory of one PGD attack, in bytes, from a process of its own.
+
+    python benchmarks/memory.py --case resnet20 --batch-size 128 --num-steps 160
+
+On a GPU, what the backend counts there; else the process's resident memory.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+
+import keras
+from cases import CASES, Case, random_batch
+
+from keras_robust import backend
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had.
+
+    `ru_maxrss` counts the process that this one was started from too, where that was larger;
+    Linux's `VmHWM` does not.
+    """
+    on_accelerator = backend.peak_memory()
+    if on_accelerator is not None:
+        return on_accelerator
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text()).group(1))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peak_of_attack(case: Case, batch_size: int, num_steps: int) -> int:
+    """The peak memory of one attack, in a new process that takes no more than it needs."""
+    command = [sys.executable, __file__, "--case", case.name]
+    command += ["--batch-size", str(batch_size), "--num-steps", str(num_steps)]
+    frugal = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    environment = os.environ | frugal | {"KERAS_BACKEND": keras.backend.backend()}
+    output = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    return int(output.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--num-steps", type=int, required=True)
+    args = parser.parse_args()
+    case = CASES[args.case]
+    x, y = random_batch(case, args.batch_size)
+    x_adv = case.attack(args.num_steps)(case.make_model(), x, y, seed=0)
+    backend.synchronize(x_adv)
+    print(peak_bytes())
+
+
+if __name__ == "__main__":
+    main()

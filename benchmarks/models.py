@@ -1,0 +1,46 @@
+"""The classifiers that are measured: a small one for 28 x 28 images, and a ResNet-20."""
+
+from typing import Any
+
+import keras
+from keras import layers
+
+
+def small_cnn() -> keras.Model:
+    """Two strided convolutions and two dense layers, as for MNIST: 171,158 parameters."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(16, 5, strides=2, padding="same", activation="relu"),
+            layers.Conv2D(32, 5, strides=2, padding="same", activation="relu"),
+            layers.Flatten(),
+            layers.Dense(100, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+
+
+def resnet20() -> keras.Model:
+    """The ResNet-20 for 32 x 32 images of He et al., 2015, section 4.2: 0.27 million parameters.
+
+    Shortcuts that change the shape are 1 x 1 convolutions (the paper's option B).
+    """
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Activation("relu")(_convolution(inputs, 16, 3, 1))
+    for width, first_stride in ((16, 1), (32, 2), (64, 2)):
+        for stride in (first_stride, 1, 1):
+            x = _residual_block(x, width, stride)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10)(x))
+
+
+def _convolution(x: Any, width: int, size: int, stride: int) -> Any:
+    x = layers.Conv2D(width, size, strides=stride, padding="same", use_bias=False)(x)
+    return layers.BatchNormalization()(x)
+
+
+def _residual_block(x: Any, width: int, stride: int) -> Any:
+    shortcut = x if x.shape[-1] == width else _convolution(x, width, 1, stride)
+    x = layers.Activation("relu")(_convolution(x, width, 3, stride))
+    x = layers.Add()([shortcut, _convolution(x, width, 3, 1)])
+    return layers.Activation("relu")(x)
