@@ -71,7 +71,8 @@ class RobustModel(backend.TrainStep, keras.Model):
 
     def build(self, input_shape: Any) -> None:
         if not self.base_model.built:
-            self.base_model.build(input_shape)
+            # By a call: the inherited `build` of a subclassed model would create no weights.
+            self.base_model(keras.KerasTensor(input_shape), training=False)
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
