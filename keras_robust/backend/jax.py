@@ -15,28 +15,47 @@ def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
     return jax.grad(function)(x)
 
 
+class _Recorder(keras.StatelessScope):  # type: ignore[misc]
+    """Notes which Keras variables are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variables: dict[int, Any] = {}
+
+    def get_current_value(self, variable: Any) -> Any:
+        self.variables[id(variable)] = variable
+        return super().get_current_value(variable)
+
+
 def compiled(model: Any, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes.
 
-    The variables of a Keras model go in as arguments. What another callable has captured cannot
-    be seen, and a compiled function would keep the values that it had at first: it is compiled
-    anew for each call.
+    The Keras variables that it reads, which a first trace finds, go in as arguments: the
+    compiled function sees their new values, as it does on TensorFlow. Any other value that
+    `model` has captured is the one it was when the function was compiled.
     """
-    if not isinstance(model, keras.layers.Layer):
-        return jax.jit(lambda *args: function(model, *args))
 
-    def build(reference: Callable[[], Any]) -> Any:
-        @jax.jit
-        def run(values: list[Any], *args: Any) -> Any:
-            model = reference()
-            mapping = list(zip(model.variables, values, strict=True))
-            with keras.StatelessScope(state_mapping=mapping):
-                return function(model, *args)
+    def run(*args: Any) -> Any:
+        args = tuple(jax.numpy.asarray(arg) for arg in args)
+        specs = tuple((arg.shape, str(arg.dtype)) for arg in args)
 
-        return run
+        def build(reference: Callable[[], Any]) -> Any:
+            with _Recorder() as recorder:
+                jax.eval_shape(lambda *args: function(reference(), *args), *args)
+            variables = list(recorder.variables.values())
 
-    run = cached(model, key, build)
-    return lambda *args: run([variable.value for variable in model.variables], *args)
+            @jax.jit
+            def stateless(values: list[Any], *args: Any) -> Any:
+                mapping = list(zip(variables, values, strict=True))
+                with keras.StatelessScope(state_mapping=mapping):
+                    return function(reference(), *args)
+
+            return stateless, variables
+
+        stateless, variables = cached(model, (key, specs), build)
+        return stateless([variable.value for variable in variables], *args)
+
+    return run
 
 
 def is_tracing(x: Any) -> bool:

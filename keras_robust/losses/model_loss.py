@@ -108,6 +108,11 @@ class ModelLoss(keras.losses.Loss):
         from_logits = self.attack.from_logits
         if isinstance(loss, str):
             class_name = "".join(part[:1].upper() + part[1:] for part in loss.split("_"))
+            if not hasattr(keras.losses, class_name):
+                raise ValueError(
+                    "Argument `loss` must be a `keras.losses.Loss` or the name of one. "
+                    f"Received: loss={loss!r}"
+                )
             config = keras.losses.get(class_name).get_config()
             if "from_logits" in config:
                 config["from_logits"] = from_logits

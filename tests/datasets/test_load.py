@@ -1,0 +1,74 @@
+"""Real data."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+import keras_robust as kr
+from keras_robust.evaluation.arrays import as_arrays
+
+
+@pytest.mark.parametrize(("split", "per_class"), [("train", 1000), ("test", 200)])
+def test_embedded_subset_is_stratified(split, per_class):
+    dataset = kr.datasets.load("fashion_mnist_subset", split)
+    assert len(dataset) == 10 * per_class
+    x, y = as_arrays(dataset)
+    assert x.shape == (10 * per_class, 28, 28, 1)
+    assert x.dtype == np.float32
+    assert y.dtype == np.int64
+    assert (x.min(), x.max()) == (0.0, 1.0)
+    np.testing.assert_array_equal(np.bincount(y), per_class)
+    # Published mean and standard deviation of Fashion-MNIST's training images.
+    assert abs(x.mean() - 0.2860) < 0.005
+    assert abs(x.std() - 0.3530) < 0.005
+
+
+def test_embedded_file_is_small_and_licensed():
+    folder = pathlib.Path(kr.datasets.__file__).parent / "data"
+    assert (folder / "fashion_mnist_subset.npz").stat().st_size <= 6 * 2**20
+    assert "MIT License" in (folder / "LICENSE").read_text()
+
+
+def test_embedded_images_are_those_of_the_full_set(full_data_dir):
+    full = kr.datasets.load("fashion_mnist", "test", data_dir=full_data_dir)
+    x, y = as_arrays(full)
+    chosen = np.sort(np.concatenate([np.flatnonzero(y == c)[:200] for c in range(10)]))
+    x_subset, y_subset = as_arrays(kr.datasets.load("fashion_mnist_subset", "test"))
+    np.testing.assert_array_equal(x_subset, x[chosen])
+    np.testing.assert_array_equal(y_subset, y[chosen])
+
+
+@pytest.mark.parametrize("from_environment", [False, True])
+def test_full_mnist(full_data_dir, from_environment, monkeypatch):
+    if from_environment:
+        monkeypatch.setenv("TFDS_DATA_DIR", full_data_dir)
+        dataset = kr.datasets.load("mnist", "train")
+    else:
+        monkeypatch.delenv("TFDS_DATA_DIR")
+        dataset = kr.datasets.load("mnist", "train", data_dir=full_data_dir)
+    assert len(dataset) == 60_000
+    image, label = next(iter(dataset))
+    assert image.shape == (28, 28, 1)
+    assert float(image.numpy().max()) <= 1.0
+    assert 0 <= int(label) <= 9
+    assert len(kr.datasets.load("mnist", "test[:30]", data_dir=full_data_dir)) == 30
+
+
+def test_unknown_names_and_splits(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"`name` must be 'fashion_mnist_subset' or.*'no_such_data'"
+    ):
+        kr.datasets.load("no_such_data", "train", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"splits 'train' and 'test'. Received: split='val'"):
+        kr.datasets.load("fashion_mnist_subset", "val")
+
+
+def test_unknown_split_of_a_full_set(full_data_dir):
+    with pytest.raises(ValueError, match=r"splits \['test', 'train'\]. Received: split='val'"):
+        kr.datasets.load("mnist", "val", data_dir=full_data_dir)
+
+
+def test_data_without_images(tmp_path):
+    with pytest.raises(ValueError, match="labelled 8-bit images"):
+        kr.datasets.load("imdb_reviews", "train", data_dir=str(tmp_path))

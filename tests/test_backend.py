@@ -1,0 +1,71 @@
+"""Compiled functions are made once, and live as long as their model."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_robust as kr
+from keras_robust import backend
+
+X = np.full((4, 2, 2, 1), 0.5, "float32")
+Y = np.zeros(4, "int32")
+
+
+def make_model():
+    return keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+
+
+class Counted(kr.attacks.FGSM):
+    """FGSM that counts how often it is traced."""
+
+    traces = 0
+
+    def generate(self, *args):
+        Counted.traces += 1
+        return super().generate(*args)
+
+
+def test_a_function_is_traced_once_for_each_model_and_shape():
+    # On JAX a first trace finds the variables that the compiled function will need.
+    traces = {"tensorflow": 1, "jax": 2}[keras.backend.backend()]
+    Counted.traces = 0
+    model, other = make_model(), make_model()
+    for _ in range(3):
+        Counted(0.1)(model, X, Y)
+    assert Counted.traces == traces
+    Counted(0.1)(model, X[:2], Y[:2])
+    Counted(0.2)(model, X, Y)
+    Counted(0.1)(other, X, Y)
+    assert Counted.traces == 4 * traces
+
+
+def test_an_attacked_model_is_freed():
+    model = make_model()
+    kr.attacks.PGD(0.1, num_steps=2)(model, X, Y)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+def test_input_gradient_is_that_of_the_function():
+    x = np.random.default_rng(0).normal(size=(3, 2)).astype("float32")
+    gradient = backend.input_gradient(lambda z: ops.sum(ops.sin(z) * z), ops.convert_to_tensor(x))
+    np.testing.assert_allclose(ops.convert_to_numpy(gradient), np.cos(x) * x + np.sin(x), rtol=1e-5)
+
+
+def test_random_numbers_depend_on_the_seed_alone():
+    seed = backend.make_seed(7)
+    draws = [
+        ops.convert_to_numpy(backend.normal((500,), s, "float32"))
+        for s in (seed, backend.make_seed(7), backend.fold_in(seed, 0), backend.fold_in(seed, 1))
+    ]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    for first, second in ((0, 2), (0, 3), (2, 3)):
+        assert abs(np.corrcoef(draws[first], draws[second])[0, 1]) < 0.3
+    uniform = ops.convert_to_numpy(backend.uniform((5000,), seed, -2.0, 3.0, "float32"))
+    assert -2 <= uniform.min() < -1.99
+    assert 2.99 < uniform.max() <= 3
