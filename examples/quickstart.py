@@ -24,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
     parser.add_argument("--epochs", type=int, default=15, help="epochs for each model")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--train-examples", type=int, default=None, help="default: all of them")
     parser.add_argument("--num-examples", type=int, default=500, help="test images to attack")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("quickstart_output"))
@@ -48,11 +49,11 @@ def main() -> None:
     args = parse_arguments()
     keras.utils.set_random_seed(args.seed)
     train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir)
+    train = train.take(args.train_examples or len(train))
     test = kr.datasets.load(args.dataset, "test", data_dir=args.data_dir)
     num_classes = 1 + max(int(label) for _, label in test.as_numpy_iterator())
     input_shape = tuple(train.element_spec[0].shape)
     batches = train.shuffle(len(train), seed=args.seed).batch(args.batch_size).prefetch(2)
-    # The last images of the test split choose nothing and are only watched during training.
     watched = test.skip(max(0, len(test) - 200))
     attacked = test.take(args.num_examples)
 
@@ -63,7 +64,7 @@ def main() -> None:
         metrics=["accuracy"],
     )
     print("\nAn ordinary softmax classifier")
-    softmax.fit(batches, epochs=args.epochs)
+    softmax.fit(batches, epochs=args.epochs, shuffle=False)  # `batches` are shuffled already
 
     robust = kr.RobustModel(
         make_classifier(input_shape, kr.layers.TanhClassifier(num_classes)), seed=args.seed
@@ -73,9 +74,8 @@ def main() -> None:
         optimizer="adam", loss=kr.losses.AdversarialTraining(attack), metrics=["accuracy"]
     )
     print("\nA robust one: adversarial training, tanh features, angular penalty")
-    robust.fit(
-        batches, epochs=args.epochs, callbacks=[kr.callbacks.RobustAccuracy(attack, watched)]
-    )
+    watch = kr.callbacks.RobustAccuracy(attack, watched)
+    robust.fit(batches, epochs=args.epochs, shuffle=False, callbacks=[watch])
 
     attacks = {
         "FGSM": kr.attacks.FGSM(epsilon=args.epsilon),

@@ -2,6 +2,7 @@
 
 import collections
 import json
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -24,7 +25,7 @@ def threshold(x):
 class Counting(kr.attacks.FGSM):
     """FGSM that notes the images that it was asked to attack, by its epsilon."""
 
-    calls = collections.defaultdict(list)
+    calls: ClassVar = collections.defaultdict(list)
 
     def __call__(self, model, x, y, seed=None):
         self.calls[self.epsilon].append(np.array(x))
