@@ -20,6 +20,7 @@ def train(make_robust, data, callbacks, epochs=6):
     history = robust.fit(
         *data,
         validation_data=data,
+        batch_size=16,
         epochs=epochs,
         shuffle=False,
         verbose=0,

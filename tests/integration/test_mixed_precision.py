@@ -17,11 +17,12 @@ def mixed_precision():
 @pytest.mark.usefixtures("mixed_precision")
 def test_fit_scales_the_loss_and_trains(make_base, make_robust, loss, distance, small_data):
     robust = make_robust(loss, make_base(batch_norm=True))
-    robust.fit(*small_data, batch_size=32, epochs=2, shuffle=False, verbose=0)
+    robust.fit(*small_data, batch_size=32, epochs=4, shuffle=False, verbose=0)
 
     assert robust.base_model(small_data[0]).dtype in ("float16", "<dtype: 'float16'>")
     assert isinstance(robust.optimizer, keras.optimizers.LossScaleOptimizer)
-    assert robust.optimizer.iterations.numpy() == 4
+    # Steps whose gradient overflows are left out, until the scale is small enough.
+    assert 4 <= robust.optimizer.iterations.numpy() <= 8
     assert all(np.isfinite(weight).all() for weight in robust.get_weights())
     assert distance(robust, make_base(batch_norm=True)) > 0.01
 

@@ -6,12 +6,14 @@ import pytest
 import keras_robust as kr
 
 
-def test_plain_model_refuses_a_model_loss(make_base, loss, small_data):
+@pytest.mark.parametrize("work", ["fit", "evaluate", "train_on_batch"])
+def test_plain_model_refuses_a_model_loss(make_base, make_robust, loss, small_data, work):
     model = make_base()
     model.compile("sgd", loss)
-    for work in (model.fit, model.evaluate, model.train_on_batch):
-        with pytest.raises(ValueError, match="RobustModel"):
-            work(*small_data)
+    with pytest.raises(ValueError, match="RobustModel"):
+        getattr(model, work)(*small_data)
+    # It is unharmed, and can be wrapped as the message says.
+    make_robust(loss, model).fit(*small_data, verbose=0)
 
 
 @pytest.mark.parametrize("name", ["sparse_categorical_crossentropy", None])
