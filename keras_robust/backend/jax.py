@@ -113,6 +113,7 @@ class TrainStep:
         with contextlib.ExitStack() as stack:
             if self.needs_preparation:
                 with keras.StatelessScope(state_mapping=mapping):
-                    seed = fold_in(make_seed(self.seed), self.step_counter.value)
+                    step = keras.ops.convert_to_tensor(self.optimizer.iterations)
+                    seed = fold_in(make_seed(self.seed), step)
                     x = stack.enter_context(self.prepared_step(x, y, seed))
             return super().train_step(state, (x, y, sample_weight))  # type: ignore[misc]

@@ -96,7 +96,7 @@ class TrainStep:
             if self.needs_preparation:
                 if not self.base_model.built:
                     self(x, training=False)
-                seed = fold_in(make_seed(self.seed), self.step_counter)
+                seed = fold_in(make_seed(self.seed), self.optimizer.iterations)
                 replica = tf.distribute.get_replica_context()
                 if replica is not None and replica.num_replicas_in_sync > 1:
                     seed = fold_in(seed, replica.replica_id_in_sync_group)

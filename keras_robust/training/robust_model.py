@@ -22,9 +22,9 @@ class RobustModel(backend.TrainStep, keras.Model):
     then Keras's own step follows. `base_model` holds the classifier, to be saved and deployed
     without the wrapper.
 
-    The random numbers of an attack are drawn from `seed` and the optimizer's step counter, which
-    is saved with the optimizer: a run that was interrupted continues with the numbers it would
-    have had.
+    The random numbers of an attack are drawn from `seed` and `optimizer.iterations`, which is
+    saved with the optimizer: a run that was interrupted continues with the numbers it would have
+    had. Steps whose gradients the optimizer accumulates for one update share them.
 
     Args:
         base_model: Keras model, built or not: functional, sequential or subclassed. It takes a
@@ -82,16 +82,6 @@ class RobustModel(backend.TrainStep, keras.Model):
     def needs_preparation(self) -> bool:
         """Whether the compiled loss takes part in the training step."""
         return isinstance(self.loss, ModelLoss)
-
-    @property
-    def step_counter(self) -> Any:
-        """The optimizer's variable that counts the training steps, for the attack's seed.
-
-        `optimizer.iterations` would not do: it counts updates, of which there are fewer than
-        steps where the optimizer accumulates gradients.
-        """
-        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return next(v for v in optimizer.variables if v.name == "iteration")
 
     @contextlib.contextmanager
     def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
