@@ -168,14 +168,3 @@ SOFTMAX_MESSAGE = (
     "probabilities. Pass `from_logits=False`, or (better: no precision is lost) remove the "
     "softmax from the model's end."
 )
-
-
-def ends_in_softmax(model: Any) -> bool:
-    """Whether a Keras model's last layer is a softmax, as far as its structure shows."""
-    while isinstance(model, keras.Model):
-        if not getattr(model, "layers", None):
-            return False
-        model = model.layers[-1]
-    if isinstance(model, keras.layers.Softmax):
-        return True
-    return getattr(model, "activation", None) is keras.activations.softmax

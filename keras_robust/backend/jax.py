@@ -15,7 +15,7 @@ def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
     return jax.grad(function)(x)
 
 
-class _Recorder(keras.StatelessScope):  # type: ignore[misc]
+class _Recorder(keras.StatelessScope):
     """Notes which Keras variables are read."""
 
     def __init__(self) -> None:
