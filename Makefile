@@ -9,9 +9,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: .venv/installed
 	$(BIN)/python examples/quickstart.py
 
+# Two processes: the tests are many small ones, and most of their time is tracing and compiling.
 test: .venv/installed
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m "not slow" --doctest-modules keras_robust tests
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m "not slow" tests
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 -m "not slow" --doctest-modules keras_robust tests
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 -m "not slow" tests
 
 test-slow: .venv/installed-peers
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m slow tests

@@ -17,7 +17,6 @@ def _reproducible():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
-    keras.utils.clear_session()
 
 
 @pytest.fixture(scope="session")
