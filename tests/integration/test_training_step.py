@@ -54,7 +54,8 @@ def test_trades_is_ascent_of_divergence_then_step_on_both_images(
     x, y = small_data
     epsilon, step_size, beta = 2.0, 1.0, 3.0
     attack = kr.attacks.PGD(epsilon, step_size=step_size, num_steps=3, norm="l2")
-    robust = make_robust(kr.losses.TRADES(attack, beta=beta, start_stddev=0.01))
+    loss = kr.losses.TRADES(attack, beta=beta, start_stddev=0.01)
+    robust = make_robust(loss, make_base(batch_norm=True))
     robust.fit(x, y, batch_size=32, epochs=2, shuffle=False, verbose=0)
 
     def divergence(clean, adversarial):
@@ -67,7 +68,7 @@ def test_trades_is_ascent_of_divergence_then_step_on_both_images(
             keras.losses.sparse_categorical_crossentropy(y_true, clean, from_logits=True)
         ) + beta * ops.mean(divergence(clean, adversarial))
 
-    base = make_base()
+    base = make_base(batch_norm=True)
     inputs = [keras.Input((8, 8, 1)), keras.Input((8, 8, 1))]
     by_hand = keras.Model(inputs, ops.concatenate([base(z) for z in inputs], axis=1))
     by_hand.compile(keras.optimizers.SGD(0.5), two_image_loss)
