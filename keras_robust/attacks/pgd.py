@@ -8,7 +8,13 @@ from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.attacks.attack import Attack
-from keras_robust.ops import log_odds_against, margin, project, random_in_ball, steepest_direction
+from keras_robust.ops import (
+    log_odds_against,
+    margin,
+    projection,
+    random_in_ball,
+    steepest_direction,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -149,14 +155,14 @@ class PGD(Attack):
         step_size = self.step_size
         if step_size is None:
             step_size = 2.5 * self.epsilon / self.num_steps
+        project = projection(x, self.epsilon, self.norm, self.bounds)
 
         def total_loss(z: Any) -> Any:
             return ops.sum(loss(z))
 
         def step(_: Any, x_adv: Any) -> Any:
             gradient = backend.input_gradient(total_loss, x_adv)
-            x_adv = x_adv + step_size * steepest_direction(gradient, self.norm)
-            return project(x_adv, x, self.epsilon, self.norm, self.bounds)
+            return project(x_adv + step_size * steepest_direction(gradient, self.norm))
 
         return ops.fori_loop(0, self.num_steps, step, start)
 
@@ -164,8 +170,8 @@ class PGD(Attack):
         """Where the ascent begins: a random point of the ball, or `x`."""
         if not self.random_start:
             return x
-        x_adv = random_in_ball(x, self.epsilon, self.norm, seed)
-        return project(x_adv, x, self.epsilon, self.norm, self.bounds)
+        project = projection(x, self.epsilon, self.norm, self.bounds)
+        return project(random_in_ball(x, self.epsilon, self.norm, seed))
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,6 +1,6 @@
 """Pure tensor functions without state."""
 
-from keras_robust.ops.balls import project as project
+from keras_robust.ops.balls import projection as projection
 from keras_robust.ops.balls import random_in_ball as random_in_ball
 from keras_robust.ops.balls import steepest_direction as steepest_direction
 from keras_robust.ops.labels import sparse_labels as sparse_labels

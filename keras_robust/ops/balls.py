@@ -1,6 +1,7 @@
 """Norm balls around a batch of images: a random point, the steepest direction, the projection."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -37,19 +38,27 @@ def steepest_direction(gradient: Any, norm: str) -> Any:
     return gradient / _per_example(safe, gradient)
 
 
-def project(x_adv: Any, x: Any, epsilon: float, norm: str, bounds: tuple[float, float]) -> Any:
-    """Projects `x_adv` to the ball of radius `epsilon` around `x`, then clips it to `bounds`.
+def projection(
+    x: Any, epsilon: float, norm: str, bounds: tuple[float, float]
+) -> Callable[[Any], Any]:
+    """The projection to the ball of radius `epsilon` around `x`, then to `bounds`.
 
-    For `"linf"` this is `argmin ||z - x_adv||` over the intersection of both. For `"l2"` it is
-    each projection once: the result lies in both, since clipping to an interval that contains
-    `x` brings no coordinate further away from it.
+    For `"linf"` it is `argmin ||z - x_adv||` over the intersection of both, which is a box. For
+    `"l2"` it is each projection once: the result lies in both, since clipping to an interval
+    that contains `x` brings no coordinate further away from it.
     """
     if norm == "linf":
-        return ops.clip(ops.maximum(ops.minimum(x_adv, x + epsilon), x - epsilon), *bounds)
-    delta = x_adv - x
-    length = _euclidean_norm(delta)
-    factor = epsilon / ops.maximum(length, epsilon) if epsilon > 0 else ops.zeros_like(length)
-    return ops.clip(x + delta * _per_example(factor, delta), *bounds)
+        lower = ops.maximum(x - epsilon, bounds[0])
+        upper = ops.minimum(x + epsilon, bounds[1])
+        return lambda x_adv: ops.minimum(ops.maximum(x_adv, lower), upper)
+
+    def project(x_adv: Any) -> Any:
+        delta = x_adv - x
+        length = _euclidean_norm(delta)
+        factor = epsilon / ops.maximum(length, epsilon) if epsilon > 0 else ops.zeros_like(length)
+        return ops.clip(x + delta * _per_example(factor, delta), *bounds)
+
+    return project
 
 
 def random_in_ball(x: Any, epsilon: float, norm: str, seed: Any) -> Any:

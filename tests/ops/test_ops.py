@@ -65,7 +65,7 @@ def test_steepest_direction_maximises_the_inner_product(norm, scale):
 def test_projection_is_the_nearest_point(norm):
     x = RNG.uniform(0.4, 0.6, (20, 2, 2, 1)).astype("float32")
     far = x + RNG.normal(size=x.shape).astype("float32")
-    point = numpy(kops.project(far, x, 0.2, norm, (0.0, 1.0)))
+    point = numpy(kops.projection(x, 0.2, norm, (0.0, 1.0))(far))
     candidates = RNG.uniform(-0.2, 0.2, (20000, 1, 2, 2, 1)).astype("float32")
     if norm == "l2":
         candidates = candidates[np.linalg.norm(candidates.reshape(20000, -1), axis=1) <= 0.2]
@@ -74,7 +74,7 @@ def test_projection_is_the_nearest_point(norm):
     assert (reached <= distance.min(0) + 1e-6).all()
     inside = x + 0.05 * (far - x) / abs(far - x).max()
     np.testing.assert_allclose(
-        numpy(kops.project(inside, x, 0.2, norm, (0.0, 1.0))), inside, atol=1e-7
+        numpy(kops.projection(x, 0.2, norm, (0.0, 1.0))(inside)), inside, atol=1e-7
     )
 
 
