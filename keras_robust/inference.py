@@ -7,6 +7,8 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
+from keras_robust.layer_access import without_softmax
+from keras_robust.ops.logits import probabilities_to_logits
 
 
 def call(model: Any, x: Any) -> Any:
@@ -18,14 +20,43 @@ def call(model: Any, x: Any) -> Any:
     return outputs
 
 
+def logits(model: Any, x: Any, from_logits: bool) -> Any:
+    """What `call` returns, as logits.
+
+    A saturated softmax has lost them: its outputs are exactly 0 and 1 and its gradient is 0.
+    Where the softmax is the last thing that a Keras model does, it is left out; elsewhere (a
+    callable, a subclassed model) the logarithm of the probabilities is taken.
+    """
+    if from_logits:
+        return call(model, x)
+    with without_softmax(model) as left_out:
+        outputs = call(model, x)
+    return outputs if left_out else probabilities_to_logits(outputs)
+
+
+def random_state(model: Any) -> list[Any]:
+    """The states of a Keras model's seed generators: what dropout and noise layers draw from."""
+    if not isinstance(model, keras.layers.Layer):
+        return []
+    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+
+
 def build(model: Any, x: Any) -> None:
     """Creates a Keras model's weights, which cannot be done while a function is compiled."""
     if isinstance(model, keras.layers.Layer) and not model.built:
         model(ops.convert_to_tensor(x[:1]), training=False)
 
 
-def outputs(model: Any, x: np.ndarray) -> np.ndarray:
-    """The outputs of `model` on one batch, by a function compiled once for each shape."""
+def outputs(model: Any, x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The outputs of `model` on one batch, by a function compiled once.
+
+    A random model draws from `seed`, and its own generators stay as they are.
+    """
     build(model, x)
-    function = backend.compiled(model, "outputs", call)
-    return ops.convert_to_numpy(function(ops.convert_to_tensor(x)))
+    function = backend.compiled(model, "outputs", _seeded_call, num_batched=1)
+    return ops.convert_to_numpy(function(ops.convert_to_tensor(x), backend.make_seed(seed)))
+
+
+def _seeded_call(model: Any, x: Any, seed: Any) -> Any:
+    with backend.seeded(random_state(model), seed):
+        return call(model, x)

@@ -14,23 +14,37 @@ from keras_robust.evaluation.arrays import as_arrays
 PGD = kr.attacks.PGD(0.1, num_steps=2)
 SMALL = (np.full((8, 4, 4, 1), 0.5, "float32"), np.arange(8) % 3)
 
+
+
+@keras.saving.register_keras_serializable(package="test_conformance")
+def smooth(x):
+    return keras.ops.tanh(x)
+
+
+COMMON = {
+    "bounds": (-1.0, 2.0),
+    "from_logits": False,
+    "objective": kr.attacks.BPDA("a", backward=smooth),
+    "num_samples": 2,
+}
+
 # An object of each public class, with no argument at its default where that is possible.
 OBJECTS = [
-    kr.attacks.FGSM(0.1, norm="l2", targeted=True, bounds=(-1.0, 2.0), from_logits=False),
-    kr.attacks.IFGSM(
-        0.1, step_size=0.03, num_steps=3, targeted=True, bounds=(-1, 2), from_logits=False
-    ),
+    kr.attacks.FGSM(0.1, norm="l2", targeted=True, loss="margin", **COMMON),
+    kr.attacks.IFGSM(0.1, step_size=0.03, num_steps=3, targeted=True, loss="dlr", **COMMON),
     kr.attacks.PGD(
-        0.1,
-        step_size=0.03,
-        num_steps=3,
-        norm="l2",
-        num_restarts=2,
-        targeted=True,
-        bounds=(-1.0, 2.0),
-        from_logits=False,
+        0.1, step_size=0.03, num_steps=3, norm="l2", num_restarts=2, targeted=True,
+        loss="margin", **COMMON,
     ),
     kr.attacks.PGD(0.1, random_start=False),
+    kr.attacks.MIM(
+        0.1, step_size=0.03, num_steps=3, decay=0.5, norm="l2", targeted=True, loss="margin",
+        **COMMON,
+    ),
+    kr.attacks.MultiTargeted(
+        0.1, step_size=0.03, num_steps=3, norm="l2", random_start=False, num_targets=2, **COMMON
+    ),
+    kr.attacks.BPDA(["a", "b"], backward=smooth, from_logits=False),
     kr.losses.AdversarialTraining(
         PGD, loss="sparse_categorical_crossentropy", reduction="sum", name="at"
     ),
@@ -61,6 +75,7 @@ PUBLIC_FUNCTIONS = [
     if inspect.isfunction(value)
 ]
 BASE_CLASSES = (kr.attacks.Attack, kr.losses.ModelLoss)
+ATTACK_PARTS = (kr.attacks.Attack, kr.attacks.BPDA)
 
 
 def config_of(value):
@@ -68,7 +83,11 @@ def config_of(value):
 
 
 def test_the_table_is_complete():
-    with_config = set(PUBLIC_CLASSES) - {kr.RobustModel, kr.callbacks.RobustAccuracy}
+    with_config = set(PUBLIC_CLASSES) - {
+        kr.RobustModel,
+        kr.callbacks.RobustAccuracy,
+        kr.attacks.AttackResult,
+    }
     assert {type(value) for value in OBJECTS} == with_config - set(BASE_CLASSES)
 
 
@@ -125,16 +144,19 @@ def test_documented_defaults_are_those_of_the_signature(value):
             assert match[1] == (f'"{default}"' if isinstance(default, str) else repr(default)), name
 
 
-@pytest.mark.parametrize("value", PUBLIC_CLASSES, ids=lambda v: v.__name__)
+@pytest.mark.parametrize(
+    "value", [v for v in PUBLIC_CLASSES if v is not kr.attacks.AttackResult],
+    ids=lambda v: v.__name__,
+)  # fmt: skip
 def test_docstrings_say_what_is_raised_and_show_an_example(value):
     documentation = inspect.getdoc(value)
     assert "raises:" in documentation.lower()
     assert ">>> " in documentation or value in BASE_CLASSES
 
 
-@pytest.mark.parametrize("value", [v for v in OBJECTS if not isinstance(v, kr.attacks.Attack)],
+@pytest.mark.parametrize("value", [v for v in OBJECTS if not isinstance(v, ATTACK_PARTS)],
                          ids=[i for i, v in zip(IDS, OBJECTS, strict=True)
-                              if not isinstance(v, kr.attacks.Attack)])  # fmt: skip
+                              if not isinstance(v, ATTACK_PARTS)])  # fmt: skip
 def test_fit_and_keras_file(value, tmp_path):
     x, y = SMALL
     head = keras.layers.Dense(3)

@@ -13,6 +13,7 @@ FLOORS = {
     "datasets": 1,
     "ops": 2,
     "inference": 2,
+    "layer_access": 2,
     "validation": 2,
     "attacks": 3,
     "regularizers": 3,

@@ -1,6 +1,10 @@
 """Adversarial attacks: `attack(model, x, y, seed=None) -> x_adv`."""
 
 from keras_robust.attacks.attack import Attack as Attack
+from keras_robust.attacks.bpda import BPDA as BPDA
 from keras_robust.attacks.fgsm import FGSM as FGSM
 from keras_robust.attacks.ifgsm import IFGSM as IFGSM
+from keras_robust.attacks.mim import MIM as MIM
+from keras_robust.attacks.multi_targeted import MultiTargeted as MultiTargeted
 from keras_robust.attacks.pgd import PGD as PGD
+from keras_robust.attacks.result import AttackResult as AttackResult

@@ -1,6 +1,7 @@
 """The base class of all attacks."""
 
 import copy
+import inspect
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +11,30 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend, inference, validation
-from keras_robust.ops import probabilities_to_logits, sparse_labels
+from keras_robust.attacks.problem import Problem
+from keras_robust.attacks.result import AttackResult, perturbation_norms
+from keras_robust.ops import per_example, sparse_labels
 
 _NUM_PROBED = 8
+# What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
+_ATTACKED, _JUDGED = 1_000_001, 1_000_002
 
 
 class Attack:
     """Base class: holds an attack's configuration, checks the input, runs the attack compiled.
 
-    An attack is called as `attack(model, x, y, seed=None)` and returns `x_adv`. A subclass
-    implements `generate`, with `keras.ops` alone; it is compiled once for each model and shape
-    of the input, so a loop over steps must be a `keras.ops.fori_loop` or `while_loop`. The model
-    runs in inference mode (`training=False`): batch-norm statistics are used and stay as they
-    are.
+    An attack is called as `attack(model, x, y, seed=None)` and returns `x_adv`; an example on
+    which it fails keeps its original image. `attack.run(model, x, y, seed=None)` returns a
+    `kr.attacks.AttackResult` that tells more, and `attack.perturb(model, x, y, seed)` is for
+    training. The model runs in inference mode (`training=False`): batch-norm statistics are used
+    and stay as they are.
 
-    Inside of a function under construction (a custom `train_step`, a `tf.function`) the attack
+    A subclass implements `generate`, one round of the attack, with `keras.ops` alone; it is
+    compiled once for each model and shape of the input, so a loop over steps must be a
+    `keras.ops.fori_loop` or `while_loop`. `num_rounds` says how many rounds there are (restarts,
+    target classes). Between rounds `run` drops the examples on which the attack has succeeded.
+
+    Inside of a function under construction (a custom `train_step`, a `tf.function`) a call
     becomes part of that function, and the values of its input cannot be checked.
 
     Args:
@@ -32,7 +42,17 @@ class Attack:
             `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
+            Defaults to `True`. With `False`, a softmax that ends a Keras model is left out, since
+            it loses the gradient where it saturates; of other models the logarithm is taken.
+        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
+            model, for a defence whose own gradient misleads: either one value for each example,
+            shape `(batch_size,)`, which the attack climbs, or class scores, shape
+            `(batch_size, num_classes)`, which take the place of the model's logits. Success is
+            always judged on the model itself. To be saved, it must be registered with
+            `keras.saving.register_keras_serializable`. Defaults to `None`: the model.
+        num_samples: int. How many draws of a model that is random in inference mode each
+            gradient is averaged over (expectation over transformation). Success is judged on the
+            average logits of as many other draws. Defaults to `1`.
 
     Call arguments:
         model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`.
@@ -49,8 +69,11 @@ class Attack:
     Raises:
         ValueError: before any work, if an argument is not as described above; if the model's
             outputs are NaN, do not match the labels, or are not what `from_logits` says; after
-            it, if the result is not finite.
+            it, if NaN or infinite values came up.
     """
+
+    # Whether an example is done with as soon as the model is fooled on it.
+    stops_when_fooled = True
 
     def __init__(
         self,
@@ -58,90 +81,240 @@ class Attack:
         targeted: bool = False,
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
+        objective: Callable[[Any, Any, Any], Any] | None = None,
+        num_samples: int = 1,
     ) -> None:
         self.targeted = bool(targeted)
         self.bounds = validation.check_bounds(bounds)
         self.from_logits = bool(from_logits)
+        if objective is not None and not callable(objective):
+            raise ValueError(
+                "Argument `objective` must be a callable `(model, x, y) -> values`. "
+                f"Received: objective={objective!r}"
+            )
+        self.objective = objective
+        self.num_samples = validation.check_count("num_samples", num_samples)
 
-    def generate(self, logits: Callable[[Any], Any], x: Any, y: Any, seed: Any) -> Any:
-        """Computes the adversarial images; implemented by subclasses.
+    def num_rounds(self, num_classes: int) -> int:
+        """How many times `generate` is called: once for each restart or target class, say."""
+        return 1
+
+    def generate(
+        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
+    ) -> tuple[Any, Any, Any]:
+        """One round of the attack; implemented by subclasses.
 
         Args:
-            logits: callable, differentiable, `x -> logits`.
-            x: tensor of float32 or float64.
-            y: int32 tensor of labels, shape `(batch_size,)`.
-            seed: tensor, for the random functions of `keras_robust.backend`.
+            problem: what can be asked of the model.
+            x: tensor of float32 or float64, the original images.
+            start: tensor, the best images of the rounds before; `x` in the first.
+            index: int or int tensor, number of the round.
+            seed: tensor, another one in each round, for the random functions of
+                `keras_robust.backend`.
+
+        Returns:
+            The images; how many gradients were computed for each; how many times the model was
+            run on each without one.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `generate`.")
 
+    def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
+        """Where a round's images are better than the best before: the larger margin.
+
+        Margins are positive where the model is fooled. All are tensors, or all are arrays.
+        """
+        return new_margin > best_margin
+
     def __call__(self, model: Any, x: Any, y: Any, seed: Any = None) -> Any:
-        if backend.is_tracing(x):
-            if seed is None:
-                raise ValueError(
-                    "Argument `seed` must be given where an attack is part of a compiled "
-                    "function: without it, every call would draw the same numbers. "
-                    "Received: seed=None"
-                )
-            return self.trace(model, x, y, seed)
-        x, y = ops.convert_to_tensor(x), ops.convert_to_tensor(y)
-        self.check(model, ops.convert_to_numpy(x), ops.convert_to_numpy(y))
+        if not backend.is_tracing(x):
+            return ops.convert_to_tensor(self.run(model, x, y, seed).x_adv)
         if seed is None:
-            seed = random.randint(1, 2**31 - 1)
-        if isinstance(seed, int | np.integer):
-            seed = backend.make_seed(int(seed))
-        x_adv = self.compiled(model)(x, y, seed)
-        if not bool(ops.all(ops.isfinite(x_adv))):
             raise ValueError(
-                f"{self!r} returned NaN or infinite values: the model's gradient is not finite "
-                "somewhere in the ball."
+                "Argument `seed` must be given where an attack is part of a compiled function: "
+                "without it, every call would draw the same numbers. Received: seed=None"
             )
-        return x_adv
+        x_adv = self.perturb(model, x, y, seed)
+        margin = Problem(self, model, sparse_labels(y), _as_seed(seed)).margin(_work(x_adv))
+        return _where(margin > 0, x_adv, x)
 
-    def compiled(self, model: Any) -> Callable[[Any, Any, Any], Any]:
-        """`trace`, compiled for `model`: `(x, y, seed) -> x_adv`, with nothing checked."""
-        attack = copy.copy(self)
-        key = (type(self), repr(sorted(vars(self).items())))
-        return backend.compiled(model, key, lambda *args: attack.trace(*args))
+    def run(self, model: Any, x: Any, y: Any, seed: Any = None) -> AttackResult:
+        """Attacks arrays, and tells what came of it.
 
-    def trace(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
-        """The attack in tensor operations: precision, labels and logits around `generate`."""
+        Arguments and errors are those of a call.
+
+        Returns:
+            `kr.attacks.AttackResult`.
+        """
+        x, y = ops.convert_to_numpy(x), ops.convert_to_numpy(y)
+        num_rounds = self.num_rounds(self.check(model, x, y))
+        seed = _as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
+        run_round = self._compiled(model, "round", _traced_round)
+        judge = self._compiled(model, "margin", _traced_margin)
+
+        best, margins = x.copy(), np.full(len(x), -np.inf)
+        counts = np.zeros((2, len(x)), int)
+        for index in range(num_rounds):
+            active = np.flatnonzero(margins <= 0) if self.stops_when_fooled else np.arange(len(x))
+            if not len(active):
+                break
+            batch = _padded(active, len(x))
+            results = run_round(x[batch], y[batch], best[batch], np.int32(index), seed)
+            new, new_margins, *new_counts = map(ops.convert_to_numpy, results)
+            new, new_margins = new[: len(active)], new_margins[: len(active)]
+            self._check_finite(new, new_margins)
+            better = self.improves(x[active], new, new_margins, best[active], margins[active])
+            best[active[better]] = new[better]
+            margins[active[better]] = new_margins[better]
+            counts[:, active] += np.array(new_counts, int)[:, None]
+
+        failed = np.flatnonzero(margins <= 0)
+        if len(failed):
+            batch = _padded(failed, len(x))
+            best[failed] = x[failed]
+            judged = ops.convert_to_numpy(judge(x[batch], y[batch], seed))[: len(failed)]
+            self._check_finite(x[:1], judged)
+            margins[failed] = judged
+            counts[1, failed] += 1
+        return AttackResult(best, margins > 0, perturbation_norms(x, best), *counts)
+
+    def perturb(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
+        """The attack in tensor operations, as it is used in training.
+
+        Nothing is checked, and an example on which the attack fails keeps the strongest
+        perturbation that was found: that is what an adversarial loss is computed on.
+
+        Args:
+            model: Keras model, or a callable `x -> logits`.
+            x: tensor, shape `(batch_size, ...)`.
+            y: labels, integer or one-hot.
+            seed: int, or a seed of `keras_robust.backend`.
+
+        Returns:
+            Tensor, same shape and dtype as `x`.
+        """
         x = ops.convert_to_tensor(x)
-        dtype = keras.backend.standardize_dtype(x.dtype)
-        work = ops.cast(x, "float32") if dtype in ("float16", "bfloat16") else x
-        if isinstance(seed, int | np.integer):
-            seed = backend.make_seed(int(seed))
-        x_adv = self.generate(self.logits(model), work, sparse_labels(y), seed)
-        return ops.cast(ops.clip(x_adv, *self.bounds), dtype)
+        seed, labels, work = _as_seed(seed), sparse_labels(y), _work(x)
+        best = self._round(model, work, labels, work, 0, seed)[0]
+        num_rounds = self.num_rounds(self._problem(model, labels, seed, 0).num_classes(work))
+        if num_rounds > 1:
 
-    def logits(self, model: Any) -> Callable[[Any], Any]:
-        """The model in inference mode as a function from images to float32 logits."""
+            def unfinished(index: Any, best: Any, best_margin: Any) -> Any:
+                return ops.any(best_margin <= 0) if self.stops_when_fooled else index < num_rounds
 
-        def logits(x: Any) -> Any:
-            outputs = inference.call(model, x)
-            return outputs if self.from_logits else probabilities_to_logits(outputs)
+            def try_again(index: Any, best: Any, best_margin: Any) -> Any:
+                new = self._round(model, work, labels, best, index, seed)[0]
+                new_margin = self._problem(model, labels, seed, index, _JUDGED).margin(new)
+                better = self.improves(work, new, new_margin, best, best_margin)
+                if self.stops_when_fooled:
+                    better = ops.logical_and(better, best_margin <= 0)
+                best_margin = ops.where(better, new_margin, best_margin)
+                return index + 1, _where(better, new, best), best_margin
 
-        return logits
+            margin = self._problem(model, labels, seed, 0, _JUDGED).margin(best)
+            best = ops.while_loop(
+                unfinished, try_again, (1, best, margin), maximum_iterations=num_rounds - 1
+            )[1]
+        return ops.cast(ops.clip(best, *self.bounds), x.dtype)
 
-    def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> None:
-        """Raises a `ValueError` for input that the attack cannot work on."""
+    def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> int:
+        """Raises a `ValueError` for input that the attack cannot work on.
+
+        Returns:
+            The number of classes.
+        """
         validation.check_images(x, self.bounds)
         probe = x[:_NUM_PROBED]
         outputs = inference.outputs(model, probe)
         validation.check_outputs(outputs, len(probe), self.from_logits)
         validation.check_labels(y, len(x), outputs.shape[1])
+        return outputs.shape[1]
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
+        objective = self.objective
         return {
             "targeted": self.targeted,
             "bounds": list(self.bounds),
             "from_logits": self.from_logits,
+            "objective": objective and keras.saving.serialize_keras_object(objective),
+            "num_samples": self.num_samples,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Attack":
+        if isinstance(config.get("objective"), dict):
+            objective = keras.saving.deserialize_keras_object(config["objective"])
+            config = {**config, "objective": objective}
         return cls(**config)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        names = inspect.signature(type(self)).parameters
+        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__}({arguments})"
+
+    def _problem(
+        self, model: Any, y: Any, seed: Any, index: Any, purpose: int = _ATTACKED
+    ) -> Problem:
+        return Problem(self, model, y, backend.fold_in(backend.fold_in(seed, index), purpose))
+
+    def _round(
+        self, model: Any, x: Any, y: Any, start: Any, index: Any, seed: Any
+    ) -> tuple[Any, Any, Any]:
+        problem = self._problem(model, y, seed, index)
+        return self.generate(problem, x, start, index, backend.fold_in(seed, index))
+
+    def _compiled(self, model: Any, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        attack = copy.copy(self)
+        key = (name, type(self), repr(sorted(vars(self).items())))
+        num_batched = 3 if name == "round" else 2
+        return backend.compiled(
+            model, key, lambda *args: function(attack, *args), num_batched=num_batched
+        )
+
+    def _check_finite(self, x: np.ndarray, margins: np.ndarray) -> None:
+        if not np.isfinite(x.astype("float32")).all() or np.isnan(margins).any():
+            raise ValueError(
+                f"{self!r} came upon NaN or infinite values: the model's outputs or its gradient "
+                "are not finite somewhere in the reach of the attack."
+            )
+
+
+def _traced_round(
+    attack: Attack, model: Any, x: Any, y: Any, start: Any, index: Any, seed: Any
+) -> tuple[Any, Any, Any, Any]:
+    """A round, judged on the images as they will be returned: clipped, in the dtype of `x`."""
+    y = sparse_labels(y)
+    x_adv, num_gradients, num_evaluations = attack._round(
+        model, _work(x), y, _work(start), index, seed
+    )
+    x_adv = ops.cast(ops.clip(x_adv, *attack.bounds), x.dtype)
+    margin = attack._problem(model, y, seed, index, _JUDGED).margin(_work(x_adv))
+    return x_adv, margin, ops.cast(num_gradients, "int32"), ops.cast(num_evaluations + 1, "int32")
+
+
+def _traced_margin(attack: Attack, model: Any, x: Any, y: Any, seed: Any) -> Any:
+    return Problem(attack, model, sparse_labels(y), seed).margin(_work(x))
+
+
+def _work(x: Any) -> Any:
+    """A tensor in the precision that attacks compute in."""
+    x = ops.convert_to_tensor(x)
+    low = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return ops.cast(x, "float32") if low else x
+
+
+def _as_seed(seed: Any) -> Any:
+    return backend.make_seed(int(seed)) if isinstance(seed, int | np.integer) else seed
+
+
+def _where(condition: Any, x: Any, otherwise: Any) -> Any:
+    return ops.where(per_example(condition, x), x, otherwise)
+
+
+def _padded(indices: np.ndarray, batch_size: int) -> np.ndarray:
+    """The indices; where each batch size is compiled anew, filled up to one of a few sizes."""
+    if backend.DYNAMIC_BATCH:
+        return indices
+    while batch_size >= 4 * len(indices):
+        batch_size //= 4
+    return np.concatenate([indices, np.repeat(indices[-1:], batch_size - len(indices))])

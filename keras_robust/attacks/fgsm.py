@@ -1,5 +1,6 @@
 """Fast gradient sign method."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -24,9 +25,14 @@ class FGSM(PGD):
         norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
         targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
             `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        loss: `"ce"`, `"margin"` or `"dlr"`, as in `kr.attacks.PGD`. Defaults to `"ce"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits, rather than probabilities.
             Defaults to `True`.
+        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
+            model: see `kr.attacks.Attack`. Defaults to `None`.
+        num_samples: int. How many draws of a random model each gradient is averaged over.
+            Defaults to `1`.
 
     Call arguments, returns, raises: as `kr.attacks.PGD`. `seed` changes nothing.
 
@@ -47,8 +53,11 @@ class FGSM(PGD):
         epsilon: float,
         norm: str = "linf",
         targeted: bool = False,
+        loss: str = "ce",
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
+        objective: Callable[[Any, Any, Any], Any] | None = None,
+        num_samples: int = 1,
     ) -> None:
         super().__init__(
             epsilon,
@@ -57,8 +66,11 @@ class FGSM(PGD):
             norm=norm,
             random_start=False,
             targeted=targeted,
+            loss=loss,
             bounds=bounds,
             from_logits=from_logits,
+            objective=objective,
+            num_samples=num_samples,
         )
 
     def get_config(self) -> dict[str, Any]:

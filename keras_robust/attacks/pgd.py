@@ -6,15 +6,20 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import backend, validation
+from keras_robust import validation
 from keras_robust.attacks.attack import Attack
+from keras_robust.attacks.problem import Problem
 from keras_robust.ops import (
+    dlr,
     log_odds_against,
     margin,
     projection,
     random_in_ball,
     steepest_direction,
 )
+
+# What can be climbed, by the names that the literature gives it.
+LOSSES = {"ce": log_odds_against, "margin": margin, "dlr": dlr}
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -25,11 +30,11 @@ class PGD(Attack):
 
         x_i = clip(x_{i-1} + alpha * d(grad_x L(x_{i-1}, y)), x - epsilon, x + epsilon)
 
-    for `i = 1, ..., m`, where `L` is the cross-entropy and `d` the steepest direction: `sign(g)`
-    for the L-infinity norm, `g / ||g||_2` for L2, where the projection is to the L2 ball. Each
-    iterate is clipped to `bounds` too. The last iterate is returned; with restarts, the one
-    among the restarts' last iterates that has the largest margin `max_{j != y} z_j - z_y`.
-    Restarts end as soon as the whole batch is misclassified.
+    for `i = 1, ..., m`, where `L` is the loss and `d` the steepest direction: `sign(g)` for the
+    L-infinity norm, `g / ||g||_2` for L2, where the projection is to the L2 ball. Each iterate is
+    clipped to `bounds` too. The last iterate counts; with restarts, the one among the restarts'
+    last iterates that has the largest margin `max_{j != y} z_j - z_y`. An example is restarted
+    until it is misclassified.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
@@ -42,9 +47,17 @@ class PGD(Attack):
         num_restarts: int. How many random starts to try. Defaults to `1`.
         targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
             `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        loss: what to climb. `"ce"`: the cross-entropy. `"margin"`: `max_{j != y} z_j - z_y`.
+            `"dlr"`: the margin divided by the difference of the largest and third largest
+            logit. None of them changes its direction where the logits are multiplied by a large
+            constant. Defaults to `"ce"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits, rather than probabilities.
             Defaults to `True`.
+        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
+            model: see `kr.attacks.Attack`. Defaults to `None`.
+        num_samples: int. How many draws of a random model each gradient is averaged over.
+            Defaults to `1`.
 
     Call arguments:
         model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`.
@@ -56,12 +69,12 @@ class PGD(Attack):
 
     Returns:
         Tensor, same shape and dtype as `x`, inside the ball and `bounds` to the precision of
-        that dtype.
+        that dtype. An example on which the attack fails keeps its original image.
 
     Raises:
         ValueError: if an argument is out of its range, or more than one restart is asked for
             without a random start; when called, if `x`, `y` or the model's outputs are not as
-            described above.
+            described above, or if `"dlr"` is to be climbed with fewer than 3 classes.
 
     Example:
 
@@ -96,10 +109,19 @@ class PGD(Attack):
         random_start: bool = True,
         num_restarts: int = 1,
         targeted: bool = False,
+        loss: str = "ce",
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
+        objective: Callable[[Any, Any, Any], Any] | None = None,
+        num_samples: int = 1,
     ) -> None:
-        super().__init__(targeted=targeted, bounds=bounds, from_logits=from_logits)
+        super().__init__(
+            targeted=targeted,
+            bounds=bounds,
+            from_logits=from_logits,
+            objective=objective,
+            num_samples=num_samples,
+        )
         self.epsilon = validation.check_number("epsilon", epsilon)
         if step_size is not None:
             step_size = validation.check_number("step_size", step_size, exclusive=True)
@@ -108,63 +130,52 @@ class PGD(Attack):
         self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
         self.random_start = bool(random_start)
         self.num_restarts = validation.check_count("num_restarts", num_restarts)
+        self.loss = validation.check_choice("loss", loss, LOSSES)
         if self.num_restarts > 1 and not self.random_start:
             raise ValueError(
                 "Argument `num_restarts` must be 1 without a random start: every restart would "
                 f"be the same. Received: num_restarts={num_restarts}, random_start=False"
             )
 
-    def generate(self, logits: Callable[[Any], Any], x: Any, y: Any, seed: Any) -> Any:
-        sign = -1.0 if self.targeted else 1.0
+    def num_rounds(self, num_classes: int) -> int:
+        return self.num_restarts
 
-        def loss(z: Any) -> Any:
-            return sign * log_odds_against(logits(z), y)
+    def check(self, model: Any, x: Any, y: Any) -> int:
+        num_classes = super().check(model, x, y)
+        if self.loss == "dlr" and num_classes < 3:
+            raise ValueError(
+                'Argument `loss` must be "ce" or "margin" for a model of 2 classes: the third '
+                f'largest logit is part of "dlr". Received: loss={self.loss!r}'
+            )
+        return num_classes
 
-        def ascend(restart: Any) -> Any:
-            return self.ascend(loss, x, self.start(x, backend.fold_in(seed, restart)))
+    def generate(
+        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
+    ) -> tuple[Any, Any, Any]:
+        def gradient(z: Any, step: Any) -> Any:
+            return problem.at(step).gradient(LOSSES[self.loss], z)
 
-        best = ascend(0)
-        if self.num_restarts == 1:
-            return best
+        num_gradients = self.num_steps * self.num_samples
+        return self.ascend(gradient, x, self.start(x, seed)), num_gradients, 0
 
-        def signed_margin(x_adv: Any) -> Any:
-            return sign * margin(logits(x_adv), y)
-
-        def some_stand(restart: Any, best: Any, best_margin: Any) -> Any:
-            return ops.any(best_margin <= 0)
-
-        def try_again(restart: Any, best: Any, best_margin: Any) -> Any:
-            x_adv = ascend(restart)
-            new_margin = signed_margin(x_adv)
-            better = new_margin > best_margin
-            chosen = ops.where(ops.reshape(better, (-1,) + (1,) * (len(x.shape) - 1)), x_adv, best)
-            return restart + 1, chosen, ops.maximum(new_margin, best_margin)
-
-        return ops.while_loop(
-            some_stand,
-            try_again,
-            (1, best, signed_margin(best)),
-            maximum_iterations=self.num_restarts - 1,
-        )[1]
-
-    def ascend(self, loss: Callable[[Any], Any], x: Any, start: Any) -> Any:
-        """Climbs `loss`, a function of images with one value per example, from `start`.
+    def ascend(self, gradient: Callable[[Any, Any], Any], x: Any, start: Any) -> Any:
+        """Steps along `gradient`, a function of images and the number of the step, from `start`.
 
         The result is in the ball around `x`; `start` need not be.
         """
-        step_size = self.step_size
-        if step_size is None:
-            step_size = 2.5 * self.epsilon / self.num_steps
         project = projection(x, self.epsilon, self.norm, self.bounds)
 
-        def total_loss(z: Any) -> Any:
-            return ops.sum(loss(z))
-
-        def step(_: Any, x_adv: Any) -> Any:
-            gradient = backend.input_gradient(total_loss, x_adv)
-            return project(x_adv + step_size * steepest_direction(gradient, self.norm))
+        def step(number: Any, x_adv: Any) -> Any:
+            direction = steepest_direction(gradient(x_adv, number), self.norm)
+            return project(x_adv + self.length_of_a_step * direction)
 
         return ops.fori_loop(0, self.num_steps, step, start)
+
+    @property
+    def length_of_a_step(self) -> float:
+        """`step_size`, or what it is by default."""
+        default = 2.5 * self.epsilon / self.num_steps
+        return default if self.step_size is None else self.step_size
 
     def start(self, x: Any, seed: Any) -> Any:
         """Where the ascent begins: a random point of the ball, or `x`."""
@@ -181,5 +192,6 @@ class PGD(Attack):
             "norm": self.norm,
             "random_start": self.random_start,
             "num_restarts": self.num_restarts,
+            "loss": self.loss,
             **super().get_config(),
         }

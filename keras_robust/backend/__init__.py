@@ -3,10 +3,13 @@
 Everything above this package is written with `keras.ops`. What `keras.ops` does not have is
 here, once for each backend, under the same names:
 
-- `input_gradient(function, x)`: the gradient of a scalar function of a tensor.
+- `input_gradient(function, x)`: the gradient of a scalar function of a tensor;
+  `value_and_gradient`, `value_and_jacobian`: with the value.
 - `compiled(model, key, function)`: `function(model, ...)` compiled once per model, key and shapes.
 - `is_tracing(x)`: whether a compiled function is being traced, so that `x` has no values yet.
+- `DYNAMIC_BATCH`: whether a compiled function takes batches of every size.
 - `make_seed`, `fold_in`, `uniform`, `normal`: random numbers without state.
+- `seeded(variables, seed)`: Keras's seed generators, made functions of a seed.
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
 - `device()`: what the computation runs on, in words.
 - `synchronize(x)`: waits until `x` has been computed.
@@ -16,6 +19,7 @@ here, once for each backend, under the same names:
 import keras
 
 if keras.backend.backend() == "tensorflow":
+    from keras_robust.backend.tensorflow import DYNAMIC_BATCH as DYNAMIC_BATCH
     from keras_robust.backend.tensorflow import TrainStep as TrainStep
     from keras_robust.backend.tensorflow import compiled as compiled
     from keras_robust.backend.tensorflow import device as device
@@ -25,9 +29,13 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import make_seed as make_seed
     from keras_robust.backend.tensorflow import normal as normal
     from keras_robust.backend.tensorflow import peak_memory as peak_memory
+    from keras_robust.backend.tensorflow import seeded as seeded
     from keras_robust.backend.tensorflow import synchronize as synchronize
     from keras_robust.backend.tensorflow import uniform as uniform
+    from keras_robust.backend.tensorflow import value_and_gradient as value_and_gradient
+    from keras_robust.backend.tensorflow import value_and_jacobian as value_and_jacobian
 elif keras.backend.backend() == "jax":
+    from keras_robust.backend.jax import DYNAMIC_BATCH as DYNAMIC_BATCH
     from keras_robust.backend.jax import TrainStep as TrainStep  # type: ignore[assignment]
     from keras_robust.backend.jax import compiled as compiled
     from keras_robust.backend.jax import device as device
@@ -37,8 +45,11 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import make_seed as make_seed
     from keras_robust.backend.jax import normal as normal
     from keras_robust.backend.jax import peak_memory as peak_memory
+    from keras_robust.backend.jax import seeded as seeded
     from keras_robust.backend.jax import synchronize as synchronize
     from keras_robust.backend.jax import uniform as uniform
+    from keras_robust.backend.jax import value_and_gradient as value_and_gradient
+    from keras_robust.backend.jax import value_and_jacobian as value_and_jacobian
 else:
     raise ImportError(
         "keras_robust runs on Keras's `tensorflow` and `jax` backends. Set the environment "

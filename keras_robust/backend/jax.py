@@ -1,7 +1,7 @@
 """The JAX backend."""
 
 import contextlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -9,10 +9,34 @@ import keras
 
 from keras_robust.backend.cache import cached
 
+# Whether a compiled function takes batches of every size without being compiled anew.
+DYNAMIC_BATCH = False
+
 
 def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
     """Gradient of the scalar `function(x)` in `x`; nothing else is recorded."""
     return jax.grad(function)(x)
+
+
+def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tuple[Any, Any]:
+    """For `function(x) = (scalar, value)`: the value, and the scalar's gradient in `x`."""
+    gradient, value = jax.grad(function, has_aux=True)(x)
+    return value, gradient
+
+
+def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    """For `function(x)` of shape `(batch_size, k)`: its value, and its gradients in `x`.
+
+    Each example's values depend on that example alone. The gradients have shape
+    `(batch_size, k, ...)`. One pass forward, k backward.
+    """
+    value, pull_back = jax.vjp(function, x)
+
+    def gradient(direction: Any) -> Any:
+        return pull_back(jax.numpy.broadcast_to(direction, value.shape))[0]
+
+    directions = jax.numpy.eye(value.shape[1], dtype=value.dtype)
+    return value, jax.numpy.moveaxis(jax.vmap(gradient)(directions), 0, 1)
 
 
 class _Recorder(keras.StatelessScope):
@@ -27,8 +51,12 @@ class _Recorder(keras.StatelessScope):
         return super().get_current_value(variable)
 
 
-def compiled(model: Any, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(
+    model: Any, key: Hashable, function: Callable[..., Any], num_batched: int = 0
+) -> Callable[..., Any]:
     """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes.
+
+    On TensorFlow, the first axis of the first `num_batched` tensors may have any size.
 
     The Keras variables that it reads, which a first trace finds, go in as arguments: the
     compiled function sees their new values, as it does on TensorFlow. Any other value that
@@ -82,6 +110,20 @@ def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
 def normal(shape: Any, seed: Any, dtype: str) -> Any:
     """Standard normal random numbers."""
     return jax.random.normal(seed, shape, dtype=dtype)
+
+
+@contextlib.contextmanager
+def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
+    """Inside, the Keras seed generators with these state variables draw from `seed`.
+
+    It must be used in a compiled function, where assigning to a variable changes nothing else.
+    """
+    values = [variable.value for variable in variables]
+    for number, variable in enumerate(variables):
+        variable.assign(fold_in(seed, number).astype(variable.dtype))
+    yield
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def device() -> str:

@@ -1,7 +1,7 @@
 """The TensorFlow backend."""
 
 import contextlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import keras
@@ -9,27 +9,63 @@ import tensorflow as tf
 
 from keras_robust.backend.cache import cached
 
+# Whether a compiled function takes batches of every size without being compiled anew.
+DYNAMIC_BATCH = True
 
-def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
-    """Gradient of the scalar `function(x)` in `x`; nothing else is recorded."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        value = function(x)
-    gradient = tape.gradient(value, x)
+
+def _checked(gradient: Any) -> Any:
     if gradient is None:
         raise ValueError(
             "The model has no gradient in its input: some operation between input and output is "
-            "not differentiable, or the output does not depend on the input."
+            "not differentiable, or the output does not depend on the input. Attack it through "
+            "an `objective` (`keras_robust.attacks.BPDA`), or without gradients "
+            "(`keras_robust.attacks.Square`)."
         )
     return gradient
 
 
-def compiled(model: Any, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes."""
+def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
+    """Gradient of the scalar `function(x)` in `x`; nothing else is recorded."""
+    return value_and_gradient(lambda x: (function(x), ()), x)[1]
+
+
+def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tuple[Any, Any]:
+    """For `function(x) = (scalar, value)`: the value, and the scalar's gradient in `x`."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        scalar, value = function(x)
+    return value, _checked(tape.gradient(scalar, x))
+
+
+def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    """For `function(x)` of shape `(batch_size, k)`: its value, and its gradients in `x`.
+
+    Each example's values depend on that example alone. The gradients have shape
+    `(batch_size, k, ...)`. One pass forward, k backward.
+    """
+    with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+        tape.watch(x)
+        value = function(x)
+        columns = tf.unstack(value, axis=1)
+    gradients = [_checked(tape.gradient(column, x)) for column in columns]
+    return value, tf.stack(gradients, axis=1)
+
+
+def compiled(
+    model: Any, key: Hashable, function: Callable[..., Any], num_batched: int = 0
+) -> Callable[..., Any]:
+    """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes.
+
+    The first axis of the first `num_batched` tensors may have any size.
+    """
 
     def run(*args: Any) -> Any:
         args = tuple(tf.convert_to_tensor(arg) for arg in args)
-        specs = tuple(tf.TensorSpec(arg.shape, arg.dtype) for arg in args)
+        shapes = [[None, *arg.shape[1:]] for arg in args[:num_batched]]
+        shapes += [arg.shape for arg in args[num_batched:]]
+        specs = tuple(
+            tf.TensorSpec(shape, arg.dtype) for shape, arg in zip(shapes, args, strict=True)
+        )
 
         def build(reference: Callable[[], Any]) -> Any:
             traced = tf.function(lambda *args: function(reference(), *args), autograph=False)
@@ -64,6 +100,17 @@ def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
 def normal(shape: Any, seed: Any, dtype: str) -> Any:
     """Standard normal random numbers."""
     return tf.random.stateless_normal(shape, seed, dtype=dtype)
+
+
+@contextlib.contextmanager
+def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
+    """Inside, the Keras seed generators with these state variables draw from `seed`."""
+    mapping = [
+        (variable, tf.cast(fold_in(seed, number), variable.dtype))
+        for number, variable in enumerate(variables)
+    ]
+    with keras.StatelessScope(state_mapping=mapping) if mapping else contextlib.nullcontext():
+        yield
 
 
 def device() -> str:

@@ -48,7 +48,7 @@ class AdversarialTraining(ModelLoss):
     """
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        return self.attack.trace(model, x, y, seed), None
+        return self.attack.perturb(model, x, y, seed), None
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         return self.classification_loss(y_true, y_pred)

@@ -89,9 +89,14 @@ class TRADES(ModelLoss):
         work = ops.cast(x, "float32")
         log_p_clean = ops.stop_gradient(log_p(work))
         noise = backend.normal(ops.shape(work), seed, "float32")
-        x_adv = self.attack.ascend(
-            lambda z: kl_divergence(log_p_clean, log_p(z)), work, work + self.start_stddev * noise
-        )
+
+
+        def gradient(z: Any, step: Any) -> Any:
+            return backend.input_gradient(
+                lambda z: ops.sum(kl_divergence(log_p_clean, log_p(z))), z
+            )
+
+        x_adv = self.attack.ascend(gradient, work, work + self.start_stddev * noise)
         return x, ops.cast(x_adv, x.dtype)
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:

@@ -1,11 +1,19 @@
 """Pure tensor functions without state."""
 
+from keras_robust.ops.balls import euclidean_norm as euclidean_norm
+from keras_robust.ops.balls import maximum_norm as maximum_norm
+from keras_robust.ops.balls import per_example as per_example
 from keras_robust.ops.balls import projection as projection
 from keras_robust.ops.balls import random_in_ball as random_in_ball
 from keras_robust.ops.balls import steepest_direction as steepest_direction
 from keras_robust.ops.labels import sparse_labels as sparse_labels
+from keras_robust.ops.logits import dlr as dlr
+from keras_robust.ops.logits import dlr_targeted as dlr_targeted
 from keras_robust.ops.logits import log_odds_against as log_odds_against
 from keras_robust.ops.logits import log_probabilities as log_probabilities
+from keras_robust.ops.logits import logit_range as logit_range
 from keras_robust.ops.logits import margin as margin
+from keras_robust.ops.logits import of_class as of_class
+from keras_robust.ops.logits import other_classes as other_classes
 from keras_robust.ops.logits import probabilities_to_logits as probabilities_to_logits
 from keras_robust.ops.simplex import simplex_gram as simplex_gram

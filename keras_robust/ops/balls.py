@@ -9,20 +9,21 @@ from keras import ops
 from keras_robust import backend
 
 
-def _per_example(values: Any, like: Any) -> Any:
+def per_example(values: Any, like: Any) -> Any:
     """Shape `(batch_size,)` to `(batch_size, 1, ..., 1)`, to go with `like`."""
     return ops.reshape(values, (-1,) + (1,) * (len(like.shape) - 1))
 
 
-def _maximum_norm(delta: Any) -> Any:
+def maximum_norm(delta: Any) -> Any:
+    """L-infinity norm per example."""
     return ops.max(ops.reshape(ops.abs(delta), (ops.shape(delta)[0], -1)), axis=1)
 
 
-def _euclidean_norm(delta: Any) -> Any:
+def euclidean_norm(delta: Any) -> Any:
     """L2 norm per example, scaled by the largest entry: squares neither under- nor overflow."""
-    largest = _maximum_norm(delta)
+    largest = maximum_norm(delta)
     safe = ops.where(largest > 0, largest, ops.ones_like(largest))
-    scaled = ops.reshape(delta / _per_example(safe, delta), (ops.shape(delta)[0], -1))
+    scaled = ops.reshape(delta / per_example(safe, delta), (ops.shape(delta)[0], -1))
     return largest * ops.sqrt(ops.sum(ops.square(scaled), axis=1))
 
 
@@ -33,9 +34,9 @@ def steepest_direction(gradient: Any, norm: str) -> Any:
     """
     if norm == "linf":
         return ops.sign(gradient)
-    length = _euclidean_norm(gradient)
+    length = euclidean_norm(gradient)
     safe = ops.where(length > 0, length, ops.ones_like(length))
-    return gradient / _per_example(safe, gradient)
+    return gradient / per_example(safe, gradient)
 
 
 def projection(
@@ -54,9 +55,9 @@ def projection(
 
     def project(x_adv: Any) -> Any:
         delta = x_adv - x
-        length = _euclidean_norm(delta)
+        length = euclidean_norm(delta)
         factor = epsilon / ops.maximum(length, epsilon) if epsilon > 0 else ops.zeros_like(length)
-        return ops.clip(x + delta * _per_example(factor, delta), *bounds)
+        return ops.clip(x + delta * per_example(factor, delta), *bounds)
 
     return project
 
@@ -69,4 +70,4 @@ def random_in_ball(x: Any, epsilon: float, norm: str, seed: Any) -> Any:
     direction = steepest_direction(backend.normal(shape, backend.fold_in(seed, 0), x.dtype), "l2")
     dimensions = math.prod(x.shape[1:])
     radius = backend.uniform((shape[0],), backend.fold_in(seed, 1), 0.0, 1.0, x.dtype)
-    return x + epsilon * _per_example(radius ** (1.0 / dimensions), x) * direction
+    return x + epsilon * per_example(radius ** (1.0 / dimensions), x) * direction

@@ -24,13 +24,14 @@ def _others(logits: Any, y: Any) -> Any:
     return ops.where(is_label, ops.full_like(logits, -float("inf")), logits)
 
 
-def _of_label(logits: Any, y: Any) -> Any:
+def of_class(logits: Any, y: Any) -> Any:
+    """`z_y`, shape `(batch_size,)`."""
     return ops.squeeze(ops.take_along_axis(logits, ops.expand_dims(y, -1), axis=-1), -1)
 
 
 def margin(logits: Any, y: Any) -> Any:
     """`max_{j != y} z_j - z_y`, shape `(batch_size,)`: positive where `y` is not predicted."""
-    return ops.max(_others(logits, y), axis=-1) - _of_label(logits, y)
+    return ops.max(_others(logits, y), axis=-1) - of_class(logits, y)
 
 
 def log_odds_against(logits: Any, y: Any) -> Any:
@@ -40,4 +41,40 @@ def log_odds_against(logits: Any, y: Any) -> Any:
     same maximisers and, up to a positive factor, the same gradient. That factor, `sigmoid(m)`,
     is what underflows to 0 where a softmax saturates; `m` has no such factor.
     """
-    return ops.logsumexp(_others(logits, y), axis=-1) - _of_label(logits, y)
+    return ops.logsumexp(_others(logits, y), axis=-1) - of_class(logits, y)
+
+
+def dlr(logits: Any, y: Any) -> Any:
+    """`-(z_y - max_{j != y} z_j) / (z_pi1 - z_pi3)`, the difference-of-logits ratio.
+
+    `pi` sorts the logits in decreasing order. It does not change where the logits are shifted or
+    multiplied by a constant. At least 3 classes (Croce and Hein, 2020, eq. 6).
+    """
+    largest = ops.top_k(logits, 3)[0]
+    return _ratio(margin(logits, y), largest[:, 0] - largest[:, 2])
+
+
+def dlr_targeted(logits: Any, y: Any, target: Any) -> Any:
+    """`-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2)`, the ratio for a target class.
+
+    At least 4 classes (Croce and Hein, 2020, eq. 7).
+    """
+    largest = ops.top_k(logits, 4)[0]
+    difference = of_class(logits, target) - of_class(logits, y)
+    return _ratio(difference, largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2)
+
+
+def _ratio(numerator: Any, denominator: Any) -> Any:
+    """The ratio; where the largest logits tie, the numerator alone."""
+    return numerator / ops.where(denominator > 0, denominator, ops.ones_like(denominator))
+
+
+def logit_range(logits: Any) -> Any:
+    """`max_j z_j - min_j z_j`, shape `(batch_size,)`; 1 where that is 0."""
+    difference = ops.max(logits, axis=-1) - ops.min(logits, axis=-1)
+    return ops.where(difference > 0, difference, ops.ones_like(difference))
+
+
+def other_classes(logits: Any, y: Any) -> Any:
+    """All classes but `y`, the most likely first, shape `(batch_size, num_classes - 1)`."""
+    return ops.cast(ops.top_k(_others(logits, y), logits.shape[-1] - 1)[1], "int32")

@@ -1,0 +1,110 @@
+"""Momentum iterative method."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_robust import validation
+from keras_robust.attacks.pgd import PGD
+from keras_robust.ops import per_example, projection, steepest_direction
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class MIM(PGD):
+    """Perturbs inputs by gradient steps with momentum, from the image itself.
+
+        g_{t+1} = mu * g_t + grad_x L(x_t, y) / ||grad_x L(x_t, y)||_1
+        x_{t+1} = clip(x_t + alpha * d(g_{t+1}), x - epsilon, x + epsilon)
+
+    from `g_0 = 0` and `x_0 = x`, where `d` is the steepest direction: `sign(g)` for the
+    L-infinity norm, `g / ||g||_2` for L2. Each iterate is clipped to `bounds` too. Momentum
+    steadies the direction: the images transfer better to other models than those of PGD.
+
+    Args:
+        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        step_size: float. `alpha`, in units of `x`. Defaults to `None`: `2.5 * epsilon /
+            num_steps`. The paper has `epsilon / num_steps`.
+        num_steps: int. The number of gradients. Defaults to `20`.
+        decay: float. `mu`; 0 is PGD without a random start. Defaults to `1.0`.
+        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
+            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        loss: `"ce"`, `"margin"` or `"dlr"`, as in `kr.attacks.PGD`. Defaults to `"ce"`.
+        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        from_logits: bool. Whether the model returns logits, rather than probabilities.
+            Defaults to `True`.
+        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
+            model: see `kr.attacks.Attack`. Defaults to `None`.
+        num_samples: int. How many draws of a random model each gradient is averaged over.
+            Defaults to `1`.
+
+    Call arguments, returns, raises: as `kr.attacks.PGD`. `seed` changes nothing.
+
+    Example:
+
+    >>> import keras_robust as kr
+    >>> attack = kr.attacks.MIM(epsilon=8 / 255, num_steps=10)
+
+    Reference:
+
+    - [Dong et al., 2018](https://arxiv.org/abs/1710.06081), eqs. 6 and 7
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        step_size: float | None = None,
+        num_steps: int = 20,
+        decay: float = 1.0,
+        norm: str = "linf",
+        targeted: bool = False,
+        loss: str = "ce",
+        bounds: tuple[float, float] = (0.0, 1.0),
+        from_logits: bool = True,
+        objective: Callable[[Any, Any, Any], Any] | None = None,
+        num_samples: int = 1,
+    ) -> None:
+        super().__init__(
+            epsilon,
+            step_size=step_size,
+            num_steps=num_steps,
+            norm=norm,
+            random_start=False,
+            targeted=targeted,
+            loss=loss,
+            bounds=bounds,
+            from_logits=from_logits,
+            objective=objective,
+            num_samples=num_samples,
+        )
+        self.decay = validation.check_number("decay", decay)
+
+    def ascend(self, gradient: Callable[[Any, Any], Any], x: Any, start: Any) -> Any:
+        project = projection(x, self.epsilon, self.norm, self.bounds)
+
+        def step(number: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
+            x_adv, momentum = state
+            momentum = self.decay * momentum + _unit_l1(gradient(x_adv, number))
+            direction = steepest_direction(momentum, self.norm)
+            return project(x_adv + self.length_of_a_step * direction), momentum
+
+        return ops.fori_loop(0, self.num_steps, step, (start, ops.zeros_like(start)))[0]
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for name in ("random_start", "num_restarts"):
+            del config[name]
+        return {**config, "decay": self.decay}
+
+
+def _unit_l1(gradient: Any) -> Any:
+    """The gradient divided by its L1 norm, example by example."""
+    # Scaled by the largest entry first: the sum then neither under- nor overflows.
+    flat = ops.reshape(ops.abs(gradient), (ops.shape(gradient)[0], -1))
+    largest = ops.max(flat, axis=1)
+    largest = per_example(ops.where(largest > 0, largest, ops.ones_like(largest)), gradient)
+    scaled = gradient / largest
+    total = ops.sum(ops.reshape(ops.abs(scaled), (ops.shape(gradient)[0], -1)), axis=1)
+    return scaled / per_example(ops.maximum(total, 1.0), gradient)

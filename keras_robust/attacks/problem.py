@@ -1,0 +1,140 @@
+"""What an attack may ask of a model."""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from keras_robust import backend, inference
+from keras_robust.ops import logit_range, margin
+
+# A loss: from class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`,
+# to one value for each example, which an untargeted attack climbs.
+Loss = Callable[[Any, Any], Any]
+_TIE = 1e-30
+
+
+class Problem:
+    """A batch of labels and the model to be fooled on it, as attacks see them.
+
+    There are two views of the model. `scores`, `gradient`, `loss_and_gradient` and
+    `scores_and_jacobian` are what the attack differentiates: the model, or the attack's
+    `objective`. `margin` is the model itself, by which success is judged. All are averages over
+    the attack's `num_samples` draws of a random model.
+
+    Args:
+        attack: `kr.attacks.Attack`.
+        model: the model.
+        y: int32 tensor of labels, shape `(batch_size,)`.
+        seed: tensor, seed of the model's own random numbers.
+    """
+
+    def __init__(self, attack: Any, model: Any, y: Any, seed: Any) -> None:
+        self.y = y
+        self.sign = -1.0 if attack.targeted else 1.0
+        self._attack = attack
+        self._model = model
+        self._random_state = inference.random_state(model)
+        self._seed = seed
+
+    def at(self, step: Any) -> "Problem":
+        """The same problem with other draws of a random model, to be used in step `step`."""
+        return Problem(self._attack, self._model, self.y, backend.fold_in(self._seed, step))
+
+    def with_labels(self, y: Any) -> "Problem":
+        """The same problem with other labels."""
+        return Problem(self._attack, self._model, y, self._seed)
+
+    def scores(self, x: Any) -> Any:
+        """Differentiable class scores, shape `(batch_size, num_classes)`."""
+        return self._average(lambda: self._scores(x))
+
+    def num_classes(self, x: Any) -> int:
+        """The number of the model's classes."""
+        return self._logits(x).shape[-1]
+
+    def margin(self, x: Any) -> Any:
+        """How far the model itself is fooled, shape `(batch_size,)`: positive where it is.
+
+        `max_{j != y} z_j - z_y`; the same with the other sign for a targeted attack. Where the
+        two tie, the sign is that of the class which `argmax` predicts.
+        """
+        logits = self._average(lambda: self._logits(x))
+        predicted = ops.cast(ops.argmax(logits, axis=-1), self.y.dtype)
+        fooled = predicted == self.y if self.sign < 0 else predicted != self.y
+        values = self.sign * margin(logits, self.y)
+        return ops.where(fooled, ops.maximum(values, _TIE), values)
+
+    def gradient(self, loss: Loss, x: Any) -> Any:
+        """The direction in which an attack climbs: see `loss_and_gradient`."""
+        return self.loss_and_gradient(loss, x)[1]
+
+    def loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any]:
+        """The values to climb, shape `(batch_size,)`, and their gradient in `x`.
+
+        The gradient of each example is divided by the range of its class scores, so that it
+        neither overflows nor underflows where a model's scores are huge: its direction counts,
+        not its length. An `objective` that returns one value for each example takes the place of
+        `loss`, and is not scaled.
+        """
+
+        def function(x: Any) -> tuple[Any, Any]:
+            scores = self._objective(x)
+            if len(scores.shape) == 1:
+                return ops.sum(scores), scores
+            values = self.sign * loss(scores, self.y)
+            return ops.sum(values / ops.stop_gradient(logit_range(scores))), values
+
+        return self._average(lambda: backend.value_and_gradient(function, x))
+
+    def scores_and_jacobian(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+        """`select(scores)`, shape `(batch_size, k)`, and its gradients, `(batch_size, k, ...)`.
+
+        It counts as k gradients.
+        """
+        return self._average(
+            lambda: backend.value_and_jacobian(lambda x: select(self._scores(x)), x)
+        )
+
+    def _logits(self, x: Any) -> Any:
+        return inference.logits(self._model, x, self._attack.from_logits)
+
+    def _objective(self, x: Any) -> Any:
+        """Class scores, or one value for each example."""
+        if self._attack.objective is None:
+            return self._logits(x)
+        values = self._attack.objective(self._model, x, self.y)
+        if len(values.shape) not in (1, 2):
+            raise ValueError(
+                "Argument `objective` must return one value for each example, shape "
+                "`(batch_size,)`, or class scores, shape `(batch_size, num_classes)`. "
+                f"Received: values of shape {tuple(values.shape)}"
+            )
+        return ops.cast(values, "float32") if values.dtype != x.dtype else values
+
+    def _scores(self, x: Any) -> Any:
+        scores = self._objective(x)
+        if len(scores.shape) == 1:
+            raise ValueError(
+                f"{type(self._attack).__name__} needs class scores: its `objective` must return "
+                "shape `(batch_size, num_classes)`. Received: one value for each example"
+            )
+        return scores
+
+    def _average(self, compute: Callable[[], Any]) -> Any:
+        """The mean over draws of the model's random numbers, of tensors or pairs of tensors."""
+
+        def draw(number: Any) -> list[Any]:
+            with backend.seeded(self._random_state, backend.fold_in(self._seed, number)):
+                values = compute()
+            return list(values) if isinstance(values, tuple) else [values]
+
+        def add(number: Any, totals: Any) -> list[Any]:
+            return [a + b for a, b in zip(totals, draw(number), strict=True)]
+
+        total = draw(0)
+        num_samples = self._attack.num_samples
+        if num_samples > 1:
+            total = ops.fori_loop(1, num_samples, add, total)
+            total = [value / num_samples for value in total]
+        return tuple(total) if len(total) > 1 else total[0]

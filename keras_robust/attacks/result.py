@@ -1,0 +1,46 @@
+"""What an attack has found."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackResult:
+    """What `attack.run(model, x, y)` returns, in NumPy arrays.
+
+    Args:
+        x_adv: array, shape and dtype of `x`: the adversarial image of each example, or its
+            original image where the attack has failed.
+        success: bool array, shape `(num_examples,)`: whether the model misclassifies `x_adv`; for
+            a targeted attack, whether it classifies it as `y`.
+        norms: mapping of `"l0"`, `"l1"`, `"l2"` and `"linf"` to float arrays, shape
+            `(num_examples,)`: the norms of `x_adv - x`. L0 counts values.
+        num_gradients: int array, shape `(num_examples,)`: how many gradients in the input were
+            computed for each example.
+        num_evaluations: int array, shape `(num_examples,)`: how many times the model was run
+            without a gradient.
+    """
+
+    x_adv: np.ndarray
+    success: np.ndarray
+    norms: dict[str, np.ndarray]
+    num_gradients: np.ndarray
+    num_evaluations: np.ndarray
+
+    @property
+    def success_rate(self) -> float:
+        """Share of examples on which the attack has succeeded."""
+        return float(self.success.mean())
+
+
+def perturbation_norms(x: np.ndarray, x_adv: np.ndarray) -> dict[str, np.ndarray]:
+    """The norms of `x_adv - x` for each example."""
+    delta = x_adv.astype("float64") - x.astype("float64")
+    size = np.abs(delta).reshape(len(x), -1)
+    return {
+        "l0": (size > 0).sum(axis=1).astype("float64"),
+        "l1": size.sum(axis=1),
+        "l2": np.sqrt((size**2).sum(axis=1)),
+        "linf": size.max(axis=1),
+    }
