@@ -1,0 +1,230 @@
+"""Adaptive attacks: surrogate objectives, layers without a gradient, random layers."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_robust as kr
+
+
+@keras.saving.register_keras_serializable(package="test_objective")
+class Quantize(keras.layers.Layer):
+    """Rounds to a few levels: the gradient is 0 almost everywhere."""
+
+    def call(self, x):
+        return ops.round(x * 4) / 4 + 0.0 * x
+
+
+class InputNoise(keras.layers.Layer):
+    """Adds noise at inference too."""
+
+    def __init__(self, stddev, **kwargs):
+        super().__init__(**kwargs)
+        self.stddev = stddev
+        self.generator = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        noise = keras.random.normal(ops.shape(x), seed=self.generator)
+        return x + ops.cast(self.stddev * noise, x.dtype)
+
+
+@keras.saving.register_keras_serializable(package="test_objective")
+def base_logits(model, x, y):
+    """The class scores of what comes after the first layer."""
+    return model.layers[-1](x, training=False)
+
+
+@pytest.fixture(scope="module")
+def data(embedded_data):
+    return tuple(values[:128] for values in embedded_data[1])
+
+
+@pytest.fixture(scope="module")
+def quantized(trained_model):
+    return keras.Sequential([keras.Input((28, 28, 1)), Quantize(name="quantize"), trained_model])
+
+
+def accuracy(attack, model, data):
+    return 1 - attack.run(model, *data, seed=0).success_rate
+
+
+def test_bpda_attacks_behind_a_layer_without_gradient(quantized, data):
+    blocked = accuracy(kr.attacks.PGD(0.2, random_start=False), quantized, data)
+    open_ = accuracy(kr.attacks.PGD(0.2, objective=kr.attacks.BPDA("quantize")), quantized, data)
+    assert blocked > 0.75
+    assert open_ < 0.15
+
+
+def test_bpda_in_a_nested_model_behind_a_robust_model(quantized, data):
+    outer = kr.RobustModel(keras.Sequential([keras.Input((28, 28, 1)), quantized]))
+    attack = kr.attacks.PGD(0.2, objective=kr.attacks.BPDA(["quantize"]))
+    assert accuracy(attack, outer, data) < 0.15
+
+
+def test_bpda_runs_the_model_as_it_is(quantized, data):
+    x, y = data
+    scores = kr.attacks.BPDA("quantize")(quantized, ops.convert_to_tensor(x), y)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(scores), ops.convert_to_numpy(quantized(x)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_gradient_of_bpda_is_that_of_the_approximation():
+    # logits (0, sum round(x) * w) with h(x) = x^3 in place of the rounding: the gradient is
+    # 3 x^2 w, so FGSM steps to x + epsilon sign(w), and an L2 step along x^2 w.
+    weights = np.random.default_rng(0).normal(size=(16, 1)).astype("float32")
+    model = keras.Sequential(
+        [keras.Input((4, 4, 1)), Quantize(name="q"), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    model.set_weights([np.concatenate([0 * weights, weights], 1), np.zeros(2, "float32")])
+    x = np.random.default_rng(1).uniform(0.3, 0.7, (1, 4, 4, 1)).astype("float32")
+    y = ops.convert_to_numpy(model(x)).argmax(1)
+    objective = kr.attacks.BPDA("q", backward=lambda x: x**3)
+    attack = kr.attacks.FGSM(100.0, norm="l2", bounds=(-500, 500), objective=objective)
+    direction = (-1) ** y[0] * x[0] ** 2 * weights.reshape(4, 4, 1)
+    expected = x + 100 * direction / np.linalg.norm(direction)
+    result = attack.run(model, x, y)
+    assert result.success.all()
+    np.testing.assert_allclose(result.x_adv, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": []}, "`layers` must hold at least one"),
+        ({"layers": [3]}, "`layers` must hold"),
+        ({"layers": "q", "backward": 2}, "`backward` must be a callable"),
+    ],
+)
+def test_bad_arguments_of_bpda(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kr.attacks.BPDA(**arguments)
+
+
+def test_bpda_names_the_layers_that_there_are(quantized, data):
+    with pytest.raises(ValueError, match="has .*'quantize'.*Received: 'quantise'"):
+        accuracy(kr.attacks.PGD(0.1, objective=kr.attacks.BPDA("quantise")), quantized, data)
+
+
+def test_bpda_needs_an_approximation_where_the_shape_changes(trained_model, data):
+    name = trained_model.layers[0].name
+    with pytest.raises(ValueError, match="changes the shape of its input"):
+        accuracy(kr.attacks.PGD(0.1, objective=kr.attacks.BPDA(name)), trained_model, data)
+
+
+def test_an_objective_of_class_scores_is_a_surrogate(quantized, data):
+    for attack in (kr.attacks.PGD, kr.attacks.MIM, kr.attacks.MultiTargeted):
+        assert accuracy(attack(0.2, objective=base_logits), quantized, data) < 0.15
+
+
+def test_an_objective_of_one_value_for_each_example_is_climbed(trained_model, data):
+    # The images that raise the logit of class 3 most: it is predicted for most of them.
+    def third_logit(model, x, y):
+        return model(x, training=False)[:, 3]
+
+    x, _ = data
+    attack = kr.attacks.PGD(0.3, objective=third_logit)
+    x_adv = ops.convert_to_numpy(attack(trained_model, x, np.full(len(x), 0), seed=0))
+    assert (ops.convert_to_numpy(trained_model(x_adv)).argmax(1) == 3).mean() > 0.9
+
+
+def test_success_is_judged_on_the_model_not_on_the_objective(trained_model, data):
+    def other_model(model, x, y):
+        return -model(x, training=False)
+
+    x, y = data
+    result = kr.attacks.PGD(0.1, objective=other_model).run(trained_model, x, y, seed=0)
+    predicted = ops.convert_to_numpy(trained_model(result.x_adv)).argmax(1)
+    np.testing.assert_array_equal(result.success, predicted != y)
+    assert result.success_rate < 0.3
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (3, "`objective` must be a callable"),
+        (lambda model, x, y: x, "`objective` must return one value.*\\(None|128, 28"),
+    ],
+)
+def test_bad_objectives(trained_model, data, objective, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy(kr.attacks.PGD(0.1, objective=objective), trained_model, data)
+
+
+def test_class_scores_are_asked_for_where_they_are_needed(trained_model, data):
+    attack = kr.attacks.MultiTargeted(0.1, objective=lambda model, x, y: model(x)[:, 0])
+    with pytest.raises(ValueError, match="MultiTargeted needs class scores"):
+        accuracy(attack, trained_model, data)
+
+
+def test_an_attack_with_an_objective_is_saved(quantized, data):
+    attack = kr.attacks.PGD(0.1, objective=base_logits)
+    serialized = keras.saving.serialize_keras_object(attack)
+    again = keras.saving.deserialize_keras_object(serialized)
+    assert accuracy(again, quantized, data) == accuracy(attack, quantized, data)
+
+
+def test_more_samples_see_through_noise():
+    # With noise much larger than the ball, one draw's gradient is mostly noise.
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            InputNoise(2.0),
+            keras.layers.Dense(64, activation="tanh"),
+            keras.layers.Dense(2),
+        ]
+    )
+    x = np.random.default_rng(0).uniform(0.4, 0.6, (1, 64)).astype("float32").repeat(400, 0)
+    y = np.zeros(400, "int32")
+    # Every example is the same image: what differs is the draws. The smoothed gradient's sign is
+    # what all attacks estimate; more draws agree with it in more places.
+    reference = perturbation(kr.attacks.FGSM(0.1, num_samples=4096), model, x[:1], y[:1])[0]
+    agreement = {}
+    for num_samples in (1, 64):
+        deltas = perturbation(kr.attacks.FGSM(0.1, num_samples=num_samples), model, x, y)
+        agreement[num_samples] = (np.sign(deltas) == np.sign(reference)).mean()
+    assert agreement[64] > agreement[1] + 0.05
+    assert agreement[64] > 0.8
+
+
+def perturbation(attack, model, x, y):
+    function = kr.backend.compiled(
+        model, repr(attack), lambda model, x, y: attack.perturb(model, x, y, 0)
+    )
+    return ops.convert_to_numpy(function(x, y)) - x
+
+
+def test_random_models_draw_from_the_seed_alone(trained_model, data):
+    x, y = data
+    model = keras.Sequential([keras.Input((28, 28, 1)), InputNoise(0.3), trained_model])
+    state = [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
+    attack = kr.attacks.PGD(0.05, num_steps=3, num_samples=2)
+    first, again, other = (attack.run(model, x, y, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.x_adv, again.x_adv)
+    np.testing.assert_array_equal(first.success, again.success)
+    assert abs(first.x_adv - other.x_adv).max() > 0.01
+    for before, after in zip(state, model.non_trainable_variables, strict=True):
+        np.testing.assert_array_equal(before, ops.convert_to_numpy(after))
+    assert (first.num_gradients == 6).all()
+
+
+def test_every_step_draws_anew():
+    # The model's gradient is that of (1, noise) weights: with the same noise in each step an
+    # iterate would move by the same direction every time.
+    class NoisySlope(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.generator = keras.random.SeedGenerator(0)
+
+        def call(self, x):
+            slope = keras.random.normal(ops.shape(x), seed=self.generator)
+            z = ops.sum(x * slope, axis=1)
+            return ops.stack([z, -z], axis=1)
+
+    model = keras.Sequential([keras.Input((1000,)), NoisySlope()])
+    x, y = np.full((1, 1000), 0.5, "float32"), np.zeros(1, "int32")
+    attack = kr.attacks.PGD(0.4, step_size=0.1, num_steps=2, random_start=False)
+    steps = np.round(perturbation(attack, model, x, y) / 0.1)
+    # Two independent signs: half of the values cancel.
+    assert 0.4 < (steps == 0).mean() < 0.6
