@@ -84,7 +84,7 @@ SOFTMAX_ENDS = {
 @pytest.mark.parametrize("end", SOFTMAX_ENDS.values(), ids=SOFTMAX_ENDS)
 @pytest.mark.parametrize("kind", ["sequential", "functional", "robust model"])
 def test_a_softmax_at_the_end_is_left_out(trained_model, data, end, kind):
-    x, y = data
+    x, _ = data
     *first, _ = trained_model.layers
     layers = [*first, *end()]
     if kind == "functional":
