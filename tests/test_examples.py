@@ -25,11 +25,12 @@ def test_quickstart_writes_what_it_says(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     for row in ("clean", "FGSM", "PGD-20", "PGD-100, 3 restarts", "worst case"):
         assert row in printed
-    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    paths = [path for path in tmp_path.rglob("*") if path.is_file()]
+    names = {str(path.relative_to(tmp_path)) for path in paths if path.parent.name != "progress"}
     assert names == {"curves.png", "results.json"} | {
         f"{model}/{file}"
         for model in ("softmax", "robust")
-        for file in ("accuracy.png", "report.json", "samples.png")
+        for file in ("accuracy.png", "report.html", "report.json", "samples.png")
     }
 
 

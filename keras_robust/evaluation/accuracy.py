@@ -1,24 +1,56 @@
 """Accuracy under one attack."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.evaluation.arrays import as_arrays, padded_batches, predicted_classes, sparse
+from keras_robust.evaluation.attack_list import check_attack as check_attack
 
 
-def check_attack(attack: Any) -> Attack:
-    """An untargeted attack."""
-    if not isinstance(attack, Attack) or attack.targeted:
-        raise ValueError(
-            "Robust accuracy needs an untargeted `keras_robust.attacks.Attack`. "
-            f"Received: {attack!r}"
-        )
-    return attack
+def attack_in_batches(
+    model: Any,
+    x: np.ndarray,
+    labels: np.ndarray,
+    attack: Attack,
+    standing: np.ndarray,
+    batch_size: int,
+    seed: int,
+) -> Iterator[tuple[np.ndarray, Callable[[], dict[str, np.ndarray]]]]:
+    """The examples that are still standing, in batches, with what attacks them.
+
+    The last batch is filled up with its last example, so that the model always sees batches of
+    one size. The seed of a batch depends on its number alone.
+
+    Args:
+        standing: bool array, shape `(num_examples,)`.
+
+    Yields:
+        The indices of a batch's examples, and a function that attacks them and returns arrays
+        with one value for each: those of `kr.attacks.AttackResult`, the norms by their names,
+        and `classes`, what the model predicts, -1 where that is a matter of chance.
+    """
+    indices = np.flatnonzero(standing)
+    for number, batch in enumerate(padded_batches(indices, batch_size)):
+        batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
+        count = min(batch_size, len(indices) - number * batch_size)
+
+        def attack_batch(
+            batch: np.ndarray = batch, seed: int = batch_seed, count: int = count
+        ) -> dict[str, np.ndarray]:
+            result = attack.run(model, x[batch], labels[batch], seed=seed)
+            classes = predicted_classes(model, result.x_adv, batch_size)
+            # A random model may recover when it is asked again: what the attack saw counts.
+            classes[result.success & (classes == labels[batch])] = -1
+            classes = np.where(result.success, classes, labels[batch])
+            arrays = {**vars(result), **result.norms, "classes": classes}
+            del arrays["norms"]
+            return {name: values[:count] for name, values in arrays.items()}
+
+        yield batch[:count], attack_batch
 
 
 def attack_standing(
@@ -40,18 +72,15 @@ def attack_standing(
         progress: called after each batch with the share of it that still stands.
 
     Returns:
-        The images, perturbed where they were attacked, and the classes predicted for them.
+        The images, perturbed where an attack has succeeded, and the classes predicted for them.
     """
-    x, classes = x.copy(), classes.copy()
-    indices = np.flatnonzero(standing)
-    for number, batch in enumerate(padded_batches(indices, batch_size)):
-        batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
-        x_adv = ops.convert_to_numpy(attack(model, x[batch], labels[batch], seed=batch_seed))
-        batch = batch[: len(indices) - number * batch_size]
-        x[batch] = x_adv[: len(batch)]
-        classes[batch] = predicted_classes(model, x_adv, batch_size)[: len(batch)]
-        progress(float((classes[batch] == labels[batch]).mean()))
-    return x, classes
+    x_adv, classes = x.copy(), classes.copy()
+    batches = attack_in_batches(model, x, labels, attack, standing, batch_size, seed)
+    for batch, attack_batch in batches:
+        attacked = attack_batch()
+        x_adv[batch], classes[batch] = attacked["x_adv"], attacked["classes"]
+        progress(float(np.mean(~attacked["success"])))
+    return x_adv, classes
 
 
 def robust_accuracy(

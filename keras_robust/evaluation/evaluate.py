@@ -2,7 +2,8 @@
 
 import functools
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,9 +12,14 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.evaluation import plots
-from keras_robust.evaluation.accuracy import attack_standing, check_attack
+from keras_robust.evaluation.accuracy import attack_in_batches
 from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
-from keras_robust.evaluation.report import CLEAN, WORST_CASE, Report, Row
+from keras_robust.evaluation.attack_list import named_attacks, radii, union
+from keras_robust.evaluation.fingerprint import fingerprint
+from keras_robust.evaluation.progress import Progress
+from keras_robust.evaluation.report import Report
+from keras_robust.evaluation.row import CLEAN, WORST_CASE, Row
+from keras_robust.evaluation.samples import Samples
 
 _NUM_SAMPLES = 8
 
@@ -22,11 +28,14 @@ def evaluate(
     model: Any,
     x: Any,
     y: Any = None,
-    attacks: Mapping[str, Attack] | None = None,
+    attacks: Mapping[str, Attack] | Sequence[Attack] | None = None,
     batch_size: int = 128,
     output: str | os.PathLike[str] | None = None,
     seed: int = 0,
     worst_case_only: bool = False,
+    resume: bool = False,
+    checks: bool = True,
+    notes: Mapping[str, str] | None = None,
     verbose: int = 1,
 ) -> Report:
     """Measures a classifier's accuracy on clean images and under attacks.
@@ -35,6 +44,10 @@ def evaluate(
     the worst case, if it is after every attack. Examples that are misclassified to begin with
     are not attacked at all.
 
+    An attack without an `epsilon` goes as far as it needs to, so the accuracy under it says
+    little: look at the norms of its perturbations. The worst case leaves such attacks out, unless
+    there are no others.
+
     Args:
         model: Keras model, `kr.RobustModel`, or a callable `x -> logits`. It is run in inference
             mode.
@@ -42,16 +55,24 @@ def evaluate(
             labels, batched or not. All of it is held in memory.
         y: integer labels, shape `(num_examples,)`, or one-hot labels, shape
             `(num_examples, num_classes)`. Defaults to `None`, for a data set.
-        attacks: mapping of names to `kr.attacks.Attack`s, untargeted, at least one. Defaults to
-            `None`, which is refused.
+        attacks: mapping of names to `kr.attacks.Attack`s, untargeted, at least one; or a list of
+            them, which are named by their class and arguments. Defaults to `None`, which is
+            refused.
         batch_size: int. Defaults to `128`.
-        output: folder to save the report in, made if need be. What is finished is saved there
-            after each attack, so that an interrupted evaluation loses one attack at most.
-            Defaults to `None`: nothing is saved.
+        output: folder to save the report in, made if need be. What each batch of each attack has
+            found is saved in its folder `progress` at once, so that an interrupted evaluation
+            loses one batch at most. A report that is there already is deleted. Defaults to
+            `None`: nothing is saved.
         seed: int. Seed of the attacks' random numbers. Defaults to `0`.
         worst_case_only: bool. Whether to leave out, in each attack, the examples that an earlier
             one has fooled. The worst case is the same and costs less; the row of each attack
             then is the accuracy after it and all before it. Defaults to `False`.
+        resume: bool. Whether to continue the evaluation that was begun in `output`, where there
+            is one, rather than begin anew. The result is that of an evaluation that was not
+            interrupted. Defaults to `False`.
+        checks: bool. Whether to check that the figures can be trusted. Defaults to `True`.
+        notes: mapping of strings to strings, what else the report is to say about the model, the
+            data and how it was made. Defaults to `None`.
         verbose: int. 1 shows a progress bar for each attack, 2 a line, 0 nothing. Defaults to
             `1`.
 
@@ -61,7 +82,9 @@ def evaluate(
 
     Raises:
         ValueError: before any work, if `attacks` is empty or holds something else than untargeted
-            attacks, or if one of them cannot work on `x`, `y` and `model`.
+            attacks, or if one of them cannot work on `x`, `y` and `model`; if `resume` is true
+            without an `output`, or the evaluation there was begun with another model, other
+            images, labels, attacks, seed, batch size or backend.
 
     Example:
 
@@ -73,8 +96,13 @@ def evaluate(
     >>> report.to_dict()["rows"][-1]["name"], report.accuracy("worst case")
     ('worst case', 0.0)
     """
-    attacks = _check_attacks(attacks)
+    attacks = named_attacks(attacks)
     batch_size = validation.check_count("batch_size", batch_size)
+    if resume and output is None:
+        raise ValueError(
+            "Argument `resume` needs the folder `output` that the evaluation was begun in. "
+            "Received: resume=True, output=None"
+        )
     x, y = as_arrays(x, y)
     for attack in attacks.values():
         attack.check(model, x, y)
@@ -84,64 +112,67 @@ def evaluate(
     batch_size = min(batch_size, len(x))
     labels = sparse(y)
     classes = predicted_classes(model, x, batch_size)
-    clean = classes == labels
-    # Examples that will be attacked are shown first.
-    shown = np.argsort(~clean, kind="stable")[:_NUM_SAMPLES]
+    progress = Progress()
+    if output is not None:
+        facts = fingerprint(
+            model, x, y, classes, attacks,
+            seed=seed, batch_size=batch_size, worst_case_only=worst_case_only,
+        )  # fmt: skip
+        progress = Progress(pathlib.Path(output) / "progress", facts, resume)
+        if not resume:
+            Report.delete(output)
+    # On a GPU, a prediction may differ from one run to the next: what was found first counts.
+    clean = progress.arrays("clean", lambda: {"correct": classes == labels})["correct"]
     report = Report(
         num_examples=len(x),
         batch_size=batch_size,
         seed=seed,
         worst_case_only=worst_case_only,
-        sample_images=x[shown],
-        sample_labels=labels[shown],
+        notes=dict(notes or {}),
     )
     report.add(Row(CLEAN, clean))
 
+    limited = [name for name, attack in attacks.items() if radii(attack)] or list(attacks)
     worst = clean
-    for name, attack in attacks.items():
+    for number, (name, attack) in enumerate(attacks.items()):
         standing = worst if worst_case_only else clean
-        num_batches = -(-int(standing.sum()) // batch_size)
+        row = Row(name, standing.copy(), repr(attack), radii(attack), attacked=standing)
         if verbose:
             print(f"{name} on {standing.sum()} of {len(x)} examples")
-        bar = keras.utils.Progbar(num_batches or None, verbose=verbose)
-        x_adv, perturbed_classes = attack_standing(
-            model,
-            x,
-            labels,
-            classes,
-            attack,
-            standing,
-            batch_size,
-            seed,
-            progress=functools.partial(_advance, bar),
-        )
-        correct = standing & (perturbed_classes == labels)
-        row = Row(name, correct, repr(attack), float(np.abs(x_adv - x).max()))
-        report.add(row, x_adv[shown], perturbed_classes[shown])
-        worst = worst & row.correct
+        bar = keras.utils.Progbar(-(-int(standing.sum()) // batch_size) or None, verbose=verbose)
+        fooled: list[tuple[int, np.ndarray, int]] = []
+        batches = attack_in_batches(model, x, labels, attack, standing, batch_size, seed)
+        for batch_number, (batch, attack_batch) in enumerate(batches):
+            compute = functools.partial(_attack_batch, attack_batch)
+            found = progress.arrays(f"{number:02}-{batch_number:05}", compute)
+            row.record(batch, found)
+            shown = found["shown"]
+            fooled += zip(batch[shown], found["x_adv"], found["classes"][shown], strict=True)
+            bar.add(1, [("robust", float(np.mean(~found["success"])))])
+        report.add(row, _samples(x, labels, fooled[:_NUM_SAMPLES]))
+        if name in limited:
+            worst = worst & row.correct
         if output is not None:
             report.save_json(output)
-    report.add(Row(WORST_CASE, worst))
+    # The checks of `checks` belong here: `report.checks = ...`, a list of `CheckResult`.
+    report.add(Row(WORST_CASE, worst, radii=union([radii(attacks[name]) for name in limited])))
     if output is not None:
         report.save(output)
     return report
 
 
-def _advance(bar: keras.utils.Progbar, accuracy: float) -> None:
-    bar.add(1, [("robust", accuracy)])
+def _attack_batch(attack_batch: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What is kept of an attacked batch: of the images, only some that the report may show."""
+    found = attack_batch()
+    found["shown"] = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
+    found["x_adv"] = found["x_adv"][found["shown"]].astype("float32")
+    return found
 
 
-def _check_attacks(attacks: Any) -> dict[str, Attack]:
-    if not isinstance(attacks, Mapping) or not attacks:
-        raise ValueError(
-            "Argument `attacks` must be a mapping of names to attacks, with at least one. "
-            f"Received: attacks={attacks!r}"
-        )
-    for name, attack in attacks.items():
-        if not isinstance(name, str) or name in (CLEAN, WORST_CASE):
-            raise ValueError(
-                f"The names in argument `attacks` must be strings other than {CLEAN!r} and "
-                f"{WORST_CASE!r}, which the report uses. Received: {name!r}"
-            )
-        check_attack(attack)
-    return dict(attacks)
+def _samples(
+    x: np.ndarray, labels: np.ndarray, fooled: list[tuple[int, np.ndarray, int]]
+) -> Samples | None:
+    if not fooled:
+        return None
+    indices, perturbed, classes = (np.array(values) for values in zip(*fooled, strict=True))
+    return Samples(x[indices].astype("float32"), perturbed, labels[indices], classes)

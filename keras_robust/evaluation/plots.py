@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,11 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
+def _plain(text: str) -> str:
+    """Text in which Matplotlib sees no formulas."""
+    return text.replace("$", r"\$")
+
+
 def plot_rows(accuracies: Mapping[str, float], path: str | os.PathLike[str]) -> None:
     """Draws accuracies as horizontal bars.
 
@@ -36,9 +42,10 @@ def plot_rows(accuracies: Mapping[str, float], path: str | os.PathLike[str]) -> 
         accuracies: mapping of names to accuracies from 0 to 1.
         path: PNG file to write.
     """
-    figure = _figure(6, 0.45 * len(accuracies) + 0.8)
+    names = [_plain(textwrap.fill(name, 32)) for name in accuracies]
+    figure = _figure(6, 0.2 * sum(2 + name.count("\n") for name in names) + 0.8)
     axes = figure.add_subplot()
-    bars = axes.barh(list(accuracies), [100 * value for value in accuracies.values()])
+    bars = axes.barh(names, [100 * value for value in accuracies.values()])
     axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
@@ -53,8 +60,9 @@ def plot_curves(
     chance: float | None = None,
     training_epsilon: float | None = None,
     title: str | None = None,
+    xlabel: str = "epsilon, in units of the image",
 ) -> None:
-    """Draws accuracy against epsilon, a line for each model.
+    """Draws accuracy against epsilon (or another number), a line for each model.
 
     Args:
         curves: mapping of names to what `kr.evaluation.robustness_curve` returns.
@@ -62,21 +70,22 @@ def plot_curves(
         chance: float. Accuracy of a guess, drawn as a dotted line. Defaults to `None`.
         training_epsilon: float. Drawn as a dashed vertical line. Defaults to `None`.
         title: string. Defaults to `None`.
+        xlabel: string. Defaults to `"epsilon, in units of the image"`.
     """
     figure = _figure(6, 4)
     axes = figure.add_subplot()
     for (name, curve), marker in zip(curves.items(), "os^Dv<>pP*", strict=False):
         accuracies = [100 * value for value in curve.values()]
-        axes.plot(list(curve), accuracies, marker=marker, label=name)
+        axes.plot(list(curve), accuracies, marker=marker, label=_plain(name))
     if chance is not None:
         axes.axhline(100 * chance, color="gray", linestyle=":", label="chance")
     if training_epsilon is not None:
         label = f"training epsilon, {training_epsilon:g}"
         axes.axvline(training_epsilon, color="gray", linestyle="--", label=label)
     axes.set_ylim(-2, 102)
-    axes.set_xlabel("epsilon, in units of the image")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(title or "")
+    axes.set_title(_plain(title or ""))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)
@@ -133,7 +142,7 @@ def plot_samples(
         f"difference\n(±{reach:.3g})": difference / (2 * reach) + 0.5,
     }
     figure = _figure(_COLUMN_INCHES * len(images) + 0.8, 3 * _COLUMN_INCHES + 1.1)
-    figure.suptitle(title or "")
+    figure.suptitle(_plain(title or ""))
     all_axes = figure.subplots(3, len(images), squeeze=False)
     for row, (sheet_name, sheet) in zip(all_axes, sheets.items(), strict=True):
         row[0].set_ylabel(sheet_name)
@@ -146,7 +155,10 @@ def plot_samples(
     for index, predicted in enumerate(classes):
         wrong = labels is not None and predicted != labels[index]
         all_axes[1, index].set_title(
-            name(int(predicted)), fontsize=8, color="tab:red" if wrong else "black"
+            name(int(predicted)),
+            fontsize=8,
+            color="tab:red" if wrong else "black",
+            fontweight="bold" if wrong else "normal",
         )
         if labels is not None:
             all_axes[0, index].set_title(name(int(labels[index])), fontsize=8)

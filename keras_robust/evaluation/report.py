@@ -1,63 +1,30 @@
 """What an evaluation has found."""
 
 import dataclasses
+import datetime
 import json
-import math
 import os
 import pathlib
-from collections.abc import Mapping
+import platform
+import shutil
+import sys
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_robust import backend
-from keras_robust.evaluation import plots
+from keras_robust.evaluation import html, plots
+from keras_robust.evaluation.check_result import CheckResult
+from keras_robust.evaluation.row import WORST_CASE, Row
+from keras_robust.evaluation.samples import Samples
+from keras_robust.evaluation.text import comparison_table as comparison_table
+from keras_robust.evaluation.text import text_summary
 
-CLEAN = "clean"
-WORST_CASE = "worst case"
-_Z_95 = 1.959964
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95% confidence interval of a proportion (Wilson, 1927)."""
-    share, z2 = successes / trials, _Z_95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    half /= 1 + z2 / trials
-    return max(0.0, centre - half), min(1.0, centre + half)
+_JSON, _PAGE = "report.json", "report.html"
 
 
-@dataclasses.dataclass
-class Row:
-    """Accuracy under one attack.
-
-    Args:
-        name: string.
-        correct: bool array, shape `(num_examples,)`: which examples are still classified
-            correctly.
-        attack: string, the attack with its arguments. Defaults to `None`.
-        max_perturbation: float, the largest change of any value of any image. Defaults to
-            `None`.
-    """
-
-    name: str
-    correct: np.ndarray
-    attack: str | None = None
-    max_perturbation: float | None = None
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.mean())
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "accuracy": self.accuracy,
-            "confidence_95": list(wilson_interval(int(self.correct.sum()), len(self.correct))),
-            "attack": self.attack,
-            "max_perturbation": self.max_perturbation,
-        }
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
 
 
 @dataclasses.dataclass
@@ -69,29 +36,35 @@ class Report:
         batch_size: int.
         seed: int.
         worst_case_only: bool, whether each attack had only what those before it left.
-        sample_images: the first images.
-        sample_labels: their labels.
         rows: list of `Row`, the last one for the worst case. Defaults to an empty list.
-        samples: mapping of row names to the first images, perturbed, and their predicted
-            classes. Defaults to an empty mapping.
+        samples: mapping of row names to the first `Samples` that were fooled. Defaults to an
+            empty mapping.
+        checks: list of `CheckResult`. Defaults to `None`: they were not run.
+        curves: mapping of what is on the horizontal axis (`"epsilon"`, `"steps"`) to curves by
+            name, as `kr.evaluation.robustness_curve` returns them. Defaults to an empty mapping.
+        geometry: PNG file, a picture of the features. Defaults to `None`.
+        notes: mapping of strings to strings, what else is to be known about the model, the data
+            and how the report was made. Defaults to an empty mapping.
+        date: string, when it was made. Defaults to now, UTC.
     """
 
     num_examples: int
     batch_size: int
     seed: int
     worst_case_only: bool
-    sample_images: np.ndarray
-    sample_labels: np.ndarray
     rows: list[Row] = dataclasses.field(default_factory=list)
-    samples: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    samples: dict[str, Samples] = dataclasses.field(default_factory=dict)
+    checks: list[CheckResult] | None = None
+    curves: dict[str, dict[str, dict[float, float]]] = dataclasses.field(default_factory=dict)
+    geometry: str | os.PathLike[str] | None = None
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
+    date: str = dataclasses.field(default_factory=_now)
 
-    def add(
-        self, row: Row, images: np.ndarray | None = None, classes: np.ndarray | None = None
-    ) -> None:
-        """Adds a row and, where there are any, its sample images and their classes."""
+    def add(self, row: Row, samples: Samples | None = None) -> None:
+        """Adds a row and, where there are any, images that were fooled."""
         self.rows.append(row)
-        if images is not None and classes is not None:
-            self.samples[row.name] = images, classes
+        if samples is not None:
+            self.samples[row.name] = samples
 
     def row(self, name: str) -> Row:
         """The row of an attack, `"clean"` or `"worst case"`."""
@@ -107,84 +80,135 @@ class Report:
         """The accuracy in a row, from 0 to 1."""
         return self.row(name).accuracy
 
+    @property
+    def complete(self) -> bool:
+        """Whether every attack has been run."""
+        return any(row.name == WORST_CASE for row in self.rows)
+
+    @property
+    def failed_checks(self) -> list[CheckResult]:
+        """The checks that have failed."""
+        return [check for check in self.checks or () if check.status == "FAILED"]
+
+    @property
+    def verdict(self) -> str:
+        """What the checks say about the figures, in a sentence."""
+        if self.checks is None:
+            return "The checks of the figures' validity were not run."
+        failed, not_run = len(self.failed_checks), sum(c.passed is None for c in self.checks)
+        skipped = f" {not_run} could not be run." if not_run else ""
+        if failed:
+            return (
+                f"{failed} of {len(self.checks)} CHECKS FAILED: the robust accuracy is probably "
+                f"lower than it looks here.{skipped}"
+            )
+        return f"{len(self.checks) - not_run} checks passed, none failed.{skipped}"
+
+    @property
+    def statement(self) -> str:
+        """What the figures mean, in a sentence."""
+        if not self.complete:
+            return "The evaluation was not finished: attacks are missing here."
+        worst = self.row(WORST_CASE)
+        low, high = worst.interval
+        share = f"{worst.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"
+        if not worst.radii:
+            return (
+                f"No attack had a radius to keep to, and {share} withstood them all: look at the "
+                "norms of the perturbations."
+            )
+        left_out = [row.name for row in self.rows if row.attack is not None and not row.radii]
+        return (
+            f"Upper bound on the robust accuracy within {worst.radius}: {share}, on "
+            f"{self.num_examples} examples. A stronger attack may find it lower."
+            + (f" Without a radius, and left out of it: {', '.join(left_out)}." * bool(left_out))
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the figures were computed with."""
+        versions = {
+            name: sys.modules[name].__version__
+            for name in ("keras_robust", "keras", keras.backend.backend(), "numpy")
+        }
+        return {
+            "backend": keras.backend.backend(),
+            "device": backend.device(),
+            **versions,
+            "python": platform.python_version(),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images, ready for JSON."""
         return {
+            "statement": self.statement,
+            "verdict": self.verdict,
             "num_examples": self.num_examples,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "worst_case_only": self.worst_case_only,
-            "complete": any(row.name == WORST_CASE for row in self.rows),
-            "backend": keras.backend.backend(),
-            "device": backend.device(),
-            "keras": keras.version(),
+            "complete": self.complete,
+            "date": self.date,
+            **self.environment,
+            "notes": self.notes,
             "rows": [row.to_dict() for row in self.rows],
+            "checks": None if self.checks is None else [c.to_dict() for c in self.checks],
+            "curves": {
+                axis: {name: [list(point) for point in curve.items()] for name, curve in c.items()}
+                for axis, c in self.curves.items()
+            },
         }
 
     def summary(self) -> str:
-        """Prints the table; returns it too."""
-        width = max(len(row.name) for row in self.rows)
-        lines = [f"{'':{width}}  accuracy  95% interval"]
-        for row in self.rows:
-            low, high = wilson_interval(int(row.correct.sum()), len(row.correct))
-            lines.append(f"{row.name:{width}}  {row.accuracy:7.1%}   {low:6.1%} to {high:6.1%}")
-        lines.append(f"{self.num_examples} examples")
-        table = "\n".join(lines)
-        print(table)
-        return table
+        """Prints the failed checks, the table and what it means; returns it too."""
+        text = text_summary(self)
+        print(text)
+        return text
 
     def save_json(self, directory: str | os.PathLike[str]) -> None:
         """Writes `report.json`."""
         folder = pathlib.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "report.json.part"
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        temporary.replace(folder / "report.json")
+        _write(folder / _JSON, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `report.json`, `accuracy.png` and, for images, `samples.png`.
+        """Writes `report.html`, `report.json` and the pictures in them as PNG files.
 
-        The samples are those of the attack with the lowest accuracy. The folder is made if need
-        be. Matplotlib must be installed (the extra `plots`).
+        The page holds all there is to show, and needs no network. The samples are those of the
+        attack with the lowest accuracy, among those with a radius if there are any. The folder
+        is made if need be. Matplotlib must be installed (the extra `plots`).
         """
         self.save_json(directory)
         folder = pathlib.Path(directory)
-        plots.plot_rows({row.name: row.accuracy for row in self.rows}, folder / "accuracy.png")
-        attacked = [row for row in self.rows if row.attack is not None]
-        if attacked and plots.are_images(self.sample_images):
-            strongest = min(attacked, key=lambda row: row.accuracy)
-            plots.plot_samples(
-                self.sample_images,
-                *self.samples[strongest.name],
-                folder / "samples.png",
-                labels=self.sample_labels,
-                title=strongest.name,
-            )
+        pictures = {"accuracy": folder / "accuracy.png"}
+        plots.plot_rows({row.name: row.accuracy for row in self.rows}, pictures["accuracy"])
+        for axis, curves in self.curves.items():
+            path = pictures[f"Accuracy over {axis}"] = folder / f"curves_{axis}.png"
+            plots.plot_curves(curves, path, xlabel=axis)
+        attacked = [row for row in self.rows if row.name in self.samples]
+        limited = [row for row in attacked if row.radii]
+        if attacked:
+            strongest = min(limited or attacked, key=lambda row: row.accuracy).name
+            images, perturbed, labels, classes = self.samples[strongest]
+            if plots.are_images(images):
+                path = pictures["samples"] = folder / "samples.png"
+                plots.plot_samples(images, perturbed, classes, path, labels=labels, title=strongest)
+        if self.geometry is not None:
+            path = pictures["geometry"] = folder / "geometry.png"
+            if not path.exists() or not path.samefile(self.geometry):
+                shutil.copyfile(self.geometry, path)
+        pngs = {name: path.read_bytes() for name, path in pictures.items()}
+        _write(folder / _PAGE, html.page(self, pngs))
+
+    @staticmethod
+    def delete(directory: str | os.PathLike[str]) -> None:
+        """Deletes what would say the same of an earlier evaluation: the page and the JSON."""
+        for name in (_JSON, _PAGE):
+            (pathlib.Path(directory) / name).unlink(missing_ok=True)
 
 
-def comparison_table(reports: Mapping[str, Report]) -> str:
-    """A table of several models' reports with the same attacks, one column for each model.
-
-    Args:
-        reports: mapping of model names to reports.
-
-    Returns:
-        The table as text.
-
-    Raises:
-        ValueError: if the reports' rows are not the same.
-    """
-    names = {tuple(row.name for row in report.rows) for report in reports.values()}
-    if len(names) != 1:
-        raise ValueError(
-            f"The reports must have the same rows. Received: {sorted(map(list, names))}"
-        )
-    width = max(len(name) for name in next(iter(names)))
-    columns = {name: max(len(name), 8) for name in reports}
-    lines = [" " * width + "".join(f"  {name:>{size}}" for name, size in columns.items())]
-    for index, row_name in enumerate(next(iter(names))):
-        cells = "".join(
-            f"  {reports[name].rows[index].accuracy:>{size}.1%}" for name, size in columns.items()
-        )
-        lines.append(f"{row_name:{width}}{cells}")
-    return "\n".join(lines)
+def _write(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is whole or not there."""
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust.evaluation.report import wilson_interval
+from keras_robust.evaluation.row import wilson_interval
 
 X = np.linspace(0, 1, 40, dtype="float32").reshape(40, 1, 1, 1)
 Y = (X[:, 0, 0, 0] > 0.5).astype("int32")
@@ -27,9 +27,9 @@ class Counting(kr.attacks.FGSM):
 
     calls: ClassVar = collections.defaultdict(list)
 
-    def __call__(self, model, x, y, seed=None):
+    def run(self, model, x, y, seed=None):
         self.calls[self.epsilon].append(np.array(x))
-        return super().__call__(model, x, y, seed)
+        return super().run(model, x, y, seed)
 
 
 @pytest.fixture
@@ -54,7 +54,16 @@ def test_accuracies_are_exact(batch_size):
     np.testing.assert_array_equal(report.row("small").correct, distance > 0.1)
     np.testing.assert_array_equal(report.row("large").correct, distance > 0.3)
     assert report.accuracy("worst case") == (distance > 0.3).mean()
-    assert report.row("small").max_perturbation == pytest.approx(0.1, abs=1e-6)
+    for name, epsilon in (("small", 0.1), ("large", 0.3)):
+        row = report.row(name)
+        assert row.radii == {"linf": epsilon}
+        np.testing.assert_array_equal(row.attacked, True)
+        # One pixel: each norm is that of the change.
+        for norm in ("linf", "l2"):
+            assert row.perturbation(norm) == pytest.approx((epsilon, epsilon), abs=1e-6)
+    assert report.row("small").cost("num_gradients") == 1
+    assert report.row("large").cost("num_gradients") == 3
+    assert report.row("worst case").radii == {"linf": 0.3}
 
 
 def test_misclassified_examples_are_not_attacked(calls):
@@ -88,8 +97,8 @@ def test_worst_case_is_per_example():
             super().__init__()
             self.by = by
 
-        def generate(self, logits, x, y, seed):
-            return x + self.by
+        def generate(self, problem, x, start, index, seed):
+            return x + self.by, 0, 0
 
     report = kr.evaluate(threshold, X, Y, {"up": Shift(1.0), "down": Shift(-1.0)}, verbose=0)
     assert report.accuracy("up") == report.accuracy("down") == 0.5
@@ -117,7 +126,7 @@ def test_the_seed_decides(trained_model, embedded_data):
     x, y = (values[:64] for values in embedded_data[1])
     attacks = {"PGD": kr.attacks.PGD(0.05, num_steps=1)}
     images = [
-        kr.evaluate(trained_model, x, y, attacks, seed=seed, verbose=0).samples["PGD"][0]
+        kr.evaluate(trained_model, x, y, attacks, seed=seed, verbose=0).samples["PGD"].perturbed
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(images[0], images[1])
@@ -143,20 +152,6 @@ def test_summary_and_files(tmp_path, capsys, trained_model, embedded_data):
         assert len(data) > 5000
 
 
-def test_an_interrupted_evaluation_keeps_what_is_finished(tmp_path):
-    class Interrupted(kr.attacks.FGSM):
-        def __call__(self, *args, **kwargs):
-            raise KeyboardInterrupt
-
-    attacks = {"finished": kr.attacks.FGSM(0.1), "interrupted": Interrupted(0.1)}
-    with pytest.raises(KeyboardInterrupt):
-        kr.evaluate(threshold, X, Y, attacks, output=tmp_path, verbose=0)
-    saved = json.loads((tmp_path / "report.json").read_text())
-    assert [row["name"] for row in saved["rows"]] == ["clean", "finished"]
-    assert not saved["complete"]
-    assert saved["rows"][1]["accuracy"] == (abs(X - 0.5) > 0.1).mean()
-
-
 def test_reports_without_images_have_no_sheet(tmp_path):
     report = kr.evaluate(
         lambda x: ops.stack([x[:, 0], x[:, 1]], 1),
@@ -166,7 +161,12 @@ def test_reports_without_images_have_no_sheet(tmp_path):
         output=tmp_path,
         verbose=0,
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "accuracy.png",
+        "progress",
+        "report.html",
+        "report.json",
+    ]
     assert report.num_examples == 10
 
 
@@ -220,7 +220,10 @@ def test_robustness_curve_draws(tmp_path):
     [
         ({"attacks": None}, "`attacks` must be a mapping"),
         ({"attacks": {}}, "`attacks` must be a mapping"),
-        ({"attacks": [kr.attacks.FGSM(0.1)]}, "`attacks` must be a mapping"),
+        ({"attacks": []}, "`attacks` must be a mapping"),
+        ({"attacks": "pgd"}, "`attacks` must be a mapping"),
+        ({"attacks": ["pgd"]}, "untargeted.*Received: 'pgd'"),
+        ({"resume": True}, "`resume` needs the folder `output`"),
         ({"attacks": {"a": "FGSM"}}, "untargeted.*Received: 'FGSM'"),
         ({"attacks": {"a": kr.attacks.PGD(0.1, targeted=True)}}, "untargeted"),
         ({"attacks": {"clean": kr.attacks.FGSM(0.1)}}, "'clean'"),

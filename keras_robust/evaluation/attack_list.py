@@ -1,0 +1,83 @@
+"""The attacks of an evaluation: their names and radii."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_robust.attacks import Attack
+from keras_robust.evaluation.row import CLEAN, WORST_CASE
+
+# What is the same for all attacks on a model is not part of their names.
+_LEFT_OUT = ("bounds", "from_logits")
+
+
+def check_attack(attack: Any) -> Attack:
+    """An untargeted attack."""
+    if not isinstance(attack, Attack) or attack.targeted:
+        raise ValueError(
+            "Robust accuracy needs an untargeted `keras_robust.attacks.Attack`. "
+            f"Received: {attack!r}"
+        )
+    return attack
+
+
+def named_attacks(attacks: Any) -> dict[str, Attack]:
+    """Checked attacks by name, from a mapping or a list."""
+    if isinstance(attacks, Sequence) and not isinstance(attacks, str | bytes):
+        attacks = _with_names([check_attack(attack) for attack in attacks])
+    if not isinstance(attacks, Mapping) or not attacks:
+        raise ValueError(
+            "Argument `attacks` must be a mapping of names to attacks, or a list of attacks, "
+            f"with at least one. Received: attacks={attacks!r}"
+        )
+    for name, attack in attacks.items():
+        if not isinstance(name, str) or name in (CLEAN, WORST_CASE):
+            raise ValueError(
+                f"The names in argument `attacks` must be strings other than {CLEAN!r} and "
+                f"{WORST_CASE!r}, which the report uses. Received: {name!r}"
+            )
+        check_attack(attack)
+    return dict(attacks)
+
+
+def radii(attack: Any) -> dict[str, float]:
+    """The largest radius that an attack may use in each norm; empty where there is no limit."""
+    if getattr(attack, "epsilon", None) is not None:
+        return {getattr(attack, "norm", "linf"): float(attack.epsilon)}
+    members = [radii(member) for member in getattr(attack, "attacks", ())]
+    return union(members) if members and all(members) else {}
+
+
+def union(all_radii: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The largest radius in each norm."""
+    largest: dict[str, float] = {}
+    for each in all_radii:
+        for norm, radius in each.items():
+            largest[norm] = max(radius, largest.get(norm, radius))
+    return largest
+
+
+def _with_names(attacks: Sequence[Attack]) -> dict[str, Attack]:
+    """Attacks named by their class and those of their arguments that are not at their defaults."""
+    named: dict[str, Attack] = {}
+    for attack in attacks:
+        name = base = _name(attack)
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{base} #{number}"
+        named[name] = attack
+    return named
+
+
+def _name(attack: Attack) -> str:
+    arguments = []
+    for name, parameter in inspect.signature(type(attack)).parameters.items():
+        value = getattr(attack, name)
+        if name in _LEFT_OUT:
+            continue
+        if isinstance(value, float):
+            value = float(f"{value:.4g}")
+        if value != parameter.default:
+            arguments.append(f"{name}={getattr(value, '__name__', value)}")
+    return f"{type(attack).__name__}({', '.join(arguments)})"

@@ -1,0 +1,86 @@
+"""What an evaluation's figures depend on, as hashes, so that a change is noticed."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_robust.attacks import Attack
+
+
+def fingerprint(
+    model: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    clean: np.ndarray,
+    attacks: Mapping[str, Attack],
+    **settings: Any,
+) -> dict[str, str]:
+    """Hashes and values by name.
+
+    Args:
+        model: Keras model; its weights and configuration are hashed. Another callable is known
+            by its name and by what it predicts.
+        clean: int array, the classes predicted for `x`.
+        settings: what else the figures depend on.
+    """
+    facts = {
+        "images": _hash([x]),
+        "labels": _hash([y]),
+        "attacks": json.dumps(list(attacks)),
+        **{f"arguments of {name}": _attack(attack) for name, attack in attacks.items()},
+        **{name: repr(value) for name, value in settings.items()},
+        "backend": f"{keras.backend.backend()}, Keras {keras.version()}",
+    }
+    if isinstance(model, keras.layers.Layer):
+        facts["model configuration"] = _hash([_configuration(model).encode()])
+        facts["model weights"] = _weights(model)
+    else:
+        facts["model"] = _plain(model)
+        facts["predictions"] = _hash([clean])
+    return facts
+
+
+def _attack(attack: Attack) -> str:
+    """Its arguments, those of its objective, and the weights of the models among them."""
+    objective = getattr(attack.objective, "__dict__", {})
+    values = [*vars(attack).values(), *objective.values()]
+    models = [value for value in values if isinstance(value, keras.layers.Layer)]
+    return " ".join([_plain(attack), _plain(objective), *map(_weights, models)])
+
+
+def _weights(model: Any) -> str:
+    return _hash(ops.convert_to_numpy(weight) for weight in model.weights)
+
+
+def _configuration(model: Any) -> str:
+    """The model's configuration, with its parts numbered: their names count up in a process."""
+    try:
+        config = keras.saving.serialize_keras_object(model)["config"]
+        text = json.dumps(config, default=_plain)
+    except (NotImplementedError, TypeError, ValueError):  # a subclass without `get_config`
+        return type(model).__qualname__
+    names = dict.fromkeys(re.findall('"name": ("[^"]*")', text))
+    for number, name in enumerate(names):
+        text = text.replace(name, f'"#{number}"')
+    return text
+
+
+def _plain(value: Any) -> str:
+    """`repr` without addresses, which are others in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _hash(values: Iterable[np.ndarray | bytes]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            value = np.ascontiguousarray(value).tobytes()
+        digest.update(value)
+    return digest.hexdigest()

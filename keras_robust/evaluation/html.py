@@ -1,0 +1,219 @@
+"""A report as one HTML page that needs nothing else."""
+
+import base64
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+from keras_robust.evaluation.row import COSTS, NORMS, Row
+
+if TYPE_CHECKING:
+    from keras_robust.evaluation.check_result import CheckResult
+    from keras_robust.evaluation.report import Report
+
+_TITLE = "Robustness report"
+_STYLE = """
+:root { color-scheme: light; }
+body { background: #fff; color: #1a1a1a; font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
+  max-width: 70rem; padding: 1rem; overflow-wrap: break-word; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0.5rem 0; }
+h2 { border-bottom: 1px solid #c8c8c8; font-size: 1.25rem; margin: 2rem 0 0.75rem; }
+p { margin: 0.5rem 0; max-width: 50rem; }
+.statement { font-size: 1.15rem; }
+.verdict { border: 2px solid #6b6b6b; padding: 0.5rem 1rem; }
+.verdict ul { margin: 0.25rem 0; padding-left: 1.25rem; }
+.verdict.failed { background: #fdeaea; border: 5px solid #b00020; }
+.verdict.failed strong { color: #8c0019; font-size: 1.3rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.95rem; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid #dcdcdc; padding: 0.35rem 0.6rem; text-align: left;
+  vertical-align: top; }
+thead th { border-bottom: 2px solid #6b6b6b; vertical-align: bottom; }
+th.number, td.number { text-align: right; }
+td.number, td.status { white-space: nowrap; }
+tbody th { min-width: 7rem; }
+td.sentence { min-width: 14rem; }
+tr.failed > * { background: #fdeaea; border-bottom-color: #b00020; }
+tr.failed td.status { color: #8c0019; font-weight: 700; }
+figure { margin: 1rem 0; }
+img { height: auto; max-width: min(100%, 48rem); }
+img.wide { max-width: 100%; }
+code { font-family: ui-monospace, monospace; font-size: 0.9em; overflow-wrap: anywhere; }
+@media print {
+  body { font-size: 9pt; max-width: none; padding: 0; }
+  .scroll { overflow: visible; }
+  table { font-size: 8pt; }
+  th, td { padding: 0.15rem 0.3rem; }
+  tbody th { min-width: 0; }
+  figure, tr, .verdict { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  * { print-color-adjust: exact; }
+}
+"""
+_COLUMNS = (
+    "attack",
+    "accuracy",
+    "95% interval",
+    "radius",
+    "fooled",
+    *(f"{norm}, median (largest)" for norm in NORMS.values()),
+    "gradients + evaluations",
+)
+
+
+def page(report: "Report", pictures: Mapping[str, bytes]) -> str:
+    """The page.
+
+    Args:
+        report: the report.
+        pictures: mapping of names, as `Report.save` gives them, to PNG files' contents.
+    """
+    sections = [
+        f"<h1>{_TITLE}</h1>",
+        _verdict(report),
+        f'<p class="statement">{escape(report.statement)}</p>',
+        _section(
+            "Accuracy",
+            _accuracies(report),
+            _picture(pictures, "accuracy", "The accuracies in the table, as bars"),
+        ),
+    ]
+    if report.checks:
+        sections.append(_section("Checks", _checks(report.checks)))
+    for axis, curves in report.curves.items():
+        heading = f"Accuracy over {axis}"
+        picture = _picture(pictures, heading, "The accuracies in the table below, as curves")
+        sections.append(_section(heading, picture, _curves(heading, axis, curves)))
+    if "samples" in pictures:
+        text = (
+            "Images that the attack named above them has succeeded on: clean under their true "
+            "class, perturbed under the predicted class, and the difference."
+        )
+        sections.append(_section("Samples", _picture(pictures, "samples", text), f"<p>{text}</p>"))
+    if "geometry" in pictures:
+        text = "Features of clean and attacked images, projected to a plane"
+        sections.append(_section("Geometry of the features", _picture(pictures, "geometry", text)))
+    sections.append(_section("How it was made", _facts(report)))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_TITLE}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(sections)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _section(heading: str, *parts: str) -> str:
+    return "\n".join([f"<section>\n<h2>{escape(heading)}</h2>", *parts, "</section>"])
+
+
+def _verdict(report: "Report") -> str:
+    failed = "".join(
+        f"<li>{escape(check.name)}: {escape(check.sentence)}</li>" for check in report.failed_checks
+    )
+    if not failed:
+        return f'<div class="verdict" role="status"><strong>{escape(report.verdict)}</strong></div>'
+    return (
+        f'<div class="verdict failed" role="alert"><strong>{escape(report.verdict)}</strong>'
+        f"<ul>{failed}</ul></div>"
+    )
+
+
+def _table(
+    name: str,
+    columns: Iterable[str],
+    rows: Iterable[str],
+    text_columns: Iterable[str] = (),
+) -> str:
+    head = "".join(
+        f'<th scope="col"{"" if n == 0 or column in text_columns else " class=number"}>'
+        f"{escape(column)}</th>"
+        for n, column in enumerate(columns)
+    )
+    identifier = escape(name.lower().replace(" ", "-"))
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">\n'
+        f'<table id="{identifier}">\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n"
+        + "\n".join(rows)
+        + "\n</tbody>\n</table></div>"
+    )
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    data = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
+    return f'<tr><th scope="row">{escape(name)}</th>{data}</tr>'
+
+
+def _accuracies(report: "Report") -> str:
+    caption = (
+        f"{report.num_examples} examples. Norms, in units of the images, are those of the "
+        "perturbations that fool the classifier; gradients and evaluations are means over the "
+        "attacked examples."
+    )
+    if report.worst_case_only:
+        caption += " Each attack was given only what those before it had left."
+    rows = [_row(row.name, _cells(row)) for row in report.rows]
+    return f"<p>{caption}</p>\n" + _table("accuracy", _COLUMNS, rows)
+
+
+def _cells(row: Row) -> list[str]:
+    low, high = row.interval
+    attacked = row.attacked
+    fooled = "" if attacked is None else f"{(attacked & ~row.correct).sum()} of {attacked.sum()}"
+    norms = [row.perturbation(norm) for norm in NORMS]
+    costs = [cost for name in COSTS if (cost := row.cost(name)) is not None]
+    return [
+        f"{row.accuracy:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        row.radius,
+        fooled,
+        *("" if pair is None else f"{pair[0]:.3g} ({pair[1]:.3g})" for pair in norms),
+        " + ".join(f"{cost:,.1f}" for cost in costs),
+    ]
+
+
+def _checks(checks: "Iterable[CheckResult]") -> str:
+    rows = []
+    for check in sorted(checks, key=lambda check: check.status != "FAILED"):
+        figures = "<br>".join(
+            f"{escape(name)}: {value:.4g}" for name, value in check.figures.items()
+        )
+        kind = ' class="failed"' if check.status == "FAILED" else ""
+        rows.append(
+            f'<tr{kind}><th scope="row">{escape(check.name)}</th>'
+            f'<td class="status">{check.status}</td>'
+            f'<td class="sentence">{escape(check.sentence)}</td><td>{figures}</td></tr>'
+        )
+    columns = ("check", "result", "what was found", "figures")
+    return _table("checks", columns, rows, text_columns=columns)
+
+
+def _curves(heading: str, axis: str, curves: Mapping[str, Mapping[float, float]]) -> str:
+    xs = sorted({x for curve in curves.values() for x in curve})
+    rows = [
+        _row(f"{x:.4g}", (f"{c[x]:.1%}" if x in c else "" for c in curves.values())) for x in xs
+    ]
+    return _table(heading, (axis, *curves), rows)
+
+
+def _picture(pictures: Mapping[str, bytes], name: str, text: str) -> str:
+    data = base64.b64encode(pictures[name]).decode()
+    wide = ' class="wide"' if name == "samples" else ""
+    return f'<figure><img{wide} alt="{escape(text)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _facts(report: "Report") -> str:
+    facts = [
+        *report.notes.items(),
+        *((f"attack: {row.name}", row.attack) for row in report.rows if row.attack is not None),
+        ("seed", str(report.seed)),
+        ("batch size", str(report.batch_size)),
+        ("date", report.date),
+        *report.environment.items(),
+    ]
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th><td><code>{escape(value)}</code></td></tr>'
+        for name, value in facts
+    ]
+    return _table("facts", ("what", "value"), rows, text_columns=("value",))

@@ -1,0 +1,102 @@
+"""One row of a report: the accuracy on clean images, or under one attack."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+CLEAN = "clean"
+WORST_CASE = "worst case"
+NORMS = {"linf": "L-inf", "l2": "L2"}
+COSTS = ("num_gradients", "num_evaluations")
+
+_Z_95 = 1.959964
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95% confidence interval of a proportion (Wilson, 1927)."""
+    share, z2 = successes / trials, _Z_95**2
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = _Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    half /= 1 + z2 / trials
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclasses.dataclass
+class Row:
+    """Accuracy on clean images, under one attack, or in the worst case.
+
+    Args:
+        name: string.
+        correct: bool array, shape `(num_examples,)`: which examples are (still) classified
+            correctly.
+        attack: string, the attack with its arguments. Defaults to `None`.
+        radii: mapping of norms to the largest radius that was allowed, in units of the images.
+            Defaults to an empty mapping: there was no limit, or no attack.
+        attacked: bool array, shape `(num_examples,)`. Defaults to `None`.
+        measures: mapping of `"linf"` and `"l2"`, norms of the perturbations, `"num_gradients"`
+            and `"num_evaluations"` to arrays of one value for each example. Defaults to an empty
+            mapping.
+    """
+
+    name: str
+    correct: np.ndarray
+    attack: str | None = None
+    radii: dict[str, float] = dataclasses.field(default_factory=dict)
+    attacked: np.ndarray | None = None
+    measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def record(self, batch: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+        """Notes what an attack has found on a batch of examples, given by their indices."""
+        self.correct[batch] = ~found["success"]
+        for name in (*NORMS, *COSTS):
+            values = self.measures.setdefault(name, np.zeros(len(self.correct)))
+            values[batch] = found[name]
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% confidence interval of the accuracy."""
+        return wilson_interval(int(self.correct.sum()), len(self.correct))
+
+    @property
+    def radius(self) -> str:
+        """The radii in words."""
+        if not self.radii and self.attack is not None:
+            return "no limit"
+        return " or ".join(f"{NORMS.get(n, n)} {value:.4g}" for n, value in self.radii.items())
+
+    def perturbation(self, norm: str) -> tuple[float, float] | None:
+        """Median and largest norm of the perturbations that fool the model; `None` if none do."""
+        if self.attacked is None or norm not in self.measures:
+            return None
+        values = self.measures[norm][self.attacked & ~self.correct]
+        return (float(np.median(values)), float(values.max())) if len(values) else None
+
+    def cost(self, name: str) -> float | None:
+        """Mean over the attacked examples of the number of gradients, or of evaluations."""
+        if self.attacked is None or name not in self.measures:
+            return None
+        return float(self.measures[name][self.attacked].mean())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, ready for JSON."""
+        norms = {norm: self.perturbation(norm) for norm in NORMS}
+        attacked = self.attacked
+        return {
+            "name": self.name,
+            "accuracy": self.accuracy,
+            "confidence_95": list(self.interval),
+            "attack": self.attack,
+            "radii": dict(self.radii),
+            "num_attacked": None if attacked is None else int(attacked.sum()),
+            "num_fooled": None if attacked is None else int((attacked & ~self.correct).sum()),
+            **{f"median_{norm}": pair and pair[0] for norm, pair in norms.items()},
+            **{f"largest_{norm}": pair and pair[1] for norm, pair in norms.items()},
+            **{f"mean_{name}": self.cost(name) for name in COSTS},
+        }

@@ -1,0 +1,67 @@
+"""Reports as text."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_robust.evaluation.report import Report
+
+
+def text_summary(report: "Report") -> str:
+    """Failed checks, the table of accuracies, and what it means."""
+    lines = []
+    if report.failed_checks:
+        found = [f"FAILED: {check.name}. {check.sentence}" for check in report.failed_checks]
+        lines = [report.verdict, *found, ""]
+    header = ("", "accuracy", "95% interval", "radius", "median L-inf", "median L2")
+    table: list[tuple[str, ...]] = [header]
+    for row in report.rows:
+        low, high = row.interval
+        medians = [row.perturbation(norm) for norm in ("linf", "l2")]
+        table.append(
+            (
+                row.name,
+                f"{row.accuracy:.1%}",
+                f"{low:.1%} to {high:.1%}",
+                row.radius,
+                *(f"{pair[0]:.4g}" if pair else "" for pair in medians),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *cells in table:
+        line = f"{name:{widths[0]}}"
+        for cell, width in zip(cells, widths[1:], strict=True):
+            line += f"  {cell:>{width}}"
+        lines.append(line.rstrip())
+    lines += ["", report.statement]
+    if not report.failed_checks:
+        lines.append(report.verdict)
+    return "\n".join(lines)
+
+
+def comparison_table(reports: "Mapping[str, Report]") -> str:
+    """A table of several models' reports with the same attacks, one column for each model.
+
+    Args:
+        reports: mapping of model names to reports.
+
+    Returns:
+        The table as text.
+
+    Raises:
+        ValueError: if the reports' rows are not the same.
+    """
+    names = {tuple(row.name for row in report.rows) for report in reports.values()}
+    if len(names) != 1:
+        raise ValueError(
+            f"The reports must have the same rows. Received: {sorted(map(list, names))}"
+        )
+    width = max(len(name) for name in next(iter(names)))
+    columns = {name: max(len(name), 8) for name in reports}
+    lines = [" " * width + "".join(f"  {name:>{size}}" for name, size in columns.items())]
+    for index, row_name in enumerate(next(iter(names))):
+        cells = "".join(
+            f"  {reports[name].rows[index].accuracy:>{size}.1%}" for name, size in columns.items()
+        )
+        lines.append(f"{row_name:{width}}{cells}")
+    return "\n".join(lines)
