@@ -44,6 +44,14 @@ OBJECTS = [
     kr.attacks.MultiTargeted(
         0.1, step_size=0.03, num_steps=3, norm="l2", random_start=False, num_targets=2, **COMMON
     ),
+    kr.attacks.FAB(
+        0.1, norm="l2", num_steps=3, num_restarts=2, num_targets=2, alpha_max=0.2, eta=1.1,
+        beta=0.8, **COMMON,
+    ),
+    kr.attacks.Square(
+        0.1, norm="l2", num_queries=30, initial_fraction=0.5, num_restarts=2, targeted=True,
+        bounds=(-1.0, 2.0), from_logits=False, num_samples=2,
+    ),
     kr.attacks.BPDA(["a", "b"], backward=smooth, from_logits=False),
     kr.losses.AdversarialTraining(
         PGD, loss="sparse_categorical_crossentropy", reduction="sum", name="at"

@@ -2,9 +2,11 @@
 
 from keras_robust.attacks.attack import Attack as Attack
 from keras_robust.attacks.bpda import BPDA as BPDA
+from keras_robust.attacks.fab import FAB as FAB
 from keras_robust.attacks.fgsm import FGSM as FGSM
 from keras_robust.attacks.ifgsm import IFGSM as IFGSM
 from keras_robust.attacks.mim import MIM as MIM
 from keras_robust.attacks.multi_targeted import MultiTargeted as MultiTargeted
 from keras_robust.attacks.pgd import PGD as PGD
 from keras_robust.attacks.result import AttackResult as AttackResult
+from keras_robust.attacks.square import Square as Square

@@ -87,6 +87,18 @@ class Problem:
 
         return self._average(lambda: backend.value_and_gradient(function, x))
 
+    def scores_and_gradient(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+        """All class scores, and the true gradient in `x` of `select(scores)`.
+
+        `select` gives one value for each example.
+        """
+
+        def function(x: Any) -> tuple[Any, Any]:
+            scores = self._scores(x)
+            return ops.sum(select(scores)), scores
+
+        return self._average(lambda: backend.value_and_gradient(function, x))
+
     def scores_and_jacobian(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
         """`select(scores)`, shape `(batch_size, k)`, and its gradients, `(batch_size, k, ...)`.
 

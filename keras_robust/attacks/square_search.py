@@ -1,0 +1,186 @@
+"""What the square attack tries next, in either norm."""
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_robust import backend
+from keras_robust.ops import projection, steepest_direction
+
+# At which of 10,000 queries the share of the image that a square covers is halved.
+_HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_NUM_TILES = 5
+
+
+def image_shape(x: Any) -> tuple[int, int, int]:
+    """Height, width and channels of each example; a vector is an image of one row."""
+    if len(x.shape) == 2:
+        return 1, x.shape[1], 1
+    *height, width, channels = x.shape[1:]
+    return math.prod(height), width, channels
+
+
+def window_sides(
+    num_queries: int, initial_fraction: float, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Heights and widths of the windows, shape `(num_levels, 2)`, and each query's level.
+
+    A window is a square, unless the image is too low or too narrow for it; then its area is kept.
+    """
+    query = np.arange(num_queries) * 10_000 // num_queries
+    levels = np.searchsorted(_HALVED_AT, query, side="left")
+    area = initial_fraction * 0.5 ** np.arange(len(_HALVED_AT) + 1) * height * width
+    side = np.maximum(np.sqrt(area), 1)
+    rows = np.where(side > width, area / width, np.minimum(side, height))
+    columns = np.where(side > height, area / height, np.minimum(side, width))
+    sides = np.stack([np.minimum(rows, height), np.minimum(columns, width)], axis=1)
+    return np.round(sides).astype("int32"), levels.astype("int32")
+
+
+class _Search:
+    """Images as height, width and channels, and random windows of them."""
+
+    def __init__(
+        self,
+        x: Any,
+        epsilon: float,
+        norm: str,
+        bounds: tuple[float, float],
+        num_queries: int,
+        initial_fraction: float,
+    ) -> None:
+        self.shape = (ops.shape(x)[0], *image_shape(x))
+        self.x, self.epsilon = ops.reshape(x, self.shape), epsilon
+        self.project = projection(self.x, epsilon, norm, bounds)
+        height, width, self.channels = self.shape[1:]
+        sides, levels = window_sides(num_queries, initial_fraction, height, width)
+        self.all_sides = sides
+        self.sides, self.levels = ops.convert_to_tensor(sides), ops.convert_to_tensor(levels)
+
+    def signs(self, shape: tuple[int, ...], seed: Any) -> Any:
+        """-1 or 1, shape `(batch_size, *shape)`."""
+        draws = backend.uniform((self.shape[0], *shape), seed, -1.0, 1.0, self.x.dtype)
+        return ops.where(draws < 0, -ops.ones_like(draws), ops.ones_like(draws))
+
+    def corners(self, side: Any, seed: Any) -> tuple[Any, Any]:
+        """Top and left of a window of that height and width, shape `(batch_size, 1, 1, 1)`."""
+        draws = backend.uniform((self.shape[0], 2), seed, 0.0, 1.0, "float32")
+        last = ops.convert_to_tensor(self.shape[1:3], dtype="int32") - side
+        corner = ops.cast(draws * ops.cast(last + 1, "float32"), "int32")
+        corner = ops.reshape(ops.minimum(corner, last), (-1, 2, 1, 1, 1))
+        return corner[:, 0], corner[:, 1]
+
+    def window(self, side: Any, corner: tuple[Any, Any]) -> Any:
+        """Where an image is inside of the window, shape `(batch_size, height, width, 1)`."""
+        row, column = (self.places(axis) - corner[axis] for axis in (0, 1))
+        rows = ops.logical_and(row >= 0, row < side[0])
+        return ops.logical_and(rows, ops.logical_and(column >= 0, column < side[1]))
+
+    def places(self, axis: int) -> Any:
+        """0, 1, ... along the height or the width."""
+        shape = (1, -1, 1, 1) if axis == 0 else (1, 1, -1, 1)
+        return ops.reshape(ops.arange(self.shape[1 + axis], dtype="int32"), shape)
+
+
+class LinfSearch(_Search):
+    """Algorithm 2: a square of the image becomes `x + epsilon` or `x - epsilon`."""
+
+    def initial(self, seed: Any) -> Any:
+        """Vertical stripes."""
+        stripes = self.signs((1, self.shape[2], self.channels), seed)
+        return self.project(self.x + self.epsilon * stripes)
+
+    def proposal(self, z: Any, query: Any, seed: Any) -> Any:
+        side = ops.take(self.sides, ops.take(self.levels, query), axis=0)
+        signs = self.signs((1, 1, self.channels), backend.fold_in(seed, 0))
+        inside = self.window(side, self.corners(side, backend.fold_in(seed, 1)))
+        return ops.where(inside, self.project(self.x + self.epsilon * signs), z)
+
+
+class L2Search(_Search):
+    """Algorithm 3: a window takes over the mass of another one."""
+
+    def __init__(self, x: Any, *args: Any) -> None:
+        super().__init__(x, *args)
+        size = self.shape[1:3]
+        table = np.zeros((len(self.all_sides), 2, *size))
+        for level, (rows, columns) in enumerate(self.all_sides):
+            for transposed in (0, 1):
+                pattern = split_pattern(rows, columns, bool(transposed))
+                table[level, transposed, :rows, :columns] = pattern
+        self.table = ops.convert_to_tensor(table.reshape(-1), dtype=self.x.dtype)
+
+    def initial(self, seed: Any) -> Any:
+        """Tiles with random signs."""
+        height, width = self.shape[1:3]
+        tiles = [min(_NUM_TILES, height), min(_NUM_TILES, width)]
+        sides = [height // tiles[0], width // tiles[1]]
+        left = [height - tiles[0] * sides[0], width - tiles[1] * sides[1]]
+        pattern = np.tile(split_pattern(sides[0], sides[1], False), tiles)[..., None]
+        signs = self.signs((*tiles, self.channels), seed)
+        signs = ops.repeat(ops.repeat(signs, sides[0], axis=1), sides[1], axis=2)
+        nu = signs * ops.convert_to_tensor(pattern, dtype=self.x.dtype)
+        nu = ops.pad(nu, [(0, 0), *((n // 2, n - n // 2) for n in left), (0, 0)])
+        return self.project(self.x + self.epsilon * steepest_direction(nu, "l2"))
+
+    def proposal(self, z: Any, query: Any, seed: Any) -> Any:
+        level = ops.take(self.levels, query)
+        side = ops.take(self.sides, level, axis=0)
+        corner = self.corners(side, backend.fold_in(seed, 0))
+        first = self.window(side, corner)
+        second = self.window(side, self.corners(side, backend.fold_in(seed, 1)))
+
+        nu = z - self.x
+        zero = ops.zeros_like(nu)
+        squares = ops.square(nu)
+        unused = ops.maximum(self.epsilon**2 - _total(squares, (1, 2, 3)), 0) / self.channels
+        either = ops.logical_or(first, second)
+        available = ops.sqrt(_total(ops.where(either, squares, zero)) + unused)
+
+        signs = self.signs((1, 1, self.channels), backend.fold_in(seed, 2))
+        new = signs * self._pattern(level, corner, backend.fold_in(seed, 3))
+        new = new + _unit(ops.where(first, nu, zero))
+        nu = ops.where(second, zero, nu)
+        return self.project(self.x + ops.where(first, _unit(new) * available, nu))
+
+    def _pattern(self, level: Any, corner: tuple[Any, Any], seed: Any) -> Any:
+        """The window's pattern at its place, in one of two orientations."""
+        height, width = self.shape[1:3]
+        row = (self.places(0) - corner[0]) % height
+        column = (self.places(1) - corner[1]) % width
+        transposed = ops.cast(self.signs((1, 1, 1), seed) > 0, "int32")
+        return ops.take(self.table, ((level * 2 + transposed) * height + row) * width + column)
+
+
+def _total(values: Any, axis: tuple[int, ...] = (1, 2)) -> Any:
+    return ops.sum(values, axis=axis, keepdims=True)
+
+
+def _unit(values: Any) -> Any:
+    """Each channel divided by its L2 norm."""
+    length = ops.sqrt(_total(ops.square(values)))
+    return values / ops.where(length > 0, length, ops.ones_like(length))
+
+
+def pattern(rows: int, columns: int) -> np.ndarray:
+    """`eta(r, s) = sum_{k=0}^{M(r, s)} 1 / (n + 1 - k)^2` (eq. 2): nested rectangles."""
+    n = max(rows, columns) // 2
+    r = abs(np.arange(rows) - rows // 2)[:, None]
+    s = abs(np.arange(columns) - columns // 2)[None]
+    sums = np.cumsum(1 / (n + 1.0 - np.arange(n + 1)) ** 2)
+    return sums[n - np.maximum(r, s)]
+
+
+def split_pattern(rows: int, columns: int, transposed: bool) -> np.ndarray:
+    """One half `eta`, the other `-eta`, with an L2 norm of 1."""
+    if transposed:
+        return split_pattern(columns, rows, False).T
+    half = columns // 2
+    halves = [pattern(rows, half), -pattern(rows, columns - half)]
+    both = np.concatenate(halves, axis=1)
+    return both / np.linalg.norm(both)
+
+
+SEARCHES = {"linf": LinfSearch, "l2": L2Search}
