@@ -1,12 +1,15 @@
 """Accuracy against the radius of the ball."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.result import perturbation_norms
 from keras_robust.evaluation.accuracy import attack_standing, check_attack
 from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
 
@@ -18,23 +21,31 @@ def robustness_curve(
     *,
     attack: Attack,
     epsilons: Sequence[float],
+    norm: str | None = None,
     batch_size: int = 128,
     seed: int = 0,
     verbose: int = 1,
 ) -> dict[float, float]:
     """Accuracy under one attack at several radii.
 
-    An image that the attack fools at one radius is fooled at every larger one too, because the
-    same perturbed image lies in the larger ball: it is not attacked again, and the curve never
-    rises. A step size that is given with the attack is scaled with the radius.
+    An attack with an `epsilon` is run at each radius. An image that it fools at one radius is
+    fooled at every larger one too, because the same perturbed image lies in the larger ball: it
+    is not attacked again, and the curve never rises. A step size that is given with the attack is
+    scaled with the radius.
+
+    An attack without an `epsilon` (DeepFool, C&W) looks for the smallest perturbation, and is run
+    once: the accuracy at a radius is the share of images that are classified correctly and not
+    fooled by a perturbation of at most that norm.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
         x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
             labels.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
-        attack: `kr.attacks.Attack` that has an `epsilon`, untargeted.
+        attack: `kr.attacks.Attack`, untargeted.
         epsilons: the radii, in units of `x`.
+        norm: `"l1"`, `"l2"` or `"linf"`, the norm of the radii for an attack without an
+            `epsilon`. Defaults to `None`: the attack's own `norm`.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
@@ -43,8 +54,9 @@ def robustness_curve(
         Mapping of radii, ascending, to accuracies from 0 to 1.
 
     Raises:
-        ValueError: as the attack, and if it is targeted or has no `epsilon`, or if `epsilons` is
-            empty or holds a negative number.
+        ValueError: as the attack, and if it is targeted, if `epsilons` is empty or holds a
+            negative number, or if `norm` is given with an attack that has an `epsilon`, or is
+            missing with one that has neither.
 
     Example:
 
@@ -57,23 +69,33 @@ def robustness_curve(
     >>> list(curve)
     [0.0, 0.1, 0.2]
     """
-    config = check_attack(attack).get_config()
-    if "epsilon" not in config:
-        raise ValueError(f"Argument `attack` must have an `epsilon`. Received: attack={attack!r}")
-    radii = sorted(validation.check_number("epsilons", epsilon) for epsilon in epsilons)
+    check_attack(attack)
+    radii = sorted({validation.check_number("epsilons", epsilon) for epsilon in epsilons})
     if not radii:
         raise ValueError("Argument `epsilons` must not be empty. Received: epsilons=[]")
+    has_epsilon = "epsilon" in config_of(attack)
+    if has_epsilon and norm is not None:
+        raise ValueError(
+            "Argument `norm` must be None for an attack that has an `epsilon`: its own norm is "
+            f"that of the radii. Received: norm={norm!r}, attack={attack!r}"
+        )
+    if not has_epsilon:
+        norm = norm or getattr(attack, "norm", None)
+        validation.check_choice("norm", norm, ("l1", "l2", "linf"))
     x, y = as_arrays(x, y)
     attack.check(model, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
-
     labels = sparse(y)
     classes = predicted_classes(model, x, batch_size)
+    if norm is not None:
+        distances = _distances(model, x, labels, classes, attack, norm, batch_size, seed, verbose)
+        return {epsilon: float((distances > epsilon).mean()) for epsilon in radii}
+
     bar = keras.utils.Progbar(len(radii), verbose=verbose)
     curve = {}
     for epsilon in radii:
         if epsilon > 0:
-            scaled = _with_epsilon(attack, config, epsilon)
+            scaled = with_epsilon(attack, epsilon)
             standing = classes == labels
             _, classes = attack_standing(
                 model, x, labels, classes, scaled, standing, batch_size, seed
@@ -83,8 +105,47 @@ def robustness_curve(
     return curve
 
 
-def _with_epsilon(attack: Attack, config: dict[str, Any], epsilon: float) -> Attack:
-    changed = {**config, "epsilon": epsilon}
+def config_of(attack: Attack) -> dict[str, Any]:
+    """The arguments of an attack's constructor, without its objective.
+
+    That may be a function which Keras can save with a warning at best.
+    """
+    plain = copy.copy(attack)
+    plain.objective = None
+    return plain.get_config()
+
+
+def remade(attack: Attack, **changes: Any) -> Attack:
+    """The same attack but for some arguments of its constructor."""
+    again = type(attack).from_config({**config_of(attack), **changes})
+    again.objective = attack.objective
+    return again
+
+
+def with_epsilon(attack: Attack, epsilon: float) -> Attack:
+    """The attack at another radius, with a step size that is scaled with it."""
+    config = config_of(attack)
+    changes = {"epsilon": epsilon}
     if config.get("step_size") is not None and config["epsilon"] > 0:
-        changed["step_size"] = config["step_size"] * epsilon / config["epsilon"]
-    return type(attack).from_config(changed)
+        changes["step_size"] = config["step_size"] * epsilon / config["epsilon"]
+    return remade(attack, **changes)
+
+
+def _distances(
+    model: Any,
+    x: np.ndarray,
+    labels: np.ndarray,
+    classes: np.ndarray,
+    attack: Attack,
+    norm: str,
+    batch_size: int,
+    seed: int,
+    verbose: int,
+) -> np.ndarray:
+    """The norm of what fools the model on each image: 0 without an attack, infinity if nothing."""
+    standing = classes == labels
+    bar = keras.utils.Progbar(-(-int(standing.sum()) // batch_size) or None, verbose=verbose)
+    x_adv, classes = attack_standing(
+        model, x, labels, classes, attack, standing, batch_size, seed, lambda _: bar.add(1)
+    )
+    return np.where(classes == labels, np.inf, perturbation_norms(x, x_adv)[norm])

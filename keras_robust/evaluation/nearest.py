@@ -1,0 +1,110 @@
+"""The training images that a model sees as closest to an image."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_robust import validation
+from keras_robust.evaluation.activations import features
+from keras_robust.evaluation.analysis import require_scikit_learn
+from keras_robust.evaluation.arrays import predicted_classes, sparse
+
+
+@dataclasses.dataclass(frozen=True)
+class NearestImages:
+    """The training images nearest to some images in feature space, the nearest first.
+
+    Args:
+        queries: the images asked about, shape `(num_examples, ...)`.
+        classes: int array, shape `(num_examples,)`: the classes predicted for them.
+        images: training images, shape `(num_examples, k, ...)`.
+        labels: int array, shape `(num_examples, k)`: the training images' classes.
+        distances: float array, shape `(num_examples, k)`: Euclidean, between features.
+        indices: int array, shape `(num_examples, k)`: their places in the training set.
+    """
+
+    queries: np.ndarray
+    classes: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    distances: np.ndarray
+    indices: np.ndarray
+
+
+def nearest_images(
+    model: Any,
+    x_adv: Any,
+    x_train: Any,
+    y_train: Any,
+    *,
+    k: int = 5,
+    layer: str | None = None,
+    batch_size: int = 128,
+) -> NearestImages:
+    """Finds the training images whose features are nearest to those of attacked images.
+
+    Where they are of an attacked image's true class although the model is fooled, what was
+    learnt is sound and the classifier on top of it is not.
+
+    Args:
+        model: Keras model, `kr.RobustModel` (whose `base_model` is looked into).
+        x_adv: attacked (or any other) images, shape `(num_examples, ...)`.
+        x_train: training images, shape `(num_training_examples, ...)`.
+        y_train: their integer or one-hot labels.
+        k: int. How many to find for each image. Defaults to `5`.
+        layer: string. Name of the layer whose output to compare, as for
+            `kr.evaluation.features`. Defaults to `None`: the input of the last layer that has
+            weights.
+        batch_size: int. Defaults to `128`.
+
+    Returns:
+        `NearestImages`, which `kr.evaluation.plot_nearest_images` draws.
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+        ValueError: if an argument is not as described above, `k` is larger than the training set,
+            or the model is not made of layers.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> x, y = np.random.rand(32, 8, 8, 1), np.random.randint(0, 10, 32)
+    >>> nearest = kr.evaluation.nearest_images(model, x[:2] + 0.001, x, y, k=3)
+    >>> nearest.indices[:, 0].tolist()
+    [0, 1]
+
+    Reference:
+
+    - Wang et al., Graph Interpolating Activation Improves Both Natural and Robust Accuracies in
+      Data-Efficient Deep Learning, section 5.2 and Figure 10 (5 nearest)
+    """
+    require_scikit_learn()
+    from sklearn.neighbors import NearestNeighbors
+
+    x_adv, x_train, y_train = map(ops.convert_to_numpy, (x_adv, x_train, y_train))
+    validation.check_count("k", k)
+    if x_adv.shape[1:] != x_train.shape[1:] or len(x_train) != len(y_train) or k > len(x_train):
+        raise ValueError(
+            "Arguments `x_adv` and `x_train` must hold images of one shape, `x_train` and "
+            "`y_train` the same examples, at least `k` of them. Received: "
+            f"x_adv.shape={x_adv.shape}, x_train.shape={x_train.shape}, "
+            f"y_train.shape={y_train.shape}, k={k}"
+        )
+    queries, points = (
+        features(model, images, layer, batch_size).reshape(len(images), -1)
+        for images in (x_adv, x_train)
+    )
+    # A tree is of no use in so many dimensions.
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points)
+    distances, indices = index.kneighbors(queries)
+    return NearestImages(
+        queries=x_adv,
+        classes=predicted_classes(model, x_adv, min(batch_size, len(x_adv))),
+        images=x_train[indices],
+        labels=sparse(y_train)[indices],
+        distances=distances,
+        indices=indices,
+    )

@@ -1,0 +1,104 @@
+"""How far a perturbation of the image moves what each layer computes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_robust import backend, validation
+from keras_robust.evaluation.activations import call_names, check_layer, layer_calls
+from keras_robust.evaluation.arrays import padded_batches
+
+
+def perturbation_error(
+    model: Any,
+    x: Any,
+    x_adv: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    batch_size: int = 128,
+) -> dict[str, float]:
+    """Relative change of each layer's output between images and their perturbed counterparts.
+
+        mean over x of |s_i(x) - s_i(x_a)| / |s_i(x)|
+
+    where `s_i` is the output of layer i and `|.|` the sum of absolute values over the outputs
+    for one image. For an image whose `s_i(x)` is 0 everywhere the ratio is 0 if `s_i(x_a)` is
+    0 too, else infinite.
+
+    Args:
+        model: Keras model, `kr.RobustModel` (whose `base_model` is looked into).
+        x: images, shape `(num_examples, ...)`.
+        x_adv: the same images, perturbed.
+        layers: names of the layers to give. Defaults to `None`: all of them. A layer of a model
+            inside of the model goes by its path, `"encoder/conv2d"`.
+        batch_size: int. Defaults to `128`.
+
+    Returns:
+        Mapping of layer names, in the order in which the model calls them, to the errors.
+
+    Raises:
+        ValueError: if `x` and `x_adv` differ in shape or are not finite, if the model is not
+            made of layers, or has no layer of a name in `layers`.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.layers.Rescaling(2.0, name="doubled"),
+    ...                           keras.layers.Flatten(name="flat")])
+    >>> x = np.full((4, 8, 8, 1), 0.5)
+    >>> errors = kr.evaluation.perturbation_error(model, x, x + 0.05)
+    >>> {name: round(error, 3) for name, error in errors.items()}
+    {'doubled': 0.1, 'flat': 0.1}
+
+    Reference:
+
+    - Schwartz & Ditzler, Bolstering Adversarial Robustness with Latent Disparity
+      Regularization, Figure 6, which shows the hidden convolutions alone (`layers` chooses)
+    """
+    x, x_adv = ops.convert_to_numpy(x), ops.convert_to_numpy(x_adv)
+    for images in (x, x_adv):
+        validation.check_images(images, None)
+    if x.shape != x_adv.shape:
+        raise ValueError(
+            "Arguments `x` and `x_adv` must have the same shape. "
+            f"Received: x.shape={x.shape}, x_adv.shape={x_adv.shape}"
+        )
+    batch_size = min(validation.check_count("batch_size", batch_size), len(x))
+    names = call_names(model, x)
+    chosen = names if layers is None else [check_layer(layer, names) for layer in layers]
+    function = backend.compiled(model, "perturbation_error", _errors)
+    batches = [
+        np.stack([ops.convert_to_numpy(error) for error in function(x[indices], x_adv[indices])])
+        for indices in padded_batches(np.arange(len(x)), batch_size)
+    ]
+    means = np.concatenate(batches, axis=1)[:, : len(x)].astype("float64").mean(axis=1)
+    errors = dict(zip(names, means.tolist(), strict=True))
+    return {name: errors[name] for name in chosen}
+
+
+def _errors(model: Any, x: Any, x_adv: Any) -> list[Any]:
+    """For each call of a layer, the ratio of each example."""
+    pairs = zip(layer_calls(model, x), layer_calls(model, x_adv), strict=True)
+    return [_ratio(clean.outputs, perturbed.outputs) for clean, perturbed in pairs]
+
+
+def _ratio(clean: Any, perturbed: Any) -> Any:
+    clean = [ops.cast(value, "float32") for value in keras.tree.flatten(clean)]
+    perturbed = [ops.cast(value, "float32") for value in keras.tree.flatten(perturbed)]
+    change = _total([ops.subtract(a, b) for a, b in zip(clean, perturbed, strict=True)])
+    intensity = _total(clean)
+    infinite = ops.full_like(change, float("inf"))
+    safe = ops.where(intensity > 0, intensity, ops.ones_like(intensity))
+    ratio = ops.where(intensity > 0, change / safe, infinite)
+    return ops.where(change > 0, ratio, ops.zeros_like(change))
+
+
+def _total(values: list[Any]) -> Any:
+    """The sum of absolute values for each example."""
+    sums = [
+        ops.sum(ops.reshape(ops.abs(value), (ops.shape(value)[0], -1)), axis=1) for value in values
+    ]
+    return sum(sums[1:], sums[0])

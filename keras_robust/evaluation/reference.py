@@ -1,0 +1,194 @@
+"""Accuracy at radii that are set by what fools a reference model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_robust import validation
+from keras_robust.attacks import Attack
+from keras_robust.evaluation.accuracy import attack_standing, check_attack
+from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.evaluation.curves import config_of, robustness_curve, with_epsilon
+
+# Where the search begins, and where the bisection ends at the latest: shares of the largest radius.
+_FIRST, _SMALLEST = 2.0**-8, 1e-6
+
+
+def reference_epsilon(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    attack: Attack,
+    error_rate: float = 0.5,
+    max_epsilon: float | None = None,
+    tolerance: float = 0.001,
+    batch_size: int = 128,
+    seed: int = 0,
+    verbose: int = 1,
+) -> float:
+    """The smallest radius at which an attack fools a model on half of the images.
+
+        epsilon_ref = min {epsilon : share of x in D that are misclassified within epsilon >= 0.5}
+
+    found by doubling the radius and then by bisection, with the attack made anew at each. An
+    image that the attack fools at one radius is fooled at every larger one too, because the same
+    perturbed image lies in the larger ball; without that, the error of a single-step attack may
+    fall again as the radius grows. Images that are misclassified to begin with are in the half.
+
+    In the paper the reference is not the undefended model but the authors' defended one: its
+    accuracy at `1.0 * epsilon_ref` is 50.00% in each row of their Table 1.
+
+    Args:
+        model: Keras model, or a callable `x -> logits`.
+        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
+            labels.
+        y: integer or one-hot labels. Defaults to `None`, for a data set.
+        attack: `kr.attacks.Attack` that has an `epsilon`, untargeted. The paper takes FGSM.
+        error_rate: float, greater than 0, at most 1. Defaults to `0.5`.
+        max_epsilon: float, the largest radius to try. Defaults to `None`: the width of the
+            attack's bounds, for the L2 norm times the square root of the number of values.
+        tolerance: float. The result is at most `1 + tolerance` times the radius looked for.
+            Defaults to `0.001`.
+        batch_size: int. Defaults to `128`.
+        seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+
+    Returns:
+        Float, a radius at which that share is fooled; 0.0 if it is without an attack.
+
+    Raises:
+        ValueError: as the attack, and if it is targeted or has no `epsilon`, or if that share of
+            the images is not fooled at `max_epsilon`, as can happen where a model's gradient is
+            masked.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> x = np.random.rand(32, 8, 8, 1)
+    >>> y = np.argmax(model(x), axis=1)
+    >>> attack = kr.attacks.FGSM(epsilon=0.1)
+    >>> epsilon = kr.evaluation.reference_epsilon(model, x, y, attack=attack, verbose=0)
+    >>> 0 < epsilon < 1
+    True
+
+    Reference:
+
+    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, section 4.1:
+      "the smallest epsilon such that 50% of the perturbed images are misclassified by our
+      regularized models"
+    """
+    if "epsilon" not in config_of(check_attack(attack)):
+        raise ValueError(f"Argument `attack` must have an `epsilon`. Received: attack={attack!r}")
+    validation.check_number("error_rate", error_rate, exclusive=True, maximum=1.0)
+    tolerance = validation.check_number("tolerance", tolerance, exclusive=True)
+    x, y = as_arrays(x, y)
+    attack.check(model, x, y)
+    if max_epsilon is None:
+        max_epsilon = attack.bounds[1] - attack.bounds[0]
+        if getattr(attack, "norm", "linf") == "l2":
+            max_epsilon *= math.sqrt(math.prod(x.shape[1:]))
+    max_epsilon = validation.check_number("max_epsilon", max_epsilon, exclusive=True)
+    batch_size = min(validation.check_count("batch_size", batch_size), len(x))
+
+    labels = sparse(y)
+    bar = keras.utils.Progbar(None, verbose=verbose)
+
+    def classes_within(epsilon: float, classes: Any) -> Any:
+        """The classes at a radius, from those at a smaller one."""
+        bar.add(1)
+        attacked = with_epsilon(attack, epsilon)
+        standing = classes == labels
+        return attack_standing(model, x, labels, classes, attacked, standing, batch_size, seed)[1]
+
+    def enough(classes: Any) -> bool:
+        return bool((classes != labels).mean() >= error_rate)
+
+    classes = predicted_classes(model, x, batch_size)
+    if enough(classes):
+        return 0.0
+    low, high = 0.0, _FIRST * max_epsilon
+    while not enough(found := classes_within(high, classes)):
+        if high == max_epsilon:
+            raise ValueError(
+                f"The attack fools the model on {(found != labels).mean():.1%} of the images "
+                "within `max_epsilon`, on fewer than `error_rate`. Received: "
+                f"max_epsilon={max_epsilon:g}, error_rate={error_rate:g}, attack={attack!r}"
+            )
+        low, high, classes = high, min(2 * high, max_epsilon), found
+    while high > max(low * (1 + tolerance), _SMALLEST * max_epsilon):
+        middle = (low + high) / 2
+        found = classes_within(middle, classes)
+        if enough(found):
+            high = middle
+        else:
+            low, classes = middle, found
+    return high
+
+
+def accuracy_at(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    attack: Attack,
+    epsilon: float,
+    fractions: Sequence[float] = (0.2, 0.5, 1.0),
+    batch_size: int = 128,
+    seed: int = 0,
+    verbose: int = 1,
+) -> dict[float, float]:
+    """Accuracy under an attack at fractions of a radius, such as a reference model's.
+
+    It is `kr.evaluation.robustness_curve` at `fraction * epsilon`: an image that is fooled at one
+    fraction counts as fooled at the larger ones.
+
+    Args:
+        model: Keras model, or a callable `x -> logits`.
+        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
+            labels.
+        y: integer or one-hot labels. Defaults to `None`, for a data set.
+        attack: `kr.attacks.Attack`, untargeted. The paper takes FGSM.
+        epsilon: float, the radius, in units of `x`: what `kr.evaluation.reference_epsilon`
+            returns for the reference model.
+        fractions: the fractions. Defaults to `(0.2, 0.5, 1.0)`.
+        batch_size: int. Defaults to `128`.
+        seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+
+    Returns:
+        Mapping of fractions, ascending, to accuracies from 0 to 1.
+
+    Raises:
+        ValueError: as `kr.evaluation.robustness_curve`.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> x, y = np.random.rand(32, 8, 8, 1), np.random.randint(0, 10, 32)
+    >>> attack = kr.attacks.FGSM(epsilon=0.1)
+    >>> list(kr.evaluation.accuracy_at(model, x, y, attack=attack, epsilon=0.1, verbose=0))
+    [0.2, 0.5, 1.0]
+
+    Reference:
+
+    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, section 4.1
+      and Table 1, columns 6 to 8
+    """
+    epsilon = validation.check_number("epsilon", epsilon)
+    parts = sorted({validation.check_number("fractions", fraction) for fraction in fractions})
+    curve = robustness_curve(
+        model,
+        x,
+        y,
+        attack=attack,
+        epsilons=[part * epsilon for part in parts],
+        batch_size=batch_size,
+        seed=seed,
+        verbose=verbose,
+    )
+    return {part: curve[part * epsilon] for part in parts}

@@ -1,0 +1,113 @@
+"""The relative size of the perturbations that fool a model."""
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_robust import validation
+from keras_robust.attacks import Attack
+from keras_robust.attacks.result import perturbation_norms
+from keras_robust.evaluation.accuracy import check_attack
+from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.evaluation.perturbed import perturbed_images
+
+
+def rho(
+    model: Any,
+    x: Any,
+    attack: Attack,
+    norm: str = "l2",
+    *,
+    y: Any = None,
+    mean: Any = 0.0,
+    batch_size: int = 128,
+    seed: int = 0,
+    verbose: int = 1,
+) -> float:
+    """Mean relative size of the perturbations that an attack needs.
+
+        rho_p = 1 / |D| * sum over x in D of ||Delta_x||_p / ||x||_p
+
+    where `Delta_x` is the perturbation that a minimum-norm attack (DeepFool, C&W) finds for
+    `x`, overshoot included. The larger, the more robust. For an attack that is told a radius it
+    says little: such an attack has no reason to stay below it.
+
+    Every image counts, whether it is classified correctly or not: without `y` the attack leads
+    away from the class that the model predicts, as DeepFool is defined. With `y` it leads away
+    from the true class, so that an image which is misclassified to begin with counts as 0.
+
+    Where the attack fails, the largest perturbation that it tried counts, as in the paper, whose
+    DeepFool has few steps; a warning then says for how many images. Where they are many, the
+    figure is what the attack did rather than what the model withstands.
+
+    Args:
+        model: Keras model, or a callable `x -> logits`.
+        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
+            labels, whose labels are not used.
+        attack: `kr.attacks.Attack`, untargeted, which looks for small perturbations.
+        norm: `"l1"`, `"l2"` or `"linf"`. Defaults to `"l2"`.
+        y: integer or one-hot labels to lead away from. Defaults to `None`: the classes that the
+            model predicts.
+        mean: number or array, subtracted from `x` in the denominator. Defaults to `0.0`. The
+            paper's networks take images that the mean of the training set was subtracted from;
+            for a model that does this itself, pass that mean to get the paper's figure.
+        batch_size: int. Defaults to `128`.
+        seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+
+    Returns:
+        Float, not negative.
+
+    Raises:
+        ValueError: as the attack, and if it is targeted, or if the norm of an image, less
+            `mean`, is 0.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> x = np.random.rand(32, 8, 8, 1)
+    >>> attack = kr.attacks.PGD(epsilon=1.0, norm="l2")
+    >>> 0 < kr.evaluation.rho(model, x, attack, verbose=0) < 1
+    True
+
+    Departure from the paper: images are clipped to the attack's `bounds`, which the paper's
+    DeepFool is not; pass it wide `bounds` to have none.
+
+    Reference:
+
+    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, eq. 7
+    """
+    check_attack(attack)
+    validation.check_choice("norm", norm, ("l1", "l2", "linf"))
+    validation.check_count("batch_size", batch_size)
+    x = as_arrays(x, y)[0] if hasattr(x, "as_numpy_iterator") else ops.convert_to_numpy(x)
+    validation.check_images(x, attack.bounds)
+    batch_size = min(batch_size, len(x))
+    if y is None:
+        y = predicted_classes(model, x, batch_size)
+    y = ops.convert_to_numpy(y)
+    attack.check(model, x, y)
+    sizes = perturbation_norms(np.broadcast_to(np.asarray(mean), x.shape), x)[norm]
+    if not (sizes > 0).all():
+        raise ValueError(
+            "Each image in argument `x`, less `mean`, must have a norm other than 0 to divide by. "
+            f"Received: {int((sizes == 0).sum())} images with a norm of 0"
+        )
+
+    labels = sparse(y)
+    bar = keras.utils.Progbar(-(-len(x) // batch_size), verbose=verbose)
+    x_adv = perturbed_images(
+        model, x, labels, attack, batch_size, seed, progress=lambda: bar.add(1)
+    )
+    num_failed = int((predicted_classes(model, x_adv, batch_size) == labels).sum())
+    if num_failed:
+        warnings.warn(
+            f"{type(attack).__name__} has failed on {num_failed} of {len(x)} images: what it "
+            "tried on them counts in rho, but does not fool the model.",
+            stacklevel=2,
+        )
+    return float((perturbation_norms(x, x_adv)[norm] / sizes).mean())

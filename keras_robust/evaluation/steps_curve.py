@@ -1,0 +1,98 @@
+"""Accuracy against the number of steps of an attack."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_robust import validation
+from keras_robust.attacks import Attack
+from keras_robust.evaluation.accuracy import attack_standing, check_attack
+from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.evaluation.curves import config_of, remade
+
+
+def steps_curve(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    attack: Attack,
+    num_steps: Sequence[int],
+    batch_size: int = 128,
+    seed: int = 0,
+    verbose: int = 1,
+) -> dict[int, float]:
+    """Accuracy under one attack with several numbers of steps.
+
+    Each number of steps is tried on its own, on every image that is classified correctly to
+    begin with, and the curve is left as it comes out. It should fall, or stay: where more steps
+    raise the accuracy by more than chance would, the attack does not climb what it should, and
+    the accuracy says nothing about the model. And where it still falls at its end, the attack was
+    not finished.
+
+    A step size that is given with the attack is kept, so that more steps go further. One that the
+    attack derives from its number of steps becomes smaller as they become more.
+
+    Args:
+        model: Keras model, or a callable `x -> logits`.
+        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
+            labels.
+        y: integer or one-hot labels. Defaults to `None`, for a data set.
+        attack: `kr.attacks.Attack` that has a `num_steps`, untargeted.
+        num_steps: the numbers of steps.
+        batch_size: int. Defaults to `128`.
+        seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+
+    Returns:
+        Mapping of numbers of steps, ascending, to accuracies from 0 to 1.
+
+    Raises:
+        ValueError: as the attack, and if it is targeted or has no `num_steps`, or if the argument
+            `num_steps` is empty or holds something else than positive integers.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> x, y = np.random.rand(32, 8, 8, 1), np.random.randint(0, 10, 32)
+    >>> attack = kr.attacks.PGD(epsilon=0.1, step_size=0.01)
+    >>> curve = kr.evaluation.steps_curve(model, x, y, attack=attack, num_steps=[1, 10],
+    ...                                   verbose=0)
+    >>> list(curve)
+    [1, 10]
+
+    Reference:
+
+    - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
+      Minimization, Figure 6 (a)
+    """
+    if "num_steps" not in config_of(check_attack(attack)):
+        raise ValueError(f"Argument `attack` must have a `num_steps`. Received: attack={attack!r}")
+    counts = sorted({validation.check_count("num_steps", count) for count in num_steps})
+    if not counts:
+        raise ValueError("Argument `num_steps` must not be empty. Received: num_steps=[]")
+    x, y = as_arrays(x, y)
+    attack.check(model, x, y)
+    batch_size = min(validation.check_count("batch_size", batch_size), len(x))
+
+    labels = sparse(y)
+    clean = predicted_classes(model, x, batch_size)
+    standing = clean == labels
+    bar = keras.utils.Progbar(len(counts), verbose=verbose)
+    curve = {}
+    for count in counts:
+        _, classes = attack_standing(
+            model,
+            x,
+            labels,
+            clean,
+            remade(attack, num_steps=count),
+            standing,
+            batch_size,
+            seed,
+        )
+        curve[count] = float((classes == labels).mean())
+        bar.add(1)
+    return curve

@@ -1,0 +1,136 @@
+"""Adversarial examples of one model, classified by another."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_robust import validation
+from keras_robust.attacks import Attack
+from keras_robust.evaluation.accuracy import check_attack
+from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.evaluation.perturbed import perturbed_images
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferMatrix:
+    """Accuracies on the adversarial examples of others; made by `kr.evaluation.transfer_matrix`.
+
+    Args:
+        clean: mapping of models' names to their accuracies on clean images.
+        accuracy: `accuracy[source][target]` is the accuracy of `target` on the adversarial
+            examples that were made on `source`.
+        num_examples: int.
+    """
+
+    clean: dict[str, float]
+    accuracy: dict[str, dict[str, float]]
+    num_examples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        rows = {"clean images": self.clean}
+        rows |= {f"made on {source}": row for source, row in self.accuracy.items()}
+        width = max(map(len, rows))
+        sizes = {target: max(len(target), 6) for target in self.clean}
+        lines = [" " * width + "".join(f"  {target:>{size}}" for target, size in sizes.items())]
+        for name, row in rows.items():
+            cells = "".join(f"  {row[target]:>{size}.1%}" for target, size in sizes.items())
+            lines.append(f"{name:{width}}{cells}")
+        return "\n".join(lines)
+
+
+def transfer_matrix(
+    models: Mapping[str, Any],
+    x: Any,
+    y: Any = None,
+    *,
+    attack: Attack | Mapping[str, Attack],
+    batch_size: int = 128,
+    seed: int = 0,
+    verbose: int = 1,
+) -> TransferMatrix:
+    """Makes adversarial examples on each of several models, and has all of them classify them.
+
+    A model that withstands its own adversarial examples better than those of another has a
+    gradient that misleads attacks: its own figure says little.
+
+    As in the paper, all images are perturbed and counted: also those on which the attack fails,
+    as far as it got with them, and those that a model misclassifies to begin with. The diagonal
+    may therefore differ a little from `kr.evaluation.robust_accuracy`, where only images count
+    that are classified correctly before the attack too. The examples of a minimum-norm attack
+    (DeepFool, C&W without `confidence`) lie on the boundary of the model that they were made on,
+    and seldom fool another.
+
+    Args:
+        models: mapping of names to Keras models, or callables `x -> logits`.
+        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
+            labels.
+        y: integer or one-hot labels. Defaults to `None`, for a data set.
+        attack: `kr.attacks.Attack`, untargeted, or a mapping with one for each name in `models`:
+            where some of them return logits and others probabilities, say, each needs one with
+            its own `from_logits`.
+        batch_size: int. Defaults to `128`.
+        seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+
+    Returns:
+        `TransferMatrix`: `accuracy[source][target]`, the `clean` accuracies; as text, a table;
+        `kr.evaluation.plot_transfer_matrix` draws it.
+
+    Raises:
+        ValueError: as the attack, and if it is targeted, if `models` is empty, or if `attack`
+            holds other names.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> models = {name: keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    ...           for name in ("first", "second")}
+    >>> x, y = np.random.rand(32, 8, 8, 1), np.random.randint(0, 10, 32)
+    >>> matrix = kr.evaluation.transfer_matrix(models, x, y, attack=kr.attacks.FGSM(epsilon=0.5),
+    ...                                        verbose=0)
+    >>> matrix.accuracy["first"]["first"]
+    0.0
+
+    Reference:
+
+    - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
+      Minimization, section 4.1.1, Tables 2 and 3 ("mutual classification accuracy")
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(
+            "Argument `models` must be a mapping of names to models, with at least one. "
+            f"Received: models={models!r}"
+        )
+    attacks = attack if isinstance(attack, Mapping) else dict.fromkeys(models, attack)
+    if set(attacks) != set(models):
+        raise ValueError(
+            "A mapping passed as `attack` must have the names in `models`. "
+            f"Received: {sorted(attacks)} for {sorted(models)}"
+        )
+    x, y = as_arrays(x, y)
+    for name, model in models.items():
+        check_attack(attacks[name]).check(model, x, y)
+    batch_size = min(validation.check_count("batch_size", batch_size), len(x))
+    labels = sparse(y)
+
+    def accuracies(images: np.ndarray) -> dict[str, float]:
+        return {
+            name: float((predicted_classes(model, images, batch_size) == labels).mean())
+            for name, model in models.items()
+        }
+
+    matrix = TransferMatrix(accuracies(x), {}, len(x))
+    bar = keras.utils.Progbar(len(models) * -(-len(x) // batch_size), verbose=verbose)
+    for name, model in models.items():
+        x_adv = perturbed_images(
+            model, x, labels, attacks[name], batch_size, seed, progress=lambda: bar.add(1)
+        )
+        matrix.accuracy[name] = accuracies(x_adv)
+    return matrix
