@@ -1,0 +1,96 @@
+"""The relative size of perturbations, against the closed form of a linear model."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import keras_robust as kr
+from keras_robust.evaluation import rho
+
+
+@pytest.mark.parametrize("overshoot", [0.02, 0.5])
+@pytest.mark.parametrize("batch_size", [7, 1000])
+def test_a_linear_model(linear, overshoot, batch_size):
+    attack = linear.attack(overshoot=overshoot)
+    expected = (1 + overshoot) * linear.distances / np.linalg.norm(linear.x, axis=1)
+    result = rho(linear.model, linear.x, attack, batch_size=batch_size, verbose=0)
+    assert result == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_other_norms_and_positional_arguments(linear):
+    attack = linear.attack(overshoot=0.02)
+    # Recomputed from the perturbed images, in double precision.
+    delta = np.asarray(attack(linear.model, linear.x, linear.classes), "float64") - linear.x
+    for norm, order in (("l1", 1), ("l2", 2), ("linf", np.inf)):
+        ratios = np.linalg.norm(delta, order, axis=1) / np.linalg.norm(linear.x, order, axis=1)
+        result = rho(linear.model, linear.x, attack, norm, verbose=0)
+        assert result == pytest.approx(ratios.mean(), rel=1e-5)
+
+
+def test_the_mean_is_subtracted_from_the_denominator_alone(linear):
+    attack = linear.attack(overshoot=0.02)
+    mean = np.array([0.3, -0.2, 0.1, 0.0, 2.0])
+    expected = 1.02 * linear.distances / np.linalg.norm(linear.x - mean, axis=1)
+    result = rho(linear.model, linear.x, attack, mean=mean, verbose=0)
+    assert result == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_with_true_labels_a_misclassified_image_counts_as_0(linear):
+    attack = linear.attack(overshoot=0.02)
+
+    class Lazy(type(attack)):
+        """Leaves images alone that are misclassified already, as minimum-norm attacks do."""
+
+        def generate(self, problem, x, start, index, seed):
+            x_adv, *counts = super().generate(problem, x, start, index, seed)
+            fooled = problem.margin(x)[:, None] > 0
+            return kr.attacks.attack.ops.where(fooled, x, x_adv), *counts
+
+    labels = linear.classes.copy()
+    labels[:20] = (labels[:20] + 1) % 3
+    ratios = 1.02 * linear.distances / np.linalg.norm(linear.x, axis=1)
+    ratios[:20] = 0
+    lazy = Lazy(attack.kernel, attack.bias, 0.02)
+    result = rho(linear.model, linear.x, lazy, y=labels, verbose=0)
+    assert result == pytest.approx(ratios.mean(), rel=1e-5)
+
+
+def test_failures_are_told_and_their_perturbations_count(linear):
+    # Half of the way to the boundary fools nobody.
+    attack = linear.attack(overshoot=-0.5)
+    expected = 0.5 * linear.distances / np.linalg.norm(linear.x, axis=1)
+    with pytest.warns(UserWarning, match="failed on 60 of 60 images"):
+        result = rho(linear.model, linear.x, attack, verbose=0)
+    assert result == pytest.approx(expected.mean(), rel=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rho(linear.model, linear.x, linear.attack(overshoot=0.02), verbose=0)
+
+
+def test_data_sets(trained_model):
+    data = kr.datasets.load("fashion_mnist_subset", "test").take(20)
+    x, _ = kr.evaluation.arrays.as_arrays(data)
+    attack = kr.attacks.PGD(5.0, norm="l2", num_steps=10)
+    results = [rho(trained_model, images, attack, verbose=0) for images in (x, data.batch(8))]
+    assert results[0] == results[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "l0"}, "`norm`"),
+        ({"attack": "DeepFool"}, "untargeted"),
+        ({"x": np.zeros((0, 5), "float32")}, "at least one example"),
+        ({"x": np.full((2, 5), 20.0, "float32")}, "inside the attack's `bounds`"),
+        ({"x": np.zeros((3, 5), "float32")}, "3 images with a norm of 0"),
+        ({"x": np.ones((3, 5), "float32"), "mean": 1.0}, "less `mean`"),
+        ({"y": np.array([0, 1])}, "same number of examples"),
+        ({"batch_size": 0}, "`batch_size`"),
+    ],
+    ids=str,
+)
+def test_bad_input(linear, arguments, message):
+    arguments = {"x": linear.x, "attack": linear.attack(), **arguments}
+    with pytest.raises(ValueError, match=message):
+        rho(linear.model, **arguments, verbose=0)
