@@ -59,11 +59,7 @@ class Problem:
         `max_{j != y} z_j - z_y`; the same with the other sign for a targeted attack. Where the
         two tie, the sign is that of the class which `argmax` predicts.
         """
-        logits = self._average(lambda: self._logits(x))
-        predicted = ops.cast(ops.argmax(logits, axis=-1), self.y.dtype)
-        fooled = predicted == self.y if self.sign < 0 else predicted != self.y
-        values = self.sign * margin(logits, self.y)
-        return ops.where(fooled, ops.maximum(values, _TIE), values)
+        return self._margin(self._average(lambda: self._logits(x)))
 
     def gradient(self, loss: Loss, x: Any) -> Any:
         """The direction in which an attack climbs: see `loss_and_gradient`."""
@@ -74,18 +70,17 @@ class Problem:
 
         The gradient of each example is divided by the range of its class scores, so that it
         neither overflows nor underflows where a model's scores are huge: its direction counts,
-        not its length. An `objective` that returns one value for each example takes the place of
+        not its length. (Draws of a random model are averaged, so they share a scale, the mean
+        over the batch: else the draws with the smallest range would drown the others.) An `objective` that returns one value for each example takes the place of
         `loss`, and is not scaled.
         """
+        return self._scores_loss_and_gradient(loss, x)[1:]
 
-        def function(x: Any) -> tuple[Any, Any]:
-            scores = self._objective(x)
-            if len(scores.shape) == 1:
-                return ops.sum(scores), scores
-            values = self.sign * loss(scores, self.y)
-            return ops.sum(values / ops.stop_gradient(logit_range(scores))), values
-
-        return self._average(lambda: backend.value_and_gradient(function, x))
+    def margin_loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any, Any]:
+        """`margin(x)` and `loss_and_gradient(loss, x)`; in one pass if there is no `objective`."""
+        scores, values, gradient = self._scores_loss_and_gradient(loss, x)
+        own = self._attack.objective is None
+        return self._margin(scores) if own else self.margin(x), values, gradient
 
     def scores_and_gradient(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
         """All class scores, and the true gradient in `x` of `select(scores)`.
@@ -110,6 +105,26 @@ class Problem:
 
     def _logits(self, x: Any) -> Any:
         return inference.logits(self._model, x, self._attack.from_logits)
+
+    def _margin(self, logits: Any) -> Any:
+        predicted = ops.cast(ops.argmax(logits, axis=-1), self.y.dtype)
+        fooled = predicted == self.y if self.sign < 0 else predicted != self.y
+        values = self.sign * margin(logits, self.y)
+        return ops.where(fooled, ops.maximum(values, _TIE), values)
+
+    def _scores_loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any, Any]:
+        def function(x: Any) -> tuple[Any, Any]:
+            scores = self._objective(x)
+            if len(scores.shape) == 1:
+                return ops.sum(scores), (scores, scores)
+            values = self.sign * loss(scores, self.y)
+            return ops.sum(values / ops.stop_gradient(logit_range(scores))), (scores, values)
+
+        def compute() -> tuple[Any, Any, Any]:
+            (scores, values), gradient = backend.value_and_gradient(function, x)
+            return scores, values, gradient
+
+        return self._average(compute)
 
     def _objective(self, x: Any) -> Any:
         """Class scores, or one value for each example."""
