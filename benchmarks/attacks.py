@@ -1,0 +1,192 @@
+"""Times attacks against the gradients they cannot do without, and against three peers.
+
+    python benchmarks/attacks.py
+    python benchmarks/attacks.py --attacks fgsm pgd-40 --peers foolbox cleverhans
+    python benchmarks/attacks.py --dataset mnist --data-dir DIR --epsilon 0.3
+
+All run on the same adversarially trained Keras model, in one process, on NumPy images. The floor
+of an attack is what its own gradients and forward passes cost alone: the number of them that its
+result reports, times what one costs in a compiled function on the whole batch. An attack's time
+is that of the public call, its checks included, after a first call that compiles; a peer that
+takes over a minute is timed once. Foolbox, ART and CleverHans are in the extra `peers`.
+
+Accuracies count the examples that are classified correctly and not fooled; the peers' images are
+judged by the same function as ours. Each attack is written to `benchmarks/results/` as soon as it
+has been measured.
+"""
+
+import argparse
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import keras
+import models
+import numpy as np
+from peers import PEERS
+from training import input_gradient
+
+import keras_robust as kr
+from keras_robust import backend, inference
+from keras_robust.attacks.result import perturbation_norms
+from keras_robust.evaluation.arrays import as_arrays
+
+_SLOW_SECONDS = 60.0
+
+
+def attacks_at(epsilon: float) -> dict[str, kr.attacks.Attack]:
+    """What is measured. DeepFool and Carlini-Wagner look for the nearest image at any distance."""
+    return {
+        "fgsm": kr.attacks.FGSM(epsilon),
+        "pgd-40": kr.attacks.PGD(epsilon, step_size=epsilon / 30, num_steps=40),
+        "deepfool": kr.attacks.DeepFool(norm="l2", num_steps=50),
+        "carlini-wagner": kr.attacks.CarliniWagnerL2(
+            learning_rate=0.1, num_steps=100, initial_const=1.0, binary_search_steps=5
+        ),
+        "apgd-ce": kr.attacks.APGD(epsilon, loss="ce", num_steps=100),
+        "apgd-dlr": kr.attacks.APGD(epsilon, loss="dlr", num_steps=100),
+        "square": kr.attacks.Square(epsilon, num_queries=1000),
+        "autoattack": kr.attacks.AutoAttack(epsilon),
+    }
+
+
+def parse_arguments(names: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--attacks", nargs="*", choices=names, default=names)
+    peers = ["foolbox", "art", "cleverhans"]
+    parser.add_argument("--peers", nargs="*", choices=peers, default=peers)
+    parser.add_argument("--dataset", default="fashion_mnist_subset")
+    parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
+    parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--num-examples", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
+    return parser.parse_args()
+
+
+def trained_model(args: argparse.Namespace) -> keras.Model:
+    """A small CNN, adversarially trained with PGD-7."""
+    keras.utils.set_random_seed(0)
+    train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir)
+    batches = train.shuffle(len(train), seed=0).batch(128).prefetch(2)
+    robust = kr.RobustModel(models.small_cnn())
+    attack = kr.attacks.PGD(args.epsilon, num_steps=7)
+    robust.compile(optimizer="adam", loss=kr.losses.AdversarialTraining(attack))
+    robust.fit(batches, epochs=args.epochs, shuffle=False, verbose=2)
+    return robust.base_model
+
+
+def timed(function: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
+    """The result, and the seconds of the first call and of those after it."""
+    start = time.perf_counter()
+    result = function()
+    first = time.perf_counter() - start
+    samples = []
+    while len(samples) < repeats and first < _SLOW_SECONDS:
+        start = time.perf_counter()
+        result = function()
+        samples.append(time.perf_counter() - start)
+    samples = samples or [first]
+    return result, {
+        "first_seconds": first,
+        "median_seconds": statistics.median(samples),
+        "min_seconds": min(samples),
+    }
+
+
+def quality(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, x_adv: np.ndarray, attack: Any
+) -> dict[str, float]:
+    """Accuracy on the attacked images; how large the perturbations that fool are."""
+    fooled = inference.outputs(model, x_adv.astype("float32")).argmax(1) != y
+    correct = inference.outputs(model, x).argmax(1) == y
+    norms = perturbation_norms(x, x_adv)
+    figures = {
+        "robust_accuracy": float((correct & ~fooled).mean()),
+        "largest_linf": float(norms["linf"].max()),
+    }
+    if not hasattr(attack, "epsilon"):
+        figures["median_l2_of_fooled"] = float(np.median(norms["l2"][correct & fooled]))
+    return figures
+
+
+def measure(
+    model: keras.Model, name: str, attack: Any, x: np.ndarray, y: np.ndarray, args: Any
+) -> dict[str, Any]:
+    gradient = backend.compiled(model, "benchmark gradient", input_gradient)
+    tensors = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
+    harness.wait(gradient(*tensors))
+    forward = backend.compiled(model, "benchmark forward", inference.call)
+    harness.wait(forward(tensors[0]))
+    repeats = max(args.repeats, 3)
+    floors = harness.interleave(
+        {
+            "gradient": lambda: harness.seconds(lambda: gradient(*tensors), 5),
+            "forward": lambda: harness.seconds(lambda: forward(tensors[0]), 5),
+        },
+        repeats,
+    )
+    one_gradient, one_forward = (statistics.median(samples) for samples in floors.values())
+
+    result, figures = timed(lambda: attack.run(model, x, y, seed=0), args.repeats)
+    num_gradients = float(result.num_gradients.mean())
+    num_evaluations = float(result.num_evaluations.mean())
+    floor = num_gradients * one_gradient + num_evaluations * one_forward
+    ours = {
+        **figures,
+        **quality(model, x, y, result.x_adv, attack),
+        "gradients_per_example": num_gradients,
+        "evaluations_per_example": num_evaluations,
+        "floor_seconds": floor,
+        "ratio_to_floor": figures["median_seconds"] / floor,
+    }
+    libraries = {"keras_robust": ours}
+    for library, run in PEERS[name].items():
+        if library in args.peers:
+            x_adv, figures = timed(lambda run=run: run(model, attack, x, y), args.repeats)
+            libraries[library] = {
+                **figures,
+                **quality(model, x, y, x_adv, attack),
+                "times_as_slow_as_ours": figures["median_seconds"] / ours["median_seconds"],
+            }
+    return {
+        "dataset": args.dataset,
+        "num_examples": len(x),
+        "attack": repr(attack),
+        "one_gradient_seconds": one_gradient,
+        "one_forward_seconds": one_forward,
+        "libraries": libraries,
+    }
+
+
+def main() -> None:
+    args = parse_arguments(list(attacks_at(0.1)))
+    if keras.backend.backend() != "tensorflow":
+        args.peers = []
+    test = kr.datasets.load(args.dataset, "test", data_dir=args.data_dir)
+    x, y = as_arrays(test.take(args.num_examples))
+    y = y.astype("int64")
+    model = trained_model(args)
+    results = harness.Results("attacks", args.results)
+    for name in args.attacks:
+        figures = measure(model, name, attacks_at(args.epsilon)[name], x, y, args)
+        results.add(f"{name}, {args.dataset}, {len(x)} images", figures)
+        print(f"\n{name}, {len(x)} images")
+        for library, row in figures["libraries"].items():
+            ratio = row.get("ratio_to_floor") or row["times_as_slow_as_ours"]
+            unit = "times its floor" if library == "keras_robust" else "times ours"
+            distance = row.get("median_l2_of_fooled")
+            print(
+                f"  {library:13} {row['median_seconds']:8.2f} s  {ratio:7.2f} {unit:15}  "
+                f"robust {row['robust_accuracy']:.1%}"
+                + ("" if distance is None else f"  median L2 {distance:.4f}")
+            )
+    print(f"\n{results.path}")
+
+
+if __name__ == "__main__":
+    main()
