@@ -10,20 +10,28 @@ import numpy as np
 from keras_robust.ops.labels import is_one_hot
 
 
-def check_number(name: str, value: Any, *, minimum: float = 0.0, exclusive: bool = False) -> float:
-    """A finite number of at least `minimum` (more than it if `exclusive`), as a float."""
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = 0.0,
+    exclusive: bool = False,
+    maximum: float = math.inf,
+) -> float:
+    """A finite number from `minimum` (more than it if `exclusive`) to `maximum`, as a float."""
     number = isinstance(value, int | float | np.integer | np.floating)
     if (
         not number
         or isinstance(value, bool)
         or not math.isfinite(value)
-        or value < minimum
+        or not minimum <= value <= maximum
         or (exclusive and value == minimum)
     ):
         relation = "greater than" if exclusive else "at least"
+        limit = f" and at most {maximum:g}" if maximum < math.inf else ""
         raise ValueError(
             f"Invalid value for argument `{name}`. Expected a finite number {relation} "
-            f"{minimum:g}. Received: {name}={value!r}"
+            f"{minimum:g}{limit}. Received: {name}={value!r}"
         )
     return float(value)
 

@@ -44,6 +44,11 @@ OBJECTS = [
     kr.attacks.MultiTargeted(
         0.1, step_size=0.03, num_steps=3, norm="l2", random_start=False, num_targets=2, **COMMON
     ),
+    kr.attacks.APGD(
+        0.1, norm="l2", loss="dlr", num_steps=3, num_restarts=2, num_targets=2, rho=0.5,
+        targeted=True, **COMMON,
+    ),
+    kr.attacks.APGD(0.1, random_start=False),
     kr.attacks.FAB(
         0.1, norm="l2", num_steps=3, num_restarts=2, num_targets=2, alpha_max=0.2, eta=1.1,
         beta=0.8, **COMMON,

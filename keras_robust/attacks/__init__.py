@@ -1,5 +1,6 @@
 """Adversarial attacks: `attack(model, x, y, seed=None) -> x_adv`."""
 
+from keras_robust.attacks.apgd import APGD as APGD
 from keras_robust.attacks.attack import Attack as Attack
 from keras_robust.attacks.bpda import BPDA as BPDA
 from keras_robust.attacks.fab import FAB as FAB

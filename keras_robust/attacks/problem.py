@@ -71,8 +71,9 @@ class Problem:
         The gradient of each example is divided by the range of its class scores, so that it
         neither overflows nor underflows where a model's scores are huge: its direction counts,
         not its length. (Draws of a random model are averaged, so they share a scale, the mean
-        over the batch: else the draws with the smallest range would drown the others.) An `objective` that returns one value for each example takes the place of
-        `loss`, and is not scaled.
+        over the batch: else the draws with the smallest range would drown the others.) An
+        `objective` that returns one value for each example takes the place of `loss`, and is not
+        scaled.
         """
         return self._scores_loss_and_gradient(loss, x)[1:]
 
@@ -118,7 +119,10 @@ class Problem:
             if len(scores.shape) == 1:
                 return ops.sum(scores), (scores, scores)
             values = self.sign * loss(scores, self.y)
-            return ops.sum(values / ops.stop_gradient(logit_range(scores))), (scores, values)
+            scale = logit_range(scores)
+            if self._attack.num_samples > 1:
+                scale = ops.mean(scale)
+            return ops.sum(values / ops.stop_gradient(scale)), (scores, values)
 
         def compute() -> tuple[Any, Any, Any]:
             (scores, values), gradient = backend.value_and_gradient(function, x)
@@ -149,7 +153,7 @@ class Problem:
         return scores
 
     def _average(self, compute: Callable[[], Any]) -> Any:
-        """The mean over draws of the model's random numbers, of tensors or pairs of tensors."""
+        """The mean over draws of the model's random numbers, of tensors or tuples of tensors."""
 
         def draw(number: Any) -> list[Any]:
             with backend.seeded(self._random_state, backend.fold_in(self._seed, number)):

@@ -1,0 +1,291 @@
+"""Auto-PGD: projected gradient ascent that chooses its step size by itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_robust import validation
+from keras_robust.attacks.attack import Attack
+from keras_robust.attacks.pgd import LOSSES
+from keras_robust.attacks.problem import Loss, Problem
+from keras_robust.ops import (
+    dlr_targeted,
+    of_class,
+    other_classes,
+    per_example,
+    projection,
+    random_in_ball,
+    steepest_direction,
+)
+
+# Losses that lead to one class `t`: from class scores, `y` and `t`.
+TARGETED_LOSSES = {
+    "margin_targeted": lambda scores, y, t: of_class(scores, t) - of_class(scores, y),
+    "dlr_targeted": dlr_targeted,
+}
+_ALPHA = 0.75
+_MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class APGD(Attack):
+    """Perturbs inputs by Auto-PGD, whose step size follows from how the ascent goes.
+
+    From `x_0`, `x` itself or a random point of the ball around it, and `eta = 2 * epsilon`,
+
+        z_{k+1} = P(x_k + eta * d(grad_x L(x_k, y)))
+        x_{k+1} = P(x_k + alpha * (z_{k+1} - x_k) + (1 - alpha) * (x_k - x_{k-1}))
+
+    for `k = 0, ..., N - 1`, `alpha = 0.75` (1 in the first step), where `L` is the loss, `d` the
+    steepest direction (`sign(g)`, or `g / ||g||_2`) and `P` the projection to the ball and
+    `bounds`. `x_max` is the iterate with the largest loss so far, `L_max`. At the checkpoints
+    `w_j = ceil(p_j * N)`, `p_0 = 0`, `p_1 = 0.22`,
+    `p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)`, the step size is halved, and the ascent goes
+    on from `x_max`, for each example for which
+
+    1. the loss has risen in fewer than `rho * (w_j - w_{j-1})` of the steps since `w_{j-1}`, or
+    2. `eta` was not halved at `w_{j-1}`, and `L_max` has not risen since.
+
+    Of all iterates, the one with the largest margin `max_{j != y} z_j - z_y` is returned: one that
+    is misclassified, if there is one. There is nothing to tune.
+
+    Args:
+        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        loss: what to climb. `"ce"`, `"margin"` and `"dlr"` as in `kr.attacks.PGD`;
+            `"margin_targeted"`, `z_t - z_y`, and `"dlr_targeted"`, that divided by the largest
+            logit's distance from the mean of the third and fourth, for one class `t` after the
+            other, the most likely at `x` first, until the example is misclassified (as whatever
+            class). Defaults to `"ce"`.
+        num_steps: int. `N`, the number of gradients for each restart and class `t`. Defaults to
+            `100`.
+        num_restarts: int. How many random starts to try, for each class `t`. Defaults to `1`.
+        num_targets: int. How many classes `t` the targeted losses lead to at most. Defaults to
+            `9`.
+        random_start: bool. Whether to start from a point drawn uniformly from the ball, rather
+            than from `x`. Defaults to `True`.
+        rho: float from 0 to 1. The share of steps that must raise the loss. Defaults to `0.75`.
+        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
+            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        from_logits: bool. Whether the model returns logits, rather than probabilities.
+            Defaults to `True`.
+        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
+            model: see `kr.attacks.Attack`. The targeted losses need class scores. Each step then
+            also runs the model itself, to see whether it is fooled. Defaults to `None`.
+        num_samples: int. How many draws of a random model each gradient is averaged over.
+            Defaults to `1`.
+
+    Call arguments:
+        model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`.
+        x: float array or tensor, shape `(batch_size, ...)`, inside `bounds`.
+        y: integer labels, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot labels, shape
+            `(batch_size, num_classes)`.
+        seed: int. The same seed gives the same `x_adv`. Defaults to `None`: a seed from Python's
+            `random`, which `keras.utils.set_random_seed` makes reproducible.
+
+    Returns:
+        Tensor, same shape and dtype as `x`, inside the ball and `bounds` to the precision of
+        that dtype. An example on which the attack fails keeps its original image.
+
+    Raises:
+        ValueError: if an argument is out of its range, if more than one restart is asked for
+            without a random start, or `targeted=True` together with a loss that chooses its own
+            classes; when called, if `x`, `y` or the model's outputs are not as described above,
+            or if the model has fewer than 3 classes for `"dlr"`, 4 for `"dlr_targeted"`.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(),
+    ...                           keras.layers.Dense(10)])
+    >>> x, y = np.random.rand(4, 8, 8, 1).astype("float32"), np.array([3, 1, 4, 1])
+    >>> attack = kr.attacks.APGD(epsilon=8 / 255, loss="dlr_targeted", num_steps=20)
+    >>> tuple(attack(model, x, y, seed=0).shape)
+    (4, 8, 8, 1)
+
+    Departures from the paper: where the ascent goes on from `x_max`, the gradient there is the
+    one that was computed when `x_max` was reached; the paper's algorithm takes a step from the
+    old point, drops it, and computes the gradient at `x_max` a second time. The paper returns
+    `x_max`, and the authors' code the last iterate that is misclassified. The cross-entropy is
+    replaced by the log-odds, as in `kr.attacks.PGD`: the loss rises in the same steps. The start
+    is drawn from the whole ball; the paper leaves it open, and the authors' code draws from the
+    ball's surface.
+
+    Reference:
+
+    - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), sections 3 and 4, Algorithm 1
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        norm: str = "linf",
+        loss: str = "ce",
+        num_steps: int = 100,
+        num_restarts: int = 1,
+        num_targets: int = 9,
+        random_start: bool = True,
+        rho: float = 0.75,
+        targeted: bool = False,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        from_logits: bool = True,
+        objective: Callable[[Any, Any, Any], Any] | None = None,
+        num_samples: int = 1,
+    ) -> None:
+        super().__init__(
+            targeted=targeted,
+            bounds=bounds,
+            from_logits=from_logits,
+            objective=objective,
+            num_samples=num_samples,
+        )
+        self.epsilon = validation.check_number("epsilon", epsilon)
+        self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
+        self.loss = validation.check_choice("loss", loss, (*LOSSES, *TARGETED_LOSSES))
+        self.num_steps = validation.check_count("num_steps", num_steps)
+        self.num_restarts = validation.check_count("num_restarts", num_restarts)
+        self.num_targets = validation.check_count("num_targets", num_targets)
+        self.random_start = bool(random_start)
+        self.rho = validation.check_number("rho", rho, maximum=1.0)
+        if self.num_restarts > 1 and not self.random_start:
+            raise ValueError(
+                "Argument `num_restarts` must be 1 without a random start: every restart would "
+                f"be the same. Received: num_restarts={num_restarts}, random_start=False"
+            )
+        if self.targeted and loss in TARGETED_LOSSES:
+            raise ValueError(
+                f"Argument `loss` must be one of {tuple(LOSSES)} where `targeted=True` leads to "
+                f"the classes in `y`. Received: loss={loss!r}"
+            )
+
+    def check(self, model: Any, x: Any, y: Any) -> int:
+        num_classes = super().check(model, x, y)
+        if num_classes < _MIN_CLASSES.get(self.loss, 2):
+            raise ValueError(
+                f"Argument `loss` must be another one for a model of {num_classes} classes (a "
+                f'"margin", say): {self.loss!r} compares {_MIN_CLASSES[self.loss]} logits. '
+                f"Received: loss={self.loss!r}"
+            )
+        return num_classes
+
+    def num_rounds(self, num_classes: int) -> int:
+        return self._num_classes_aimed_at(num_classes) * self.num_restarts
+
+    def generate(
+        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
+    ) -> tuple[Any, Any, Any]:
+        start = x
+        if self.random_start:
+            project = projection(x, self.epsilon, self.norm, self.bounds)
+            start = project(random_in_ball(x, self.epsilon, self.norm, seed))
+        x_adv = self.ascend(problem, self._loss(problem, x, index), x, start)
+        num_evaluations = 1 + (self.loss in TARGETED_LOSSES)
+        if self.objective is not None:
+            num_evaluations += self.num_steps
+        return x_adv, self.num_steps * self.num_samples, num_evaluations * self.num_samples
+
+    def ascend(self, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
+        """The iterate with the largest margin, of those that lead up `loss` from `start`."""
+        project = projection(x, self.epsilon, self.norm, self.bounds)
+        windows = ops.convert_to_tensor(_windows(self.num_steps))
+        zeros = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
+
+        def step(k: Any, state: dict[str, Any]) -> dict[str, Any]:
+            x_k, rises, halved = state["x"], state["rises"], state["halved"]
+            margins, values, gradient = problem.at(k).margin_loss_and_gradient(loss, x_k)
+            values = ops.cast(values, x.dtype)
+            found = _better(x_k, ops.cast(margins, x.dtype), *state["found"])
+            rises = rises + ops.cast(values > state["loss"], x.dtype)
+            now = (x_k, gradient, values)
+            highest = _choose(values > state["highest"][2], now, state["highest"])
+
+            window = ops.take(windows, k)
+            at_checkpoint = window >= 0
+            stalled = rises < self.rho * ops.cast(window, x.dtype)
+            risen = highest[2] > state["checked"]
+            stuck = ops.logical_not(ops.logical_or(halved, risen))
+            halve = ops.logical_and(at_checkpoint, ops.logical_or(stalled, stuck))
+            x_k, gradient, values = _choose(halve, highest, now)
+            eta = ops.where(halve, state["eta"] / 2, state["eta"])
+
+            alpha = ops.where(k > 0, ops.cast(_ALPHA, x.dtype), ops.cast(1.0, x.dtype))
+            z = project(x_k + per_example(eta, x) * steepest_direction(gradient, self.norm))
+            return {
+                "x": project(x_k + alpha * (z - x_k) + (1 - alpha) * (x_k - state["before"])),
+                "before": x_k,
+                "loss": values,
+                "eta": eta,
+                "highest": highest,
+                "found": found,
+                "rises": ops.where(at_checkpoint, zeros, rises),
+                "halved": ops.where(at_checkpoint, halve, halved),
+                "checked": ops.where(at_checkpoint, highest[2], state["checked"]),
+            }
+
+        infinite = zeros + float("inf")
+        state = {
+            "x": start,
+            "before": start,
+            "loss": infinite,
+            "eta": zeros + 2 * self.epsilon,
+            "highest": (start, ops.zeros_like(start), -infinite),
+            "found": (start, -infinite),
+            "rises": zeros,
+            "halved": ops.ones_like(zeros, dtype="bool"),
+            "checked": infinite,
+        }
+        state = ops.fori_loop(0, self.num_steps, step, state)
+        margins = problem.at(self.num_steps).margin(state["x"])
+        return _better(state["x"], ops.cast(margins, x.dtype), *state["found"])[0]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "epsilon": self.epsilon,
+            "norm": self.norm,
+            "loss": self.loss,
+            "num_steps": self.num_steps,
+            "num_restarts": self.num_restarts,
+            "num_targets": self.num_targets,
+            "random_start": self.random_start,
+            "rho": self.rho,
+            **super().get_config(),
+        }
+
+    def _loss(self, problem: Problem, x: Any, index: Any) -> Loss:
+        """The loss to climb in this round."""
+        if self.loss in LOSSES:
+            return LOSSES[self.loss]
+        classes = other_classes(problem.scores(x), problem.y)
+        rank = index % self._num_classes_aimed_at(classes.shape[1] + 1)
+        targets = ops.take(classes, rank, axis=1)
+        return lambda scores, y: TARGETED_LOSSES[self.loss](scores, y, targets)
+
+    def _num_classes_aimed_at(self, num_classes: int) -> int:
+        return min(self.num_targets, num_classes - 1) if self.loss in TARGETED_LOSSES else 1
+
+
+def _windows(num_steps: int) -> np.ndarray:
+    """At each checkpoint the number of steps since the one before; elsewhere -1."""
+    percentages, width = [0], 22
+    while percentages[-1] + width < 100:
+        percentages.append(percentages[-1] + width)
+        width = max(width - 3, 6)
+    checkpoints = sorted({-(-percentage * num_steps // 100) for percentage in percentages})
+    checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint < num_steps]
+    windows = np.full(num_steps, -1, "int32")
+    windows[checkpoints] = np.diff(checkpoints, prepend=0)
+    return windows
+
+
+def _choose(condition: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(ops.where(per_example(condition, a), a, b) for a, b in zip(new, old, strict=True))
+
+
+def _better(x: Any, margins: Any, best: Any, best_margins: Any) -> tuple[Any, ...]:
+    """The images with the larger margin; one that is NaN is taken, and stays."""
+    better = ops.logical_not(ops.logical_or(margins <= best_margins, ops.isnan(best_margins)))
+    return _choose(better, (x, margins), (best, best_margins))
