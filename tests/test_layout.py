@@ -21,6 +21,7 @@ FLOORS = {
     "evaluation": 4,
     "losses": 4,
     "callbacks": 5,
+    "cli": 5,
     "training": 5,
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]

@@ -1,0 +1,54 @@
+"""Attacks made of the command's options."""
+
+import argparse
+import inspect
+from typing import Any
+
+from keras_robust import attacks
+
+# All attacks that can be made of the command's options, by name; those added later are in it.
+ATTACKS = {
+    name.lower(): value
+    for name, value in vars(attacks).items()
+    if inspect.isclass(value) and issubclass(value, attacks.Attack) and value is not attacks.Attack
+}
+
+
+def _arguments(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given and that this attack takes, as its arguments."""
+    given = {"epsilon": options.epsilon, "norm": options.norm, "num_steps": options.num_steps}
+    parameters = inspect.signature(ATTACKS[name.lower()]).parameters
+    return {k: v for k, v in given.items() if v is not None and k in parameters}
+
+
+def check_attacks(options: argparse.Namespace) -> None:
+    """Raises a `ValueError` for attacks that are unknown, or that the options do not fit."""
+    unused = {n for n in ("epsilon", "num_steps") if getattr(options, n) is not None}
+    for name in options.attack:
+        if name.lower() not in ATTACKS:
+            raise ValueError(f"--attack must be one of {', '.join(ATTACKS)}, not {name!r}")
+        arguments = _arguments(name, options)
+        unused -= set(arguments)
+        parameters = inspect.signature(ATTACKS[name.lower()]).parameters.values()
+        needed = {p.name for p in parameters if p.default is p.empty} - set(arguments)
+        if "epsilon" in needed:
+            raise ValueError(f"--attack {name} needs --epsilon")
+        if needed:
+            raise ValueError(
+                f"--attack {name} needs {', '.join(sorted(needed))}, which the command has no "
+                "option for: use keras_robust.evaluate in Python"
+            )
+        make_attack(name, options, from_logits=True)
+    if unused:
+        raise ValueError(f"no --attack takes --{min(unused).replace('_', '-')}")
+
+
+def make_attack(name: str, options: argparse.Namespace, from_logits: bool) -> attacks.Attack:
+    """An attack with the options that it takes."""
+    attack = ATTACKS[name.lower()](
+        **_arguments(name, options), bounds=tuple(options.bounds), from_logits=from_logits
+    )
+    norm = getattr(attack, "norm", options.norm)
+    if options.norm not in (None, norm):
+        raise ValueError(f"--attack {name} has the norm {norm}, not {options.norm}")
+    return attack

@@ -1,0 +1,77 @@
+"""The command `keras-robust`."""
+
+import argparse
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from keras_robust.cli.attacks import check_attacks, make_attack
+from keras_robust.cli.loading import import_modules, load_data, load_model, returns_logits
+from keras_robust.cli.options import parser
+from keras_robust.evaluation import evaluate
+
+DONE, BAD_INPUT, CHECK_FAILED, INTERRUPTED = 0, 2, 3, 130
+_LONGEST = 500
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: list of strings, the arguments. Defaults to `None`: those of the process.
+
+    Returns:
+        The exit status: 0 done, 2 bad input, 3 done but a check of the figures has failed, 130
+        interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    kept = ""
+    try:
+        options = parser().parse_args(argv)
+        if options.output is not None:
+            kept = " The same command with --resume continues."
+        return _evaluate(options, argv)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"keras-robust: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"\nkeras-robust: interrupted.{kept}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    if options.resume and options.output is None:
+        raise ValueError("--resume needs the --output that the evaluation was begun in")
+    check_attacks(options)
+    import_modules(options.modules)
+    model = load_model(options.model)
+    x, y = load_data(options)
+    from_logits = returns_logits(model, x, options.from_logits)
+    report = evaluate(
+        model,
+        x,
+        y,
+        [make_attack(name, options, from_logits) for name in options.attack],
+        batch_size=options.batch_size,
+        output=options.output,
+        seed=options.seed,
+        resume=options.resume,
+        checks=not options.no_checks,
+        notes={
+            "command": shlex.join(["keras-robust", *argv]),
+            "model": options.model,
+            "data": f"{options.dataset}, {options.split}, the first {len(x)} examples",
+            "outputs": "logits" if from_logits else "probabilities",
+        },
+    )
+    print()
+    report.summary()
+    if options.output is not None:
+        print(f"Report: {pathlib.Path(options.output) / 'report.html'}")
+    return CHECK_FAILED if report.failed_checks else DONE
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -1,0 +1,72 @@
+"""The command's options."""
+
+import argparse
+import fractions
+from typing import NoReturn
+
+from keras_robust.cli.attacks import ATTACKS
+from keras_robust.datasets.load import EMBEDDED
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a `ValueError` where `argparse` would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parser() -> Parser:
+    """What the command takes."""
+    top = Parser(prog="keras-robust", description="How robust a Keras classifier is.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "evaluate",
+        help="accuracy of a model file on clean images and under attacks",
+        description="Measures the accuracy of a classifier on clean images and under attacks, "
+        "and checks whether the figures can be trusted. Images are scaled to [0, 1].",
+        epilog="Exit status: 0 done, 2 bad input, 3 done but a check has failed, 130 interrupted. "
+        "The environment variable KERAS_BACKEND chooses TensorFlow or JAX.",
+    )
+    add = command.add_argument
+    # fmt: off
+    add("model", metavar="MODEL.keras", help="model file, as model.save() writes it")
+    add("--dataset", required=True, metavar="NAME",
+        help=f"{EMBEDDED}, or a data set of TensorFlow Datasets")
+    add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
+    add("--split", default="test", help="default: test")
+    add("--num-examples", type=_count, metavar="N", help="the first N only; default: all")
+    add("--attack", required=True, action="append", metavar="NAME",
+        help=f"one of {', '.join(ATTACKS)}; may be given several times")
+    add("--epsilon", type=_number, help="radius in units of the image: 8/255, 0.3")
+    add("--norm", choices=["linf", "l2"], help="default: the attack's own")
+    add("--num-steps", type=_count, metavar="N", help="default: the attack's own")
+    add("--bounds", type=_number, nargs=2, default=[0.0, 1.0], metavar=("LOW", "HIGH"),
+        help="valid range of the images; default: 0 1")
+    outputs = command.add_mutually_exclusive_group()
+    outputs.add_argument("--from-logits", action="store_const", const=True,
+                         help="the model returns logits; default: as its outputs look")
+    outputs.add_argument("--from-probabilities", action="store_const", const=False,
+                         dest="from_logits", help="the model returns probabilities")
+    add("--batch-size", type=_count, default=128, metavar="N", help="default: 128")
+    add("--seed", type=int, default=0, help="default: 0")
+    add("--output", metavar="DIR", help="where to save the report, and what is done so far")
+    add("--resume", action="store_true", help="continue what was begun in --output")
+    add("--no-checks", action="store_true", help="do not check whether the figures hold")
+    add("--import", dest="modules", action="append", default=[], metavar="MODULE",
+        help="import (and so run) a Python module of yours that registers custom layers")
+    # fmt: on
+    return top
+
+
+def _number(text: str) -> float:
+    try:
+        return float(fractions.Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        message = f"expected a number or a fraction, such as 0.3 or 8/255, not {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, not {text!r}")
+    return int(text)
