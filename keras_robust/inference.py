@@ -34,6 +34,11 @@ def logits(model: Any, x: Any, from_logits: bool) -> Any:
     return outputs if left_out else probabilities_to_logits(outputs)
 
 
+def takes_any_batch_size(model: Any) -> bool:
+    """Whether a function of the model that is compiled once takes batches of every size."""
+    return backend.DYNAMIC_BATCH and isinstance(model, keras.layers.Layer)
+
+
 def random_state(model: Any) -> list[Any]:
     """The states of a Keras model's seed generators: what dropout and noise layers draw from."""
     if not isinstance(model, keras.layers.Layer):
@@ -53,7 +58,9 @@ def outputs(model: Any, x: np.ndarray, seed: int = 0) -> np.ndarray:
     A random model draws from `seed`, and its own generators stay as they are.
     """
     build(model, x)
-    function = backend.compiled(model, "outputs", _seeded_call, num_batched=1)
+    function = backend.compiled(
+        model, "outputs", _seeded_call, num_batched=int(takes_any_batch_size(model))
+    )
     return ops.convert_to_numpy(function(ops.convert_to_tensor(x), backend.make_seed(seed)))
 
 

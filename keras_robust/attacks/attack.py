@@ -157,7 +157,7 @@ class Attack:
             active = np.flatnonzero(margins <= 0) if self.stops_when_fooled else np.arange(len(x))
             if not len(active):
                 break
-            batch = _padded(active, len(x))
+            batch = self._batch(model, active, len(x))
             results = run_round(x[batch], y[batch], best[batch], np.int32(index), seed)
             new, new_margins, *new_counts = map(ops.convert_to_numpy, results)
             new, new_margins = new[: len(active)], new_margins[: len(active)]
@@ -169,7 +169,7 @@ class Attack:
 
         failed = np.flatnonzero(margins <= 0)
         if len(failed):
-            batch = _padded(failed, len(x))
+            batch = self._batch(model, failed, len(x))
             best[failed] = x[failed]
             judged = ops.convert_to_numpy(judge(x[batch], y[batch], seed))[: len(failed)]
             self._check_finite(x[:1], judged)
@@ -268,8 +268,23 @@ class Attack:
         key = (name, type(self), repr(sorted(vars(self).items())))
         num_batched = 3 if name == "round" else 2
         return backend.compiled(
-            model, key, lambda *args: function(attack, *args), num_batched=num_batched
+            model,
+            key,
+            lambda *args: function(attack, *args),
+            num_batched=num_batched if self._takes_any_batch_size(model) else 0,
         )
+
+    def _takes_any_batch_size(self, model: Any) -> bool:
+        """Whether one compiled function serves all batch sizes: a user's own may not."""
+        return self.objective is None and inference.takes_any_batch_size(model)
+
+    def _batch(self, model: Any, indices: np.ndarray, batch_size: int) -> np.ndarray:
+        """The indices; where each size is compiled anew, filled up to one of a few sizes."""
+        if self._takes_any_batch_size(model):
+            return indices
+        while batch_size >= 4 * len(indices):
+            batch_size //= 4
+        return np.concatenate([indices, np.repeat(indices[-1:], batch_size - len(indices))])
 
     def _check_finite(self, x: np.ndarray, margins: np.ndarray) -> None:
         if not np.isfinite(x.astype("float32")).all() or np.isnan(margins).any():
@@ -309,12 +324,3 @@ def _as_seed(seed: Any) -> Any:
 
 def _where(condition: Any, x: Any, otherwise: Any) -> Any:
     return ops.where(per_example(condition, x), x, otherwise)
-
-
-def _padded(indices: np.ndarray, batch_size: int) -> np.ndarray:
-    """The indices; where each batch size is compiled anew, filled up to one of a few sizes."""
-    if backend.DYNAMIC_BATCH:
-        return indices
-    while batch_size >= 4 * len(indices):
-        batch_size //= 4
-    return np.concatenate([indices, np.repeat(indices[-1:], batch_size - len(indices))])
