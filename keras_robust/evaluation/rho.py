@@ -39,9 +39,10 @@ def rho(
     away from the class that the model predicts, as DeepFool is defined. With `y` it leads away
     from the true class, so that an image which is misclassified to begin with counts as 0.
 
-    Where the attack fails, the largest perturbation that it tried counts, as in the paper, whose
-    DeepFool has few steps; a warning then says for how many images. Where they are many, the
-    figure is what the attack did rather than what the model withstands.
+    Where the attack fails, the strongest perturbation that it has found counts (it is `perturb`
+    that is measured), as in the paper, whose DeepFool has few steps; a warning then says for how
+    many images. Where they are many, the figure says what the attack did rather than what the
+    model withstands.
 
     Args:
         model: Keras model, or a callable `x -> logits`.

@@ -12,7 +12,10 @@ FGSM = kr.attacks.FGSM(0.1)
 
 @pytest.mark.parametrize(
     ("attack", "error_rate"),
-    [(FGSM, 0.5), (kr.attacks.PGD(0.1, step_size=0.2, num_steps=2, norm="l2"), 0.9)],
+    [
+        (FGSM, 0.5),
+        (kr.attacks.PGD(0.1, step_size=0.05, num_steps=2, norm="l2", random_start=False), 0.9),
+    ],
     ids=["FGSM", "PGD"],
 )
 def test_it_is_the_quantile_of_the_distances(threshold, pixels, attack, error_rate):
@@ -52,12 +55,14 @@ def test_what_is_fooled_stays_fooled():
 
 
 def test_accuracy_at_the_reference_radius_is_a_half(trained_model, embedded_data):
-    x, y = (values[:200] for values in embedded_data[1])
-    epsilon = reference_epsilon(trained_model, x, y, attack=FGSM, tolerance=0.01, verbose=0)
+    x, y = (values[:100] for values in embedded_data[1])
+    epsilon = reference_epsilon(
+        trained_model, x, y, attack=FGSM, max_epsilon=0.2, tolerance=0.02, verbose=0
+    )
     accuracies = accuracy_at(trained_model, x, y, attack=FGSM, epsilon=epsilon, verbose=0)
     assert list(accuracies) == [0.2, 0.5, 1.0]
     # An image that was fooled at a smaller radius only is not found again.
-    assert accuracies[1.0] == pytest.approx(0.5, abs=0.03)
+    assert accuracies[1.0] == pytest.approx(0.5, abs=0.04)
     assert accuracies[0.2] > accuracies[0.5] > accuracies[1.0]
 
 
