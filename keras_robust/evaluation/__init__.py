@@ -2,6 +2,7 @@
 
 from keras_robust.evaluation.accuracy import robust_accuracy as robust_accuracy
 from keras_robust.evaluation.activations import features as features
+from keras_robust.evaluation.check import check as check
 from keras_robust.evaluation.check_result import CheckResult as CheckResult
 from keras_robust.evaluation.curves import robustness_curve as robustness_curve
 from keras_robust.evaluation.evaluate import evaluate as evaluate

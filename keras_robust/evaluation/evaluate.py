@@ -15,6 +15,7 @@ from keras_robust.evaluation import plots
 from keras_robust.evaluation.accuracy import attack_in_batches
 from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import named_attacks, radii, union
+from keras_robust.evaluation.check import check_evaluation
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.progress import Progress
 from keras_robust.evaluation.report import Report
@@ -70,7 +71,8 @@ def evaluate(
         resume: bool. Whether to continue the evaluation that was begun in `output`, where there
             is one, rather than begin anew. The result is that of an evaluation that was not
             interrupted. Defaults to `False`.
-        checks: bool. Whether to check that the figures can be trusted. Defaults to `True`.
+        checks: bool. Whether to run the checks of `kr.evaluation.check` on the attack that has
+            left the fewest examples standing, of those with an `epsilon`. Defaults to `True`.
         notes: mapping of strings to strings, what else the report is to say about the model, the
             data and how it was made. Defaults to `None`.
         verbose: int. 1 shows a progress bar for each attack, 2 a line, 0 nothing. Defaults to
@@ -154,7 +156,11 @@ def evaluate(
             worst = worst & row.correct
         if output is not None:
             report.save_json(output)
-    # The checks of `checks` belong here: `report.checks = ...`, a list of `CheckResult`.
+    if checks:
+        correct = {name: report.row(name).correct for name in attacks}
+        report.checks = check_evaluation(
+            model, x, labels, clean, attacks, correct, batch_size, seed, verbose
+        )
     report.add(Row(WORST_CASE, worst, radii=union([radii(attacks[name]) for name in limited])))
     if output is not None:
         report.save(output)

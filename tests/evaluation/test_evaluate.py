@@ -1,6 +1,7 @@
 """The robustness report."""
 
 import collections
+import functools
 import json
 from typing import ClassVar
 
@@ -11,6 +12,9 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust.evaluation.row import wilson_interval
+
+# The checks of the figures' validity have tests of their own, and cost more than these.
+evaluate = functools.partial(kr.evaluate, checks=False)
 
 X = np.linspace(0, 1, 40, dtype="float32").reshape(40, 1, 1, 1)
 Y = (X[:, 0, 0, 0] > 0.5).astype("int32")
@@ -40,7 +44,7 @@ def calls():
 
 @pytest.mark.parametrize("batch_size", [7, 40, 1000])
 def test_accuracies_are_exact(batch_size):
-    report = kr.evaluate(
+    report = evaluate(
         threshold,
         X,
         Y,
@@ -69,7 +73,7 @@ def test_accuracies_are_exact(batch_size):
 def test_misclassified_examples_are_not_attacked(calls):
     wrong = Y.copy()
     wrong[:10] = 1
-    report = kr.evaluate(threshold, X, wrong, {"a": Counting(0.1)}, batch_size=8, verbose=0)
+    report = evaluate(threshold, X, wrong, {"a": Counting(0.1)}, batch_size=8, verbose=0)
     attacked = np.unique(np.concatenate(calls[0.1]))
     np.testing.assert_array_equal(attacked, X[10:].reshape(-1))
     assert {len(x) for x in calls[0.1]} == {8}
@@ -81,7 +85,7 @@ def test_worst_case_only_leaves_fooled_examples_out(calls):
     for worst_case_only in (False, True):
         attacks = {"a": Counting(0.3), "b": Counting(0.1)}
         calls.clear()
-        report = kr.evaluate(
+        report = evaluate(
             threshold, X, Y, attacks, worst_case_only=worst_case_only, batch_size=1, verbose=0
         )
         both[worst_case_only] = report.accuracy("worst case"), len(calls[0.1])
@@ -100,7 +104,7 @@ def test_worst_case_is_per_example():
         def generate(self, problem, x, start, index, seed):
             return x + self.by, 0, 0
 
-    report = kr.evaluate(threshold, X, Y, {"up": Shift(1.0), "down": Shift(-1.0)}, verbose=0)
+    report = evaluate(threshold, X, Y, {"up": Shift(1.0), "down": Shift(-1.0)}, verbose=0)
     assert report.accuracy("up") == report.accuracy("down") == 0.5
     assert report.accuracy("worst case") == 0.0
 
@@ -109,7 +113,7 @@ def test_models_and_data_in_every_form(trained_model, embedded_data):
     x, y = (values[:50] for values in embedded_data[1])
     attacks = {"FGSM": kr.attacks.FGSM(0.05)}
     test = kr.datasets.load("fashion_mnist_subset", "test").take(50)
-    expected = kr.evaluate(trained_model, x, y, attacks, verbose=0).to_dict()["rows"]
+    expected = evaluate(trained_model, x, y, attacks, verbose=0).to_dict()["rows"]
     assert 0 < expected[1]["accuracy"] < expected[0]["accuracy"] < 1
     for model, data in [
         (kr.RobustModel(trained_model), (x, y)),
@@ -118,7 +122,7 @@ def test_models_and_data_in_every_form(trained_model, embedded_data):
         (trained_model, (x, np.eye(10)[y])),
         (trained_model, (ops.convert_to_tensor(x), ops.convert_to_tensor(y))),
     ]:
-        rows = kr.evaluate(model, *data, attacks=attacks, verbose=0).to_dict()["rows"]
+        rows = evaluate(model, *data, attacks=attacks, verbose=0).to_dict()["rows"]
         assert rows == expected
 
 
@@ -126,7 +130,7 @@ def test_the_seed_decides(trained_model, embedded_data):
     x, y = (values[:64] for values in embedded_data[1])
     attacks = {"PGD": kr.attacks.PGD(0.05, num_steps=1)}
     images = [
-        kr.evaluate(trained_model, x, y, attacks, seed=seed, verbose=0).samples["PGD"].perturbed
+        evaluate(trained_model, x, y, attacks, seed=seed, verbose=0).samples["PGD"].perturbed
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(images[0], images[1])
@@ -136,7 +140,7 @@ def test_the_seed_decides(trained_model, embedded_data):
 def test_summary_and_files(tmp_path, capsys, trained_model, embedded_data):
     x, y = (values[:20] for values in embedded_data[1])
     attacks = {"FGSM": kr.attacks.FGSM(0.1), "PGD": kr.attacks.PGD(0.1, num_steps=2)}
-    report = kr.evaluate(trained_model, x, y, attacks, output=tmp_path / "a" / "report")
+    report = evaluate(trained_model, x, y, attacks, output=tmp_path / "a" / "report")
     printed = capsys.readouterr().out
     assert f"PGD on {report.row('clean').correct.sum()} of 20 examples" in printed
     table = report.summary()
@@ -153,7 +157,7 @@ def test_summary_and_files(tmp_path, capsys, trained_model, embedded_data):
 
 
 def test_reports_without_images_have_no_sheet(tmp_path):
-    report = kr.evaluate(
+    report = evaluate(
         lambda x: ops.stack([x[:, 0], x[:, 1]], 1),
         np.random.default_rng(0).random((10, 2), "float32"),
         np.zeros(10, "int32"),
@@ -172,13 +176,13 @@ def test_reports_without_images_have_no_sheet(tmp_path):
 
 def test_comparison_table():
     reports = {
-        name: kr.evaluate(threshold, X, Y, {"FGSM": kr.attacks.FGSM(epsilon)}, verbose=0)
+        name: evaluate(threshold, X, Y, {"FGSM": kr.attacks.FGSM(epsilon)}, verbose=0)
         for name, epsilon in (("a", 0.1), ("second", 0.3))
     }
     lines = kr.evaluation.comparison_table(reports).splitlines()
     assert lines[0].split() == ["a", "second"]
     assert lines[2].split() == ["FGSM", "80.0%", "40.0%"]
-    other = kr.evaluate(threshold, X, Y, {"PGD": kr.attacks.PGD(0.1)}, verbose=0)
+    other = evaluate(threshold, X, Y, {"PGD": kr.attacks.PGD(0.1)}, verbose=0)
     with pytest.raises(ValueError, match="the same rows"):
         kr.evaluation.comparison_table({"a": reports["a"], "b": other})
     with pytest.raises(ValueError, match="`name` must be one of"):
@@ -241,17 +245,17 @@ def test_robustness_curve_draws(tmp_path):
 def test_arguments(arguments, message):
     arguments = {"x": X, "y": Y, "attacks": {"a": kr.attacks.FGSM(0.1)}, **arguments}
     with pytest.raises(ValueError, match=message):
-        kr.evaluate(threshold, **arguments, verbose=0)
+        evaluate(threshold, **arguments, verbose=0)
 
 
 def test_a_data_set_holds_its_labels():
     test = kr.datasets.load("fashion_mnist_subset", "test").take(4)
     attacks = {"a": kr.attacks.FGSM(0.1)}
     with pytest.raises(ValueError, match="`y` must be None where `x` is a data set"):
-        kr.evaluate(threshold, test, Y, attacks)
+        evaluate(threshold, test, Y, attacks)
     for empty in (test.take(0), test.map(lambda image, label: image)):
         with pytest.raises(ValueError, match="at least one pair"):
-            kr.evaluate(threshold, empty, attacks=attacks)
+            evaluate(threshold, empty, attacks=attacks)
 
 
 def test_a_model_that_becomes_nan_is_not_robust_in_silence():
@@ -261,11 +265,11 @@ def test_a_model_that_becomes_nan_is_not_robust_in_silence():
         return ops.where(ops.expand_dims(x[:, 0, 0, 0] > 0.95, 1), z * float("nan"), z)
 
     with pytest.raises(ValueError, match="NaN"):
-        kr.evaluate(outputs, X, Y, {"a": kr.attacks.FGSM(0.1)}, verbose=0)
+        evaluate(outputs, X, Y, {"a": kr.attacks.FGSM(0.1)}, verbose=0)
 
 
 def test_unbuilt_models(embedded_data):
     x, y = (values[:8] for values in embedded_data[1])
     model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
-    report = kr.evaluate(model, x, y, {"a": kr.attacks.FGSM(1.0)}, verbose=0)
+    report = evaluate(model, x, y, {"a": kr.attacks.FGSM(1.0)}, verbose=0)
     assert report.accuracy("a") <= report.accuracy("clean")

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 from typing import ClassVar
 
@@ -12,6 +13,9 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust.evaluation.progress import Progress
+
+# The checks of the figures' validity have tests of their own, and cost more than these.
+evaluate = functools.partial(kr.evaluate, checks=False)
 
 X = np.linspace(0, 1, 40, dtype="float32").reshape(40, 1, 1, 1)
 Y = (X[:, 0, 0, 0] > 0.5).astype("int32")
@@ -77,26 +81,24 @@ def test_an_interrupted_evaluation_continues(
     x, y = (values[:60] for values in embedded_data[1])
     attacks = [Stopping(epsilon, num_steps=2) for epsilon in (0.05, 0.06)]
     options = {"batch_size": 16, "worst_case_only": worst_case_only, "verbose": 0}
-    whole = kr.evaluate(trained_model, x, y, attacks, output=tmp_path / "whole", **options)
+    whole = evaluate(trained_model, x, y, attacks, output=tmp_path / "whole", **options)
     needed = dict(Stopping.batches)
     assert needed[0.05] >= 3
     Stopping.batches.clear()
 
     Stopping.stop_at = {attack: batch, "error": error}
     with pytest.raises(type(error)):
-        kr.evaluate(trained_model, x, y, attacks, output=tmp_path / "a", **options)
+        evaluate(trained_model, x, y, attacks, output=tmp_path / "a", **options)
     assert Stopping.batches[attack] == batch
     Stopping.stop_at = {}
-    resumed = kr.evaluate(
-        trained_model, x, y, attacks, output=tmp_path / "a", resume=True, **options
-    )
+    resumed = evaluate(trained_model, x, y, attacks, output=tmp_path / "a", resume=True, **options)
     assert Stopping.batches == needed
     assert_same(resumed, whole)
     saved = json.loads((tmp_path / "a" / "report.json").read_text())
     assert saved == resumed.to_dict()
 
     # What is finished is not computed again either.
-    again = kr.evaluate(trained_model, x, y, attacks, output=tmp_path / "a", resume=True, **options)
+    again = evaluate(trained_model, x, y, attacks, output=tmp_path / "a", resume=True, **options)
     assert Stopping.batches == needed
     assert_same(again, whole)
 
@@ -106,7 +108,7 @@ def test_an_interrupted_evaluation_says_so(tmp_path):
     Stopping.stop_at = {0.2: 0, "error": KeyboardInterrupt()}
     (tmp_path / "report.html").write_text("of an earlier evaluation")
     with pytest.raises(KeyboardInterrupt):
-        kr.evaluate(threshold, X, Y, attacks, output=tmp_path, verbose=0)
+        evaluate(threshold, X, Y, attacks, output=tmp_path, verbose=0)
     saved = json.loads((tmp_path / "report.json").read_text())
     assert [row["name"] for row in saved["rows"]] == ["clean", "finished"]
     assert not saved["complete"]
@@ -117,14 +119,14 @@ def test_an_interrupted_evaluation_says_so(tmp_path):
 
 def test_without_resume_it_begins_anew(tmp_path):
     for _ in range(2):
-        kr.evaluate(threshold, X, Y, [Stopping(0.1)], output=tmp_path, batch_size=20, verbose=0)
+        evaluate(threshold, X, Y, [Stopping(0.1)], output=tmp_path, batch_size=20, verbose=0)
     assert Stopping.batches[0.1] == 4
-    kr.evaluate(threshold, X, Y, [Stopping(0.2)], output=tmp_path, verbose=0)
+    evaluate(threshold, X, Y, [Stopping(0.2)], output=tmp_path, verbose=0)
     assert len(list((tmp_path / "progress").glob("00-*.npz"))) == 1
 
 
 def test_resume_without_anything_to_resume_begins(tmp_path):
-    report = kr.evaluate(
+    report = evaluate(
         threshold, X, Y, [kr.attacks.FGSM(0.1)], output=tmp_path / "new", resume=True, verbose=0
     )
     assert report.complete
@@ -171,13 +173,13 @@ def test_only_the_same_evaluation_is_resumed(tmp_path, changed, named):
         "output": tmp_path,
         "verbose": 0,
     }
-    kr.evaluate(**arguments)
+    evaluate(**arguments)
     before = (tmp_path / "report.json").read_bytes()
     if named is None:
-        kr.evaluate(**arguments | changed, resume=True)
+        evaluate(**arguments | changed, resume=True)
         return
     with pytest.raises(ValueError, match=f"run with other {named}\\. "):
-        kr.evaluate(**arguments | changed, resume=True)
+        evaluate(**arguments | changed, resume=True)
     assert (tmp_path / "report.json").read_bytes() == before
 
 
@@ -187,9 +189,9 @@ def test_a_callable_is_known_by_what_it_predicts(tmp_path):
 
     other.__qualname__ = threshold.__qualname__
     attacks = [kr.attacks.FGSM(0.1)]
-    kr.evaluate(threshold, X, Y, attacks, output=tmp_path, verbose=0)
+    evaluate(threshold, X, Y, attacks, output=tmp_path, verbose=0)
     with pytest.raises(ValueError, match="other predictions"):
-        kr.evaluate(other, X, Y, attacks, output=tmp_path, resume=True, verbose=0)
+        evaluate(other, X, Y, attacks, output=tmp_path, resume=True, verbose=0)
 
 
 def test_the_weights_of_a_surrogate_count(tmp_path):
@@ -205,7 +207,7 @@ def test_the_weights_of_a_surrogate_count(tmp_path):
 
     def run(weight, **options):
         attack = kr.attacks.FGSM(0.1, objective=Surrogate(model_with(weight)))
-        kr.evaluate(model_with(1.0), X, Y, {"a": attack}, output=tmp_path, verbose=0, **options)
+        evaluate(model_with(1.0), X, Y, {"a": attack}, output=tmp_path, verbose=0, **options)
 
     run(1.0)
     run(1.0, resume=True)
@@ -234,6 +236,6 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
     (tmp_path / "progress").mkdir()
     for name in ("notes.txt", "progress/notes.txt"):
         (tmp_path / name).write_text("mine")
-    kr.evaluate(threshold, X, Y, [kr.attacks.FGSM(0.1)], output=tmp_path, verbose=0)
+    evaluate(threshold, X, Y, [kr.attacks.FGSM(0.1)], output=tmp_path, verbose=0)
     for name in ("notes.txt", "progress/notes.txt"):
         assert (tmp_path / name).read_text() == "mine"

@@ -1,0 +1,223 @@
+"""Whether a measured robust accuracy can be trusted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_robust import validation
+from keras_robust.attacks import Attack
+from keras_robust.evaluation.arrays import as_arrays, padded_batches, predicted_classes, sparse
+from keras_robust.evaluation.attack_list import check_attack, radii
+from keras_robust.evaluation.check_result import CheckResult
+from keras_robust.evaluation.checks.case import Case
+from keras_robust.evaluation.checks.registry import run_checks
+
+NUM_EXAMPLES = 100
+NORMS = ("linf", "l2")
+
+
+def check(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    attack: Attack,
+    epsilon: float | None = None,
+    norm: str | None = None,
+    transfer_from: Any = None,
+    num_examples: int = NUM_EXAMPLES,
+    chance: float | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    verbose: int = 1,
+) -> list[CheckResult]:
+    """Checks that an attack's failure means that the model is robust.
+
+    A model can withstand an attack because no perturbation fools it, or because the attack does
+    not find the one that does: the gradient is zero, misleads or is random. These checks tell
+    the second from the first by things that must hold for any model with a useful gradient:
+
+    - the attack fools somebody; it is no weaker than plain PGD (20 steps, one random start);
+    - PGD's accuracy never rises with more steps, and is not above that of FGSM, of Square,
+      of random noise in the same ball, or of PGD's images made on another model;
+    - at an epsilon of half the range of `bounds`, where all images can be made the same grey,
+      accuracy is at most that of guessing; without a limit, it is 0;
+    - the gradient is finite, not zero (neither that of what attacks here climb, nor that of the
+      cross-entropy, which other libraries climb), and agrees with finite differences of the
+      log-odds along random directions;
+    - neither the softmax nor a tanh or sigmoid layer is saturated; two passes of the same images
+      give the same outputs.
+
+    Two attacks are compared example by example, on those that only one of the two fools. The
+    check fails where a sign test finds the one that should be stronger to be the weaker, at a
+    level of 1%: with fewer than 7 such examples it never does. A check passing is no proof; it
+    has found nothing wrong. See `docs/evaluation.md` for each, and what to do when it fails.
+
+    The examples are a random choice of those that the model classifies correctly. For each the
+    checks cost, beside the judged attack itself, 51 gradients and at most 251 passes forward,
+    of which 200 are Square's; up to 20 gradients more where a masked gradient lets the example
+    stand at half the range.
+
+    Args:
+        model: Keras model, `kr.RobustModel`, or a callable `x -> logits`.
+        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
+            labels.
+        y: integer or one-hot labels. Defaults to `None`, for a data set.
+        attack: `kr.attacks.Attack`, untargeted, whose success on `model` is to be judged. Its
+            `bounds`, `from_logits`, `objective` and `num_samples` are those of the attacks that
+            it is compared with.
+        epsilon: float. Radius of the ball, in units of `x`. Defaults to `None`: the attack's
+            own. It must be given for an attack without one, whose larger perturbations then
+            count as failures.
+        norm: `"linf"` or `"l2"`, for an attack without an `epsilon`. Defaults to `None`: the
+            attack's own.
+        transfer_from: another model for the same data, whose adversarial images are to be
+            compared. Its outputs must be what the attack's `from_logits` says. Defaults to
+            `None`: that check is left out.
+        num_examples: int. How many examples to use, at most. Defaults to `100`.
+        chance: float from 0 to 1. The accuracy of guessing. Defaults to `None`: one divided by
+            the number of classes.
+        batch_size: int. Defaults to `128`.
+        seed: int. Seed of the choice of examples and of all random numbers. Defaults to `0`.
+        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+
+    Returns:
+        List of `kr.evaluation.CheckResult`, one for each check, always in the same order: its
+        `name`, whether it `passed` (`None` if it does not apply or came upon an error, which
+        stops no other), a `sentence`, and the `figures` behind it.
+
+    Raises:
+        ValueError: as the attack, before any work, and if it is targeted, if the radius or norm
+            is not known or is given twice, or if another argument is not as described above.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> x, y = np.random.rand(32, 8, 8, 1), np.random.randint(0, 10, 32)
+    >>> results = kr.evaluation.check(model, x, y, attack=kr.attacks.PGD(epsilon=0.1), verbose=0)
+    >>> [result.name for result in results if result.passed is False]
+    []
+
+    Reference:
+
+    - [Carlini et al., 2019](https://arxiv.org/abs/1902.06705), section 5 (the sanity tests)
+    - [Athalye et al., 2018](https://arxiv.org/abs/1802.00420), section 3.1 (signs of masked
+      gradients)
+    - [Tramer et al., 2020](https://arxiv.org/abs/2002.08347)
+    """
+    check_attack(attack)
+    epsilon, norm = _ball(attack, epsilon, norm)
+    if chance is not None:
+        chance = validation.check_number("chance", chance, exclusive=True, maximum=1.0)
+    num_examples = validation.check_count("num_examples", num_examples)
+    x, y = as_arrays(x, y)
+    attack.check(model, x, y)
+    batch_size = min(validation.check_count("batch_size", batch_size), len(x))
+
+    labels = sparse(y)
+    chosen = _choose(model, x, labels, num_examples, batch_size, seed)
+    case = Case(
+        model=model,
+        x=x[chosen],
+        y=labels[chosen],
+        attack=attack,
+        name=type(attack).__name__,
+        epsilon=epsilon,
+        norm=norm,
+        batch_size=max(min(batch_size, len(chosen)), 1),
+        seed=seed,
+        chance=chance,
+        transfer_from=transfer_from,
+    )
+    return run_checks(case, verbose)
+
+
+def check_evaluation(
+    model: Any,
+    x: np.ndarray,
+    labels: np.ndarray,
+    clean: np.ndarray,
+    attacks: Mapping[str, Attack],
+    correct: Mapping[str, np.ndarray],
+    batch_size: int,
+    seed: int,
+    verbose: int,
+) -> list[CheckResult]:
+    """Checks the attack of an evaluation that has left the fewest examples standing.
+
+    The attack is not run again. Attacks without a radius, or of another norm, are left out.
+
+    Args:
+        clean: bool array, shape `(num_examples,)`: the examples that are classified correctly.
+        correct: mapping of attacks' names to the examples that they leave standing.
+    """
+    balls = {name: radii(attack) for name, attack in attacks.items()}
+    names = [
+        name
+        for name, ball in balls.items()
+        if len(ball) == 1 and set(ball) <= set(NORMS) and max(ball.values()) > 0
+    ]
+    if not names:
+        sentence = "No attack has an epsilon in one norm: call `kr.evaluation.check` with one."
+        return [CheckResult("the figures can be checked", None, sentence)]
+    strongest = min(names, key=lambda name: correct[name].mean())
+    norm, epsilon = next(iter(balls[strongest].items()))
+    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(clean))[:NUM_EXAMPLES]
+    if verbose:
+        print(f"checks of {strongest} on {len(chosen)} of {len(x)} examples")
+    case = Case(
+        model=model,
+        x=x[chosen],
+        y=labels[chosen],
+        attack=attacks[strongest],
+        name=strongest,
+        epsilon=epsilon,
+        norm=norm,
+        batch_size=max(min(batch_size, len(chosen)), 1),
+        seed=seed,
+        standing_judged=correct[strongest][chosen],
+        counts=(int(clean.sum()), int((clean & ~correct[strongest]).sum())),
+    )
+    return run_checks(case, verbose)
+
+
+def _ball(attack: Attack, epsilon: float | None, norm: str | None) -> tuple[float, str]:
+    """The radius and norm, from the attack or from the arguments."""
+    own = radii(attack)
+    if own and (epsilon is not None or norm is not None):
+        raise ValueError(
+            "Arguments `epsilon` and `norm` must be None for an attack that has its own. "
+            f"Received: epsilon={epsilon!r}, norm={norm!r}, attack={attack!r}"
+        )
+    if len(own) > 1:
+        raise ValueError(
+            "The parts of argument `attack` must all have the same norm. "
+            f"Received: attack={attack!r}"
+        )
+    if own:
+        norm, epsilon = next(iter(own.items()))
+    elif epsilon is None:
+        raise ValueError(
+            "Argument `epsilon` must be given for an attack that has none. "
+            f"Received: epsilon=None, attack={attack!r}"
+        )
+    norm = getattr(attack, "norm", None) if norm is None else norm
+    epsilon = validation.check_number("epsilon", epsilon, exclusive=True)
+    return epsilon, validation.check_choice("norm", norm, NORMS)
+
+
+def _choose(
+    model: Any, x: np.ndarray, labels: np.ndarray, num_examples: int, batch_size: int, seed: int
+) -> np.ndarray:
+    """The indices of examples that are classified correctly, in random order."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    chosen: list[int] = []
+    for number, batch in enumerate(padded_batches(order, batch_size)):
+        count = min(batch_size, len(order) - number * batch_size)
+        correct = predicted_classes(model, x[batch], batch_size) == labels[batch]
+        chosen += batch[:count][correct[:count]].tolist()
+        if len(chosen) >= num_examples:
+            break
+    return np.array(chosen[:num_examples], int)

@@ -1,0 +1,1 @@
+"""What must hold if the failure of an attack means that the model is robust."""

@@ -1,0 +1,52 @@
+"""Whether attacks that know the gradient do better than those that do not."""
+
+import numpy as np
+
+from keras_robust.attacks import Square
+from keras_robust.evaluation.arrays import predicted_classes
+from keras_robust.evaluation.checks.case import NUM_STEPS, Case
+from keras_robust.evaluation.checks.outcome import Outcome, compared
+from keras_robust.evaluation.perturbed import perturbed_images
+
+# Far from what Square needs to come near PGD on a sound model, and enough to overtake it where
+# the gradient leads nowhere.
+NUM_QUERIES = 200
+# The best of so many draws is compared with PGD.
+NUM_DRAWS = 10
+_PGD = f"PGD with {NUM_STEPS} steps"
+
+
+def square(case: Case) -> Outcome:
+    """PGD against Square."""
+    setting = {name: value for name, value in case.setting.items() if name != "objective"}
+    attack = Square(case.epsilon, norm=case.norm, num_queries=NUM_QUERIES, **setting)
+    name = f"Square with {NUM_QUERIES} queries"
+    return compared(_PGD, case.standing(case.pgd()), name, case.standing(attack))
+
+
+def transfer(case: Case) -> Outcome:
+    """PGD on the model itself against PGD on another one."""
+    if case.transfer_from is None:
+        return Outcome(None, "No other model was given as `transfer_from`.")
+    x_adv = perturbed_images(
+        case.transfer_from, case.x, case.y, case.pgd(), case.batch_size, case.seed
+    )
+    standing = predicted_classes(case.model, x_adv, case.batch_size) == case.y
+    return compared(_PGD, case.standing(case.pgd()), "the same attack on the other model", standing)
+
+
+def noise(case: Case) -> Outcome:
+    """PGD against the best of several draws of noise of the same norm."""
+    standing = np.ones(len(case.x), bool)
+    for draw in range(NUM_DRAWS):
+        rng = np.random.default_rng([case.seed, draw])
+        delta = rng.standard_normal(case.x.shape, "float32")
+        if case.norm == "linf":
+            delta = np.sign(delta)
+        else:
+            axes = tuple(range(1, delta.ndim))
+            delta /= np.sqrt((delta**2).sum(axis=axes, keepdims=True))
+        noisy = np.clip(case.x + case.epsilon * delta, *case.attack.bounds).astype(case.x.dtype)
+        standing &= predicted_classes(case.model, noisy, case.batch_size) == case.y
+    name = f"the best of {NUM_DRAWS} draws of random noise"
+    return compared(_PGD, case.standing(case.pgd()), name, standing)

@@ -1,0 +1,123 @@
+"""What the checks look at: a model, some images, and an attack."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_robust import backend, inference
+from keras_robust.attacks import PGD, Attack
+from keras_robust.attacks.pgd import LOSSES
+from keras_robust.evaluation.arrays import padded_batches
+from keras_robust.evaluation.attack_list import radii
+from keras_robust.evaluation.perturbed import batch_seed
+
+# PGD's default step of 2.5 epsilon / NUM_STEPS then crosses the ball.
+NUM_STEPS = 20
+
+
+@dataclasses.dataclass
+class Case:
+    """Images that the model classifies correctly, and the attack that is to be judged.
+
+    Args:
+        model: the model.
+        x: images, shape `(num_examples, ...)`.
+        y: int array of labels, shape `(num_examples,)`.
+        attack: `kr.attacks.Attack`, untargeted.
+        name: string, what the attack is called.
+        epsilon: float, radius of the ball.
+        norm: `"linf"` or `"l2"`.
+        batch_size: int.
+        seed: int.
+        chance: float, the accuracy of guessing. Defaults to `None`: one divided by the number of
+            classes.
+        transfer_from: another model. Defaults to `None`.
+        standing_judged: bool array, shape `(num_examples,)`, which of the images the attack
+            leaves standing, where that is known already. Defaults to `None`.
+        counts: pair of ints: how many images the attack was tried on and how many it has fooled,
+            where that is known for more images than these. Defaults to `None`.
+    """
+
+    model: Any
+    x: np.ndarray
+    y: np.ndarray
+    attack: Attack
+    name: str
+    epsilon: float
+    norm: str
+    batch_size: int
+    seed: int
+    chance: float | None = None
+    transfer_from: Any = None
+    standing_judged: np.ndarray | None = None
+    counts: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self._found: dict[str, Any] = {}
+
+    @property
+    def range(self) -> float:
+        """The width of the attack's bounds."""
+        return self.attack.bounds[1] - self.attack.bounds[0]
+
+    def radius(self, share: float) -> float:
+        """Radius of the ball in which every value can move by this share of the bounds' range."""
+        dimensions = self.x[0].size if self.norm == "l2" else 1
+        return share * self.range * float(np.sqrt(dimensions))
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The arguments that every attack takes from the one that is judged."""
+        names = ("bounds", "from_logits", "objective", "num_samples")
+        return {name: getattr(self.attack, name) for name in names}
+
+    @property
+    def loss(self) -> str:
+        """What PGD climbs: the judged attack's own loss, where that is one of PGD's."""
+        loss = getattr(self.attack, "loss", None)
+        return loss if loss in LOSSES else "ce"
+
+    def pgd(self, num_steps: int = NUM_STEPS, epsilon: float | None = None) -> PGD:
+        """Plain PGD in the setting of the judged attack."""
+        epsilon = self.epsilon if epsilon is None else epsilon
+        return PGD(epsilon, num_steps=num_steps, norm=self.norm, loss=self.loss, **self.setting)
+
+    def once(self, key: str, compute: Callable[[], Any]) -> Any:
+        """What `compute()` returns, computed for the first check that asks."""
+        if key not in self._found:
+            self._found[key] = compute()
+        return self._found[key]
+
+    def standing(self, attack: Attack, among: np.ndarray | None = None) -> np.ndarray:
+        """Which examples an attack leaves standing, shape `(num_examples,)`.
+
+        Where `among` is given, the others are not attacked, and do not stand.
+        """
+        if attack is self.attack and self.standing_judged is not None:
+            return self.standing_judged
+        return self.once(repr(attack), lambda: self._standing(attack, among))
+
+    def batched(self, function: Callable[..., Any], x: np.ndarray | None = None) -> np.ndarray:
+        """`function(x, y, seed)`, always with the same seed, on all images, as one array."""
+        x = self.x.astype("float32") if x is None else x
+        inference.build(self.model, x)
+        seed = backend.make_seed(self.seed)
+        batches = [
+            ops.convert_to_numpy(function(x[batch], self.y[batch], seed))
+            for batch in padded_batches(np.arange(len(x)), self.batch_size)
+        ]
+        return np.concatenate(batches)[: len(x)]
+
+    def _standing(self, attack: Attack, among: np.ndarray | None) -> np.ndarray:
+        standing = np.ones(len(self.x), bool) if among is None else among.copy()
+        for number, batch in enumerate(padded_batches(np.flatnonzero(standing), self.batch_size)):
+            seed = batch_seed(self.seed, number)
+            result = attack.run(self.model, self.x[batch], self.y[batch], seed=seed)
+            fooled = result.success
+            if not radii(attack):  # It looks for the smallest perturbation, of any size.
+                fooled = fooled & (result.norms[self.norm] <= self.epsilon)
+            standing[batch] = ~fooled
+        return standing

@@ -1,0 +1,87 @@
+"""Whether the model's gradient is the derivative of what the model computes."""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_robust import backend, inference
+from keras_robust.evaluation.checks.case import Case
+from keras_robust.evaluation.checks.gradients import failed_without
+from keras_robust.evaluation.checks.outcome import Outcome
+from keras_robust.ops import log_odds_against
+
+# ReLU networks stay below 0.01 here; where the gradient is not the function's derivative, the
+# two have nothing in common, and the median is near 1.
+_MAX_RELATIVE_ERROR = 0.2
+_NUM_DIRECTIONS = 4
+# In units of the bounds' range. A small step drowns in the rounding of float32, a large one
+# crosses the kinks of a ReLU network: the one that agrees best counts.
+_STEPS = (1e-4, 1e-3, 1e-2)
+
+
+@failed_without
+def agree(case: Case) -> Outcome:
+    """Directional derivatives of the log-odds against central differences.
+
+    Along `v` with entries of -1 and 1, `<grad f(x), v>` against `(f(x + h v) - f(x - h v)) / 2h`.
+    The images are moved away from the bounds so far that no step leaves them.
+    """
+    low, high = case.attack.bounds
+    room = _STEPS[-1] * case.range
+    x = np.clip(case.x.astype("float32"), low + room, high - room)
+    rng = np.random.default_rng(case.seed)
+    signs = [rng.choice(np.array([-1, 1], "float32"), x.shape) for _ in range(_NUM_DIRECTIONS)]
+    gradient = case.batched(_compiled(case, "gradient"), x).astype("float64")
+    axes = tuple(range(1, x.ndim))
+    expected = np.array([(gradient * sign).sum(axis=axes) for sign in signs])
+    values = _compiled(case, "values")
+    errors = []
+    for step in (np.float32(share * case.range) for share in _STEPS):
+        rise = [
+            case.batched(values, x + step * sign).astype("float64")
+            - case.batched(values, x - step * sign)
+            for sign in signs
+        ]
+        errors.append(_median_error(expected, np.array(rise) / (2 * step)))
+    known = [error for error in errors if error is not None]
+    if not known:
+        return Outcome(None, "The log-odds do not change in any direction: nothing to compare.")
+    figures = {"median_relative_error": min(known)}
+    facts = (
+        "Along random directions the gradient differs from finite differences by "
+        f"{min(known):.1%} (median)"
+    )
+    if case.attack.objective is not None:
+        return Outcome(None, f"{facts}; the attack follows its `objective` instead.", figures)
+    if min(known) <= _MAX_RELATIVE_ERROR:
+        return Outcome(True, f"{facts}.", figures)
+    sentence = (
+        f"{facts}: it is not the derivative of what the model computes, and misleads attacks."
+    )
+    return Outcome(False, sentence, figures)
+
+
+def _median_error(expected: np.ndarray, measured: np.ndarray) -> float | None:
+    """The median of `|a - b| / max(|a|, |b|)`, where not both are 0."""
+    largest = np.maximum(abs(expected), abs(measured))
+    counted = largest != 0
+    if not counted.any():
+        return None
+    error = abs(expected - measured)[counted] / largest[counted]
+    return float(np.median(np.where(np.isnan(error), np.inf, error)))
+
+
+def _compiled(case: Case, what: str) -> Any:
+    from_logits = case.attack.from_logits
+
+    def function(model: Any, x: Any, y: Any, seed: Any) -> Any:
+        def log_odds(x: Any) -> Any:
+            return log_odds_against(inference.logits(model, x, from_logits), y)
+
+        with backend.seeded(inference.random_state(model), seed):
+            if what == "values":
+                return log_odds(x)
+            return backend.input_gradient(lambda x: ops.sum(log_odds(x)), x)
+
+    return backend.compiled(case.model, ("log-odds", what, from_logits), function, num_batched=2)

@@ -1,0 +1,51 @@
+"""Whether attacks succeed where they must: in a ball so large that nothing can withstand them."""
+
+import numpy as np
+
+from keras_robust import inference
+from keras_robust.evaluation.checks.case import Case
+from keras_robust.evaluation.checks.outcome import Outcome
+from keras_robust.evaluation.checks.statistics import SIGNIFICANCE, binomial_tail
+
+# Half of the bounds' range: every image can be turned into the same grey one, on which no
+# classifier does better than chance.
+_GREY = 0.5
+
+
+def _standing_at_grey(case: Case) -> np.ndarray:
+    return case.standing(case.pgd(epsilon=case.radius(_GREY)))
+
+
+def falls_to_chance(case: Case) -> Outcome:
+    """PGD in the ball in which every image can be made grey."""
+    standing = _standing_at_grey(case)
+    num_classes = inference.outputs(case.model, case.x[:1]).shape[1]
+    chance = case.chance or 1 / num_classes
+    p_value = binomial_tail(int(standing.sum()), len(standing), chance)
+    figures = {
+        "epsilon": case.radius(_GREY),
+        "accuracy": float(standing.mean()),
+        "chance": chance,
+        "p_value": p_value,
+    }
+    facts = (
+        f"At epsilon {case.radius(_GREY):.3g}, where every image can be made grey, PGD leaves "
+        f"{standing.mean():.1%} of the examples standing; guessing gets {chance:.1%}"
+    )
+    if p_value >= SIGNIFICANCE:
+        return Outcome(True, f"{facts}.", figures)
+    return Outcome(False, f"{facts}: the attack does not find what is certainly there.", figures)
+
+
+def unbounded(case: Case) -> Outcome:
+    """PGD in a ball that holds all images, on what the smaller ball has left."""
+    left = _standing_at_grey(case)
+    standing = case.standing(case.pgd(epsilon=case.radius(1.0)), among=left) if left.any() else left
+    figures = {"epsilon": case.radius(1.0), "accuracy": float(standing.mean())}
+    if not standing.any():
+        return Outcome(True, "PGD without a limit fools the model on every example.", figures)
+    sentence = (
+        f"PGD without a limit leaves {standing.mean():.1%} of the examples standing, though images "
+        "of other classes are within its reach."
+    )
+    return Outcome(False, sentence, figures)

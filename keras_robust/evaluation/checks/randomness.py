@@ -1,0 +1,43 @@
+"""Whether the model computes the same twice."""
+
+import numpy as np
+
+from keras_robust import inference
+from keras_robust.evaluation.checks.case import Case
+from keras_robust.evaluation.checks.outcome import Outcome
+
+# Parallel sums come in any order on a GPU: the same network's outputs differ by a few units in
+# the last place, about 1e-6 of their range in float32 and 1e-3 in float16.
+_TOLERANCE = 0.01
+
+
+def deterministic(case: Case) -> Outcome:
+    """Passes through the model with the same and with another seed."""
+    first, *others = (_outputs(case, seed) for seed in (0, 0, 1))
+    spread = np.ptp(first, axis=1, keepdims=True)
+    spread = np.where(spread > 0, spread, 1.0)
+    change = max(float((abs(other - first) / spread).max()) for other in others)
+    flipped = np.mean(
+        np.any([other.argmax(axis=1) != first.argmax(axis=1) for other in others], axis=0)
+    )
+    num_samples = case.attack.num_samples
+    figures = {
+        "largest_relative_change": change,
+        "share_of_changed_classes": float(flipped),
+        "num_samples": float(num_samples),
+    }
+    if change <= _TOLERANCE:
+        return Outcome(True, "Two passes of the same images give the same outputs.", figures)
+    facts = (
+        f"The model is random in inference mode: from one pass to another its outputs change by "
+        f"up to {change:.1%} of their range, and the class of {flipped:.1%} of the examples"
+    )
+    if num_samples > 1:
+        sentence = f"{facts}. The attack averages over {num_samples} draws."
+        return Outcome(True, sentence, figures)
+    sentence = f"{facts}. Attack it with `num_samples` of 10 or more, not 1."
+    return Outcome(False, sentence, figures)
+
+
+def _outputs(case: Case, seed: int) -> np.ndarray:
+    return case.batched(lambda x, *_: inference.outputs(case.model, x, seed)).astype("float64")

@@ -1,0 +1,58 @@
+"""All checks, by the names of what should hold."""
+
+from collections.abc import Callable
+
+import keras
+
+from keras_robust.evaluation.check_result import CheckResult
+from keras_robust.evaluation.checks import (
+    below_clean,
+    black_box,
+    finite_differences,
+    gradients,
+    large_epsilon,
+    randomness,
+    saturation,
+    steps,
+)
+from keras_robust.evaluation.checks.case import Case
+from keras_robust.evaluation.checks.outcome import Outcome
+
+CHECKS: dict[str, Callable[[Case], Outcome]] = {
+    "robust accuracy is below clean accuracy": below_clean.below_clean,
+    "the attack is no weaker than plain PGD": steps.no_weaker,
+    "more steps never raise the accuracy": steps.more_steps,
+    "multi-step beats single-step": steps.single_step,
+    "white-box beats black-box": black_box.square,
+    "white-box beats transfer": black_box.transfer,
+    "white-box beats random noise": black_box.noise,
+    "accuracy falls to chance at a large epsilon": large_epsilon.falls_to_chance,
+    "an unbounded attack always succeeds": large_epsilon.unbounded,
+    "the gradient is finite": gradients.finite,
+    "the gradient is not zero": gradients.not_zero,
+    "the gradient agrees with finite differences": finite_differences.agree,
+    "the logits are not saturated": saturation.logits,
+    "the features are not saturated": saturation.hidden,
+    "the forward pass is deterministic": randomness.deterministic,
+}
+
+
+def run_checks(case: Case, verbose: int) -> list[CheckResult]:
+    """All checks; one that raises an error loses none of the others."""
+    bar = keras.utils.Progbar(len(CHECKS), verbose=verbose)
+    results = []
+    for name, check in CHECKS.items():
+        outcome = _run(check, case)
+        results.append(CheckResult(name, outcome.passed, outcome.sentence, outcome.figures))
+        bar.add(1)
+    return results
+
+
+def _run(check: Callable[[Case], Outcome], case: Case) -> Outcome:
+    if not len(case.x):
+        return Outcome(None, "The model classifies none of the examples correctly.")
+    try:
+        return check(case)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".split(". ")[0].rstrip(".")
+        return Outcome(None, f"It could not be run. {message}.")
