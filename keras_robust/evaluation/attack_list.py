@@ -74,10 +74,16 @@ def _name(attack: Attack) -> str:
     arguments = []
     for name, parameter in inspect.signature(type(attack)).parameters.items():
         value = getattr(attack, name)
-        if name in _LEFT_OUT:
-            continue
         if isinstance(value, float):
             value = float(f"{value:.4g}")
-        if value != parameter.default:
-            arguments.append(f"{name}={getattr(value, '__name__', value)}")
+        if value != parameter.default and name not in _LEFT_OUT:
+            arguments.append(f"{name}={_short(value)}")
     return f"{type(attack).__name__}({', '.join(arguments)})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Attack):
+        return _name(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_short, value))}]"
+    return getattr(value, "__name__", str(value))

@@ -47,11 +47,12 @@ def fingerprint(
 
 
 def _attack(attack: Attack) -> str:
-    """Its arguments, those of its objective, and the weights of the models among them."""
+    """Its arguments, those of its objective, the weights of the models among them, its members."""
     objective = getattr(attack.objective, "__dict__", {})
     values = [*vars(attack).values(), *objective.values()]
     models = [value for value in values if isinstance(value, keras.layers.Layer)]
-    return " ".join([_plain(attack), _plain(objective), *map(_weights, models)])
+    members = [_attack(member) for member in getattr(attack, "attacks", ())]
+    return " ".join([_plain(attack), _plain(objective), *map(_weights, models), *members])
 
 
 def _weights(model: Any) -> str:

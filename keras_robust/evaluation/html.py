@@ -45,6 +45,7 @@ code { font-family: ui-monospace, monospace; font-size: 0.9em; overflow-wrap: an
   table { font-size: 8pt; }
   th, td { padding: 0.15rem 0.3rem; }
   tbody th { min-width: 0; }
+  img { max-width: 12cm; }
   figure, tr, .verdict { break-inside: avoid; }
   h2 { break-after: avoid; }
   * { print-color-adjust: exact; }
