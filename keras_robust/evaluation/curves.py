@@ -33,9 +33,9 @@ def robustness_curve(
     is not attacked again, and the curve never rises. A step size that is given with the attack is
     scaled with the radius.
 
-    An attack without an `epsilon` (DeepFool, C&W) looks for the smallest perturbation, and is run
-    once: the accuracy at a radius is the share of images that are classified correctly and not
-    fooled by a perturbation of at most that norm.
+    An attack without an `epsilon` (DeepFool, C&W), or with one that is `None` (FAB), looks for the
+    smallest perturbation, and is run once: the accuracy at a radius is the share of images that
+    are classified correctly and not fooled by a perturbation of at most that norm.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
@@ -54,9 +54,9 @@ def robustness_curve(
         Mapping of radii, ascending, to accuracies from 0 to 1.
 
     Raises:
-        ValueError: as the attack, and if it is targeted, if `epsilons` is empty or holds a
-            negative number, or if `norm` is given with an attack that has an `epsilon`, or is
-            missing with one that has neither.
+        ValueError: as the attack, and if it is targeted or an ensemble, if `epsilons` is empty or
+            holds a negative number, or if `norm` is given with an attack that has an `epsilon`,
+            or is missing with one that has neither.
 
     Example:
 
@@ -73,7 +73,12 @@ def robustness_curve(
     radii = sorted({validation.check_number("epsilons", epsilon) for epsilon in epsilons})
     if not radii:
         raise ValueError("Argument `epsilons` must not be empty. Received: epsilons=[]")
-    has_epsilon = "epsilon" in config_of(attack)
+    has_epsilon = config_of(attack).get("epsilon") is not None
+    if hasattr(attack, "attacks"):
+        raise ValueError(
+            "An ensemble has no radius of its own: draw a curve for each of its attacks. "
+            f"Received: attack={attack!r}"
+        )
     if has_epsilon and norm is not None:
         raise ValueError(
             "Argument `norm` must be None for an attack that has an `epsilon`: its own norm is "

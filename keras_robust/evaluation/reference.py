@@ -83,7 +83,7 @@ def reference_epsilon(
       "the smallest epsilon such that 50% of the perturbed images are misclassified by our
       regularized models"
     """
-    if "epsilon" not in config_of(check_attack(attack)):
+    if config_of(check_attack(attack)).get("epsilon") is None:
         raise ValueError(f"Argument `attack` must have an `epsilon`. Received: attack={attack!r}")
     validation.check_number("error_rate", error_rate, exclusive=True, maximum=1.0)
     tolerance = validation.check_number("tolerance", tolerance, exclusive=True)

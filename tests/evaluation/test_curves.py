@@ -43,6 +43,28 @@ def test_a_minimum_norm_attack_is_run_once_for_all_radii(linear):
     assert Counted.runs == 1
 
 
+def test_fab_without_a_radius_looks_for_the_smallest_perturbation(linear):
+    attack = kr.attacks.FAB(norm="l2", num_steps=10, bounds=(-10.0, 10.0))
+    epsilons = [0.1, 0.3, 1.0]
+    curve = robustness_curve(
+        linear.model, linear.x, linear.classes, attack=attack, epsilons=epsilons, verbose=0
+    )
+    # Never better than the truth, and within 1% of it.
+    for epsilon in epsilons:
+        assert (linear.distances > epsilon).mean() <= curve[epsilon]
+        assert curve[epsilon] <= (1.01 * linear.distances > epsilon).mean()
+
+
+def test_an_ensemble_is_refused(threshold, pixels):
+    class Both(kr.attacks.Attack):
+        attacks = (kr.attacks.FGSM(0.1), kr.attacks.PGD(0.1))
+
+    with pytest.raises(ValueError, match="An ensemble has no radius"):
+        robustness_curve(
+            threshold(0.5), *pixels, attack=Both(), epsilons=[0.1], norm="linf", verbose=0
+        )
+
+
 def test_images_that_a_minimum_norm_attack_does_not_fool_stand_at_every_radius(linear):
     curve = robustness_curve(
         linear.model,

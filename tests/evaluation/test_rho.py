@@ -18,6 +18,13 @@ def test_a_linear_model(linear, overshoot, batch_size):
     assert result == pytest.approx(expected.mean(), rel=1e-5)
 
 
+def test_fab_comes_close_to_the_closed_form(linear):
+    attack = kr.attacks.FAB(norm="l2", num_steps=10, bounds=(-10.0, 10.0))
+    expected = (linear.distances / np.linalg.norm(linear.x, axis=1)).mean()
+    result = rho(linear.model, linear.x, attack, verbose=0)
+    assert expected <= result <= 1.01 * expected
+
+
 def test_other_norms_and_positional_arguments(linear):
     attack = linear.attack(overshoot=0.02)
     # Recomputed from the perturbed images, in double precision.
