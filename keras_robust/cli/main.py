@@ -58,6 +58,7 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         seed=options.seed,
         resume=options.resume,
         checks=not options.no_checks,
+        pictures=options.pictures,
         notes={
             "command": shlex.join(["keras-robust", *argv]),
             "model": options.model,

@@ -24,8 +24,8 @@ from keras_robust.evaluation.plots import plot_samples as plot_samples
 from keras_robust.evaluation.reference import accuracy_at as accuracy_at
 from keras_robust.evaluation.reference import reference_epsilon as reference_epsilon
 from keras_robust.evaluation.report import Report as Report
-from keras_robust.evaluation.report import comparison_table as comparison_table
 from keras_robust.evaluation.rho import rho as rho
 from keras_robust.evaluation.steps_curve import steps_curve as steps_curve
+from keras_robust.evaluation.text import comparison_table as comparison_table
 from keras_robust.evaluation.transfer import TransferMatrix as TransferMatrix
 from keras_robust.evaluation.transfer import transfer_matrix as transfer_matrix

@@ -17,6 +17,7 @@ from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import named_attacks, radii, union
 from keras_robust.evaluation.check import check_evaluation
 from keras_robust.evaluation.fingerprint import fingerprint
+from keras_robust.evaluation.pictures import add_pictures, check_pictures
 from keras_robust.evaluation.progress import Progress
 from keras_robust.evaluation.report import Report
 from keras_robust.evaluation.row import CLEAN, WORST_CASE, Row
@@ -36,6 +37,7 @@ def evaluate(
     worst_case_only: bool = False,
     resume: bool = False,
     checks: bool = True,
+    pictures: bool = False,
     notes: Mapping[str, str] | None = None,
     verbose: int = 1,
 ) -> Report:
@@ -73,6 +75,10 @@ def evaluate(
             interrupted. Defaults to `False`.
         checks: bool. Whether to run the checks of `kr.evaluation.check` on the attack that has
             left the fewest examples standing, of those with an `epsilon`. Defaults to `True`.
+        pictures: bool. Whether to add what the strongest attack with an `epsilon`, and steps if
+            one has them, shows: accuracy over epsilon and over the number of steps, which cost
+            several times the attack, and principal components of clean and attacked features,
+            for which scikit-learn must be installed. Defaults to `False`.
         notes: mapping of strings to strings, what else the report is to say about the model, the
             data and how it was made. Defaults to `None`.
         verbose: int. 1 shows a progress bar for each attack, 2 a line, 0 nothing. Defaults to
@@ -110,6 +116,8 @@ def evaluate(
         attack.check(model, x, y)
     if output is not None:
         plots.require_matplotlib()
+    if pictures:
+        check_pictures(model, x)
 
     batch_size = min(batch_size, len(x))
     labels = sparse(y)
@@ -161,6 +169,8 @@ def evaluate(
         report.checks = check_evaluation(
             model, x, labels, clean, attacks, correct, batch_size, seed, verbose
         )
+    if pictures:
+        add_pictures(report, model, x, labels, attacks, progress, verbose)
     report.add(Row(WORST_CASE, worst, radii=union([radii(attacks[name]) for name in limited])))
     if output is not None:
         report.save(output)

@@ -92,8 +92,12 @@ def page(report: "Report", pictures: Mapping[str, bytes]) -> str:
         )
         sections.append(_section("Samples", _picture(pictures, "samples", text), f"<p>{text}</p>"))
     if "geometry" in pictures:
-        text = "Features of clean and attacked images, projected to a plane"
-        sections.append(_section("Geometry of the features", _picture(pictures, "geometry", text)))
+        text = (
+            "Features of clean and attacked images, in a plane; crosses are misclassified. The "
+            "colours are those of the true classes."
+        )
+        picture = _picture(pictures, "geometry", text)
+        sections.append(_section("Geometry of the features", picture, f"<p>{text}</p>"))
     sections.append(_section("How it was made", _facts(report)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -170,7 +174,7 @@ def _cells(row: Row) -> list[str]:
         row.radius,
         fooled,
         *("" if pair is None else f"{pair[0]:.3g} ({pair[1]:.3g})" for pair in norms),
-        " + ".join(f"{cost:,.1f}" for cost in costs),
+        " + ".join(f"{cost:,.{0 if cost >= 100 else 1}f}" for cost in costs),
     ]
 
 

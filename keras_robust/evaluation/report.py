@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import sys
 from typing import Any
 
@@ -15,9 +14,10 @@ import keras
 from keras_robust import backend
 from keras_robust.evaluation import html, plots
 from keras_robust.evaluation.check_result import CheckResult
+from keras_robust.evaluation.feature_plots import plot_geometry
+from keras_robust.evaluation.geometry import FeatureGeometry
 from keras_robust.evaluation.row import WORST_CASE, Row
 from keras_robust.evaluation.samples import Samples
-from keras_robust.evaluation.text import comparison_table as comparison_table
 from keras_robust.evaluation.text import text_summary
 
 _JSON, _PAGE = "report.json", "report.html"
@@ -42,7 +42,8 @@ class Report:
         checks: list of `CheckResult`. Defaults to `None`: they were not run.
         curves: mapping of what is on the horizontal axis (`"epsilon"`, `"steps"`) to curves by
             name, as `kr.evaluation.robustness_curve` returns them. Defaults to an empty mapping.
-        geometry: PNG file, a picture of the features. Defaults to `None`.
+        geometry: `kr.evaluation.FeatureGeometry`, features of clean and attacked images. Defaults
+            to `None`.
         notes: mapping of strings to strings, what else is to be known about the model, the data
             and how the report was made. Defaults to an empty mapping.
         date: string, when it was made. Defaults to now, UTC.
@@ -56,7 +57,7 @@ class Report:
     samples: dict[str, Samples] = dataclasses.field(default_factory=dict)
     checks: list[CheckResult] | None = None
     curves: dict[str, dict[str, dict[float, float]]] = dataclasses.field(default_factory=dict)
-    geometry: str | os.PathLike[str] | None = None
+    geometry: FeatureGeometry | None = None
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
     date: str = dataclasses.field(default_factory=_now)
 
@@ -195,8 +196,7 @@ class Report:
                 plots.plot_samples(images, perturbed, classes, path, labels=labels, title=strongest)
         if self.geometry is not None:
             path = pictures["geometry"] = folder / "geometry.png"
-            if not path.exists() or not path.samefile(self.geometry):
-                shutil.copyfile(self.geometry, path)
+            plot_geometry(self.geometry, path)
         pngs = {name: path.read_bytes() for name, path in pictures.items()}
         _write(folder / _PAGE, html.page(self, pngs))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_robust.evaluation.check_result import CheckResult
+from keras_robust.evaluation.geometry import FeatureGeometry
 from keras_robust.evaluation.report import Report
 from keras_robust.evaluation.row import Row
 from keras_robust.evaluation.samples import Samples
@@ -32,16 +33,10 @@ def attacked_row(name, num_correct, radii, size):
 
 
 @pytest.fixture
-def report(tmp_path):
+def report():
     """A report with every section."""
     images = np.random.default_rng(0).random((8, 8, 8, 1)).astype("float32")
     samples = Samples(images, np.clip(images + 0.1, 0, 1), np.arange(8), np.arange(8) + 1)
-    (tmp_path / "drawn.png").write_bytes(
-        base64.b64decode(
-            "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
-            "rkJggg=="
-        )
-    )
     report = Report(num_examples=100, batch_size=32, seed=3, worst_case_only=False)
     report.add(Row("clean", np.arange(100) < 90))
     report.add(attacked_row(EVIL, 40, {"linf": 8 / 255}, 8 / 255), samples)
@@ -52,7 +47,11 @@ def report(tmp_path):
         "epsilon": {EVIL: {0.0: 0.9, 0.1: 0.2}, "FGSM": {0.0: 0.9, 0.2: 0.1}},
         "steps": {"PGD": {1: 0.5, 20: 0.25}},
     }
-    report.geometry = tmp_path / "drawn.png"
+    points = np.random.default_rng(0).random((20, 2))
+    classes = np.arange(20) % 3
+    report.geometry = FeatureGeometry(
+        points, points + 1, classes, classes, (classes + 1) % 3, "pca", np.array([0.5, 0.2])
+    )
     report.notes = {"command": "keras-robust evaluate 'a & b.keras'"}
     return report
 

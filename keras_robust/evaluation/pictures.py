@@ -1,0 +1,86 @@
+"""Curves and the geometry of features, added to a report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_robust.attacks import Attack
+from keras_robust.evaluation.accuracy import attack_standing
+from keras_robust.evaluation.activations import features
+from keras_robust.evaluation.analysis import require_scikit_learn
+from keras_robust.evaluation.curves import config_of, robustness_curve
+from keras_robust.evaluation.geometry import feature_geometry
+from keras_robust.evaluation.progress import Arrays, Progress
+from keras_robust.evaluation.report import Report
+from keras_robust.evaluation.steps_curve import steps_curve
+
+_MULTIPLES = (0, 0.25, 0.5, 1, 2, 4)
+_NUM_STEPS = (1, 2, 5, 10, 20, 50)
+_NUM_POINTS, _FEWEST_POINTS = 400, 4
+
+
+def check_pictures(model: Any, x: np.ndarray) -> None:
+    """Raises, before any work, what `add_pictures` would raise after it."""
+    if isinstance(model, keras.Model):
+        require_scikit_learn()
+        features(model, x[:1])
+
+
+def add_pictures(
+    report: Report,
+    model: Any,
+    x: np.ndarray,
+    labels: np.ndarray,
+    attacks: Mapping[str, Attack],
+    progress: Progress,
+    verbose: int,
+) -> None:
+    """Adds what the strongest attack with an `epsilon`, and steps if one has them, shows.
+
+    The accuracy over epsilon, from 0 to 4 times its own; over the number of steps, if it has one;
+    and the principal components of the features of images that are classified correctly, if the
+    model is made of layers.
+    """
+    configs = {name: config_of(attack) for name, attack in attacks.items()}
+    names = [name for name in configs if "epsilon" in configs[name]]
+    if not names:
+        return
+    with_steps = [name for name in names if "num_steps" in configs[name]]
+    name = min(with_steps or names, key=report.accuracy)
+    attack: Any = attacks[name]
+    options: dict[str, Any] = {
+        "attack": attack,
+        "batch_size": report.batch_size,
+        "seed": report.seed,
+        "verbose": verbose,
+    }
+
+    def over_epsilon() -> Arrays:
+        epsilons = [multiple * attack.epsilon for multiple in _MULTIPLES]
+        return _arrays(robustness_curve(model, x, labels, epsilons=epsilons, **options))
+
+    def over_steps() -> Arrays:
+        return _arrays(steps_curve(model, x, labels, num_steps=_NUM_STEPS, **options))
+
+    curves = {"epsilon": over_epsilon}
+    if name in with_steps:
+        curves["steps"] = over_steps
+    for axis, compute in curves.items():
+        if verbose:
+            print(f"{name} over {axis}")
+        points = progress.arrays(f"curve-{axis}", compute)
+        pairs = zip(points["x"].tolist(), points["accuracy"].tolist(), strict=True)
+        report.curves[axis] = {name: dict(pairs)}
+
+    chosen = np.flatnonzero(report.row("clean").correct)[:_NUM_POINTS]
+    if isinstance(model, keras.Model) and len(chosen) >= _FEWEST_POINTS:
+        x, labels, size = x[chosen], labels[chosen], min(report.batch_size, len(chosen))
+        standing = np.ones(len(chosen), bool)
+        x_adv, _ = attack_standing(model, x, labels, labels, attack, standing, size, report.seed)
+        report.geometry = feature_geometry(model, x, labels, x_adv, batch_size=size)
+
+
+def _arrays(curve: Mapping[Any, float]) -> Arrays:
+    return {"x": np.array(list(curve)), "accuracy": np.array(list(curve.values()))}
