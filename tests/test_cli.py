@@ -294,7 +294,7 @@ def test_errors_of_the_process():
 
 def test_ctrl_c_and_resume(files, tmp_path, trained_model, embedded_data):
     argv = ["evaluate", files["logits"], *DATA[:2], "--num-examples", "100", "--attack", "pgd"]
-    argv += ["--epsilon", "0.05", "--num-steps", "200", "--batch-size", "8", "--no-checks"]
+    argv += ["--epsilon", "0.05", "--num-steps", "60", "--batch-size", "4", "--no-checks"]
     argv += ["--output", str(tmp_path)]
     process = subprocess.Popen([*COMMAND, *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     first = tmp_path / "progress" / "00-00000.npz"
@@ -314,9 +314,9 @@ def test_ctrl_c_and_resume(files, tmp_path, trained_model, embedded_data):
     saved = json.loads((tmp_path / "report.json").read_text())
     x, y = (values[:100] for values in embedded_data[1])
     whole = kr.evaluate(
-        trained_model, x, y, [kr.attacks.PGD(0.05, num_steps=200)], batch_size=8, checks=False,
+        trained_model, x, y, [kr.attacks.PGD(0.05, num_steps=60)], batch_size=4, checks=False,
         verbose=0,
     )  # fmt: skip
     assert saved["rows"] == whole.to_dict()["rows"]
-    num_batches = -(-int(whole.row("clean").correct.sum()) // 8)
+    num_batches = -(-int(whole.row("clean").correct.sum()) // 4)
     assert len(finished) < num_batches
