@@ -6,12 +6,22 @@ from typing import Any
 
 from keras_robust import attacks
 
-# All attacks that can be made of the command's options, by name; those added later are in it.
+# All attacks by name; those added later are in it.
 ATTACKS = {
     name.lower(): value
     for name, value in vars(attacks).items()
     if inspect.isclass(value) and issubclass(value, attacks.Attack) and value is not attacks.Attack
 }
+
+
+def _required(name: str) -> set[str]:
+    """The arguments of an attack that have no default."""
+    parameters = inspect.signature(ATTACKS[name]).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+
+
+# Those that can be made of the command's options.
+OFFERED = [name for name in ATTACKS if _required(name) <= {"epsilon"}]
 
 
 def _arguments(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -26,11 +36,10 @@ def check_attacks(options: argparse.Namespace) -> None:
     unused = {n for n in ("epsilon", "num_steps") if getattr(options, n) is not None}
     for name in options.attack:
         if name.lower() not in ATTACKS:
-            raise ValueError(f"--attack must be one of {', '.join(ATTACKS)}, not {name!r}")
+            raise ValueError(f"--attack must be one of {', '.join(OFFERED)}, not {name!r}")
         arguments = _arguments(name, options)
         unused -= set(arguments)
-        parameters = inspect.signature(ATTACKS[name.lower()]).parameters.values()
-        needed = {p.name for p in parameters if p.default is p.empty} - set(arguments)
+        needed = _required(name.lower()) - set(arguments)
         if "epsilon" in needed:
             raise ValueError(f"--attack {name} needs --epsilon")
         if needed:

@@ -4,7 +4,7 @@ import argparse
 import fractions
 from typing import NoReturn
 
-from keras_robust.cli.attacks import ATTACKS
+from keras_robust.cli.attacks import OFFERED
 from keras_robust.datasets.load import EMBEDDED
 
 
@@ -36,7 +36,7 @@ def parser() -> Parser:
     add("--split", default="test", help="default: test")
     add("--num-examples", type=_count, metavar="N", help="the first N only; default: all")
     add("--attack", required=True, action="append", metavar="NAME",
-        help=f"one of {', '.join(ATTACKS)}; may be given several times")
+        help=f"one of {', '.join(OFFERED)}; may be given several times")
     add("--epsilon", type=_number, help="radius in units of the image: 8/255, 0.3")
     add("--norm", choices=["linf", "l2"], help="default: the attack's own")
     add("--num-steps", type=_count, metavar="N", help="default: the attack's own")

@@ -204,7 +204,7 @@ def _curves(heading: str, axis: str, curves: Mapping[str, Mapping[float, float]]
 
 def _picture(pictures: Mapping[str, bytes], name: str, text: str) -> str:
     data = base64.b64encode(pictures[name]).decode()
-    wide = ' class="wide"' if name == "samples" else ""
+    wide = ' class="wide"' if name in ("samples", "geometry") else ""
     return f'<figure><img{wide} alt="{escape(text)}" src="data:image/png;base64,{data}"></figure>'
 
 
