@@ -55,7 +55,7 @@ def check(
     has found nothing wrong. See `docs/evaluation.md` for each, and what to do when it fails.
 
     The examples are a random choice of those that the model classifies correctly. For each the
-    checks cost, beside the judged attack itself, 51 gradients and at most 251 passes forward,
+    checks cost, beside the judged attack itself, 49 gradients and at most 251 passes forward,
     of which 200 are Square's; up to 20 gradients more where a masked gradient lets the example
     stand at half the range.
 

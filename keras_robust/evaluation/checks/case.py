@@ -111,6 +111,18 @@ class Case:
         ]
         return np.concatenate(batches)[: len(x)]
 
+    def probabilities(self) -> np.ndarray:
+        """The model's probabilities in float32, shape `(num_examples, num_classes)`."""
+
+        def compute() -> np.ndarray:
+            p = self.batched(lambda x, *_: inference.outputs(self.model, x)).astype("float32")
+            if self.attack.from_logits:
+                p = np.exp(p - p.max(axis=1, keepdims=True))
+                p /= p.sum(axis=1, keepdims=True)
+            return p
+
+        return self.once("probabilities", compute)
+
     def _standing(self, attack: Attack, among: np.ndarray | None) -> np.ndarray:
         standing = np.ones(len(self.x), bool) if among is None else among.copy()
         for number, batch in enumerate(padded_batches(np.flatnonzero(standing), self.batch_size)):

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from keras_robust import inference
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.evaluation.checks.statistics import SIGNIFICANCE, binomial_tail
@@ -19,8 +18,7 @@ def _standing_at_grey(case: Case) -> np.ndarray:
 def falls_to_chance(case: Case) -> Outcome:
     """PGD in the ball in which every image can be made grey."""
     standing = _standing_at_grey(case)
-    num_classes = inference.outputs(case.model, case.x[:1]).shape[1]
-    chance = case.chance or 1 / num_classes
+    chance = case.chance or 1 / case.probabilities().shape[1]
     p_value = binomial_tail(int(standing.sum()), len(standing), chance)
     figures = {
         "epsilon": case.radius(_GREY),

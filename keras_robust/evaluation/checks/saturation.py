@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend, inference
-from keras_robust.evaluation.activations import call_names, features, layer_calls
+from keras_robust.evaluation.activations import LayerCall, call_names, features, layer_calls
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
 
@@ -21,16 +21,11 @@ _SYMMETRIC = (keras.activations.tanh, keras.activations.hard_tanh, ops.tanh, ops
 _POSITIVE = (
     keras.activations.sigmoid, keras.activations.hard_sigmoid, ops.sigmoid, ops.hard_sigmoid,
 )  # fmt: skip
-_FEATURES = "the last layer's input"
 
 
 def logits(case: Case) -> Outcome:
     """Examples whose softmax is exactly 1 in float32, and their cross-entropy 0."""
-    p = case.batched(lambda x, *_: inference.outputs(case.model, x)).astype("float32")
-    if case.attack.from_logits:
-        p = np.exp(p - p.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-    share = float(np.mean(p.max(axis=1) == 1))
+    share = float(np.mean(case.probabilities().max(axis=1) == 1))
     figures = {"share_certain": share}
     facts = f"The softmax is exactly 1 in float32 for {share:.1%} of the examples"
     if share <= _MAX_CERTAIN_SHARE:
@@ -51,7 +46,7 @@ def hidden(case: Case) -> Outcome:
     if not shares:
         return Outcome(True, "The model has no tanh or sigmoid, and its features are not bounded.")
     name, share = max(shares.items(), key=lambda item: round(item[1], 3))
-    figures = {f"share at {layer}": each for layer, each in shares.items()}
+    figures = {f"share_flat_{layer}": each for layer, each in shares.items()}
     facts = f"{share:.1%} of the values of {name} are at the flat ends of its activation"
     if share <= _MAX_FLAT_SHARE:
         return Outcome(True, f"{facts}, and fewer elsewhere.", figures)
@@ -65,24 +60,24 @@ def _shares(case: Case) -> dict[str, float]:
     def flat(model: Any, x: Any, y: Any, seed: Any) -> Any:
         """Shape `(batch_size, calls)`; -1 for layers that are not bounded."""
         with backend.seeded(inference.random_state(model), seed):
-            return ops.stack([_flat(call) for call in layer_calls(model, x)], axis=1)
+            return ops.stack([_flat(call, x) for call in layer_calls(model, x)], axis=1)
 
     function = backend.compiled(case.model, "flat", flat, num_batched=2)
     per_call = case.batched(function).mean(axis=0)
     shares = {n: float(v) for n, v in zip(names, per_call, strict=True) if v >= 0}
     last = features(case.model, case.x.astype("float32"), batch_size=case.batch_size)
     if abs(last).max() <= 1:
-        shares[_FEATURES] = float((abs(last) > _FLAT).mean())
+        shares["features"] = float((abs(last) > _FLAT).mean())
     return shares
 
 
-def _flat(call: Any) -> Any:
+def _flat(call: LayerCall, x: Any) -> Any:
     """The share of each example's values that are at the ends of the activation's range."""
     activation = getattr(call.layer, "activation", None)
-    value = ops.cast(keras.tree.flatten(call.outputs)[0], "float32")
-    value = ops.reshape(value, (ops.shape(value)[0], -1))
+    if activation not in _SYMMETRIC + _POSITIVE:
+        return ops.full((ops.shape(x)[0],), -1.0)
+    value = ops.cast(call.outputs, "float32")
+    value = ops.reshape(value, (ops.shape(x)[0], -1))
     if activation in _POSITIVE:
         value = 2 * value - 1
-    elif activation not in _SYMMETRIC:
-        return ops.full_like(value[:, 0], -1.0)
     return ops.mean(ops.cast(ops.abs(value) > _FLAT, "float32"), axis=1)

@@ -1,0 +1,567 @@
+"""The validity checks: masked models are flagged, sound ones pass, and the figures are right."""
+
+import json
+from typing import ClassVar
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+from keras import ops
+
+import keras_robust as kr
+from keras_robust.evaluation.checks.case import Case
+from keras_robust.evaluation.checks.outcome import compared
+from keras_robust.evaluation.checks.registry import CHECKS
+from keras_robust.evaluation.checks.statistics import binomial_tail, sign_test
+
+BELOW_CLEAN, NO_WEAKER, MORE_STEPS, SINGLE_STEP, SQUARE, TRANSFER, NOISE, CHANCE, UNBOUNDED = list(
+    CHECKS
+)[:9]
+FINITE, NOT_ZERO, DIFFERENCES, LOGITS, FEATURES, DETERMINISTIC = list(CHECKS)[9:]
+PGD = kr.attacks.PGD(0.1, num_steps=20)
+
+
+def dense(activation="relu"):
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation=activation, name="hidden"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def trained(model, data, loss=None, epochs=2):
+    (x, y), _ = data
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    keras.utils.set_random_seed(0)
+    wrapped = kr.RobustModel(model)
+    wrapped.compile(keras.optimizers.Adam(2e-3), loss)
+    wrapped.fit(x, y, batch_size=128, epochs=epochs, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def natural(embedded_data):
+    return trained(dense(), embedded_data)
+
+
+@pytest.fixture(scope="module")
+def adversarially_trained(embedded_data):
+    loss = kr.losses.AdversarialTraining(kr.attacks.PGD(0.1, num_steps=7))
+    return trained(dense(), embedded_data, loss)
+
+
+def behind(layer, model):
+    """A model with another layer in front."""
+    layer = layer if isinstance(layer, keras.layers.Layer) else keras.layers.Lambda(layer)
+    return keras.Sequential([keras.Input((28, 28, 1)), layer, model])
+
+
+def quantize(x):
+    return ops.round(3 * x) / 3
+
+
+def quantize_straight_through(x):
+    return x + ops.stop_gradient(quantize(x) - x)
+
+
+class Noise(keras.layers.Layer):
+    """Noise in inference mode too."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x + 0.2 * keras.random.normal(ops.shape(x), seed=self.generator)
+
+
+def checked(model, data, **arguments):
+    x, y = data[1]
+    arguments = {"attack": PGD, "verbose": 0, **arguments}
+    results = kr.evaluation.check(model, x[:400], y[:400], **arguments)
+    assert [result.name for result in results] == list(CHECKS)
+    json.dumps([result.to_dict() for result in results], allow_nan=False)
+    return {result.name: result for result in results}
+
+
+def case(model, x, y, attack=PGD, **arguments):
+    arguments = {"name": "PGD", "epsilon": attack.epsilon, "norm": "linf", "batch_size": 100,
+                 "seed": 0, **arguments}  # fmt: skip
+    return Case(model=model, x=x, y=y, attack=attack, **arguments)
+
+
+def case_of(model, data, **arguments):
+    """50 examples that `model` classifies correctly."""
+    x, y = data[1]
+    chosen = np.flatnonzero(model.predict(x[:400], verbose=0).argmax(axis=1) == y[:400])[:50]
+    return case(model, x[chosen], y[chosen], **arguments)
+
+
+# Images of one pixel: 200 distances to the threshold, half of them on each side.
+DISTANCES = np.tile(np.linspace(0.002, 0.4985, 100, dtype="float32"), 2)
+LABELS = np.repeat([0, 1], 100)
+PIXELS = (0.5 + (2 * LABELS - 1) * DISTANCES).astype("float32").reshape(-1, 1, 1, 1)
+
+
+def threshold(x, slope=10.0):
+    """Predicts class 1 where the pixel is above 0.5."""
+    z = slope * (x[:, 0, 0, 0] - 0.5)
+    return ops.stack([-z, z], axis=1)
+
+
+def without_gradient(x):
+    """The same outputs, and a gradient that is 0."""
+    return threshold(ops.stop_gradient(x)) + 0 * threshold(x)
+
+
+def failures(results):
+    return {name for name, result in results.items() if result.passed is False}
+
+
+def test_an_adversarially_trained_model_passes_every_check(
+    adversarially_trained, natural, embedded_data
+):
+    results = checked(adversarially_trained, embedded_data, transfer_from=natural)
+    assert {name for name, result in results.items() if result.passed is not True} == set()
+    assert 0.3 < results[NO_WEAKER].figures["accuracy"] < 0.95
+
+
+def test_a_naturally_trained_model_passes_every_check(trained_model, embedded_data):
+    results = checked(trained_model, embedded_data, num_examples=60)
+    assert {name for name, result in results.items() if result.passed is not True} == {TRANSFER}
+
+
+def test_logits_times_1000_are_flagged(natural, embedded_data):
+    scaled = keras.Sequential([keras.Input((28, 28, 1)), natural, keras.layers.Rescaling(1000.0)])
+    results = checked(scaled, embedded_data)
+    assert failures(results) == {NOT_ZERO, LOGITS}
+    assert results[NOT_ZERO].figures["share_zero"] == 0
+    assert results[NOT_ZERO].figures["share_zero_cross_entropy"] > 0.5
+
+
+def test_a_quantized_input_is_flagged(natural, embedded_data):
+    results = checked(behind(quantize, natural), embedded_data)
+    assert {NOT_ZERO, DIFFERENCES} <= failures(results)
+    if keras.backend.backend() == "tensorflow":
+        assert FINITE in failures(results)
+        assert results[MORE_STEPS].passed is None
+        assert "no gradient in its input" in results[MORE_STEPS].sentence
+    else:
+        assert {SQUARE, CHANCE, UNBOUNDED} <= failures(results)
+        assert results[NOT_ZERO].figures["share_zero"] == 1
+    assert results[LOGITS].passed
+    assert results[DETERMINISTIC].passed
+
+
+def test_tanh_with_weights_times_50_is_flagged(embedded_data):
+    model = trained(dense("tanh"), embedded_data)
+    assert CHECKS[FEATURES](case_of(model, embedded_data)).passed
+    hidden = model.get_layer("hidden")
+    kernel, bias = (50 * values for values in hidden.get_weights())
+    hidden.set_weights([kernel, bias])
+    of_model = case_of(model, embedded_data)
+    outcome = CHECKS[FEATURES](of_model)
+    expected = np.tanh(of_model.x.reshape(50, -1) @ kernel + bias)
+    share = outcome.figures["share_flat_hidden"]
+    assert outcome.passed is False
+    np.testing.assert_allclose(share, (abs(expected) > 0.999).mean(), atol=1e-3)
+    np.testing.assert_allclose(outcome.figures["share_flat_features"], share, atol=1e-6)
+    assert CHECKS[NOT_ZERO](of_model).figures["share_zero"] > 0
+
+
+def test_saturated_layers_of_other_kinds(natural, embedded_data):
+    x, y = embedded_data[1]
+    for layer, passed in [
+        (keras.layers.Dense(20, activation="sigmoid", name="hidden"), True),
+        (keras.layers.Dense(20, activation="sigmoid", name="hidden",
+                            kernel_initializer=keras.initializers.RandomNormal(stddev=20)), False),
+        (keras.layers.Activation("hard_tanh", name="hidden"), True),
+        (keras.layers.Lambda(lambda x: ops.tanh(100 * (x + 0.1))), False),
+        (keras.layers.Rescaling(2.0, offset=-1.0), True),
+    ]:  # fmt: skip
+        model = keras.Sequential(
+            [keras.Input((28, 28, 1)), keras.layers.Flatten(), layer, keras.layers.Dense(10)]
+        )
+        assert CHECKS[FEATURES](case(model, x[:50], y[:50])).passed is passed, layer
+    head = kr.layers.TanhClassifier(10)
+    model = keras.Sequential(
+        [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Rescaling(100, 10.0), head]
+    )
+    assert CHECKS[FEATURES](case(model, x[:50], y[:50])).passed is False
+    assert CHECKS[FEATURES](case(threshold, PIXELS, LABELS)).passed is None
+
+
+def test_random_models_are_flagged_unless_draws_are_averaged(natural, embedded_data):
+    noisy = behind(Noise(), natural)
+    x, y = embedded_data[1]
+    outcome = CHECKS[DETERMINISTIC](case(noisy, x[:50], y[:50]))
+    assert outcome.passed is False
+    assert "num_samples" in outcome.sentence
+    assert outcome.figures["largest_relative_change"] > 0.05
+    averaging = kr.attacks.PGD(0.1, num_samples=5)
+    assert CHECKS[DETERMINISTIC](case(noisy, x[:50], y[:50], averaging)).passed
+    outcome = CHECKS[DETERMINISTIC](case(natural, x[:50], y[:50]))
+    assert outcome.passed
+    assert outcome.figures["largest_relative_change"] < 1e-5
+    # The same draws on both sides of the difference: noise alone is no wrong gradient.
+    assert CHECKS[DIFFERENCES](case(noisy, x[:50], y[:50])).passed
+
+
+@pytest.mark.parametrize(
+    ("factor", "passed"), [(1.0, True), (0.9, True), (0.5, False), (-1, False)]
+)
+def test_the_error_of_a_scaled_gradient_is_known(natural, embedded_data, factor, passed):
+    # |c g - g| / max(|c g|, |g|) = |c - 1| / max(|c|, 1) for a gradient that is c times the true.
+    model = behind(lambda x: ops.stop_gradient((1 - factor) * x) + factor * x, natural)
+    x, y = embedded_data[1]
+    outcome = CHECKS[DIFFERENCES](case(model, x[:50], y[:50]))
+    assert outcome.passed is passed
+    expected = abs(factor - 1) / max(abs(factor), 1)
+    np.testing.assert_allclose(outcome.figures["median_relative_error"], expected, atol=0.01)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+@pytest.mark.parametrize("low", [0.0, -100.0])
+def test_finite_differences_whatever_the_units(natural, embedded_data, scale, low):
+    # The same model on images of another range, and with other logits.
+    rescale = keras.layers.Rescaling(1 / 255, offset=-low / 255)
+    model = keras.Sequential(
+        [keras.Input((28, 28, 1)), rescale, natural, keras.layers.Rescaling(scale)]
+    )
+    attack = kr.attacks.PGD(25.5, bounds=(low, low + 255.0))
+    x, y = embedded_data[1]
+    outcome = CHECKS[DIFFERENCES](case(model, 255 * x[:50] + low, y[:50], attack))
+    assert outcome.figures["median_relative_error"] < 0.02
+
+
+def test_straight_through_gradients_are_flagged(natural, embedded_data):
+    x, y = embedded_data[1]
+    model = behind(quantize_straight_through, natural)
+    outcome = CHECKS[DIFFERENCES](case(model, x[:50], y[:50]))
+    assert outcome.passed is False
+    assert outcome.figures["median_relative_error"] > 0.5
+    assert CHECKS[NOT_ZERO](case(model, x[:50], y[:50])).passed
+
+
+def test_a_shattered_gradient_is_flagged(natural, embedded_data):
+    # Its gradient is exact, and points anywhere: PGD does no better than its random start.
+    model = behind(lambda x: x + 0.1 * ops.sin(1000 * x), natural)
+    of_model = case_of(model, embedded_data)
+    assert CHECKS[DIFFERENCES](of_model).passed
+    assert CHECKS[CHANCE](of_model).passed is False
+    assert CHECKS[SQUARE](of_model).passed is False
+
+
+def test_flat_outputs_cannot_be_compared():
+    def flat(x):
+        return threshold(ops.stop_gradient(ops.sign(x - 0.5)) + 0 * x)
+
+    far = DISTANCES > 0.02
+    outcome = CHECKS[DIFFERENCES](case(flat, PIXELS[far], LABELS[far]))
+    assert outcome.passed is None
+    assert "do not change" in outcome.sentence
+
+
+def test_an_objective_is_checked_in_place_of_the_model(natural, embedded_data):
+    layer = keras.layers.Lambda(quantize, name="quantize")
+    attack = kr.attacks.PGD(0.1, num_steps=20, objective=kr.attacks.BPDA("quantize"))
+    of_model = case_of(behind(layer, natural), embedded_data, attack=attack)
+    for name in (FINITE, NOT_ZERO, CHANCE):
+        assert CHECKS[name](of_model).passed
+    assert "share_zero_cross_entropy" not in CHECKS[NOT_ZERO](of_model).figures
+    if keras.backend.backend() == "jax":
+        assert CHECKS[DIFFERENCES](of_model).passed is None
+
+
+def test_accuracies_are_exact_where_the_gradient_is_sound():
+    of_model = case(threshold, PIXELS, LABELS)
+    fooled = int((DISTANCES < 0.1).sum())
+    assert CHECKS[BELOW_CLEAN](of_model).figures == {"num_examples": 200, "num_fooled": fooled}
+    for name in (NO_WEAKER, SINGLE_STEP, SQUARE, NOISE):
+        outcome = CHECKS[name](of_model)
+        assert outcome.passed
+        assert (
+            outcome.figures["accuracy"] == outcome.figures["compared_accuracy"] == 1 - fooled / 200
+        )
+    assert CHECKS[MORE_STEPS](of_model).passed
+    assert CHECKS[CHANCE](of_model).figures["accuracy"] == 0
+    assert CHECKS[CHANCE](of_model).figures["chance"] == 0.5
+    assert CHECKS[UNBOUNDED](of_model).passed
+
+
+def test_a_gradient_of_zero_is_flagged_by_what_needs_none():
+    of_model = case(without_gradient, PIXELS, LABELS)
+    # PGD stays at its random start: where Square and noise fool all that can be fooled, it fools
+    # a quarter, and at an epsilon of 0.5 too.
+    fooled = int((DISTANCES < 0.1).sum())
+    for name in (SQUARE, NOISE):
+        outcome = CHECKS[name](of_model)
+        assert outcome.passed is False
+        assert outcome.figures["compared_accuracy"] == 1 - fooled / 200
+    assert CHECKS[CHANCE](of_model).passed is False
+    assert CHECKS[UNBOUNDED](of_model).passed is False
+    assert CHECKS[NOT_ZERO](of_model).figures["share_zero"] == 1
+
+
+class Nothing(kr.attacks.Attack):
+    """Leaves all images as they are."""
+
+    epsilon, norm = 0.1, "linf"
+
+    def generate(self, problem, x, start, index, seed):
+        return x, 0, 0
+
+
+def test_an_attack_that_does_nothing_is_flagged():
+    of_model = case(threshold, PIXELS, LABELS, Nothing())
+    outcome = CHECKS[NO_WEAKER](of_model)
+    assert outcome.passed is False
+    assert outcome.figures["fooled_by_the_other_alone"] == (DISTANCES < 0.1).sum()
+    assert CHECKS[BELOW_CLEAN](of_model).passed is False
+    # The model is not to blame.
+    assert CHECKS[SQUARE](of_model).passed
+
+
+def test_that_nobody_is_fooled_says_little_of_few_examples_or_small_radii():
+    def outcome(epsilon, num=200, **arguments):
+        attack = kr.attacks.FGSM(epsilon)
+        return CHECKS[BELOW_CLEAN](
+            case(without_gradient, PIXELS[:num], LABELS[:num], attack, **arguments)
+        )
+
+    assert outcome(8 / 255).passed is False
+    assert outcome(7 / 255).passed is None
+    assert outcome(0.1, num=80).passed is None
+    assert outcome(0.1, num=80, counts=(1000, 0)).passed is False
+    assert outcome(0.1, num=80, counts=(1000, 1)).passed
+
+
+def test_l2():
+    attack = kr.attacks.PGD(0.1, norm="l2")
+    fooled = int((DISTANCES < 0.1).sum())
+    for name, model, passed in [
+        (SQUARE, threshold, True),
+        (NOISE, threshold, True),
+        (NOISE, without_gradient, False),
+    ]:
+        outcome = CHECKS[name](case(model, PIXELS, LABELS, attack, norm="l2"))
+        assert outcome.passed is passed
+        assert outcome.figures["compared_accuracy"] == 1 - fooled / 200
+    images = np.full((4, 8, 8, 1), 0.5, "float32")
+    assert case(threshold, images, LABELS[:4], attack, norm="l2").radius(0.5) == 0.5 * 8
+    assert case(threshold, images, LABELS[:4]).radius(0.5) == 0.5
+
+
+def test_transfer():
+    def outcome(model):
+        of_model = case(model, PIXELS, LABELS, transfer_from=lambda x: threshold(x, slope=3.0))
+        return CHECKS[TRANSFER](of_model)
+
+    fooled = int((DISTANCES < 0.1).sum())
+    assert outcome(threshold).passed
+    assert outcome(without_gradient).passed is False
+    assert outcome(without_gradient).figures["compared_accuracy"] == 1 - fooled / 200
+
+
+def test_zero_gradients_and_certain_outputs_are_counted():
+    # The margin is 2 * 1000 * distance. exp(-margin) is 0 in float32 from 104 on (88 where
+    # subnormal numbers are flushed); 1 + exp(-margin) is 1 from 17.4 on, and not up to 16.6.
+    distances = np.repeat(np.array([0.004, 0.03, 0.1], "float32"), [10, 20, 30])
+    labels = np.arange(60) % 2
+    x = (0.5 + (2 * labels - 1) * distances).astype("float32").reshape(-1, 1, 1, 1)
+
+    def logits(x):
+        return threshold(x, 1000.0)
+
+    outcome = CHECKS[NOT_ZERO](case(logits, x, labels))
+    assert outcome.figures == {"share_zero": 0, "share_zero_cross_entropy": 0.5}
+    assert outcome.passed is False
+    assert "libraries that climb the cross-entropy" in outcome.sentence
+    outcome = CHECKS[LOGITS](case(logits, x, labels))
+    np.testing.assert_allclose(outcome.figures["share_certain"], 50 / 60)
+    assert outcome.passed is False
+
+    of_model = case(
+        lambda x: ops.softmax(logits(x)), x, labels, kr.attacks.PGD(0.1, from_logits=False)
+    )
+    np.testing.assert_allclose(CHECKS[LOGITS](of_model).figures["share_certain"], 50 / 60)
+    # A callable's softmax cannot be left out, and has lost the probabilities below 1e-37.
+    assert CHECKS[NOT_ZERO](of_model).figures == {"share_zero": 0.5}
+
+
+def test_gradients_that_are_not_finite_are_counted():
+    x = PIXELS.copy()
+    x[:30] = 0
+
+    def model(x):
+        z = ops.sqrt(x[:, 0, 0, 0]) - 0.7
+        return ops.stack([-z, z], axis=1)
+
+    outcome = CHECKS[FINITE](case(model, x, LABELS))
+    assert outcome.passed is False
+    assert outcome.figures["share_not_finite"] == 30 / 200
+    assert CHECKS[FINITE](case(model, PIXELS, LABELS)).passed
+
+
+@pytest.mark.parametrize(("against", "in_favour"), [(0, 0), (3, 0), (7, 0), (12, 3), (2, 40)])
+def test_sign_test(against, in_favour):
+    trials = against + in_favour
+    expected = 1.0
+    if trials:
+        expected = scipy.stats.binomtest(against, trials, 0.5, alternative="greater").pvalue
+    np.testing.assert_allclose(sign_test(against, in_favour), expected)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "chance"), [(0, 5, 0.1), (18, 100, 0.1), (9, 9, 0.5)]
+)
+def test_binomial_tail(successes, trials, chance):
+    expected = scipy.stats.binomtest(successes, trials, chance, alternative="greater").pvalue
+    np.testing.assert_allclose(binomial_tail(successes, trials, chance), expected)
+
+
+def test_attacks_are_compared_example_by_example():
+    standing, others = np.ones((2, 100), bool)
+    others[:7], standing[7:8] = False, False
+    outcome = compared("a", standing, "b", others)
+    assert outcome.figures["fooled_by_the_other_alone"] == 7
+    assert outcome.figures["fooled_by_it_alone"] == 1
+    assert outcome.figures["p_value"] == 9 / 256
+    assert outcome.passed
+    standing[7:8] = True
+    assert compared("a", standing, "b", others).figures["p_value"] == 1 / 128
+    assert compared("a", standing, "b", others).passed is False
+    # The same accuracies, and the attacks differ on every example: neither is the weaker.
+    assert compared("a", np.arange(100) < 50, "b", np.arange(100) >= 50).passed
+
+
+class Jump(kr.attacks.Attack):
+    """Moves the pixel over the threshold, however far that is; counts its calls."""
+
+    calls: ClassVar = []
+
+    def run(self, model, x, y, seed=None):
+        self.calls.append(len(x))
+        return super().run(model, x, y, seed)
+
+    def generate(self, problem, x, start, index, seed):
+        return 0.5 + 1e-4 * ops.sign(0.5 - x), 0, 0
+
+
+def test_attacks_without_a_radius_are_given_one():
+    results = kr.evaluation.check(
+        threshold, PIXELS, LABELS, attack=Jump(), epsilon=0.1, norm="linf", num_examples=100,
+        verbose=0,
+    )  # fmt: skip
+    chosen = np.random.default_rng(0).permutation(200)[:100]
+    fooled = float((DISTANCES[chosen] < 0.0999).sum())
+    assert results[0].figures == {"num_examples": 100, "num_fooled": fooled}
+    assert not [result for result in results if result.passed is False]
+
+
+def test_an_error_loses_none_of_the_other_checks():
+    other = keras.Sequential(
+        [keras.Input((3, 3, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    results = kr.evaluation.check(
+        threshold, PIXELS, LABELS, attack=kr.attacks.PGD(0.1), transfer_from=other, verbose=0
+    )
+    by_name = {result.name: result for result in results}
+    assert by_name[TRANSFER].passed is None
+    assert "could not be run. ValueError" in by_name[TRANSFER].sentence
+    assert sum(result.passed is True for result in results) == 13
+
+
+def test_models_that_are_never_right_cannot_be_checked():
+    results = kr.evaluation.check(
+        threshold, PIXELS, 1 - LABELS, attack=kr.attacks.PGD(0.1), verbose=0
+    )
+    assert {result.passed for result in results} == {None}
+    assert "none of the examples" in results[0].sentence
+
+
+def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
+    spent = np.zeros(100, int)
+    run = kr.attacks.Attack.run
+
+    def counting(attack, model, x, y, seed=None):
+        result = run(attack, model, x, y, seed)
+        spent[: len(x)] += result.num_gradients
+        return result
+
+    monkeypatch.setattr(kr.attacks.Attack, "run", counting)
+    results = [
+        kr.evaluation.check(
+            threshold, PIXELS, LABELS, attack=kr.attacks.MIM(0.1, num_steps=3), num_examples=100,
+            seed=seed, verbose=1,
+        )
+        for seed in (0, 0, 1)
+    ]  # fmt: skip
+    # FGSM, PGD-1, PGD-5, PGD-20, and PGD-20 at half the range; 2 more outside of attacks.
+    assert (spent == 3 * (1 + 1 + 5 + 20 + 20 + 3)).all()
+    assert "49 gradients" in kr.evaluation.check.__doc__
+    assert "15/15" in capsys.readouterr().out
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attack": "PGD"}, "untargeted"),
+        ({"attack": kr.attacks.PGD(0.1, targeted=True)}, "untargeted"),
+        ({"attack": Jump()}, "`epsilon` must be given"),
+        ({"attack": Jump(), "epsilon": 0.1}, "`norm`.*Received: norm=None"),
+        ({"attack": Jump(), "epsilon": 0.1, "norm": "l1"}, "`norm`"),
+        ({"attack": Jump(), "epsilon": float("nan"), "norm": "l2"}, "`epsilon`"),
+        ({"epsilon": 0.1}, "`epsilon` and `norm` must be None"),
+        ({"norm": "l2"}, "`epsilon` and `norm` must be None"),
+        ({"attack": kr.attacks.PGD(0.0)}, "`epsilon`.*greater than 0"),
+        ({"num_examples": 0}, "`num_examples`"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"chance": 0.0}, "`chance`"),
+        ({"chance": 1.5}, "`chance`"),
+        ({"chance": float("nan")}, "`chance`"),
+        ({"y": LABELS[:3]}, "same number of examples"),
+        ({"x": PIXELS * 2}, "inside the attack's `bounds`"),
+    ],
+    ids=str,
+)
+def test_arguments(arguments, message):
+    arguments = {"x": PIXELS, "y": LABELS, "attack": PGD, "verbose": 0, **arguments}
+    with pytest.raises(ValueError, match=message):
+        kr.evaluation.check(threshold, **arguments)
+
+
+def test_evaluate_checks_its_strongest_attack(tmp_path):
+    Jump.calls.clear()
+    attacks = {
+        "weak": kr.attacks.PGD(0.05, num_steps=2),
+        "strong": kr.attacks.PGD(0.1, num_steps=2),
+        "without limit": Jump(),
+    }
+    report = kr.evaluate(threshold, PIXELS, LABELS, attacks, output=tmp_path, verbose=0)
+    assert [result.name for result in report.checks] == list(CHECKS)
+    fooled = int((DISTANCES < 0.1).sum())
+    assert report.checks[0].figures == {"num_examples": 200, "num_fooled": fooled}
+    assert report.checks[0].sentence.startswith("strong fools the model")
+    assert not report.failed_checks
+    assert len(json.loads((tmp_path / "report.json").read_text())["checks"]) == 15
+    assert sum(Jump.calls) == 256
+
+    report = kr.evaluate(threshold, PIXELS, LABELS, attacks, checks=False, verbose=0)
+    assert report.checks is None
+    report = kr.evaluate(threshold, PIXELS, LABELS, {"without limit": Jump()}, verbose=0)
+    assert [result.passed for result in report.checks] == [None]
+    assert "`kr.evaluation.check`" in report.checks[0].sentence
+
+
+def test_evaluate_flags_a_masked_model():
+    report = kr.evaluate(without_gradient, PIXELS, LABELS, {"PGD": kr.attacks.PGD(0.1)}, verbose=0)
+    assert {SQUARE, NOISE, CHANCE, UNBOUNDED, NOT_ZERO} <= {
+        result.name for result in report.failed_checks
+    }
