@@ -2,9 +2,14 @@
 
 from keras_robust.attacks.apgd import APGD as APGD
 from keras_robust.attacks.attack import Attack as Attack
+from keras_robust.attacks.auto_attack import AutoAttack as AutoAttack
 from keras_robust.attacks.bpda import BPDA as BPDA
+from keras_robust.attacks.carlini_wagner import CarliniWagnerL2 as CarliniWagnerL2
+from keras_robust.attacks.deepfool import DeepFool as DeepFool
+from keras_robust.attacks.ensemble import Ensemble as Ensemble
 from keras_robust.attacks.fab import FAB as FAB
 from keras_robust.attacks.fgsm import FGSM as FGSM
+from keras_robust.attacks.gaussian_noise import GaussianNoise as GaussianNoise
 from keras_robust.attacks.ifgsm import IFGSM as IFGSM
 from keras_robust.attacks.mim import MIM as MIM
 from keras_robust.attacks.multi_targeted import MultiTargeted as MultiTargeted

@@ -134,7 +134,7 @@ class Attack:
                 "without it, every call would draw the same numbers. Received: seed=None"
             )
         x_adv = self.perturb(model, x, y, seed)
-        margin = Problem(self, model, sparse_labels(y), _as_seed(seed)).margin(_work(x_adv))
+        margin = Problem(self, model, sparse_labels(y), as_seed(seed)).margin(working(x_adv))
         return _where(margin > 0, x_adv, x)
 
     def run(self, model: Any, x: Any, y: Any, seed: Any = None) -> AttackResult:
@@ -147,7 +147,7 @@ class Attack:
         """
         x, y = ops.convert_to_numpy(x), ops.convert_to_numpy(y)
         num_rounds = self.num_rounds(self.check(model, x, y))
-        seed = _as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
+        seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
         run_round = self._compiled(model, "round", _traced_round)
         judge = self._compiled(model, "margin", _traced_margin)
 
@@ -193,7 +193,7 @@ class Attack:
             Tensor, same shape and dtype as `x`.
         """
         x = ops.convert_to_tensor(x)
-        seed, labels, work = _as_seed(seed), sparse_labels(y), _work(x)
+        seed, labels, work = as_seed(seed), sparse_labels(y), working(x)
         best = self._round(model, work, labels, work, 0, seed)[0]
         num_rounds = self.num_rounds(self._problem(model, labels, seed, 0).num_classes(work))
         if num_rounds > 1:
@@ -300,25 +300,26 @@ def _traced_round(
     """A round, judged on the images as they will be returned: clipped, in the dtype of `x`."""
     y = sparse_labels(y)
     x_adv, num_gradients, num_evaluations = attack._round(
-        model, _work(x), y, _work(start), index, seed
+        model, working(x), y, working(start), index, seed
     )
     x_adv = ops.cast(ops.clip(x_adv, *attack.bounds), x.dtype)
-    margin = attack._problem(model, y, seed, index, _JUDGED).margin(_work(x_adv))
+    margin = attack._problem(model, y, seed, index, _JUDGED).margin(working(x_adv))
     return x_adv, margin, ops.cast(num_gradients, "int32"), ops.cast(num_evaluations + 1, "int32")
 
 
 def _traced_margin(attack: Attack, model: Any, x: Any, y: Any, seed: Any) -> Any:
-    return Problem(attack, model, sparse_labels(y), seed).margin(_work(x))
+    return Problem(attack, model, sparse_labels(y), seed).margin(working(x))
 
 
-def _work(x: Any) -> Any:
+def working(x: Any) -> Any:
     """A tensor in the precision that attacks compute in."""
     x = ops.convert_to_tensor(x)
     low = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
     return ops.cast(x, "float32") if low else x
 
 
-def _as_seed(seed: Any) -> Any:
+def as_seed(seed: Any) -> Any:
+    """A seed of `keras_robust.backend`, from an integer or from one."""
     return backend.make_seed(int(seed)) if isinstance(seed, int | np.integer) else seed
 
 

@@ -61,6 +61,10 @@ class Problem:
         """
         return self._margin(self._average(lambda: self._logits(x)))
 
+    def margin_from(self, scores: Any, x: Any) -> Any:
+        """`margin(x)`, where `scores(x)` is known: the model is run only for an `objective`."""
+        return self._margin(scores) if self._attack.objective is None else self.margin(x)
+
     def gradient(self, loss: Loss, x: Any) -> Any:
         """The direction in which an attack climbs: see `loss_and_gradient`."""
         return self.loss_and_gradient(loss, x)[1]
@@ -80,8 +84,7 @@ class Problem:
     def margin_loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any, Any]:
         """`margin(x)` and `loss_and_gradient(loss, x)`; in one pass if there is no `objective`."""
         scores, values, gradient = self._scores_loss_and_gradient(loss, x)
-        own = self._attack.objective is None
-        return self._margin(scores) if own else self.margin(x), values, gradient
+        return self.margin_from(scores, x), values, gradient
 
     def scores_and_gradient(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
         """All class scores, and the true gradient in `x` of `select(scores)`.

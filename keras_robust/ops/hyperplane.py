@@ -20,9 +20,10 @@ def to_hyperplane(
 
         d_i = sign(c w_i) * min(t s_i, r_i)    with    phi(t) = sum_i |w_i| min(t s_i, r_i) = |c|
 
-    (Croce and Hein, 2020, section 2.1, where the equation is solved by sorting). `phi` is
+    (Croce and Hein, 2020, arXiv 1907.02044, who solve the equation by sorting). `phi` is
     increasing, concave and piecewise linear, so Newton's iterates from `t = 0` increase to the
-    solution, and reach it in a finite number of steps.
+    solution, and reach it in a finite number of steps: 4 to 8 where it is far from the bounds,
+    up to about 30 where nearly all values have to stop at them.
 
     Args:
         x: tensor, shape `(batch_size, ...)`, inside `bounds`.
@@ -36,23 +37,22 @@ def to_hyperplane(
     normal = normal / per_example(largest, x)  # Squares then neither under- nor overflow.
     target = ops.abs(distance) / largest
 
-    direction = ops.sign(normal * per_example(ops.where(distance < 0, -1.0, 1.0), x))
+    direction = ops.sign(normal) * per_example(ops.sign(distance), x)
     room = ops.maximum(ops.where(direction > 0, bounds[1] - x, x - bounds[0]), 0)
     size = ops.abs(normal)
     speed = ops.ones_like(x) if norm == "linf" else size
+    stops_at = room / ops.where(speed > 0, speed, ops.ones_like(x))
+    slopes, limits, zeros = size * speed, size * room, ops.zeros_like(x)
 
     def total(values: Any) -> Any:
         return ops.sum(ops.reshape(values, (ops.shape(x)[0], -1)), axis=1)
 
-    def stopped(t: Any) -> Any:
-        return speed * per_example(t, x) >= room
-
     def newton(t: Any, _: Any) -> tuple[Any, Any]:
-        at_bound = stopped(t)
-        slope = total(ops.where(at_bound, ops.zeros_like(x), size * speed))
-        missing = target - total(ops.where(at_bound, size * room, ops.zeros_like(x)))
+        stopped = stops_at <= per_example(t, x)
+        slope = total(ops.where(stopped, zeros, slopes))
+        missing = target - total(ops.where(stopped, limits, zeros))
         new = missing / ops.where(slope > 0, slope, ops.ones_like(slope))
-        new = ops.maximum(ops.where(slope > 0, new, t), t)
+        new = ops.where(slope > 0, ops.maximum(new, t), t)
         return new, ops.any(new > t)
 
     start = (ops.zeros_like(target), ops.convert_to_tensor(True))

@@ -1,0 +1,127 @@
+"""The worst case of several attacks."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_robust import backend
+from keras_robust.attacks.attack import Attack, as_seed, working
+from keras_robust.attacks.problem import Problem
+from keras_robust.attacks.result import AttackResult, perturbation_norms
+from keras_robust.ops import per_example, sparse_labels
+
+# What must be the same for all attacks of an ensemble.
+_COMMON = ("targeted", "bounds", "from_logits")
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class Ensemble(Attack):
+    """Runs attacks one after the other, each on the examples on which those before it failed.
+
+    The result is the worst case over all of them for each example, at less than the sum of their
+    costs: an example counts as fooled by the first attack that fools the model on it, and keeps
+    that attack's image. So an ensemble of attacks that look for the smallest perturbation
+    (`kr.attacks.FAB` without `epsilon`, say) does not return the smallest of theirs.
+
+    Args:
+        attacks: sequence of `kr.attacks.Attack`s, at least one. They must agree in `targeted`,
+            `bounds` and `from_logits`, which then are the ensemble's too. Cheap ones go first.
+
+    Call arguments, returns: as `kr.attacks.PGD`; each attack keeps to its own ball.
+    `run(model, x, y, seed=None, verbose=0)` shows a progress bar with `verbose=1`; in its result
+    `num_gradients` and `num_evaluations` are the sums over the attacks. In `perturb`, where no
+    example can be left out, the image with the largest margin is taken of the first attack and
+    of those after it until one fools the model.
+
+    Raises:
+        ValueError: if `attacks` is empty, holds something else than attacks, or attacks that do
+            not agree; when called, if one of them cannot work on `model`, `x` and `y`.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(),
+    ...                           keras.layers.Dense(10)])
+    >>> x, y = np.random.rand(4, 8, 8, 1).astype("float32"), np.array([3, 1, 4, 1])
+    >>> attack = kr.attacks.Ensemble([
+    ...     kr.attacks.FGSM(epsilon=8 / 255), kr.attacks.PGD(epsilon=8 / 255)])
+    >>> attack.run(model, x, y, seed=0).success.shape
+    (4,)
+    """
+
+    def __init__(self, attacks: Sequence[Attack]) -> None:
+        self.attacks = list(attacks) if isinstance(attacks, Sequence) else []
+        if not self.attacks or not all(isinstance(attack, Attack) for attack in self.attacks):
+            raise ValueError(
+                "Argument `attacks` must be a sequence of at least one "
+                f"`keras_robust.attacks.Attack`. Received: attacks={attacks!r}"
+            )
+        common = {}
+        for name in _COMMON:
+            values = [getattr(attack, name) for attack in self.attacks]
+            if any(value != values[0] for value in values):
+                raise ValueError(
+                    f"The attacks in argument `attacks` must have the same `{name}`. "
+                    f"Received: {values}"
+                )
+            common[name] = values[0]
+        num_samples = max(attack.num_samples for attack in self.attacks)
+        super().__init__(**common, num_samples=num_samples)
+
+    def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> int:
+        for attack in self.attacks:
+            num_classes = attack.check(model, x, y)
+        return num_classes
+
+    def run(self, model: Any, x: Any, y: Any, seed: Any = None, verbose: int = 0) -> AttackResult:
+        x, y = ops.convert_to_numpy(x), ops.convert_to_numpy(y)
+        self.check(model, x, y)
+        seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
+
+        best, success = x.copy(), np.zeros(len(x), bool)
+        counts = np.zeros((2, len(x)), int)
+        bar = keras.utils.Progbar(len(self.attacks), verbose=verbose, stateful_metrics=["fooled"])
+        for number, attack in enumerate(self.attacks):
+            standing = np.flatnonzero(~success)
+            if len(standing):
+                batch = self._batch(model, standing, len(x))
+                result = attack.run(model, x[batch], y[batch], backend.fold_in(seed, number))
+                best[standing] = result.x_adv[: len(standing)]
+                success[standing] = result.success[: len(standing)]
+                new_counts = np.array([result.num_gradients, result.num_evaluations])
+                counts[:, standing] += new_counts[:, : len(standing)]
+            bar.add(1, [("fooled", success.mean())])
+        return AttackResult(best, success, perturbation_norms(x, best), *counts)
+
+    def perturb(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
+        x = ops.convert_to_tensor(x)
+        seed, labels = as_seed(seed), sparse_labels(y)
+        best = self.attacks[0].perturb(model, x, y, backend.fold_in(seed, 0))
+        if len(self.attacks) > 1:
+            judge = Problem(self, model, labels, seed)
+            margin = judge.margin(working(best))
+            for number, attack in enumerate(self.attacks[1:], start=1):
+                new = attack.perturb(model, x, y, backend.fold_in(seed, number))
+                new_margin = judge.margin(working(new))
+                better = ops.logical_and(margin <= 0, new_margin > margin)
+                best = ops.where(per_example(better, new), new, best)
+                margin = ops.where(better, new_margin, margin)
+        return best
+
+    def get_config(self) -> dict[str, Any]:
+        return {"attacks": [keras.saving.serialize_keras_object(attack) for attack in self.attacks]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Ensemble":
+        attacks = [
+            keras.saving.deserialize_keras_object(attack) if isinstance(attack, dict) else attack
+            for attack in config["attacks"]
+        ]
+        return cls(attacks)
+
+    def _takes_any_batch_size(self, model: Any) -> bool:
+        return all(attack._takes_any_batch_size(model) for attack in self.attacks)

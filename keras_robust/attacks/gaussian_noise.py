@@ -1,0 +1,61 @@
+"""Gaussian noise, as a control."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_robust import backend, validation
+from keras_robust.attacks.attack import Attack
+from keras_robust.attacks.problem import Problem
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class GaussianNoise(Attack):
+    """Adds normal noise, whatever the model.
+
+        x_adv = clip(x + n, bounds),    n ~ N(0, stddev^2) for each value
+
+    It is a control: an attack that is worth its name finds more than noise of the same size does.
+    The noise has an L2 norm of about `stddev * sqrt(d)` where `x` has `d` values, less where it
+    is clipped; its L-infinity norm has no limit.
+
+    Args:
+        stddev: float. Standard deviation of the noise, in units of `x`.
+        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        from_logits: bool. Whether the model returns logits, rather than probabilities.
+            Defaults to `True`.
+        num_samples: int. How many draws of a random model decide whether it is fooled.
+            Defaults to `1`.
+
+    Call arguments, returns: as `kr.attacks.PGD`. There is no ball.
+
+    Raises:
+        ValueError: if `stddev` is negative or not finite; when called, as `kr.attacks.PGD`.
+
+    Example:
+
+    >>> import keras_robust as kr
+    >>> attack = kr.attacks.GaussianNoise(stddev=0.1)
+    """
+
+    def __init__(
+        self,
+        stddev: float,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        from_logits: bool = True,
+        num_samples: int = 1,
+    ) -> None:
+        super().__init__(bounds=bounds, from_logits=from_logits, num_samples=num_samples)
+        self.stddev = validation.check_number("stddev", stddev)
+
+    def generate(
+        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
+    ) -> tuple[Any, Any, Any]:
+        return x + self.stddev * backend.normal(ops.shape(x), seed, x.dtype), 0, 0
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for name in ("targeted", "objective"):
+            del config[name]
+        return {"stddev": self.stddev, **config}
