@@ -74,8 +74,9 @@ class CarliniWagnerL2(Attack):
 
     Departures from the papers: an example that is misclassified to begin with is returned as it
     is. The search for `c` is not on its logarithm in the authors' code: where it begins too high,
-    as it does on large logits, it halves `c` too few times. A search ends early when the loss, summed over the batch, has not fallen by 0.01% in a
-    tenth of the steps, as in the authors' code (but in no fewer than 10 steps).
+    as it does on large logits, it halves `c` too few times. A search ends early when the
+    loss, summed over the batch, has not fallen by 0.01% in a tenth of the steps, as in the
+    authors' code (but in no fewer than 10 steps).
 
     Reference:
 
