@@ -57,6 +57,12 @@ OBJECTS = [
         0.1, norm="l2", num_queries=30, initial_fraction=0.5, num_restarts=2, targeted=True,
         bounds=(-1.0, 2.0), from_logits=False, num_samples=2,
     ),
+    kr.attacks.Ensemble([kr.attacks.Ensemble([PGD]), kr.attacks.FGSM(0.1, norm="l2")]),
+    kr.attacks.AutoAttack(
+        0.1, norm="l2", version="rand", bounds=(-1.0, 2.0), from_logits=False,
+        objective=COMMON["objective"],
+    ),
+    kr.attacks.GaussianNoise(0.1, bounds=(-1.0, 2.0), from_logits=False, num_samples=2),
     kr.attacks.BPDA(["a", "b"], backward=smooth, from_logits=False),
     kr.losses.AdversarialTraining(
         PGD, loss="sparse_categorical_crossentropy", reduction="sum", name="at"

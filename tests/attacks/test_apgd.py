@@ -18,7 +18,7 @@ from keras_robust.attacks.problem import Problem
 
 @pytest.fixture(scope="module")
 def data(embedded_data):
-    return tuple(values[:200] for values in embedded_data[1])
+    return tuple(values[:64] for values in embedded_data[1])
 
 
 def accuracy(attack, model, data):
@@ -188,3 +188,180 @@ def test_iterates_are_those_of_algorithm_1(norm, name):
         np.testing.assert_allclose(
             found[~on_a_plateau], np.array(expected)[~on_a_plateau, wanted], atol=1e-9
         )
+
+
+def linear(weights):
+    """A model with logits `x @ weights`."""
+    model = keras.Sequential(
+        [keras.Input((len(weights),)), keras.layers.Dense(weights.shape[1], use_bias=False)]
+    )
+    model.set_weights([weights.astype("float32")])
+    return model
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_margin_on_a_linear_model_is_the_largest(norm):
+    # z_1 - z_0 = w^T x is at most w^T x_0 + epsilon ||w||, in the dual norm.
+    weights = np.random.default_rng(0).normal(size=(20, 2)).astype("float32")
+    x = np.random.default_rng(1).uniform(0.4, 0.6, (16, 20)).astype("float32")
+    attack = kr.attacks.APGD(0.3, norm, num_steps=30)
+    model = linear(weights)
+    function = backend.compiled(model, norm, lambda m, *args: attack.perturb(m, *args))
+    x_adv = ops.convert_to_numpy(function(x, np.zeros(16, "int32"), backend.make_seed(0)))
+    w = (weights[:, 1] - weights[:, 0]).astype("float64")
+    largest = x @ w + 0.3 * np.linalg.norm(w, {"linf": 1, "l2": 2}[norm])
+    np.testing.assert_allclose(x_adv @ w, largest, rtol=1e-6)
+
+
+def test_an_iterate_that_fools_is_returned_whatever_its_loss():
+    # From 0.5 the first step of 2 epsilon goes to 0.8, the only place where the model is fooled;
+    # after it the objective leads to its maximum at 0.55.
+    def model(x):
+        return ops.concatenate([ops.zeros_like(x), x - 0.75], axis=1)
+
+    def objective(model, x, y):
+        return -ops.square(x[:, 0] - 0.55)
+
+    x, y = np.full((1, 1), 0.5, "float32"), np.zeros(1, int)
+    arguments = {"epsilon": 0.3, "random_start": False, "objective": objective}
+    last = kr.attacks.PGD(step_size=0.05, num_steps=20, **arguments).run(model, x, y)
+    assert not last.success[0]
+    result = kr.attacks.APGD(num_steps=20, **arguments).run(model, x, y)
+    assert result.success[0]
+    np.testing.assert_allclose(result.x_adv, 0.8, atol=1e-6)
+
+
+def test_only_the_classes_aimed_at_are_reached():
+    # Class 1 is the most likely of the others, but its logit can hardly be moved; class 4, the
+    # least likely, can.
+    weights = np.array([[0, 0.01, 0, 0, 0], [0, 0, 0, 0, 20.0]])
+    bias = np.array([1.0, 0.9, 0.5, 0.3, -10.0])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(5)])
+    model.set_weights([weights, bias])
+    x, y = np.full((3, 2), 0.5, "float32"), np.zeros(3, int)
+    for num_targets, success in ((1, False), (3, False), (4, True), (9, True)):
+        attack = kr.attacks.APGD(
+            0.2,
+            loss="margin_targeted",
+            num_steps=10,
+            num_targets=num_targets,
+            random_start=False,
+        )
+        assert (attack.run(model, x, y, seed=0).success == success).all()
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize(
+    ("loss", "objective", "rounds", "evaluations"),
+    [
+        ("ce", None, 2, 1),
+        ("ce", lambda model, x, y: model(x), 2, 1 + 7),
+        ("dlr_targeted", None, 2 * 3, 2),
+    ],
+    ids=["ce", "objective", "targeted"],
+)
+def test_cost(loss, objective, rounds, evaluations, num_samples):
+    model = linear(2 * np.eye(6, 5))
+    y = np.arange(5)
+    x = np.eye(5, 6, dtype="float32")
+    attack = kr.attacks.APGD(
+        1e-3, loss=loss, num_steps=7, num_restarts=2, num_targets=3, objective=objective,
+        num_samples=num_samples,
+    )  # fmt: skip
+    result = attack.run(model, x, y, seed=0)
+    assert not result.success.any()
+    assert (result.num_gradients == 7 * rounds * num_samples).all()
+    # Each round is judged once, and the images that are returned at last.
+    assert (result.num_evaluations == (evaluations * num_samples + 1) * rounds + 1).all()
+
+
+def test_a_step_runs_the_model_once():
+    calls = []
+
+    def model(x):
+        calls.append(x)
+        return ops.concatenate([x, 1 - x], axis=1)
+
+    def calls_traced(attack):
+        def ascent(model, x, y):
+            problem = Problem(attack, model, y, backend.make_seed(0))
+            return attack.generate(problem, x, x, 0, backend.make_seed(0))[0]
+
+        calls.clear()
+        backend.compiled(model, repr(attack), ascent)(
+            np.full((3, 1), 0.5, "float32"), np.zeros(3, "int32")
+        )
+        return len(calls)
+
+    once = calls_traced(kr.attacks.PGD(0.1, num_steps=5))
+    # The loop's body is traced as often; and the last iterate is judged, after the loop.
+    times_traced = {"tensorflow": 1, "jax": 2}[keras.backend.backend()]
+    assert calls_traced(kr.attacks.APGD(0.1, num_steps=5)) == once + times_traced
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.04), ("l2", 0.8)])
+def test_is_as_strong_as_pgd_at_the_same_cost(norm, epsilon, trained_model, data):
+    pgd = accuracy(kr.attacks.PGD(epsilon, num_steps=18, norm=norm), trained_model, data)
+    assert 0.3 < pgd < 0.7
+    for attack in (
+        kr.attacks.APGD(epsilon, norm, num_steps=18),
+        kr.attacks.APGD(epsilon, norm, "dlr_targeted", num_steps=6, num_targets=3),
+    ):
+        assert accuracy(attack, trained_model, data) <= pgd
+
+
+@pytest.mark.parametrize("loss", ["dlr", "dlr_targeted"])
+def test_the_ratios_keep_their_direction(trained_model, data, loss):
+    # A power of 2 changes no rounding: the attack finds the same images.
+    x, y = (values[:32] for values in data)
+    scaled = keras.Sequential([trained_model, keras.layers.Rescaling(1024.0)])
+    attack = kr.attacks.APGD(0.04, loss=loss, num_steps=10, num_targets=2)
+    results = [attack.run(model, x, y, seed=0) for model in (trained_model, scaled)]
+    np.testing.assert_array_equal(results[0].x_adv, results[1].x_adv)
+
+
+def test_targeted_leads_to_the_target(trained_model, data):
+    x, y = data
+    attack = kr.attacks.APGD(0.4, num_steps=20, targeted=True)
+    assert attack.run(trained_model, x, (y + 1) % 10, seed=0).success.mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilon": -0.1}, "`epsilon`"),
+        ({"norm": "l1"}, "`norm`.*Received: norm='l1'"),
+        ({"loss": "hinge"}, "`loss`.*'dlr_targeted'.*Received: loss='hinge'"),
+        ({"num_steps": 0}, "`num_steps`"),
+        ({"num_targets": 0}, "`num_targets`"),
+        ({"rho": 1.5}, "`rho`.*at least 0 and at most 1. Received: rho=1.5"),
+        ({"rho": float("nan")}, "`rho`"),
+        ({"num_restarts": 2, "random_start": False}, "`num_restarts` must be 1 without a random"),
+        ({"targeted": True, "loss": "dlr_targeted"}, "`loss`.*where `targeted=True`"),
+    ],
+    ids=str,
+)
+def test_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kr.attacks.APGD(**{"epsilon": 0.1, **arguments})
+
+
+@pytest.mark.parametrize(("loss", "num_classes"), [("dlr", 2), ("dlr_targeted", 3)])
+def test_the_ratios_need_classes(loss, num_classes):
+    x, y = np.full((2, 4), 0.5, "float32"), np.zeros(2, int)
+    attack = kr.attacks.APGD(0.1, loss=loss, num_steps=2)
+    attack.run(linear(-np.eye(4, num_classes + 1)), x, y)
+    with pytest.raises(ValueError, match=f"model of {num_classes} classes.*loss='{loss}'"):
+        attack.run(linear(-np.eye(4, num_classes)), x, y)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_gradient_that_is_not_finite_is_not_passed_on(norm):
+    # The square root's slope at 0 is infinite, and 0 times it is NaN.
+    def model(x):
+        z = ops.sqrt(ops.maximum(x[:, 0] - 0.5, 0.0) * 0.0)
+        return ops.stack([z + 2, -z], axis=1)
+
+    attack = kr.attacks.APGD(0.1, norm, num_steps=30, random_start=False)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        attack(model, np.full((2, 4), 0.5, "float32"), np.zeros(2, int))
