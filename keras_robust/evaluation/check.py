@@ -55,9 +55,9 @@ def check(
     has found nothing wrong. See `docs/evaluation.md` for each, and what to do when it fails.
 
     The examples are a random choice of those that the model classifies correctly. For each the
-    checks cost, beside the judged attack itself, 49 gradients and at most 251 passes forward,
-    of which 200 are Square's; up to 20 gradients more where a masked gradient lets the example
-    stand at half the range.
+    checks cost, beside the judged attack itself, 49 gradients (20 more where the example stands
+    at half the range, which a sound model's do not) and at most 280 passes forward, most of them
+    Square's queries.
 
     Args:
         model: Keras model, `kr.RobustModel`, or a callable `x -> logits`.
