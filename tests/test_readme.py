@@ -14,13 +14,13 @@ load = kr.datasets.load
 
 
 def test_there_is_an_example_of_each_kind():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=["layer", "loss", "callback"])
+@pytest.mark.parametrize("code", BLOCKS, ids=["layer", "loss", "callback", "attacks"])
 def test_example(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(kr.datasets, "load", lambda *args: load(*args).take(256))
+    monkeypatch.setattr(kr.datasets, "load", lambda *args: load(*args).take(64))
     fit = keras.Model.fit
 
     def short_fit(self, *args, **kwargs):
