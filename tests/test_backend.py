@@ -5,6 +5,7 @@ import weakref
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 import keras_robust as kr
@@ -70,3 +71,13 @@ def test_random_numbers_depend_on_the_seed_alone():
     uniform = ops.convert_to_numpy(backend.uniform((5000,), seed, -2.0, 3.0, "float32"))
     assert -2 <= uniform.min() < -1.99
     assert 2.99 < uniform.max() <= 3
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_rounded_is_a_cast_to_and_fro_even_in_a_compiled_function(dtype):
+    x = np.random.default_rng(0).uniform(-3, 3, 1000).astype("float32")
+    expected = ops.convert_to_numpy(ops.cast(ops.cast(x, dtype), "float32"))
+    function = backend.compiled(lambda: None, dtype, lambda _, x: backend.rounded(x, dtype))
+    result = ops.convert_to_numpy(function(x))
+    np.testing.assert_array_equal(result, expected)
+    assert (result != x).any() == (dtype != "float32")

@@ -99,9 +99,17 @@ class Attack:
         """How many times `generate` is called: once for each restart or target class, say."""
         return 1
 
+    def initial_state(self, x: Any) -> tuple[Any, ...]:
+        """What rounds hand on besides images: tensors with one entry for each example."""
+        return ()
+
+    def is_active(self, margin: Any, state: tuple[Any, ...]) -> Any:
+        """Which examples the next round is for: by default all, or those that still stand."""
+        return margin <= 0 if self.stops_when_fooled else margin < float("inf")
+
     def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
+        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
+    ) -> tuple[Any, ...]:
         """One round of the attack; implemented by subclasses.
 
         Args:
@@ -111,10 +119,11 @@ class Attack:
             index: int or int tensor, number of the round.
             seed: tensor, another one in each round, for the random functions of
                 `keras_robust.backend`.
+            *state: the tensors of `initial_state`, as the round before has returned them.
 
         Returns:
             The images; how many gradients were computed for each; how many times the model was
-            run on each without one.
+            run on each without one; and the state.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `generate`.")
 
@@ -148,24 +157,30 @@ class Attack:
         x, y = ops.convert_to_numpy(x), ops.convert_to_numpy(y)
         num_rounds = self.num_rounds(self.check(model, x, y))
         seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
-        run_round = self._compiled(model, "round", _traced_round)
-        judge = self._compiled(model, "margin", _traced_margin)
+        state = tuple(np.array(value) for value in self.initial_state(working(x)))
+        run_round = self._compiled(model, "round", _traced_round, 3 + len(state))
+        judge = self._compiled(model, "margin", _traced_margin, 2)
 
         best, margins = x.copy(), np.full(len(x), -np.inf)
         counts = np.zeros((2, len(x)), int)
         for index in range(num_rounds):
-            active = np.flatnonzero(margins <= 0) if self.stops_when_fooled else np.arange(len(x))
+            active = np.flatnonzero(self.is_active(margins, state))
             if not len(active):
                 break
             batch = self._batch(model, active, len(x))
-            results = run_round(x[batch], y[batch], best[batch], np.int32(index), seed)
-            new, new_margins, *new_counts = map(ops.convert_to_numpy, results)
-            new, new_margins = new[: len(active)], new_margins[: len(active)]
+            handed_on = (value[batch] for value in state)
+            results = run_round(x[batch], y[batch], best[batch], *handed_on, np.int32(index), seed)
+            new_counts = np.array([ops.convert_to_numpy(value) for value in results[2:4]], int)
+            new, new_margins, *new_state = (
+                ops.convert_to_numpy(value)[: len(active)] for value in (*results[:2], *results[4:])
+            )
             self._check_finite(new, new_margins)
             better = self.improves(x[active], new, new_margins, best[active], margins[active])
             best[active[better]] = new[better]
             margins[active[better]] = new_margins[better]
-            counts[:, active] += np.array(new_counts, int)[:, None]
+            counts[:, active] += new_counts[:, None]
+            for value, new_value in zip(state, new_state, strict=True):
+                value[active] = new_value
 
         failed = np.flatnonzero(margins <= 0)
         if len(failed):
@@ -194,25 +209,25 @@ class Attack:
         """
         x = ops.convert_to_tensor(x)
         seed, labels, work = as_seed(seed), sparse_labels(y), working(x)
-        best = self._round(model, work, labels, work, 0, seed)[0]
+        best, _, _, *state = self._round(model, x, labels, work, self.initial_state(work), 0, seed)
         num_rounds = self.num_rounds(self._problem(model, labels, seed, 0).num_classes(work))
         if num_rounds > 1:
 
-            def unfinished(index: Any, best: Any, best_margin: Any) -> Any:
-                return ops.any(best_margin <= 0) if self.stops_when_fooled else index < num_rounds
+            def unfinished(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
+                return ops.any(self.is_active(best_margin, state))
 
-            def try_again(index: Any, best: Any, best_margin: Any) -> Any:
-                new = self._round(model, work, labels, best, index, seed)[0]
+            def try_again(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
+                new, _, _, *handed_on = self._round(model, x, labels, best, state, index, seed)
                 new_margin = self._problem(model, labels, seed, index, _JUDGED).margin(new)
                 better = self.improves(work, new, new_margin, best, best_margin)
                 if self.stops_when_fooled:
                     better = ops.logical_and(better, best_margin <= 0)
                 best_margin = ops.where(better, new_margin, best_margin)
-                return index + 1, _where(better, new, best), best_margin
+                return index + 1, _where(better, new, best), best_margin, *handed_on
 
             margin = self._problem(model, labels, seed, 0, _JUDGED).margin(best)
             best = ops.while_loop(
-                unfinished, try_again, (1, best, margin), maximum_iterations=num_rounds - 1
+                unfinished, try_again, (1, best, margin, *state), maximum_iterations=num_rounds - 1
             )[1]
         return ops.cast(ops.clip(best, *self.bounds), x.dtype)
 
@@ -253,20 +268,29 @@ class Attack:
         return f"{type(self).__name__}({arguments})"
 
     def _problem(
-        self, model: Any, y: Any, seed: Any, index: Any, purpose: int = _ATTACKED
+        self,
+        model: Any,
+        y: Any,
+        seed: Any,
+        index: Any,
+        purpose: int = _ATTACKED,
+        dtype: str | None = None,
     ) -> Problem:
-        return Problem(self, model, y, backend.fold_in(backend.fold_in(seed, index), purpose))
+        seed = backend.fold_in(backend.fold_in(seed, index), purpose)
+        return Problem(self, model, y, seed, dtype)
 
     def _round(
-        self, model: Any, x: Any, y: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
-        problem = self._problem(model, y, seed, index)
-        return self.generate(problem, x, start, index, backend.fold_in(seed, index))
+        self, model: Any, x: Any, y: Any, start: Any, state: Any, index: Any, seed: Any
+    ) -> tuple[Any, ...]:
+        problem = self._problem(model, y, seed, index, dtype=x.dtype)
+        seed = backend.fold_in(seed, index)
+        return self.generate(problem, working(x), start, index, seed, *state)
 
-    def _compiled(self, model: Any, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _compiled(
+        self, model: Any, name: str, function: Callable[..., Any], num_batched: int
+    ) -> Callable[..., Any]:
         attack = copy.copy(self)
         key = (name, type(self), repr(sorted(vars(self).items())))
-        num_batched = 3 if name == "round" else 2
         return backend.compiled(
             model,
             key,
@@ -295,16 +319,18 @@ class Attack:
 
 
 def _traced_round(
-    attack: Attack, model: Any, x: Any, y: Any, start: Any, index: Any, seed: Any
-) -> tuple[Any, Any, Any, Any]:
+    attack: Attack, model: Any, x: Any, y: Any, start: Any, *rest: Any
+) -> tuple[Any, ...]:
     """A round, judged on the images as they will be returned: clipped, in the dtype of `x`."""
+    *state, index, seed = rest
     y = sparse_labels(y)
-    x_adv, num_gradients, num_evaluations = attack._round(
-        model, working(x), y, working(start), index, seed
+    x_adv, num_gradients, num_evaluations, *state = attack._round(
+        model, x, y, working(start), state, index, seed
     )
-    x_adv = ops.cast(ops.clip(x_adv, *attack.bounds), x.dtype)
-    margin = attack._problem(model, y, seed, index, _JUDGED).margin(working(x_adv))
-    return x_adv, margin, ops.cast(num_gradients, "int32"), ops.cast(num_evaluations + 1, "int32")
+    judge = attack._problem(model, y, seed, index, _JUDGED, x.dtype)
+    x_adv = judge.as_returned(x_adv)
+    counts = (ops.cast(num_gradients, "int32"), ops.cast(num_evaluations + 1, "int32"))
+    return ops.cast(x_adv, x.dtype), judge.margin(x_adv), *counts, *state
 
 
 def _traced_margin(attack: Attack, model: Any, x: Any, y: Any, seed: Any) -> Any:

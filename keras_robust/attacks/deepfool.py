@@ -151,7 +151,7 @@ class DeepFool(Attack):
             moved = x_adv + (1 + self.overshoot) * self._step(value, normal)
             stands = per_example(margin <= 0, x)
             x_adv = ops.where(stands, ops.clip(moved, *self.bounds), x_adv)
-            return step + 1, x_adv, now.margin(x_adv)
+            return step + 1, x_adv, now.margin(now.as_returned(x_adv))
 
         first = ops.convert_to_tensor(first, "int32")
         step, x_adv, _ = ops.while_loop(unfinished, body, (first, start, problem.margin(start)))

@@ -27,23 +27,36 @@ class Problem:
         model: the model.
         y: int32 tensor of labels, shape `(batch_size,)`.
         seed: tensor, seed of the model's own random numbers.
+        dtype: what the user's images are in. Defaults to `None`: as the attack computes.
     """
 
-    def __init__(self, attack: Any, model: Any, y: Any, seed: Any) -> None:
+    def __init__(
+        self, attack: Any, model: Any, y: Any, seed: Any, dtype: str | None = None
+    ) -> None:
         self.y = y
         self.sign = -1.0 if attack.targeted else 1.0
         self._attack = attack
         self._model = model
         self._random_state = inference.random_state(model)
         self._seed = seed
+        self._dtype = dtype
 
     def at(self, step: Any) -> "Problem":
         """The same problem with other draws of a random model, to be used in step `step`."""
-        return Problem(self._attack, self._model, self.y, backend.fold_in(self._seed, step))
+        seed = backend.fold_in(self._seed, step)
+        return Problem(self._attack, self._model, self.y, seed, self._dtype)
 
     def with_labels(self, y: Any) -> "Problem":
         """The same problem with other labels."""
-        return Problem(self._attack, self._model, y, self._seed)
+        return Problem(self._attack, self._model, y, self._seed, self._dtype)
+
+    def as_returned(self, x: Any) -> Any:
+        """`x` clipped to the bounds, and rounded to what the user's images are in.
+
+        An image that is misclassified by little may not be so once it has been rounded.
+        """
+        x = ops.clip(x, *self._attack.bounds)
+        return x if self._dtype is None else backend.rounded(x, self._dtype)
 
     def scores(self, x: Any) -> Any:
         """Differentiable class scores, shape `(batch_size, num_classes)`."""

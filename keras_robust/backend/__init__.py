@@ -9,6 +9,7 @@ here, once for each backend, under the same names:
 - `is_tracing(x)`: whether a compiled function is being traced, so that `x` has no values yet.
 - `DYNAMIC_BATCH`: whether a compiled function takes batches of every size.
 - `make_seed`, `fold_in`, `uniform`, `normal`: random numbers without state.
+- `rounded(x, dtype)`: `x` rounded to the values of another dtype.
 - `seeded(variables, seed)`: Keras's seed generators, made functions of a seed.
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
 - `device()`: what the computation runs on, in words.
@@ -29,6 +30,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import make_seed as make_seed
     from keras_robust.backend.tensorflow import normal as normal
     from keras_robust.backend.tensorflow import peak_memory as peak_memory
+    from keras_robust.backend.tensorflow import rounded as rounded
     from keras_robust.backend.tensorflow import seeded as seeded
     from keras_robust.backend.tensorflow import synchronize as synchronize
     from keras_robust.backend.tensorflow import uniform as uniform
@@ -45,6 +47,7 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import make_seed as make_seed
     from keras_robust.backend.jax import normal as normal
     from keras_robust.backend.jax import peak_memory as peak_memory
+    from keras_robust.backend.jax import rounded as rounded
     from keras_robust.backend.jax import seeded as seeded
     from keras_robust.backend.jax import synchronize as synchronize
     from keras_robust.backend.jax import uniform as uniform

@@ -112,6 +112,12 @@ def normal(shape: Any, seed: Any, dtype: str) -> Any:
     return jax.random.normal(seed, shape, dtype=dtype)
 
 
+def rounded(x: Any, dtype: Any) -> Any:
+    """`x` rounded to the values that `dtype` has, in its own dtype."""
+    info = jax.numpy.finfo(dtype)  # XLA may leave out a cast to and fro.
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
 @contextlib.contextmanager
 def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
     """Inside, the Keras seed generators with these state variables draw from `seed`.

@@ -102,6 +102,11 @@ def normal(shape: Any, seed: Any, dtype: str) -> Any:
     return tf.random.stateless_normal(shape, seed, dtype=dtype)
 
 
+def rounded(x: Any, dtype: Any) -> Any:
+    """`x` rounded to the values that `dtype` has, in its own dtype."""
+    return tf.cast(tf.cast(x, dtype), x.dtype)
+
+
 @contextlib.contextmanager
 def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
     """Inside, the Keras seed generators with these state variables draw from `seed`."""
