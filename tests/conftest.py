@@ -10,6 +10,9 @@ import pytest
 
 import keras_robust as kr
 
+# A program that a test runs in an environment with PyTorch.
+collect_ignore = ["attacks/authors_auto_attack.py"]
+
 
 @pytest.fixture(autouse=True)
 def _reproducible():

@@ -57,7 +57,6 @@ def surrogate(model, x, y):
         ),
         ({"mine": kr.attacks.FGSM(0.1)}, ["mine"]),
     ],
-    ids=str,
 )
 def test_names(attacks, names):
     assert list(named_attacks(attacks)) == names

@@ -141,7 +141,6 @@ def test_folds_of_another_run_are_not_taken_for_this_one(tmp_path, change):
         ({"measure": lambda *args: {"a": float("nan")}}, "finite"),
         ({"measure": lambda m, x, y: {str(x[0]): 1.0}}, "the same names"),
     ],
-    ids=str,
 )
 def test_bad_input(arguments, message):
     arguments = {"x": X, "y": Y, "num_folds": 3, "measure": random_number, **arguments}
