@@ -74,8 +74,7 @@ class FAB(Attack):
     Returns:
         Tensor, same shape and dtype as `x`, inside `bounds` and, with `epsilon`, the ball. An
         example on which the attack fails keeps its original image, as does one that is
-        misclassified to begin with. Images lie just beyond the boundary: where `x` has a lower
-        precision than float32, rounding can bring them back, and the attack fails.
+        misclassified to begin with.
 
     Raises:
         ValueError: as `kr.attacks.PGD`; when called, if `objective` does not return class scores.
@@ -199,9 +198,9 @@ class FAB(Attack):
             alpha = lengths[0] / ops.where(total > 0, total, ops.ones_like(total))
             alpha = per_example(ops.minimum(alpha, self.alpha_max), x)
             new = (1 - alpha) * (back + self.eta * delta) + alpha * (x + self.eta * delta_x)
-            return step + 1, ops.clip(new, *self.bounds), nearer(z, margins, *found)
+            return step + 1, problem.as_returned(new), nearer(z, margins, *found)
 
-        z = self._start(x, found[2], index // num_targets, seed)
+        z = problem.as_returned(self._start(x, found[2], index // num_targets, seed))
         num_steps, z, found = ops.while_loop(unfinished, advance, (0, z, found))
         last = problem.at(self.num_steps)
         x_adv, margins, distance = nearer(z, last.margin_from(last.scores(z), z), *found)
@@ -244,7 +243,7 @@ class FAB(Attack):
             limit = length(ops.full_like(x, _REACH * (self.bounds[1] - self.bounds[0])))
         radius = ops.minimum(distance, limit) / 2
         moved = x + per_example(radius / length(draws), x) * draws
-        return ops.where(restart > 0, ops.clip(moved, *self.bounds), x)
+        return ops.where(restart > 0, moved, x)
 
     def _towards(self, problem: Problem, x: Any, x_margin: Any, x_adv: Any, margins: Any) -> Any:
         """Moves misclassified images towards `x`, to just beyond where the margin is 0."""
@@ -253,7 +252,7 @@ class FAB(Attack):
             inner, inner_margin, outer, outer_margin = ends
             difference = outer_margin - inner_margin
             share = outer_margin / ops.where(difference > 0, difference, ops.ones_like(difference))
-            z = outer + per_example(_CLOSED * share, x) * (inner - outer)
+            z = problem.as_returned(outer + per_example(_CLOSED * share, x) * (inner - outer))
             z_margin = ops.cast(problem.margin(z), x.dtype)
             fooled = z_margin > 0
             return (

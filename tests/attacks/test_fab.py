@@ -108,6 +108,18 @@ def test_finds_the_nearest_boundary_of_a_linear_model(norm, bounds):
     assert result.x_adv.max() <= bounds[1]
 
 
+def test_images_are_still_misclassified_when_rounded_to_float16():
+    model, weights, biases = linear_model()
+    x = images(40).astype("float16")
+    y = classes(model, x)
+    exact = exact_distances(x, y, weights, biases, "linf").min(1)
+    result = kr.attacks.FAB(num_steps=10).run(model, x, y, seed=0)
+    reached = (exact > 0.01) & (exact < np.inf)
+    assert reached.mean() > 0.7
+    assert result.success[reached].all()
+    np.testing.assert_allclose(result.norms["linf"][reached], exact[reached], rtol=0.05)
+
+
 def test_aims_at_the_most_likely_other_classes():
     norm = "l2"
     model, weights, biases = linear_model(bias=1.0)
