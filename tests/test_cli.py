@@ -298,7 +298,12 @@ def test_ctrl_c_and_resume(files, tmp_path, trained_model, embedded_data):
     argv = ["evaluate", files["logits"], *DATA[:2], "--num-examples", "100", "--attack", "pgd"]
     argv += ["--epsilon", "0.05", "--num-steps", "60", "--batch-size", "4", "--no-checks"]
     argv += ["--output", str(tmp_path)]
-    process = subprocess.Popen([*COMMAND, *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    # A shell starts what runs in the background with Ctrl-C ignored, and the tests may.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    *python, code = COMMAND
+    process = subprocess.Popen(
+        [*python, heeds + code, *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     first = tmp_path / "progress" / "00-00000.npz"
     while not first.exists() and process.poll() is None:
         time.sleep(0.05)
