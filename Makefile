@@ -1,4 +1,4 @@
-# Every target makes its own virtual environment in .venv; nothing else needs to be installed.
+# Every target makes the virtual environment that it needs; nothing else needs to be installed.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell $(p) -c \
 	'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
@@ -14,7 +14,7 @@ test: .venv/installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 -m "not slow" --doctest-modules keras_robust tests
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 -m "not slow" tests
 
-test-slow: .venv/installed-peers
+test-slow: .venv/installed-peers .venv-torch/installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m slow tests
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m slow tests
 
@@ -28,7 +28,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-torch
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with its venv module."; exit 1; }
@@ -44,4 +44,10 @@ clean:
 
 .venv/installed-peers: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test,peers]"
+	touch $@
+
+# The authors' AutoAttack: it asks for other versions of packages than those above.
+.venv-torch/installed: .venv/bin/python
+	$(BIN)/python -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet torch==2.13.0 torchattacks==3.5.1
 	touch $@

@@ -1,0 +1,93 @@
+"""AutoAttack finds the robust accuracy that the authors' own finds, on the same weights.
+
+`torchattacks` carries the authors' attacks, for PyTorch. They run in a process of their own, by
+the Python in `.venv-torch` that `make test-slow` makes: `torchattacks` asks for old versions of
+packages that TensorFlow Datasets uses too.
+"""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_robust as kr
+from keras_robust.evaluation.arrays import predicted_classes
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow",
+        reason="takes an hour on JAX, where convolutions are slow on CPUs",
+    ),
+]
+
+SCRIPT = pathlib.Path(__file__).with_name("authors_auto_attack.py")
+OWN_PYTHON = SCRIPT.parents[2] / ".venv-torch" / "bin" / "python"
+NUM_EXAMPLES = 1000
+TOLERANCE = 0.005
+
+
+@pytest.fixture(scope="module")
+def torch_python():
+    """A Python that can import `torchattacks`."""
+    if OWN_PYTHON.exists():
+        return str(OWN_PYTHON)
+    if importlib.util.find_spec("torchattacks"):
+        return sys.executable
+    pytest.skip("needs PyTorch and torchattacks: `make .venv-torch/installed`")
+
+
+def robust_model(data, epsilon, norm):
+    """A small CNN, adversarially trained with PGD-7; no padding, as PyTorch pads otherwise."""
+    keras.utils.set_random_seed(0)
+    base = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(16, 5, strides=2, activation="relu"),
+            keras.layers.Conv2D(32, 5, strides=2, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    model = kr.RobustModel(base)
+    attack = kr.attacks.PGD(epsilon, num_steps=7, norm=norm)
+    model.compile(optimizer=keras.optimizers.Adam(2e-3), loss=kr.losses.AdversarialTraining(attack))
+    model.fit(*data, batch_size=128, epochs=12, verbose=0)
+    return base
+
+
+# Radii that leave about half of the examples standing.
+@pytest.mark.parametrize(
+    ("norm", "trained_at", "epsilon"), [("linf", 0.1, 0.14), ("l2", 1.5, 1.75)]
+)
+def test_the_authors_find_the_same(
+    norm, trained_at, epsilon, torch_python, embedded_data, tmp_path
+):
+    model = robust_model(embedded_data[0], trained_at, norm)
+    x, y = (values[:NUM_EXAMPLES] for values in embedded_data[1])
+    weights = model.get_weights()
+    arrays = {f"{'wb'[i % 2]}{i // 2}": value for i, value in enumerate(weights)}
+    source, target = str(tmp_path / "network.npz"), str(tmp_path / "attacked.npz")
+    np.savez(source, x=x, y=y, norm=norm, epsilon=epsilon, **arrays)
+    subprocess.run([torch_python, str(SCRIPT), source, target], check=True)
+    theirs = np.load(target)
+
+    def accuracy(x_adv):
+        size = abs(x_adv - x).reshape(len(x), -1).astype("float64")
+        sizes = size.max(1) if norm == "linf" else np.sqrt((size**2).sum(1))
+        assert sizes.max() <= epsilon + 1e-5
+        return float((predicted_classes(model, x_adv, len(x)) == y).mean())
+
+    clean = accuracy(x)
+    result = kr.attacks.AutoAttack(epsilon, norm).run(model, x, y, seed=0)
+    figures = {"ours": accuracy(result.x_adv), "theirs": accuracy(theirs["x_adv"])}
+    print(norm, epsilon, figures, "clean", clean, "theirs", theirs["standing"].mean(axis=1))
+    assert figures["ours"] == 1 - result.success_rate
+    assert abs(figures["theirs"] - theirs["standing"][-1].mean()) <= 2 / NUM_EXAMPLES
+    assert 0.35 < figures["theirs"] < clean - 0.2
+    assert abs(figures["ours"] - figures["theirs"]) <= TOLERANCE
