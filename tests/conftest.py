@@ -13,6 +13,37 @@ import keras_robust as kr
 # A program that a test runs in an environment with PyTorch.
 collect_ignore = ["attacks/authors_auto_attack.py"]
 
+# XLA compiles each attack for each shape, which takes minutes here. What these test does not
+# depend on the backend beyond what the other tests show: on JAX `make test-slow` runs them.
+SLOW_ON_JAX = (
+    "attacks/test_auto_attack.py",
+    "attacks/test_ensemble.py",
+    "attacks/test_fab.py",
+    "attacks/test_fuzz.py",
+    "attacks/test_saturation.py",
+    "evaluation/test_activations.py",
+    "evaluation/test_check.py",
+    "evaluation/test_curves.py",
+    "evaluation/test_geometry.py",
+    "evaluation/test_k_fold.py",
+    "evaluation/test_perturbation_error.py",
+    "evaluation/test_pictures.py",
+    "evaluation/test_reference.py",
+    "evaluation/test_resume.py",
+    "evaluation/test_rho.py",
+    "evaluation/test_transfer.py",
+    "test_cli.py",
+    "test_examples.py",
+    "test_readme.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if keras.backend.backend() == "jax" and item.path.as_posix().endswith(SLOW_ON_JAX):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def _reproducible():
