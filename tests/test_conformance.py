@@ -15,7 +15,6 @@ PGD = kr.attacks.PGD(0.1, num_steps=2)
 SMALL = (np.full((8, 4, 4, 1), 0.5, "float32"), np.arange(8) % 3)
 
 
-
 @keras.saving.register_keras_serializable(package="test_conformance")
 def smooth(x):
     return keras.ops.tanh(x)
@@ -63,6 +62,11 @@ OBJECTS = [
         objective=COMMON["objective"],
     ),
     kr.attacks.GaussianNoise(0.1, bounds=(-1.0, 2.0), from_logits=False, num_samples=2),
+    kr.attacks.DeepFool(norm="linf", num_steps=3, overshoot=0.1, num_candidates=3, **COMMON),
+    kr.attacks.CarliniWagnerL2(
+        confidence=1.0, learning_rate=0.1, num_steps=3, initial_const=2.0,
+        binary_search_steps=2, targeted=True, **COMMON,
+    ),
     kr.attacks.BPDA(["a", "b"], backward=smooth, from_logits=False),
     kr.losses.AdversarialTraining(
         PGD, loss="sparse_categorical_crossentropy", reduction="sum", name="at"

@@ -103,8 +103,11 @@ class Attack:
         """What rounds hand on besides images: tensors with one entry for each example."""
         return ()
 
-    def is_active(self, margin: Any, state: tuple[Any, ...]) -> Any:
-        """Which examples the next round is for: by default all, or those that still stand."""
+    def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
+        """Which examples round `index` is for: by default all, or those that still stand.
+
+        `run` drops the others; `perturb` does not, so `generate` must leave them as they are.
+        """
         return margin <= 0 if self.stops_when_fooled else margin < float("inf")
 
     def generate(
@@ -164,9 +167,9 @@ class Attack:
         best, margins = x.copy(), np.full(len(x), -np.inf)
         counts = np.zeros((2, len(x)), int)
         for index in range(num_rounds):
-            active = np.flatnonzero(self.is_active(margins, state))
+            active = np.flatnonzero(self.is_active(index, margins, state))
             if not len(active):
-                break
+                continue
             batch = self._batch(model, active, len(x))
             handed_on = (value[batch] for value in state)
             results = run_round(x[batch], y[batch], best[batch], *handed_on, np.int32(index), seed)
@@ -214,7 +217,7 @@ class Attack:
         if num_rounds > 1:
 
             def unfinished(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
-                return ops.any(self.is_active(best_margin, state))
+                return ops.any(best_margin <= 0) if self.stops_when_fooled else index < num_rounds
 
             def try_again(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
                 new, _, _, *handed_on = self._round(model, x, labels, best, state, index, seed)

@@ -90,7 +90,6 @@ class TRADES(ModelLoss):
         log_p_clean = ops.stop_gradient(log_p(work))
         noise = backend.normal(ops.shape(work), seed, "float32")
 
-
         def gradient(z: Any, step: Any) -> Any:
             return backend.input_gradient(
                 lambda z: ops.sum(kl_divergence(log_p_clean, log_p(z))), z

@@ -69,4 +69,6 @@ def main(source, target):
 
 
 if __name__ == "__main__":
+    # On a network as small as this, threads wait for each other more than they work.
+    torch.set_num_threads(1)
     main(*sys.argv[1:])
