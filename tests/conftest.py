@@ -16,16 +16,22 @@ collect_ignore = ["attacks/authors_auto_attack.py"]
 # XLA compiles each attack for each shape, which takes minutes here. What these test does not
 # depend on the backend beyond what the other tests show: on JAX `make test-slow` runs them.
 SLOW_ON_JAX = (
+    "attacks/test_apgd.py",
     "attacks/test_auto_attack.py",
+    "attacks/test_carlini_wagner.py",
+    "attacks/test_deepfool.py",
     "attacks/test_ensemble.py",
     "attacks/test_fab.py",
     "attacks/test_fuzz.py",
     "attacks/test_saturation.py",
+    "attacks/test_square.py",
     "evaluation/test_activations.py",
     "evaluation/test_check.py",
     "evaluation/test_curves.py",
     "evaluation/test_geometry.py",
+    "evaluation/test_html.py",
     "evaluation/test_k_fold.py",
+    "evaluation/test_noise.py",
     "evaluation/test_perturbation_error.py",
     "evaluation/test_pictures.py",
     "evaluation/test_reference.py",
