@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.layer_access import without_softmax
+from keras_robust.layer_access import all_layers, without_softmax
 from keras_robust.ops.logits import probabilities_to_logits
 
 
@@ -37,6 +37,12 @@ def logits(model: Any, x: Any, from_logits: bool) -> Any:
 def takes_any_batch_size(model: Any) -> bool:
     """Whether a function of the model that is compiled once takes batches of every size."""
     return backend.DYNAMIC_BATCH and isinstance(model, keras.layers.Layer)
+
+
+def depends_on_batch(model: Any) -> bool:
+    """Whether the answer to one example depends on the others in its batch, as a layer may say."""
+    layers = [model, *all_layers(model)]
+    return any(getattr(layer, "depends_on_batch", False) for layer in layers)
 
 
 def random_state(model: Any) -> list[Any]:

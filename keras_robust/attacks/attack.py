@@ -1,6 +1,5 @@
 """The base class of all attacks."""
 
-import copy
 import inspect
 import random
 from collections.abc import Callable
@@ -11,9 +10,11 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend, inference, validation
+from keras_robust.attacks.inputs import as_seed, working
 from keras_robust.attacks.problem import Problem
-from keras_robust.attacks.result import AttackResult, perturbation_norms
-from keras_robust.ops import per_example, sparse_labels
+from keras_robust.attacks.result import AttackResult
+from keras_robust.attacks.rounds import Rounds
+from keras_robust.ops import per_example_where, sparse_labels
 
 _NUM_PROBED = 8
 # What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
@@ -147,7 +148,7 @@ class Attack:
             )
         x_adv = self.perturb(model, x, y, seed)
         margin = Problem(self, model, sparse_labels(y), as_seed(seed)).margin(working(x_adv))
-        return _where(margin > 0, x_adv, x)
+        return per_example_where(margin > 0, x_adv, x)
 
     def run(self, model: Any, x: Any, y: Any, seed: Any = None) -> AttackResult:
         """Attacks arrays, and tells what came of it.
@@ -160,40 +161,7 @@ class Attack:
         x, y = ops.convert_to_numpy(x), ops.convert_to_numpy(y)
         num_rounds = self.num_rounds(self.check(model, x, y))
         seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
-        state = tuple(np.array(value) for value in self.initial_state(working(x)))
-        run_round = self._compiled(model, "round", _traced_round, 3 + len(state))
-        judge = self._compiled(model, "margin", _traced_margin, 2)
-
-        best, margins = x.copy(), np.full(len(x), -np.inf)
-        counts = np.zeros((2, len(x)), int)
-        for index in range(num_rounds):
-            active = np.flatnonzero(self.is_active(index, margins, state))
-            if not len(active):
-                continue
-            batch = self._batch(model, active, len(x))
-            handed_on = (value[batch] for value in state)
-            results = run_round(x[batch], y[batch], best[batch], *handed_on, np.int32(index), seed)
-            new_counts = np.array([ops.convert_to_numpy(value) for value in results[2:4]], int)
-            new, new_margins, *new_state = (
-                ops.convert_to_numpy(value)[: len(active)] for value in (*results[:2], *results[4:])
-            )
-            self._check_finite(new, new_margins)
-            better = self.improves(x[active], new, new_margins, best[active], margins[active])
-            best[active[better]] = new[better]
-            margins[active[better]] = new_margins[better]
-            counts[:, active] += new_counts[:, None]
-            for value, new_value in zip(state, new_state, strict=True):
-                value[active] = new_value
-
-        failed = np.flatnonzero(margins <= 0)
-        if len(failed):
-            batch = self._batch(model, failed, len(x))
-            best[failed] = x[failed]
-            judged = ops.convert_to_numpy(judge(x[batch], y[batch], seed))[: len(failed)]
-            self._check_finite(x[:1], judged)
-            margins[failed] = judged
-            counts[1, failed] += 1
-        return AttackResult(best, margins > 0, perturbation_norms(x, best), *counts)
+        return Rounds(self, model, x, y, seed).run(num_rounds)
 
     def perturb(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
         """The attack in tensor operations, as it is used in training.
@@ -212,23 +180,23 @@ class Attack:
         """
         x = ops.convert_to_tensor(x)
         seed, labels, work = as_seed(seed), sparse_labels(y), working(x)
-        best, _, _, *state = self._round(model, x, labels, work, self.initial_state(work), 0, seed)
-        num_rounds = self.num_rounds(self._problem(model, labels, seed, 0).num_classes(work))
+        best, _, _, *state = self.round(model, x, labels, work, self.initial_state(work), 0, seed)
+        num_rounds = self.num_rounds(self.judge(model, labels, seed, 0).num_classes(work))
         if num_rounds > 1:
 
             def unfinished(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
                 return ops.any(best_margin <= 0) if self.stops_when_fooled else index < num_rounds
 
             def try_again(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
-                new, _, _, *handed_on = self._round(model, x, labels, best, state, index, seed)
-                new_margin = self._problem(model, labels, seed, index, _JUDGED).margin(new)
+                new, _, _, *handed_on = self.round(model, x, labels, best, state, index, seed)
+                new_margin = self.judge(model, labels, seed, index).margin(new)
                 better = self.improves(work, new, new_margin, best, best_margin)
                 if self.stops_when_fooled:
                     better = ops.logical_and(better, best_margin <= 0)
                 best_margin = ops.where(better, new_margin, best_margin)
-                return index + 1, _where(better, new, best), best_margin, *handed_on
+                return index + 1, per_example_where(better, new, best), best_margin, *handed_on
 
-            margin = self._problem(model, labels, seed, 0, _JUDGED).margin(best)
+            margin = self.judge(model, labels, seed, 0).margin(best)
             best = ops.while_loop(
                 unfinished, try_again, (1, best, margin, *state), maximum_iterations=num_rounds - 1
             )[1]
@@ -270,87 +238,25 @@ class Attack:
         arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__}({arguments})"
 
-    def _problem(
-        self,
-        model: Any,
-        y: Any,
-        seed: Any,
-        index: Any,
-        purpose: int = _ATTACKED,
-        dtype: str | None = None,
-    ) -> Problem:
-        seed = backend.fold_in(backend.fold_in(seed, index), purpose)
-        return Problem(self, model, y, seed, dtype)
-
-    def _round(
+    def round(
         self, model: Any, x: Any, y: Any, start: Any, state: Any, index: Any, seed: Any
     ) -> tuple[Any, ...]:
-        problem = self._problem(model, y, seed, index, dtype=x.dtype)
+        """Round `index` in tensor operations: what `generate` returns."""
+        problem = _problem(self, model, y, seed, index, _ATTACKED, x.dtype)
         seed = backend.fold_in(seed, index)
         return self.generate(problem, working(x), start, index, seed, *state)
 
-    def _compiled(
-        self, model: Any, name: str, function: Callable[..., Any], num_batched: int
-    ) -> Callable[..., Any]:
-        attack = copy.copy(self)
-        key = (name, type(self), repr(sorted(vars(self).items())))
-        return backend.compiled(
-            model,
-            key,
-            lambda *args: function(attack, *args),
-            num_batched=num_batched if self._takes_any_batch_size(model) else 0,
-        )
+    def judge(self, model: Any, y: Any, seed: Any, index: Any, dtype: str | None = None) -> Problem:
+        """What judges the images of round `index`: other draws of a random model than attacked."""
+        return _problem(self, model, y, seed, index, _JUDGED, dtype)
 
-    def _takes_any_batch_size(self, model: Any) -> bool:
+    def takes_any_batch_size(self, model: Any) -> bool:
         """Whether one compiled function serves all batch sizes: a user's own may not."""
         return self.objective is None and inference.takes_any_batch_size(model)
 
-    def _batch(self, model: Any, indices: np.ndarray, batch_size: int) -> np.ndarray:
-        """The indices; where each size is compiled anew, filled up to one of a few sizes."""
-        if self._takes_any_batch_size(model):
-            return indices
-        while batch_size >= 4 * len(indices):
-            batch_size //= 4
-        return np.concatenate([indices, np.repeat(indices[-1:], batch_size - len(indices))])
 
-    def _check_finite(self, x: np.ndarray, margins: np.ndarray) -> None:
-        if not np.isfinite(x.astype("float32")).all() or np.isnan(margins).any():
-            raise ValueError(
-                f"{self!r} came upon NaN or infinite values: the model's outputs or its gradient "
-                "are not finite somewhere in the reach of the attack."
-            )
-
-
-def _traced_round(
-    attack: Attack, model: Any, x: Any, y: Any, start: Any, *rest: Any
-) -> tuple[Any, ...]:
-    """A round, judged on the images as they will be returned: clipped, in the dtype of `x`."""
-    *state, index, seed = rest
-    y = sparse_labels(y)
-    x_adv, num_gradients, num_evaluations, *state = attack._round(
-        model, x, y, working(start), state, index, seed
-    )
-    judge = attack._problem(model, y, seed, index, _JUDGED, x.dtype)
-    x_adv = judge.as_returned(x_adv)
-    counts = (ops.cast(num_gradients, "int32"), ops.cast(num_evaluations + 1, "int32"))
-    return ops.cast(x_adv, x.dtype), judge.margin(x_adv), *counts, *state
-
-
-def _traced_margin(attack: Attack, model: Any, x: Any, y: Any, seed: Any) -> Any:
-    return Problem(attack, model, sparse_labels(y), seed).margin(working(x))
-
-
-def working(x: Any) -> Any:
-    """A tensor in the precision that attacks compute in."""
-    x = ops.convert_to_tensor(x)
-    low = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
-    return ops.cast(x, "float32") if low else x
-
-
-def as_seed(seed: Any) -> Any:
-    """A seed of `keras_robust.backend`, from an integer or from one."""
-    return backend.make_seed(int(seed)) if isinstance(seed, int | np.integer) else seed
-
-
-def _where(condition: Any, x: Any, otherwise: Any) -> Any:
-    return ops.where(per_example(condition, x), x, otherwise)
+def _problem(
+    attack: Attack, model: Any, y: Any, seed: Any, index: Any, purpose: int, dtype: str | None
+) -> Problem:
+    seed = backend.fold_in(backend.fold_in(seed, index), purpose)
+    return Problem(attack, model, y, seed, dtype)

@@ -9,9 +9,10 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks.apgd import APGD
-from keras_robust.attacks.attack import Attack, as_seed
+from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.ensemble import Ensemble
 from keras_robust.attacks.fab import FAB
+from keras_robust.attacks.inputs import as_seed
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.square import Square

@@ -8,10 +8,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend
-from keras_robust.attacks.attack import Attack, as_seed, working
+from keras_robust import backend, inference
+from keras_robust.attacks.attack import Attack
+from keras_robust.attacks.inputs import as_seed, working
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
+from keras_robust.attacks.rounds import filled_up
 from keras_robust.ops import per_example, sparse_labels
 
 # What must be the same for all attacks of an ensemble.
@@ -82,18 +84,22 @@ class Ensemble(Attack):
         self.check(model, x, y)
         seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
 
+        is_joint = inference.depends_on_batch(model)
         best, success = x.copy(), np.zeros(len(x), bool)
         counts = np.zeros((2, len(x)), int)
         bar = keras.utils.Progbar(len(self.attacks), verbose=verbose, stateful_metrics=["fooled"])
         for number, attack in enumerate(self.attacks):
             standing = np.flatnonzero(~success)
             if len(standing):
-                batch = self._batch(model, standing, len(x))
+                batch = filled_up(self, model, standing, len(x))
+                places: Any = slice(len(standing))
+                if is_joint:
+                    batch, places = np.arange(len(x)), standing
                 result = attack.run(model, x[batch], y[batch], backend.fold_in(seed, number))
-                best[standing] = result.x_adv[: len(standing)]
-                success[standing] = result.success[: len(standing)]
+                best[standing] = result.x_adv[places]
+                success[standing] = result.success[places]
                 new_counts = np.array([result.num_gradients, result.num_evaluations])
-                counts[:, standing] += new_counts[:, : len(standing)]
+                counts[:, standing] += new_counts[:, places]
             bar.add(1, [("fooled", success.mean())])
         return AttackResult(best, success, perturbation_norms(x, best), *counts)
 
@@ -123,5 +129,5 @@ class Ensemble(Attack):
         ]
         return cls(attacks)
 
-    def _takes_any_batch_size(self, model: Any) -> bool:
-        return all(attack._takes_any_batch_size(model) for attack in self.attacks)
+    def takes_any_batch_size(self, model: Any) -> bool:
+        return all(attack.takes_any_batch_size(model) for attack in self.attacks)

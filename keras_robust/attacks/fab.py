@@ -16,6 +16,7 @@ from keras_robust.ops import (
     of_class,
     other_classes,
     per_example,
+    per_example_where,
     projection,
     to_hyperplane,
 )
@@ -165,7 +166,7 @@ class FAB(Attack):
             z_margin, z_distance = ops.cast(z_margin, x.dtype), length(z - x)
             better = ops.logical_and(z_margin > 0, z_distance < distance)
             return (
-                _where(better, z, best),
+                per_example_where(better, z, best),
                 ops.where(better, z_margin, best_margin),
                 ops.where(better, z_distance, distance),
             )
@@ -205,7 +206,7 @@ class FAB(Attack):
         last = problem.at(self.num_steps)
         x_adv, margins, distance = nearer(z, last.margin_from(last.scores(z), z), *found)
         x_adv = self._towards(last, x, x_margin, x_adv, margins)
-        x_adv = _where(distance < float("inf"), x_adv, z)
+        x_adv = per_example_where(distance < float("inf"), x_adv, z)
         if self.epsilon is not None:
             x_adv = projection(x, self.epsilon, self.norm, self.bounds)(x_adv)
 
@@ -256,15 +257,11 @@ class FAB(Attack):
             z_margin = ops.cast(problem.margin(z), x.dtype)
             fooled = z_margin > 0
             return (
-                _where(fooled, inner, z),
+                per_example_where(fooled, inner, z),
                 ops.where(fooled, inner_margin, z_margin),
-                _where(fooled, z, outer),
+                per_example_where(fooled, z, outer),
                 ops.where(fooled, z_margin, outer_margin),
             )
 
         ends = (x, x_margin, x_adv, margins)
         return ops.fori_loop(0, _NUM_SEARCH_STEPS, step, ends)[2]
-
-
-def _where(condition: Any, x: Any, otherwise: Any) -> Any:
-    return ops.where(per_example(condition, x), x, otherwise)

@@ -40,7 +40,16 @@ def window_sides(
 
 
 class _Search:
-    """Images as height, width and channels, and random windows of them."""
+    """Images as height, width and channels, and random windows of them.
+
+    Args:
+        x: tensor, shape `(batch_size, ...)`, the original images.
+        epsilon: float. Radius of the ball.
+        norm: name of the ball's norm.
+        bounds: pair of floats. Valid range of `x`.
+        num_queries: int. How many proposals there will be, which decides when windows shrink.
+        initial_fraction: float. Share of the image that the first windows cover.
+    """
 
     def __init__(
         self,
@@ -102,8 +111,8 @@ class LinfSearch(_Search):
 class L2Search(_Search):
     """Algorithm 3: a window takes over the mass of another one."""
 
-    def __init__(self, x: Any, *args: Any) -> None:
-        super().__init__(x, *args)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         size = self.shape[1:3]
         table = np.zeros((len(self.all_sides), 2, *size))
         for level, (rows, columns) in enumerate(self.all_sides):

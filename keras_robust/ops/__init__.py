@@ -3,6 +3,7 @@
 from keras_robust.ops.balls import euclidean_norm as euclidean_norm
 from keras_robust.ops.balls import maximum_norm as maximum_norm
 from keras_robust.ops.balls import per_example as per_example
+from keras_robust.ops.balls import per_example_where as per_example_where
 from keras_robust.ops.balls import projection as projection
 from keras_robust.ops.balls import random_in_ball as random_in_ball
 from keras_robust.ops.balls import steepest_direction as steepest_direction

@@ -14,6 +14,11 @@ def per_example(values: Any, like: Any) -> Any:
     return ops.reshape(values, (-1,) + (1,) * (len(like.shape) - 1))
 
 
+def per_example_where(condition: Any, x: Any, otherwise: Any) -> Any:
+    """`x` for the examples for which the condition holds, else the other."""
+    return ops.where(per_example(condition, x), x, otherwise)
+
+
 def maximum_norm(delta: Any) -> Any:
     """L-infinity norm per example."""
     return ops.max(ops.reshape(ops.abs(delta), (ops.shape(delta)[0], -1)), axis=1)

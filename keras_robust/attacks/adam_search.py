@@ -1,0 +1,216 @@
+"""The search of Carlini and Wagner: Adam, for a `c` that is searched for."""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_robust.attacks.problem import Problem
+from keras_robust.ops import euclidean_norm, logit_range, margin, per_example, per_example_where
+
+_BETA_1, _BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-16
+# How far from 1 `|tanh(w)|` is at the start for a value at its bound.
+_INSIDE = 0.999
+# `c` is raised by the first factor while it is too low, lowered by the second while too high. The
+# first is ten times what it would have to be if the model were linear.
+_RAISED, _LOWERED, _FIRST = 10.0, 4.0, 10.0
+# Adam stops, once an image is known, where a round has brought less than half a percent.
+_STALLED = 0.995
+# How often the last segment is halved.
+_NUM_HALVINGS = 8
+
+
+class Search(NamedTuple):
+    """What a round hands on to the next: for each example, Adam's state and the search for `c`."""
+
+    w: Any
+    first_moment: Any
+    second_moment: Any
+    const: Any
+    lower: Any  # The largest `c` that has failed, and the smallest that has not.
+    upper: Any
+    lowest: Any  # The lowest loss for this `c`.
+    shortest: Any  # The distance of the nearest image for any `c`.
+    found: Any  # Whether this `c` has led to an image.
+    falling: Any  # Whether the loss or the distance has fallen in the last round.
+
+
+class AdamSearch:
+    """What `kr.attacks.CarliniWagnerL2` does in one round.
+
+    Args:
+        attack: the attack, whose settings are used.
+    """
+
+    def __init__(self, attack: Any) -> None:
+        self.attack = attack
+
+    def initial_state(self, x: Any) -> tuple[Any, ...]:
+        nothing = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
+        return Search(
+            w=self._start(x),
+            first_moment=ops.zeros_like(x),
+            second_moment=ops.zeros_like(x),
+            const=nothing + (self.attack.initial_const or 1.0),
+            lower=nothing,
+            upper=nothing + float("inf"),
+            lowest=nothing + float("inf"),
+            shortest=nothing + float("inf"),
+            found=nothing > 0,
+            falling=nothing < 1,
+        )
+
+    def descend(
+        self, problem: Problem, x: Any, best: Any, index: Any, search: Search, active: Any
+    ) -> tuple[Any, Any, Any, Search]:
+        """Some steps of Adam: from the start, if those for the `c` before are done."""
+        part = index % self.attack.rounds_per_search
+        first = ops.cast(part * self.attack.steps_per_round, "int32")
+        last = ops.minimum(first + self.attack.steps_per_round, self.attack.num_steps)
+        search = ops.cond(
+            ops.equal(index, 0),
+            lambda: self._without_misclassified(problem, x, search),
+            lambda: ops.cond(
+                ops.equal(part, 0), lambda: self._with_next_const(x, search), lambda: search
+            ),
+        )
+
+        def body(step: Any, best: Any, search: Search) -> tuple[Any, Any, Search]:
+            return step + 1, *self._step(problem.at(step), x, best, search, step, index)
+
+        step, best, after = ops.while_loop(
+            lambda step, best, search: ops.logical_and(step < last, ops.any(active)),
+            body,
+            (first, best, search),
+        )
+        falling = ops.logical_or(
+            after.lowest < _STALLED * search.lowest, after.shortest < _STALLED * search.shortest
+        )
+        falling = ops.logical_or(falling, ops.equal(after.shortest, float("inf")))
+        best = per_example_where(after.shortest < float("inf"), best, self._image(after.w))
+        num_gradients = (step - first) * self.attack.num_samples
+        has_objective = self.attack.objective is not None
+        num_evaluations = self.attack.num_samples + (num_gradients if has_objective else 0)
+        return best, num_gradients, num_evaluations, after._replace(falling=falling)
+
+    def _without_misclassified(self, problem: Problem, x: Any, search: Search) -> Search:
+        """What is misclassified to begin with is done: nothing is nearer."""
+        is_done = self._is_wanted(problem.margin(x))
+        shortest = ops.where(is_done, ops.zeros_like(search.shortest), search.shortest)
+        return search._replace(shortest=shortest)
+
+    def _with_next_const(self, x: Any, search: Search) -> Search:
+        found, const = search.found, search.const
+        upper = ops.where(found, ops.minimum(search.upper, const), search.upper)
+        lower = ops.where(found, search.lower, ops.maximum(search.lower, const))
+        between = ops.where(lower > 0, ops.sqrt(lower) * ops.sqrt(upper), upper / _LOWERED)
+        return search._replace(
+            w=self._start(x),
+            first_moment=ops.zeros_like(x),
+            second_moment=ops.zeros_like(x),
+            const=ops.where(upper < float("inf"), between, const * _RAISED),
+            lower=lower,
+            upper=upper,
+            lowest=ops.full_like(search.lowest, float("inf")),
+            found=ops.zeros_like(found),
+        )
+
+    def _step(
+        self, problem: Problem, x: Any, best: Any, search: Search, step: Any, index: Any
+    ) -> tuple[Any, Search]:
+        """One step of Adam, and what there is at the point that it starts from."""
+        z = problem.as_returned(self._image(search.w))
+        margins, own_margins, gradient = self._margin(problem, z)
+        excess = self.attack.confidence - margins
+        const = search.const
+        if self.attack.initial_const is None:
+            is_first = ops.logical_and(ops.equal(index, 0), ops.equal(step, 0))
+            const = ops.where(is_first, _first_const(excess, gradient), const)
+
+        squared = ops.sum(ops.reshape(ops.square(z - x), (ops.shape(x)[0], -1)), axis=1)
+        is_wanted, distance = self._is_wanted(own_margins), ops.sqrt(squared)
+        is_nearer = ops.logical_and(is_wanted, distance < search.shortest)
+        loss = squared + const * ops.maximum(excess, 0.0)
+
+        pull = ops.where(excess > 0, const, ops.zeros_like(const))
+        gradient = 2 * (z - x) - per_example(pull, x) * gradient
+        gradient = gradient * self._half * (1 - ops.square(ops.tanh(search.w)))
+        first = _BETA_1 * search.first_moment + (1 - _BETA_1) * gradient
+        second = _BETA_2 * search.second_moment + (1 - _BETA_2) * ops.square(gradient)
+        t = ops.cast(step + 1, x.dtype)
+        size = ops.sqrt(second / (1 - _BETA_2**t)) + _ADAM_EPSILON
+        after = search._replace(
+            w=search.w - self.attack.learning_rate * first / (1 - _BETA_1**t) / size,
+            first_moment=first,
+            second_moment=second,
+            const=const,
+            lowest=ops.minimum(search.lowest, loss),
+            shortest=ops.where(is_nearer, distance, search.shortest),
+            found=ops.logical_or(search.found, is_wanted),
+        )
+        return per_example_where(is_nearer, z, best), after
+
+    def approach(
+        self, problem: Problem, x: Any, best: Any, search: Search
+    ) -> tuple[Any, Any, Any, Search]:
+        """The image moved towards `x`, as far as it stays what is wanted."""
+
+        def image(share: Any) -> Any:
+            return problem.as_returned(x + per_example(share, x) * (best - x))
+
+        def halve(number: Any, shares: tuple[Any, Any]) -> tuple[Any, Any]:
+            near, far = shares
+            middle = (near + far) / 2
+            is_wanted = self._is_wanted(problem.at(number).margin(image(middle)))
+            return ops.where(is_wanted, near, middle), ops.where(is_wanted, middle, far)
+
+        shares = (ops.zeros_like(search.const), ops.ones_like(search.const))
+        far = ops.fori_loop(0, _NUM_HALVINGS, halve, shares)[1]
+        is_moved = ops.logical_and(far < 1, search.shortest < float("inf"))
+        num_evaluations = ops.convert_to_tensor(_NUM_HALVINGS * self.attack.num_samples, "int32")
+        return (
+            per_example_where(is_moved, image(far), best),
+            0 * num_evaluations,
+            num_evaluations,
+            search,
+        )
+
+    def _margin(self, problem: Problem, z: Any) -> tuple[Any, Any, Any]:
+        """The margin of what is attacked, that of the model, and the former's gradient."""
+
+        def scale(scores: Any) -> Any:
+            # For the way back, where a huge gradient would overflow in half precision. Draws of a
+            # random model have one scale.
+            values = logit_range(scores)
+            return values if self.attack.num_samples == 1 else ops.ones_like(values)
+
+        def scaled(scores: Any) -> Any:
+            values = problem.sign * margin(scores, problem.y)
+            return values / ops.stop_gradient(scale(scores))
+
+        scores, gradient = problem.scores_and_gradient(scaled, z)
+        own = problem.margin_from(scores, z)
+        factor = scale(scores)
+        return scaled(scores) * factor, own, gradient * per_example(factor, z)
+
+    def _is_wanted(self, margins: Any) -> Any:
+        return margins >= self.attack.confidence if self.attack.confidence > 0 else margins > 0
+
+    def _start(self, x: Any) -> Any:
+        """`w` at `x`, or for values near a bound as near as it can be moved from."""
+        middle = (self.attack.bounds[0] + self.attack.bounds[1]) / 2
+        return ops.arctanh(ops.clip((x - middle) / self._half, -_INSIDE, _INSIDE))
+
+    def _image(self, w: Any) -> Any:
+        return (self.attack.bounds[0] + self.attack.bounds[1]) / 2 + self._half * ops.tanh(w)
+
+    @property
+    def _half(self) -> float:
+        return (self.attack.bounds[1] - self.attack.bounds[0]) / 2
+
+
+def _first_const(excess: Any, gradient: Any) -> Any:
+    """`c` from the model's linearisation, at which `2 delta = c g` reaches an `excess` of 0."""
+    slope = euclidean_norm(gradient)
+    safe = ops.where(slope > 0, slope, ops.ones_like(slope))
+    const = _FIRST * 2 * excess / safe / safe
+    return ops.where(const > 0, const, ops.ones_like(const))

@@ -1,0 +1,21 @@
+"""What attacks compute with: images in full precision, and seeds."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_robust import backend
+
+
+def working(x: Any) -> Any:
+    """A tensor in the precision that attacks compute in."""
+    x = ops.convert_to_tensor(x)
+    low = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return ops.cast(x, "float32") if low else x
+
+
+def as_seed(seed: Any) -> Any:
+    """A seed of `keras_robust.backend`, from an integer or from one."""
+    return backend.make_seed(int(seed)) if isinstance(seed, int | np.integer) else seed
