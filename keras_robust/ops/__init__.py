@@ -19,3 +19,4 @@ from keras_robust.ops.logits import of_class as of_class
 from keras_robust.ops.logits import other_classes as other_classes
 from keras_robust.ops.logits import probabilities_to_logits as probabilities_to_logits
 from keras_robust.ops.simplex import simplex_gram as simplex_gram
+from keras_robust.ops.wnll import wnll as wnll

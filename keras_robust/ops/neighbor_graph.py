@@ -1,0 +1,154 @@
+"""The directed graph of nearest neighbours, with weights that fall with the distance."""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_robust.ops.nearest import nearest, smallest, squared_distances
+
+KERNELS = ("gaussian", "quartic")
+
+
+class Edges(NamedTuple):
+    """Directed edges, `w(source, target)`: tensors of shape `(num_edges,)`."""
+
+    source: Any
+    target: Any
+    weight: Any
+
+
+class Reach(NamedTuple):
+    """What each template point's own list says of who may enter it: tensors, shape `(t,)`.
+
+    The squared distances to its neighbours number n - 1, n and m, in the template alone.
+    """
+
+    below: Any
+    sigma: Any
+    farthest: Any
+
+
+def kernel_weights(distances: Any, sigma: Any, kernel: str) -> Any:
+    """`exp(-d^2 / sigma^2)`, or `exp(-d^4 / sigma^4)`; 0 where the distance is infinite."""
+    is_edge = distances < float("inf")
+    # Twice `where`: a gradient of infinity times 0 would be NaN.
+    ratio = ops.where(is_edge, distances, ops.zeros_like(distances)) / sigma
+    ratio = ratio if kernel == "gaussian" else ops.square(ratio)
+    return ops.where(is_edge, ops.exp(-ratio), ops.zeros_like(ratio))
+
+
+def pair_distances(x: Any, points: Any, indices: Any) -> Any:
+    """Differentiable `||x_i - points[indices_ij]||_2^2`, shape of `indices`."""
+    return ops.sum(ops.square(x[:, None] - ops.take(points, indices, axis=0)), axis=-1)
+
+
+def own_sigma(distances: Any, sigma_neighbor: int) -> Any:
+    """The squared distance to neighbour number n, shape `(rows, 1)`, from sorted lists.
+
+    Where that is 0, among duplicates, the first positive one; 1 where there is none. Where the
+    list is shorter, its last.
+    """
+    is_edge = distances < float("inf")
+    finite = ops.where(is_edge, distances, ops.zeros_like(distances))
+    sigma = finite[:, sigma_neighbor - 1 : sigma_neighbor]
+    last = ops.max(finite, axis=1, keepdims=True)
+    sigma = ops.where(is_edge[:, sigma_neighbor - 1 : sigma_neighbor], sigma, last)
+    positive = ops.where(finite > 0, finite, ops.full_like(finite, float("inf")))
+    least = ops.min(positive, axis=1, keepdims=True)
+    least = ops.where(least < float("inf"), least, ops.ones_like(least))
+    return ops.where(sigma > 0, sigma, least)
+
+
+def union_edges(points: Any, num_neighbors: int, sigma_neighbor: int, kernel: str) -> Edges:
+    """Each point's edges to its m nearest among all points."""
+    found, indices = nearest(ops.stop_gradient(points), ops.stop_gradient(points), num_neighbors, 0)
+    distances = _with_gradient(points, points, found, indices)
+    weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
+    return Edges(_rows(indices), ops.reshape(indices, (-1,)), ops.reshape(weight, (-1,)))
+
+
+def template_reach(template: Any, num_neighbors: int, sigma_neighbor: int) -> Reach:
+    """How far the template points' own lists reach, without any query."""
+    fixed = ops.stop_gradient(template)
+    found, indices = nearest(fixed, fixed, num_neighbors, 0)
+    distances = _with_gradient(template, template, found, indices)
+    sigma = own_sigma(distances, sigma_neighbor)[:, 0]
+    below = distances[:, sigma_neighbor - 2] if sigma_neighbor > 1 else ops.zeros_like(sigma)
+    return Reach(ops.minimum(below, sigma), sigma, distances[:, -1])
+
+
+def edges_to_template(
+    queries: Any,
+    template: Any,
+    reach: Reach,
+    forward: tuple[Any, Any],
+    reverse: Any,
+    sigma_neighbor: int,
+    kernel: str,
+    joint: bool,
+) -> Edges:
+    """The edges that touch a query, from lists that were searched for in the template alone.
+
+    With `joint=False` each query forms a graph with the template by itself, and the edges are
+    those of that graph: the query may enter a template point's list, and move its sigma. With
+    `joint=True` the queries have edges to each other, too, and then this is an approximation:
+    they do not push one another out of a template point's list, nor do they move its sigma.
+
+    Args:
+        queries: tensor, shape `(q, dimensions)`.
+        template: tensor, shape `(t, dimensions)`.
+        reach: `Reach` of the template.
+        forward: each query's nearest template points, as `nearest` returns them, shape `(q, m)`.
+        reverse: int tensor, shape `(q, r)`: the template points into whose lists it may come.
+        sigma_neighbor: int, n.
+        kernel: one of `KERNELS`.
+        joint: bool.
+    """
+    num_queries = ops.shape(queries)[0]
+    found, indices = forward
+    distances = _with_gradient(queries, template, found, indices)
+    indices = indices + num_queries
+    if joint:
+        fixed, count = ops.stop_gradient(queries), indices.shape[1]
+        found, others = nearest(fixed, fixed, count, 0)
+        own = _with_gradient(queries, queries, found, others)
+        distances = ops.concatenate([distances, own], axis=1)
+        indices = ops.concatenate([indices, others], axis=1)
+        _, places = smallest(ops.stop_gradient(distances), count)
+        distances = ops.take_along_axis(distances, places, axis=1)
+        indices = ops.take_along_axis(indices, places, axis=1)
+    weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
+
+    back = pair_distances(queries, template, reverse)
+    below, sigma, farthest = (ops.take(values, reverse) for values in reach)
+    if not joint:
+        sigma = ops.minimum(sigma, ops.maximum(back, below))
+        sigma = ops.where(sigma > 0, sigma, ops.ones_like(sigma))
+    is_edge = back < farthest
+    back_weight = ops.where(is_edge, kernel_weights(back, sigma, kernel), ops.zeros_like(back))
+    return Edges(
+        ops.concatenate([_rows(indices), ops.reshape(reverse + num_queries, (-1,))]),
+        ops.concatenate([ops.reshape(indices, (-1,)), _rows(reverse)]),
+        ops.concatenate([ops.reshape(weight, (-1,)), ops.reshape(back_weight, (-1,))]),
+    )
+
+
+def reverse_candidates(queries: Any, template: Any, reach: Reach, count: int) -> Any:
+    """For each query the template points whose edge to it would weigh most, shape `(q, count)`."""
+    queries, template = ops.stop_gradient(queries), ops.stop_gradient(template)
+    ratio = squared_distances(queries, template) / ops.stop_gradient(reach.sigma)
+    return smallest(ratio, count)[1]
+
+
+def _with_gradient(x: Any, points: Any, found: Any, indices: Any) -> Any:
+    """The distances again, so that they have a gradient; what is missing stays infinite."""
+    distances = pair_distances(x, points, indices)
+    # What the search has rounded to 0 is 0 here too.
+    distances = ops.where(found > 0, distances, ops.zeros_like(distances))
+    return ops.where(found < float("inf"), distances, ops.full_like(distances, float("inf")))
+
+
+def _rows(indices: Any) -> Any:
+    """The row of each entry, in one dimension."""
+    rows = ops.arange(ops.shape(indices)[0], dtype="int32")[:, None]
+    return ops.reshape(rows + ops.zeros_like(indices), (-1,))
