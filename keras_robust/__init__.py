@@ -6,8 +6,10 @@ from keras_robust import datasets as datasets
 from keras_robust import evaluation as evaluation
 from keras_robust import layers as layers
 from keras_robust import losses as losses
+from keras_robust import neighbors as neighbors
 from keras_robust import ops as ops
 from keras_robust import regularizers as regularizers
+from keras_robust import training as training
 from keras_robust.evaluation import evaluate as evaluate
 from keras_robust.training import RobustModel as RobustModel
 

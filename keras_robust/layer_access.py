@@ -62,3 +62,12 @@ def without_softmax(model: Any) -> Iterator[bool]:
             yield True
     else:
         yield False
+
+
+@contextlib.contextmanager
+def attacked_as(model: Any, surrogate: str | None = None) -> Iterator[bool]:
+    """Inside, layers that have a surrogate compute it; gives whether the output is another."""
+    layers = [layer for layer in [model, *all_layers(model)] if hasattr(layer, "attacked_as")]
+    with contextlib.ExitStack() as stack:
+        differs = [stack.enter_context(layer.attacked_as(surrogate)) for layer in layers]
+        yield any(differs)

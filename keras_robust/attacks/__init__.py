@@ -16,3 +16,4 @@ from keras_robust.attacks.multi_targeted import MultiTargeted as MultiTargeted
 from keras_robust.attacks.pgd import PGD as PGD
 from keras_robust.attacks.result import AttackResult as AttackResult
 from keras_robust.attacks.square import Square as Square
+from keras_robust.attacks.wnll_surrogate import WNLLSurrogate as WNLLSurrogate

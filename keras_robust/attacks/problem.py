@@ -6,6 +6,7 @@ from typing import Any
 from keras import ops
 
 from keras_robust import backend, inference
+from keras_robust.layer_access import attacked_as
 from keras_robust.ops import logit_range, margin
 
 # A loss: from class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`,
@@ -75,8 +76,11 @@ class Problem:
         return self._margin(self._average(lambda: self._logits(x)))
 
     def margin_from(self, scores: Any, x: Any) -> Any:
-        """`margin(x)`, where `scores(x)` is known: the model is run only for an `objective`."""
-        return self._margin(scores) if self._attack.objective is None else self.margin(x)
+        """`margin(x)`, where `scores(x)` is known: the model is run only where it differs."""
+        with attacked_as(self._model) as is_other:
+            pass
+        is_model = self._attack.objective is None and not is_other
+        return self._margin(scores) if is_model else self.margin(x)
 
     def gradient(self, loss: Loss, x: Any) -> Any:
         """The direction in which an attack climbs: see `loss_and_gradient`."""
@@ -149,7 +153,8 @@ class Problem:
     def _objective(self, x: Any) -> Any:
         """Class scores, or one value for each example."""
         if self._attack.objective is None:
-            return self._logits(x)
+            with attacked_as(self._model):
+                return self._logits(x)
         values = self._attack.objective(self._model, x, self.y)
         if len(values.shape) not in (1, 2):
             raise ValueError(

@@ -12,6 +12,7 @@ here, once for each backend, under the same names:
 - `rounded(x, dtype)`: `x` rounded to the values of another dtype.
 - `seeded(variables, seed)`: Keras's seed generators, made functions of a seed.
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
+- `host_call(function, x, outputs)`: a function of arrays, called by a compiled one as it runs.
 - `device()`: what the computation runs on, in words.
 - `synchronize(x)`: waits until `x` has been computed.
 - `peak_memory()`: the most memory that tensors have taken on a GPU, in bytes.
@@ -25,6 +26,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import compiled as compiled
     from keras_robust.backend.tensorflow import device as device
     from keras_robust.backend.tensorflow import fold_in as fold_in
+    from keras_robust.backend.tensorflow import host_call as host_call
     from keras_robust.backend.tensorflow import input_gradient as input_gradient
     from keras_robust.backend.tensorflow import is_tracing as is_tracing
     from keras_robust.backend.tensorflow import make_seed as make_seed
@@ -42,6 +44,7 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import compiled as compiled
     from keras_robust.backend.jax import device as device
     from keras_robust.backend.jax import fold_in as fold_in
+    from keras_robust.backend.jax import host_call as host_call
     from keras_robust.backend.jax import input_gradient as input_gradient
     from keras_robust.backend.jax import is_tracing as is_tracing
     from keras_robust.backend.jax import make_seed as make_seed

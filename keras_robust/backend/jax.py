@@ -132,6 +132,17 @@ def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
         variable.assign(value)
 
 
+def host_call(
+    function: Callable[[Any], tuple[Any, ...]], x: Any, outputs: tuple[tuple[str, int], ...]
+) -> tuple[Any, ...]:
+    """`function` of the array `x`, called when a compiled function runs; no gradient.
+
+    `outputs` are the dtypes and widths of the arrays that it returns, with a row for each of x.
+    """
+    shapes = [jax.ShapeDtypeStruct((x.shape[0], width), dtype) for dtype, width in outputs]
+    return tuple(jax.pure_callback(lambda x: tuple(function(x)), tuple(shapes), x))
+
+
 def device() -> str:
     """The name of the device that is computed on."""
     return jax.devices()[0].device_kind

@@ -118,6 +118,20 @@ def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
         yield
 
 
+def host_call(
+    function: Callable[[Any], tuple[Any, ...]], x: Any, outputs: tuple[tuple[str, int], ...]
+) -> tuple[Any, ...]:
+    """`function` of the array `x`, called when a compiled function runs; no gradient.
+
+    `outputs` are the dtypes and widths of the arrays that it returns, with a row for each of x.
+    """
+    results = tf.numpy_function(function, [x], [dtype for dtype, _ in outputs], stateful=False)
+    return tuple(
+        tf.ensure_shape(result, (x.shape[0], width))
+        for result, (_, width) in zip(results, outputs, strict=True)
+    )
+
+
 def device() -> str:
     """The name of the device that is computed on."""
     accelerators = [d for d in tf.config.list_physical_devices() if d.device_type != "CPU"]

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_robust import validation
+from keras_robust import inference, validation
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.arrays import as_arrays, padded_batches, predicted_classes, sparse
+from keras_robust.evaluation.arrays import as_arrays, model_batches, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import check_attack as check_attack
 
 
@@ -25,6 +25,9 @@ def attack_in_batches(
     The last batch is filled up with its last example, so that the model always sees batches of
     one size. The seed of a batch depends on its number alone.
 
+    Where the model's answer to an example depends on the others in its batch, the batches are
+    those of all examples in their order, standing or not, and each is attacked as a whole.
+
     Args:
         standing: bool array, shape `(num_examples,)`.
 
@@ -33,13 +36,18 @@ def attack_in_batches(
         with one value for each: those of `kr.attacks.AttackResult`, the norms by their names,
         and `classes`, what the model predicts, -1 where that is a matter of chance.
     """
-    indices = np.flatnonzero(standing)
-    for number, batch in enumerate(padded_batches(indices, batch_size)):
+    is_joint = inference.depends_on_batch(model)
+    indices = np.arange(len(x)) if is_joint else np.flatnonzero(standing)
+    for number, batch in enumerate(model_batches(model, indices, batch_size)):
         batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
-        count = min(batch_size, len(indices) - number * batch_size)
+        places = np.arange(min(batch_size, len(indices) - number * batch_size))
+        if is_joint:
+            places = np.flatnonzero(standing[batch])
+            if not len(places):
+                continue
 
         def attack_batch(
-            batch: np.ndarray = batch, seed: int = batch_seed, count: int = count
+            batch: np.ndarray = batch, seed: int = batch_seed, places: np.ndarray = places
         ) -> dict[str, np.ndarray]:
             result = attack.run(model, x[batch], labels[batch], seed=seed)
             classes = predicted_classes(model, result.x_adv, batch_size)
@@ -48,9 +56,9 @@ def attack_in_batches(
             classes = np.where(result.success, classes, labels[batch])
             arrays = {**vars(result), **result.norms, "classes": classes}
             del arrays["norms"]
-            return {name: values[:count] for name, values in arrays.items()}
+            return {name: values[places] for name, values in arrays.items()}
 
-        yield batch[:count], attack_batch
+        yield batch[places], attack_batch
 
 
 def attack_standing(

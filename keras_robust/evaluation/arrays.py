@@ -36,11 +36,18 @@ def as_arrays(x: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
 def predicted_classes(model: Any, x: np.ndarray, batch_size: int) -> np.ndarray:
     """The class with the highest score for each example."""
     classes = []
-    for indices in padded_batches(np.arange(len(x)), batch_size):
+    for indices in model_batches(model, np.arange(len(x)), batch_size):
         outputs = inference.outputs(model, x[indices])
         validation.check_outputs(outputs, len(indices), from_logits=None)
         classes.append(outputs.argmax(axis=1))
     return np.concatenate(classes)[: len(x)]
+
+
+def model_batches(model: Any, indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches of one size; where answers depend on the batch, without anything added to them."""
+    if inference.depends_on_batch(model):
+        return np.split(indices, range(batch_size, len(indices), batch_size))
+    return padded_batches(indices, batch_size)
 
 
 def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:

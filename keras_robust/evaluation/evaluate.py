@@ -22,6 +22,7 @@ from keras_robust.evaluation.progress import Progress
 from keras_robust.evaluation.report import Report
 from keras_robust.evaluation.row import CLEAN, WORST_CASE, Row
 from keras_robust.evaluation.samples import Samples
+from keras_robust.evaluation.surrogates import with_surrogates
 
 _NUM_SAMPLES = 8
 
@@ -50,6 +51,10 @@ def evaluate(
     An attack without an `epsilon` goes as far as it needs to, so the accuracy under it says
     little: look at the norms of its perturbations. The worst case leaves such attacks out, unless
     there are no others.
+
+    For a model with a `kr.layers.WNLLHead` in its WNLL phase every attack by gradients is joined by
+    one through each surrogate of `kr.attacks.WNLLSurrogate`; and where a prediction depends on its
+    batch (`head.joint`), batches are those of the examples in their order, whole in every attack.
 
     Args:
         model: Keras model, `kr.RobustModel`, or a callable `x -> logits`. It is run in inference
@@ -112,6 +117,7 @@ def evaluate(
             "Received: resume=True, output=None"
         )
     x, y = as_arrays(x, y)
+    attacks = with_surrogates(model, attacks)
     for attack in attacks.values():
         attack.check(model, x, y)
     if output is not None:

@@ -1,3 +1,4 @@
 """Defences that are layers."""
 
 from keras_robust.layers.tanh_classifier import TanhClassifier as TanhClassifier
+from keras_robust.layers.wnll_head import WNLLHead as WNLLHead

@@ -1,5 +1,6 @@
 """The base class of the losses that run the model again."""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -25,7 +26,8 @@ class ModelLoss(keras.losses.Loss):
     classification loss, so that it can be compared between defences.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted.
+        attack: `kr.attacks.Attack`, untargeted; `None` where `needs_attack` is `False` and the
+            model returns logits.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
             `None`: cross-entropy, sparse or categorical as the labels are.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
@@ -36,25 +38,28 @@ class ModelLoss(keras.losses.Loss):
             than the attack; when called by a model that is not a `kr.RobustModel`.
     """
 
+    needs_attack = True
+
     def __init__(
         self,
-        attack: Attack,
+        attack: Attack | None,
         loss: Any = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction)
-        if not isinstance(attack, Attack):
+        if not isinstance(attack, Attack) and (attack is not None or self.needs_attack):
             raise ValueError(
                 "Argument `attack` must be a `keras_robust.attacks.Attack`. "
                 f"Received: attack={attack!r}"
             )
-        if attack.targeted:
+        if attack is not None and attack.targeted:
             raise ValueError(
                 "Argument `attack` must be untargeted: it is given the true labels. "
                 f"Received: attack={attack!r}"
             )
         self.attack: Any = attack
+        self.from_logits = attack is None or attack.from_logits
         self.loss = loss
         self._classification_loss = self._resolve(loss)
 
@@ -72,6 +77,15 @@ class ModelLoss(keras.losses.Loss):
             `training_loss` will find as `step.prepared`.
         """
         return x, None
+
+    def forward_scope(self, step: Step) -> contextlib.AbstractContextManager[Any]:
+        """What the model runs in, under the tape, for the step's predictions."""
+        return contextlib.nullcontext()
+
+    def check(self, model: Any, x: Any, y: Any) -> None:
+        """Raises a `ValueError` for a first batch of arrays that cannot be trained on."""
+        if self.attack is not None:
+            self.attack.check(model, x, y)
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         """The loss for each example, shape `(batch_size,)`; implemented by subclasses."""
@@ -95,17 +109,17 @@ class ModelLoss(keras.losses.Loss):
             return self._classification_loss.call(y_true, y_pred)
         if is_one_hot(y_true):
             return keras.losses.categorical_crossentropy(
-                y_true, y_pred, from_logits=self.attack.from_logits
+                y_true, y_pred, from_logits=self.from_logits
             )
         return keras.losses.sparse_categorical_crossentropy(
-            ops.reshape(y_true, (-1,)), y_pred, from_logits=self.attack.from_logits
+            ops.reshape(y_true, (-1,)), y_pred, from_logits=self.from_logits
         )
 
     def _resolve(self, loss: Any) -> keras.losses.Loss | None:
         """The loss as an object that agrees with the attack on what the model returns."""
         if loss is None:
             return None
-        from_logits = self.attack.from_logits
+        from_logits = self.from_logits
         if isinstance(loss, str):
             class_name = "".join(part[:1].upper() + part[1:] for part in loss.split("_"))
             if not hasattr(keras.losses, class_name):
@@ -131,7 +145,7 @@ class ModelLoss(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         return {
-            "attack": keras.saving.serialize_keras_object(self.attack),
+            "attack": self.attack and keras.saving.serialize_keras_object(self.attack),
             "loss": self.loss
             if self.loss is None or isinstance(self.loss, str)
             else keras.saving.serialize_keras_object(self.loss),

@@ -108,9 +108,7 @@ def _solver(
     return lambda pull, prior: solve(pull + tie[:, None] * prior)
 
 
-def _dense(
-    source: Any, target: Any, inner: Any, diagonal: Any, size: Any
-) -> Callable[[Any], Any]:
+def _dense(source: Any, target: Any, inner: Any, diagonal: Any, size: Any) -> Callable[[Any], Any]:
     is_inside = ops.logical_and(source < size, target < size)
     place = ops.where(is_inside, source * size + target, ops.zeros_like(source))
     inner = ops.where(is_inside, inner, ops.zeros_like(inner))

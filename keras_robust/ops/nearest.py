@@ -41,8 +41,12 @@ def smallest(values: Any, count: int) -> tuple[Any, Any]:
     return -negative, ops.take_along_axis(columns, places, axis=1)
 
 
-def nearest(queries: Any, points: Any, count: int, first: Any = None) -> tuple[Any, Any]:
+def nearest(
+    queries: Any, points: Any, count: int, first: Any = None, scale: Any = None
+) -> tuple[Any, Any]:
     """The `count` points nearest to each query, in ascending order of the distance.
+
+    Memory does not grow with the number of points, beyond the points themselves.
 
     Args:
         queries: tensor, shape `(num_queries, dimensions)`.
@@ -50,6 +54,8 @@ def nearest(queries: Any, points: Any, count: int, first: Any = None) -> tuple[A
         count: int.
         first: int. Query i is point `first + i`, which is left out. Defaults to `None`: the
             queries are not among the points.
+        scale: tensor, shape `(num_points,)`, by which the squared distances to the points are
+            divided. Defaults to `None`.
 
     Returns:
         Squared distances and indices, both of shape `(num_queries, count)`. Where there are fewer
@@ -63,50 +69,55 @@ def nearest(queries: Any, points: Any, count: int, first: Any = None) -> tuple[A
                 points,
                 count,
                 None if first is None else first + row,
+                scale,
             )
             for row in range(0, num_rows, _MAX_ROWS)
         ]
-        return tuple(ops.concatenate(part) for part in zip(*parts, strict=True))
+        return ops.concatenate([part[0] for part in parts]), ops.concatenate(
+            [part[1] for part in parts]
+        )
+    search = _BlockSearch(queries, points, count, first, scale)
     if num_points is None or num_points <= _BLOCK:
-        return _nearest_in_block(queries, points, count, first, 0)
-
-    num_blocks = -(-num_points // _BLOCK)
-    last = num_points - _BLOCK
+        return search.block(0, num_points, 0)
 
     def merge(number: Any, found: tuple[Any, Any]) -> tuple[Any, Any]:
         # The last block overlaps the one before it, whose points are left out in it.
-        start = ops.minimum(number * _BLOCK, last)
-        block = ops.slice(points, (start, 0), (_BLOCK, points.shape[1]))
-        new = _nearest_in_block(queries, block, count, first, start, number * _BLOCK)
-        values = ops.concatenate([found[0], new[0]], axis=1)
-        columns = ops.concatenate([found[1], new[1]], axis=1)
+        begin = number * _BLOCK
+        new = search.block(ops.minimum(begin, num_points - _BLOCK), _BLOCK, begin)
+        values, columns = (ops.concatenate(pair, axis=1) for pair in zip(found, new, strict=True))
         negative, places = ops.top_k(-values, count)
         return -negative, ops.take_along_axis(columns, places, axis=1)
 
-    rows = ops.sum(ops.zeros_like(queries), axis=1, keepdims=True)
-    nothing = ops.tile(rows + float("inf"), (1, count))
-    return ops.fori_loop(
-        0, num_blocks, merge, (nothing, ops.cast(0 * ops.tile(rows, (1, count)), "int32"))
-    )
+    return ops.fori_loop(1, -(-num_points // _BLOCK), merge, search.block(0, _BLOCK, 0))
 
 
-def _nearest_in_block(
-    queries: Any, block: Any, count: int, first: Any, start: Any, begin: Any = 0
-) -> tuple[Any, Any]:
-    """Among the points of a block, which begins with point `start`; those before `begin` not."""
-    distances = squared_distances(queries, block)
-    index = start + ops.arange(ops.shape(block)[0], dtype="int32")
-    is_out = index[None] < begin
-    if first is not None:
-        rows = first + ops.arange(ops.shape(queries)[0], dtype="int32")
-        is_out = ops.logical_or(is_out, index[None] == rows[:, None])
-    distances = ops.where(is_out, ops.full_like(distances, float("inf")), distances)
-    size = block.shape[0]
-    missing = count if size is None else max(count - size, 0)
-    if missing:
-        distances = ops.pad(distances, [(0, 0), (0, missing)], constant_values=float("inf"))
-    values, columns = smallest(distances, count)
-    return values, ops.where(values < float("inf"), columns + start, ops.zeros_like(columns))
+class _BlockSearch:
+    """The search among the points of one block after the other; arguments as of `nearest`."""
+
+    def __init__(self, queries: Any, points: Any, count: int, first: Any, scale: Any) -> None:
+        self.queries, self.points, self.count = queries, points, count
+        self.first, self.scale = first, scale
+
+    def block(self, start: Any, size: int | None, begin: Any) -> tuple[Any, Any]:
+        """Among the `size` points from number `start` on, without those before number `begin`."""
+        block = self.points
+        if size is not None:
+            block = ops.slice(block, (start, 0), (size, block.shape[1]))
+        distances = squared_distances(self.queries, block)
+        if self.scale is not None:
+            scale = self.scale if size is None else ops.slice(self.scale, (start,), (size,))
+            distances = distances / scale
+        index = start + ops.arange(ops.shape(block)[0], dtype="int32")
+        distances = distances + ops.where(index < begin, float("inf"), 0.0)
+        if self.first is not None:
+            rows = self.first + ops.arange(ops.shape(self.queries)[0], dtype="int32")
+            is_self = index[None] == rows[:, None]
+            distances = ops.where(is_self, ops.full_like(distances, float("inf")), distances)
+        missing = self.count if size is None else max(self.count - size, 0)
+        if missing:
+            distances = ops.pad(distances, [(0, 0), (0, missing)], constant_values=float("inf"))
+        values, columns = smallest(distances, self.count)
+        return values, ops.where(values < float("inf"), columns + start, ops.zeros_like(columns))
 
 
 def dtype_name(x: Any) -> str:

@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_robust.ops.nearest import nearest, smallest, squared_distances
+from keras_robust.ops.nearest import nearest, smallest
 
 KERNELS = ("gaussian", "quartic")
+# Rows whose neighbours are gathered at once.
+_MAX_ROWS = 1024
 
 
 class Edges(NamedTuple):
@@ -70,11 +72,17 @@ def union_edges(points: Any, num_neighbors: int, sigma_neighbor: int, kernel: st
 def template_reach(template: Any, num_neighbors: int, sigma_neighbor: int) -> Reach:
     """How far the template points' own lists reach, without any query."""
     fixed = ops.stop_gradient(template)
-    found, indices = nearest(fixed, fixed, num_neighbors, 0)
-    distances = _with_gradient(template, template, found, indices)
-    sigma = own_sigma(distances, sigma_neighbor)[:, 0]
-    below = distances[:, sigma_neighbor - 2] if sigma_neighbor > 1 else ops.zeros_like(sigma)
-    return Reach(ops.minimum(below, sigma), sigma, distances[:, -1])
+    num_rows = template.shape[0]
+    step = _MAX_ROWS if num_rows is not None and num_rows > _MAX_ROWS else num_rows
+    parts = []
+    for row in range(0, num_rows, step) if step else [0]:
+        rows = slice(row, row + step if step else None)
+        found, indices = nearest(fixed[rows], fixed, num_neighbors, row)
+        distances = _with_gradient(template[rows], template, found, indices)
+        sigma = own_sigma(distances, sigma_neighbor)[:, 0]
+        below = distances[:, max(sigma_neighbor - 2, 0)] if sigma_neighbor > 1 else 0 * sigma
+        parts.append((ops.minimum(below, sigma), sigma, distances[:, -1]))
+    return Reach(*(ops.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def edges_to_template(
@@ -135,16 +143,13 @@ def edges_to_template(
 
 def reverse_candidates(queries: Any, template: Any, reach: Reach, count: int) -> Any:
     """For each query the template points whose edge to it would weigh most, shape `(q, count)`."""
-    queries, template = ops.stop_gradient(queries), ops.stop_gradient(template)
-    ratio = squared_distances(queries, template) / ops.stop_gradient(reach.sigma)
-    return smallest(ratio, count)[1]
+    scale = ops.stop_gradient(reach.sigma)
+    return nearest(ops.stop_gradient(queries), ops.stop_gradient(template), count, scale=scale)[1]
 
 
 def _with_gradient(x: Any, points: Any, found: Any, indices: Any) -> Any:
     """The distances again, so that they have a gradient; what is missing stays infinite."""
     distances = pair_distances(x, points, indices)
-    # What the search has rounded to 0 is 0 here too.
-    distances = ops.where(found > 0, distances, ops.zeros_like(distances))
     return ops.where(found < float("inf"), distances, ops.full_like(distances, float("inf")))
 
 

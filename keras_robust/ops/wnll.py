@@ -10,6 +10,7 @@ from keras_robust.ops.interpolation import interpolate
 from keras_robust.ops.nearest import nearest
 from keras_robust.ops.neighbor_graph import (
     KERNELS,
+    Edges,
     edges_to_template,
     reverse_candidates,
     template_reach,
@@ -99,8 +100,13 @@ def wnll(
     """
     queries, template = ops.convert_to_tensor(queries), ops.convert_to_tensor(template)
     check_graph(num_neighbors, sigma_neighbor, kernel, template_weight)
-    if len(queries.shape) != 2 or len(template.shape) != 2 or (
-        None not in (queries.shape[1], template.shape[1]) and queries.shape[1] != template.shape[1]
+    if (
+        len(queries.shape) != 2
+        or len(template.shape) != 2
+        or (
+            None not in (queries.shape[1], template.shape[1])
+            and queries.shape[1] != template.shape[1]
+        )
     ):
         raise ValueError(
             "Arguments `queries` and `template` must have shapes `(q, dimensions)` and "
@@ -113,33 +119,38 @@ def wnll(
             "Argument `labels` must hold one label for each of at least one template point. "
             f"Received: {values.shape[0]} labels, template of shape {tuple(template.shape)}"
         )
-    # Distances between points that lie far from the origin would lose digits.
     center = ops.stop_gradient(ops.mean(template, axis=0))
     queries, template = queries - center, template - center
-    num_queries, num_template = ops.shape(queries)[0], ops.shape(template)[0]
-    if template_weight is None:
-        own = num_queries if joint else 1
-        template_weight = ops.cast(own, queries.dtype) / ops.cast(num_template, queries.dtype)
     if joint:
         points = ops.concatenate([queries, template])
         edges = union_edges(points, num_neighbors, sigma_neighbor, kernel)
     else:
         reach = template_reach(template, num_neighbors, sigma_neighbor)
         fixed = ops.stop_gradient(queries), ops.stop_gradient(template)
-        found, forward = nearest(*fixed, num_neighbors)
+        forward = nearest(*fixed, num_neighbors)
         count = min(template.shape[0] or _MAX_REVERSE, _MAX_REVERSE)
         reverse = reverse_candidates(queries, template, reach, count)
         edges = edges_to_template(
-            queries, template, reach, (found, forward), reverse, sigma_neighbor, kernel, joint
+            queries, template, reach, forward, reverse, sigma_neighbor, kernel, joint
         )
-    values = ops.concatenate([ops.zeros((num_queries, values.shape[1]), values.dtype), values])
+    return extend(edges, values, ops.shape(queries)[0], template_weight, joint)
+
+
+def extend(
+    edges: Edges, values: Any, num_queries: Any, template_weight: float | None, joint: bool
+) -> Any:
+    """u on the queries, which come before the template in the graph, from g on the template."""
+    num_template = ops.shape(values)[0]
+    if template_weight is None:
+        own = ops.cast(num_queries if joint else 1, values.dtype)
+        template_weight = own / ops.cast(num_template, values.dtype)
+    unknown = ops.zeros((num_queries, values.shape[1]), values.dtype)
     is_known = ops.arange(num_queries + num_template) >= num_queries
+    values = ops.concatenate([unknown, values])
     return interpolate(edges, values, is_known, num_queries, template_weight)
 
 
-def check_graph(
-    num_neighbors: Any, sigma_neighbor: Any, kernel: Any, template_weight: Any
-) -> None:
+def check_graph(num_neighbors: Any, sigma_neighbor: Any, kernel: Any, template_weight: Any) -> None:
     """Raises a `ValueError` where the graph's settings are out of their ranges."""
     validation.check_count("num_neighbors", num_neighbors)
     validation.check_count("sigma_neighbor", sigma_neighbor)
@@ -168,8 +179,10 @@ def label_vectors(labels: Any, num_classes: int | None, dtype: Any) -> Any:
         values = ops.convert_to_numpy(labels)
         largest = int(values.max(initial=-1))
         num_classes = largest + 1 if num_classes is None else num_classes
-        if not np.issubdtype(values.dtype, np.integer) or values.min(initial=0) < 0 or (
-            largest >= num_classes
+        if (
+            not np.issubdtype(values.dtype, np.integer)
+            or values.min(initial=0) < 0
+            or (largest >= num_classes)
         ):
             raise ValueError(
                 "Argument `labels` must hold integers from 0 to `num_classes - 1`, or vectors. "

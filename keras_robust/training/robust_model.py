@@ -87,7 +87,8 @@ class RobustModel(backend.TrainStep, keras.Model):
     def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
         """Lets the loss prepare; yields the images to compute the predictions from."""
         inputs, prepared = self.loss.prepare(self.base_model, x, y, seed)
-        with step_scope(Step(self.base_model, inputs, prepared, training=True)):
+        step = Step(self.base_model, inputs, prepared, training=True)
+        with step_scope(step), self.loss.forward_scope(step):
             yield inputs
 
     def compute_loss(
@@ -138,7 +139,7 @@ class RobustModel(backend.TrainStep, keras.Model):
         strategy = getattr(self, "distribute_strategy", None)
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             inference.build(self, images)
-        self.loss.attack.check(self.base_model, images, labels)
+        self.loss.check(self.base_model, images, labels)
 
     def get_config(self) -> dict[str, Any]:
         return {

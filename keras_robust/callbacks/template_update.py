@@ -1,0 +1,72 @@
+"""Keeping the template of a WNLL head up to date during training."""
+
+from typing import Any
+
+import keras
+
+from keras_robust import validation
+from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.training.adapt_template import adapt_template, wnll_head
+
+
+class TemplateUpdate(keras.callbacks.Callback):
+    """Fills the template of the model's `kr.layers.WNLLHead` anew as the network changes.
+
+    It is filled before the first epoch and then after the training part of every `every`-th
+    one, before validation. The head is put in its WNLL phase.
+
+    Args:
+        x: images to take the template from, or a `tf.data.Dataset` of pairs.
+        y: labels, integer or one-hot; -1 marks an unlabeled example. Defaults to `None`, for a
+            data set.
+        every: int. How many epochs a template lasts. Defaults to `1`.
+        batch_size: int, of the forward passes. Defaults to `128`.
+        seed: int. Seed of the drawing, which is the same each time. Defaults to `0`.
+
+    Raises:
+        ValueError: if an argument is out of its range; by `fit`, if the model does not end with
+            a `WNLLHead`, or there are too few examples for its template.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> x, y = np.random.rand(200, 8, 8, 1).astype("float32"), np.arange(200) % 10
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 1)), keras.layers.Flatten(), kr.layers.WNLLHead(
+    ...         10, template_size=100)])
+    >>> robust = kr.RobustModel(model)
+    >>> robust.compile(optimizer="adam", loss=kr.losses.GraphInterpolation())
+    >>> history = robust.fit(
+    ...     x, y, verbose=0, callbacks=[kr.callbacks.TemplateUpdate(x, y)])
+    """
+
+    def __init__(
+        self, x: Any, y: Any = None, every: int = 1, batch_size: int = 128, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.x, self.y = as_arrays(x, y)
+        self.every = validation.check_count("every", every)
+        self.batch_size = validation.check_count("batch_size", batch_size)
+        self.seed = int(seed)
+        self._is_stale = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        wnll_head(self.model)
+        self._update()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._is_stale = (epoch + 1) % self.every == 0
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._update_if_stale()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._update_if_stale()
+
+    def _update_if_stale(self) -> None:
+        if self._is_stale:
+            self._is_stale = False
+            self._update()
+
+    def _update(self) -> None:
+        adapt_template(self.model, self.x, self.y, self.batch_size, self.seed)

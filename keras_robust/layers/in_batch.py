@@ -1,0 +1,76 @@
+"""A training batch that serves as its own template, part by part."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+from keras import ops
+
+from keras_robust.ops.interpolation import interpolate
+from keras_robust.ops.neighbor_graph import union_edges
+
+
+class InBatchTemplate:
+    """The labels of a batch on its way through a `kr.layers.WNLLHead` in training.
+
+    The batch is cut into folds. In turn each fold's labels are hidden and interpolated from the
+    others', on the graph of the whole batch. Label -1 marks an unlabeled example: it is a point
+    of every graph and a template in none.
+
+    Args:
+        labels: integers, shape `(batch_size,)`.
+        num_folds: int, at least 2.
+
+    The head leaves the linear branch's logits in `linear_logits`.
+    """
+
+    def __init__(self, labels: Any, num_folds: int) -> None:
+        self.labels, self.num_folds = labels, num_folds
+        self.linear_logits: Any = None
+
+    def interpolate(
+        self,
+        features: Any,
+        num_classes: int,
+        num_neighbors: int,
+        sigma_neighbor: int,
+        kernel: str,
+        template_weight: float | None,
+    ) -> Any:
+        """u for every example, shape `(batch_size, num_classes)`."""
+        edges = union_edges(features, num_neighbors, sigma_neighbor, kernel)
+        is_labeled = self.labels >= 0
+        values = ops.one_hot(ops.maximum(self.labels, 0), num_classes, dtype=features.dtype)
+        size = ops.shape(features)[0]
+        fold = ops.arange(size, dtype="int32") % self.num_folds
+        u = ops.zeros_like(values)
+        for number in range(self.num_folds):
+            is_known = ops.logical_and(is_labeled, fold != number)
+            gamma: Any = template_weight
+            if gamma is None:
+                count = ops.sum(ops.cast(is_known, features.dtype))
+                gamma = ops.cast(size, features.dtype) / ops.maximum(count, 1.0) - 1.0
+            part = interpolate(edges, values, is_known, size, gamma)
+            u = ops.where((fold == number)[:, None], part, u)
+        return u
+
+
+_template: contextvars.ContextVar[InBatchTemplate | None] = contextvars.ContextVar(
+    "in_batch_template", default=None
+)
+
+
+def current_template() -> InBatchTemplate | None:
+    """The template of the training step under way, if there is one."""
+    return _template.get()
+
+
+@contextlib.contextmanager
+def template_scope(template: InBatchTemplate) -> Iterator[None]:
+    """Makes `template` the current one."""
+    token = _template.set(template)
+    try:
+        yield
+    finally:
+        _template.reset(token)

@@ -1,0 +1,6 @@
+"""Nearest-neighbour search."""
+
+from keras_robust.neighbors.exact import ExactIndex as ExactIndex
+from keras_robust.neighbors.scann import ScannIndex as ScannIndex
+
+INDICES = {"exact": ExactIndex, "scann": ScannIndex}

@@ -1,0 +1,66 @@
+"""Exact nearest neighbours."""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_robust import backend, validation
+from keras_robust.neighbors.points import check_num_neighbors, check_points
+from keras_robust.ops.nearest import nearest
+
+_BATCH = 1024
+
+
+class ExactIndex:
+    """Finds the nearest of a set of points by comparing with all of them.
+
+    Squared distances come from blocked matrix products, and of each block only the nearest
+    points are kept: memory beyond the points themselves is bounded, however many there are.
+
+    Args:
+        points: float array, shape `(num_points, dimensions)`.
+
+    Raises:
+        ValueError: if `points` is not such an array, or holds NaN or infinite values; by
+            `search`, if the queries do not fit it.
+
+    Example:
+
+    >>> import numpy as np, keras_robust as kr
+    >>> points = np.array([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]], "float32")
+    >>> distances, indices = kr.neighbors.ExactIndex(points).search(points[:1], num_neighbors=2)
+    >>> indices.tolist(), distances.tolist()
+    ([[0, 1]], [[0.0, 1.0]])
+    """
+
+    def __init__(self, points: Any) -> None:
+        self.points = check_points("points", points)
+
+    def search(self, queries: Any, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+        """The points nearest to each query, in ascending order of the distance.
+
+        Args:
+            queries: float array, shape `(num_queries, dimensions)`.
+            num_neighbors: int.
+
+        Returns:
+            Squared Euclidean distances and indices, both of shape `(num_queries, num_neighbors)`.
+        """
+        queries = check_points("queries", queries, self.points.shape[1]).astype(self.points.dtype)
+        check_num_neighbors(
+            validation.check_count("num_neighbors", num_neighbors), len(self.points)
+        )
+        search = backend.compiled(
+            self, num_neighbors, lambda _, x, points: nearest(x, points, num_neighbors)
+        )
+        points = ops.convert_to_tensor(self.points)
+        batch = min(_BATCH, len(queries))
+        # Batches of one size, for which the search is compiled once.
+        padded = np.resize(queries, (-(-len(queries) // batch) * batch, queries.shape[1]))
+        found = [search(padded[row : row + batch], points) for row in range(0, len(padded), batch)]
+        distances, indices = (
+            np.concatenate([ops.convert_to_numpy(part[place]) for part in found])[: len(queries)]
+            for place in (0, 1)
+        )
+        return distances, indices

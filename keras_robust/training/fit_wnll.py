@@ -1,0 +1,242 @@
+"""Alternating training of a network with a WNLL head."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_robust import validation
+from keras_robust.evaluation.arrays import as_arrays, sparse
+from keras_robust.layer_access import all_layers
+from keras_robust.losses import ModelLoss
+from keras_robust.training.adapt_template import adapt_template, wnll_head
+from keras_robust.training.robust_model import RobustModel
+
+
+def fit_wnll(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    passes: int = 2,
+    linear_epochs: int = 400,
+    wnll_epochs: int = 5,
+    template_fraction: float = 0.5,
+    linear_optimizer: Callable[[int, int], Any] | None = None,
+    wnll_optimizer: Callable[[int], Any] | None = None,
+    linear_loss: Any = None,
+    wnll_loss: Any = None,
+    linear_batch_size: int = 128,
+    wnll_batch_size: int = 2000,
+    validation_data: Any = None,
+    callbacks: Sequence[Any] = (),
+    directory: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    verbose: Any = "auto",
+) -> dict[str, list[float]]:
+    """Trains a network and its WNLL head in alternation.
+
+    In each of the `passes`, two calls of `compile` and `fit`:
+
+    1. `linear_epochs` of the whole network with the linear branch;
+    2. `wnll_epochs` of the buffer block alone, with the WNLL branch: a random
+       `template_fraction` of the data gives the template, the rest is trained on.
+
+    The head's `gradient` decides how the second is differentiated; the papers' is
+    `"straight_through"` or `"linear"`. At the end the template is filled from all of the data,
+    and the head is in its WNLL phase.
+
+    Args:
+        model: Keras model that ends with a `kr.layers.WNLLHead` with `units`.
+        x: images, or a `tf.data.Dataset` of pairs. All of it is held in memory.
+        y: integer or one-hot labels; -1 marks an unlabeled example, which is left out of the
+            loss and of the template. Defaults to `None`, for a data set.
+        passes: int. How often the two stages alternate. Defaults to `2`.
+        linear_epochs: int. Defaults to `400`.
+        wnll_epochs: int. Defaults to `5`.
+        template_fraction: float between 0 and 1. Defaults to `0.5`. At least the head's
+            `template_size` of labeled examples must be left to the template.
+        linear_optimizer: callable, from the number of the pass (0, 1, ...) and the number of steps
+            of an epoch to a Keras optimizer.
+            Defaults to `None`: the papers', SGD with momentum 0.9 and weight decay 0.0005, whose
+            rate is 0.05 halved every 50 epochs, and a fifth of that in later passes.
+        wnll_optimizer: callable, from the number of the pass alone, of the second stage. Defaults to `None`: SGD with momentum 0.9
+            and a rate of 0.0005.
+        linear_loss: loss of the first stage: a Keras loss, or a `kr.losses.ModelLoss` such as
+            `kr.losses.AdversarialTraining` (Algorithm 3). Defaults to `None`: cross-entropy.
+        wnll_loss: loss of the second. Defaults to `None`: cross-entropy.
+        linear_batch_size: int. Defaults to `128`.
+        wnll_batch_size: int. Defaults to `2000`.
+        validation_data: as for `keras.Model.fit`. Defaults to `None`.
+        callbacks: Keras callbacks, of every stage. Defaults to none.
+        directory: folder in which the model's weights are saved after each stage; stages that
+            are there already are not trained again. Defaults to `None`: nothing is saved.
+        seed: int. Seed of the split. Defaults to `0`.
+        verbose: as for `keras.Model.fit`. Defaults to `"auto"`.
+
+    Returns:
+        The histories of all stages, joined: `"loss"`, `"accuracy"` and, with validation data,
+        `"val_loss"` and `"val_accuracy"`; `"stage"` numbers the stage of each epoch.
+
+    Raises:
+        ValueError: before any work, if the model does not end with a `WNLLHead` with `units`; if
+            an argument is out of its range; if `directory` holds stages of another schedule.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> x, y = np.random.rand(200, 8, 8, 1).astype("float32"), np.arange(200) % 10
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 1)), keras.layers.Flatten(), kr.layers.WNLLHead(
+    ...         10, units=16, template_size=100, gradient="straight_through")])
+    >>> history = kr.training.fit_wnll(
+    ...     model, x, y, linear_epochs=2, wnll_epochs=1, verbose=0)
+    >>> history["stage"]
+    [0, 0, 1, 2, 2, 3]
+
+    Departures from the papers: in the second stage the template is fixed for the stage, and its
+    features pass through the buffer block of each step; batch-norm statistics stand still there,
+    as everything but the buffer block does.
+
+    Reference:
+
+    - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies
+      in Data-Efficient Deep Learning, Algorithms 1 and 3, section 4
+    """
+    head = wnll_head(model)
+    if head.units is None:
+        raise ValueError(
+            "Argument `model` must have a head with a buffer block, which the second stage "
+            f"trains: `WNLLHead(..., units=...)`. Received: {head!r} with units=None"
+        )
+    for name, value in [
+        ("passes", passes), ("linear_epochs", linear_epochs), ("wnll_epochs", wnll_epochs),
+        ("linear_batch_size", linear_batch_size), ("wnll_batch_size", wnll_batch_size),
+    ]:  # fmt: skip
+        validation.check_count(name, value)
+    x, y = as_arrays(x, y)
+    labels = sparse(y)
+    labeled = np.flatnonzero(labels >= 0)
+    split = int(
+        round(validation.check_number("template_fraction", template_fraction) * len(labeled))
+    )
+    if not head.template_size <= split < len(labeled):
+        raise ValueError(
+            "Argument `template_fraction` must leave at least the head's `template_size`, "
+            f"{head.template_size}, of the {len(labeled)} labeled examples to the template, and "
+            f"some to train on. Received: template_fraction={template_fraction}"
+        )
+    order = np.random.default_rng(seed).permutation(labeled)
+    template, rest = np.sort(order[:split]), np.sort(order[split:])
+    schedule = {
+        "passes": passes, "linear_epochs": linear_epochs, "wnll_epochs": wnll_epochs,
+        "template_fraction": template_fraction, "seed": seed, "num_examples": len(x),
+    }  # fmt: skip
+    stages = _Stages(model, directory, schedule)
+
+    def train(
+        stage: int, rows: np.ndarray, loss: Any, optimizer: Any, size: int, epochs: int
+    ) -> Any:
+        if loss is None:
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        trained = RobustModel(model, seed=seed + stage) if isinstance(loss, ModelLoss) else model
+        trained.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+        keras.utils.set_random_seed(seed + stage)
+        return trained.fit(
+            x[rows], labels[rows], batch_size=size, epochs=epochs, callbacks=list(callbacks),
+            validation_data=validation_data, verbose=verbose,
+        ).history  # fmt: skip
+
+    for stage in range(stages.num_done, 2 * passes):
+        number = stage // 2
+        if stage % 2 == 0:
+            if head.is_adapted:
+                head.phase = "linear"
+            optimizer = (linear_optimizer or _linear_sgd)(number, len(labeled) // linear_batch_size)
+            history = train(
+                stage, labeled, linear_loss, optimizer, linear_batch_size, linear_epochs
+            )
+        else:
+            adapt_template(model, x[template], labels[template])
+            with _buffer_alone(model, head):
+                optimizer = (wnll_optimizer or _wnll_sgd)(number)
+                history = train(stage, rest, wnll_loss, optimizer, wnll_batch_size, wnll_epochs)
+        stages.save(history)
+    adapt_template(model, x, labels)
+    return stages.history()
+
+
+def _linear_sgd(number: int, steps_per_epoch: int) -> Any:
+    rate = keras.optimizers.schedules.ExponentialDecay(
+        0.05 / (5 if number else 1), 50 * max(steps_per_epoch, 1), 0.5, staircase=True
+    )
+    return keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-4)
+
+
+def _wnll_sgd(number: int) -> Any:
+    return keras.optimizers.SGD(0.0005, momentum=0.9)
+
+
+@contextlib.contextmanager
+def _buffer_alone(model: Any, head: Any) -> Iterator[None]:
+    """Inside, nothing but the head's buffer block is trainable."""
+    layers = [*all_layers(model), head.buffer, head.linear]
+    before = [layer.trainable for layer in layers]
+    for layer in layers:
+        layer.trainable = False
+    head.trainable = head.buffer.trainable = True
+    head.linear.trainable = False
+    try:
+        yield
+    finally:
+        for layer, trainable in zip(layers, before, strict=True):
+            layer.trainable = trainable
+
+
+class _Stages:
+    """What the stages so far have led to: saved, where there is a directory to save it in."""
+
+    def __init__(self, model: Any, directory: Any, schedule: dict[str, Any]) -> None:
+        self.model, self.schedule = model, schedule
+        self.directory = None if directory is None else pathlib.Path(directory)
+        self.histories: list[dict[str, list[float]]] = []
+        if self.directory is not None and (self.directory / "stages.json").exists():
+            saved = json.loads((self.directory / "stages.json").read_text())
+            if saved["schedule"] != schedule:
+                raise ValueError(
+                    "Argument `directory` holds stages of another schedule. Expected "
+                    f"{saved['schedule']}. Received: {schedule}"
+                )
+            self.histories = saved["histories"]
+            if self.histories:
+                model.load_weights(self._weights(self.num_done - 1))
+
+    @property
+    def num_done(self) -> int:
+        return len(self.histories)
+
+    def save(self, history: dict[str, list[float]]) -> None:
+        self.histories.append({k: [float(v) for v in values] for k, values in history.items()})
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.model.save_weights(self._weights(self.num_done - 1), overwrite=True)
+            saved = {"schedule": self.schedule, "histories": self.histories}
+            # Last, and in one piece: a stage counts once its weights are there.
+            temporary = self.directory / "stages.json.part"
+            temporary.write_text(json.dumps(saved))
+            temporary.replace(self.directory / "stages.json")
+
+    def history(self) -> dict[str, list[float]]:
+        joined: dict[str, list[float]] = {"stage": []}
+        for stage, history in enumerate(self.histories):
+            joined["stage"] += [stage] * len(history["loss"])
+            for name, values in history.items():
+                joined.setdefault(name, []).extend(values)
+        return joined
+
+    def _weights(self, stage: int) -> pathlib.Path:
+        return self.directory / f"stage-{stage}.weights.h5"
