@@ -20,7 +20,7 @@ def with_surrogates(model: Any, attacks: Mapping[str, Attack]) -> dict[str, Atta
         if not radii(attack) or "objective" not in config or attack.objective is not None:
             continue
         for surrogate in SURROGATES:
-            change = {"objective": WNLLSurrogate(surrogate, attack.from_logits)}
+            change: dict[str, Any] = {"objective": WNLLSurrogate(surrogate, attack.from_logits)}
             if surrogate == "exact" and config.get("loss") == "ce":
                 change["loss"] = "margin"
             all_attacks[f"{name}, {surrogate}"] = type(attack).from_config({**config, **change})

@@ -27,7 +27,7 @@ def fit_wnll(
     wnll_epochs: int = 5,
     template_fraction: float = 0.5,
     linear_optimizer: Callable[[int, int], Any] | None = None,
-    wnll_optimizer: Callable[[int], Any] | None = None,
+    wnll_optimizer: Callable[[int, int], Any] | None = None,
     linear_loss: Any = None,
     wnll_loss: Any = None,
     linear_batch_size: int = 128,
@@ -64,7 +64,7 @@ def fit_wnll(
             of an epoch to a Keras optimizer.
             Defaults to `None`: the papers', SGD with momentum 0.9 and weight decay 0.0005, whose
             rate is 0.05 halved every 50 epochs, and a fifth of that in later passes.
-        wnll_optimizer: callable, from the number of the pass alone, of the second stage. Defaults to `None`: SGD with momentum 0.9
+        wnll_optimizer: the same for the second stage. Defaults to `None`: SGD with momentum 0.9
             and a rate of 0.0005.
         linear_loss: loss of the first stage: a Keras loss, or a `kr.losses.ModelLoss` such as
             `kr.losses.AdversarialTraining` (Algorithm 3). Defaults to `None`: cross-entropy.
@@ -121,9 +121,8 @@ def fit_wnll(
     x, y = as_arrays(x, y)
     labels = sparse(y)
     labeled = np.flatnonzero(labels >= 0)
-    split = int(
-        round(validation.check_number("template_fraction", template_fraction) * len(labeled))
-    )
+    fraction = validation.check_number("template_fraction", template_fraction)
+    split = round(fraction * len(labeled))
     if not head.template_size <= split < len(labeled):
         raise ValueError(
             "Argument `template_fraction` must leave at least the head's `template_size`, "
@@ -138,33 +137,30 @@ def fit_wnll(
     }  # fmt: skip
     stages = _Stages(model, directory, schedule)
 
-    def train(
-        stage: int, rows: np.ndarray, loss: Any, optimizer: Any, size: int, epochs: int
-    ) -> Any:
+    def train(rows: np.ndarray, loss: Any, make_optimizer: Any, size: int, epochs: int) -> Any:
         if loss is None:
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        trained = RobustModel(model, seed=seed + stage) if isinstance(loss, ModelLoss) else model
-        trained.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+        stage = stages.num_done
         keras.utils.set_random_seed(seed + stage)
+        trained = RobustModel(model, seed=seed + stage) if isinstance(loss, ModelLoss) else model
+        optimizer = make_optimizer(stage // 2, -(-len(rows) // size))
+        trained.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
         return trained.fit(
             x[rows], labels[rows], batch_size=size, epochs=epochs, callbacks=list(callbacks),
             validation_data=validation_data, verbose=verbose,
         ).history  # fmt: skip
 
     for stage in range(stages.num_done, 2 * passes):
-        number = stage // 2
         if stage % 2 == 0:
             if head.is_adapted:
                 head.phase = "linear"
-            optimizer = (linear_optimizer or _linear_sgd)(number, len(labeled) // linear_batch_size)
-            history = train(
-                stage, labeled, linear_loss, optimizer, linear_batch_size, linear_epochs
-            )
+            optimizer = linear_optimizer or _linear_sgd
+            history = train(labeled, linear_loss, optimizer, linear_batch_size, linear_epochs)
         else:
             adapt_template(model, x[template], labels[template])
+            optimizer = wnll_optimizer or _wnll_sgd
             with _buffer_alone(model, head):
-                optimizer = (wnll_optimizer or _wnll_sgd)(number)
-                history = train(stage, rest, wnll_loss, optimizer, wnll_batch_size, wnll_epochs)
+                history = train(rest, wnll_loss, optimizer, wnll_batch_size, wnll_epochs)
         stages.save(history)
     adapt_template(model, x, labels)
     return stages.history()
@@ -172,12 +168,12 @@ def fit_wnll(
 
 def _linear_sgd(number: int, steps_per_epoch: int) -> Any:
     rate = keras.optimizers.schedules.ExponentialDecay(
-        0.05 / (5 if number else 1), 50 * max(steps_per_epoch, 1), 0.5, staircase=True
+        0.05 / (5 if number else 1), 50 * steps_per_epoch, 0.5, staircase=True
     )
     return keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-4)
 
 
-def _wnll_sgd(number: int) -> Any:
+def _wnll_sgd(number: int, steps_per_epoch: int) -> Any:
     return keras.optimizers.SGD(0.0005, momentum=0.9)
 
 
@@ -239,4 +235,4 @@ class _Stages:
         return joined
 
     def _weights(self, stage: int) -> pathlib.Path:
-        return self.directory / f"stage-{stage}.weights.h5"
+        return pathlib.Path(self.directory or "") / f"stage-{stage}.weights.h5"
