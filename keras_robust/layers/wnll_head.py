@@ -489,8 +489,8 @@ class WNLLHead(keras.layers.Layer):
 
     def _logits(self, u: Any, linear: Any) -> Any:
         """log u, with the gradient that was asked for."""
-        u = (ops.maximum(u, 0.0) + _FLOOR) / (1 + _FLOOR * self.num_classes)
-        logits = ops.log(u)
+        u = ops.maximum(u, 0.0) + _FLOOR
+        logits = ops.log(u / ops.sum(u, axis=1, keepdims=True))
         if self._gradient == "exact":
             return logits
         return linear + ops.stop_gradient(logits - linear)

@@ -109,12 +109,10 @@ class GraphInterpolation(ModelLoss):
         return template_scope(InBatchTemplate(step.prepared, self.num_folds))
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+        # With a weight of 0 too: Keras warns of variables without a gradient.
+        linear = ops.cast(current_template().linear_logits, y_pred.dtype)
         values = self.classification_loss(y_true, y_pred)
-        template = current_template()
-        if self.linear_weight and template is not None:
-            linear = ops.cast(template.linear_logits, y_pred.dtype)
-            values = values + self.linear_weight * self.classification_loss(y_true, linear)
-        return values
+        return values + self.linear_weight * self.classification_loss(y_true, linear)
 
     def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
         """Cross-entropy, 0 for unlabeled examples."""

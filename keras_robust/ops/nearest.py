@@ -108,7 +108,9 @@ class _BlockSearch:
             scale = self.scale if size is None else ops.slice(self.scale, (start,), (size,))
             distances = distances / scale
         index = start + ops.arange(ops.shape(block)[0], dtype="int32")
-        distances = distances + ops.where(index < begin, float("inf"), 0.0)
+        distances = distances + ops.cast(
+            ops.where(index < begin, float("inf"), 0.0), distances.dtype
+        )
         if self.first is not None:
             rows = self.first + ops.arange(ops.shape(self.queries)[0], dtype="int32")
             is_self = index[None] == rows[:, None]

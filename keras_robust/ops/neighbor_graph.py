@@ -22,7 +22,8 @@ class Edges(NamedTuple):
 class Reach(NamedTuple):
     """What each template point's own list says of who may enter it: tensors, shape `(t,)`.
 
-    The squared distances to its neighbours number n - 1, n and m, in the template alone.
+    The squared distances to its neighbours number n - 1, n and m, in the template alone; where
+    there are fewer than n, `below` is the last one's and `sigma` infinite.
     """
 
     below: Any
@@ -81,7 +82,10 @@ def template_reach(template: Any, num_neighbors: int, sigma_neighbor: int) -> Re
         distances = _with_gradient(template[rows], template, found, indices)
         sigma = own_sigma(distances, sigma_neighbor)[:, 0]
         below = distances[:, max(sigma_neighbor - 2, 0)] if sigma_neighbor > 1 else 0 * sigma
-        parts.append((ops.minimum(below, sigma), sigma, distances[:, -1]))
+        is_short = distances[:, sigma_neighbor - 1] == float("inf")
+        below = ops.where(is_short, sigma, ops.minimum(below, sigma))
+        sigma = ops.where(is_short, ops.full_like(sigma, float("inf")), sigma)
+        parts.append((below, sigma, distances[:, -1]))
     return Reach(*(ops.concatenate(part) for part in zip(*parts, strict=True)))
 
 
@@ -129,7 +133,9 @@ def edges_to_template(
 
     back = pair_distances(queries, template, reverse)
     below, sigma, farthest = (ops.take(values, reverse) for values in reach)
-    if not joint:
+    if joint:
+        sigma = ops.where(sigma < float("inf"), sigma, below)
+    else:
         sigma = ops.minimum(sigma, ops.maximum(back, below))
         sigma = ops.where(sigma > 0, sigma, ops.ones_like(sigma))
     is_edge = back < farthest
