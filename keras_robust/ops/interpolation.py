@@ -12,7 +12,7 @@ from keras_robust.ops.neighbor_graph import Edges
 MAX_DENSE = 3000
 # How firmly every point is tied to the prior, relative to its edges: what a component of the
 # graph without any known point is left to.
-_TIE = {"float32": 4e-6, "float64": 1e-13}
+_TIE = {"float32": 2e-6, "float64": 1e-13}
 _TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 _MAX_ITERATIONS = 1000
 

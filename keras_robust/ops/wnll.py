@@ -85,7 +85,7 @@ def wnll(
 
     Departures from the papers:
 
-    - The points are tied to the mean label by 4e-6 of their edges' weight (1e-13 in float64).
+    - The points are tied to the mean label by 2e-6 of their edges' weight (1e-13 in float64).
       Without it the system is singular for a component without a template point.
     - Where the n-th neighbour is at distance 0, sigma is the distance to the nearest one that is
       not: among duplicates it would be 0.
