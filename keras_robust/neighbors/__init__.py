@@ -2,5 +2,3 @@
 
 from keras_robust.neighbors.exact import ExactIndex as ExactIndex
 from keras_robust.neighbors.scann import ScannIndex as ScannIndex
-
-INDICES = {"exact": ExactIndex, "scann": ScannIndex}

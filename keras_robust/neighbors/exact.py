@@ -36,6 +36,8 @@ class ExactIndex:
 
     def __init__(self, points: Any) -> None:
         self.points = check_points("points", points)
+        # Far from the origin, squared distances by products would be rounding errors.
+        self._center = self.points.mean(axis=0)
 
     def search(self, queries: Any, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
         """The points nearest to each query, in ascending order of the distance.
@@ -48,13 +50,14 @@ class ExactIndex:
             Squared Euclidean distances and indices, both of shape `(num_queries, num_neighbors)`.
         """
         queries = check_points("queries", queries, self.points.shape[1]).astype(self.points.dtype)
+        queries = queries - self._center
         check_num_neighbors(
             validation.check_count("num_neighbors", num_neighbors), len(self.points)
         )
         search = backend.compiled(
             self, num_neighbors, lambda _, x, points: nearest(x, points, num_neighbors)
         )
-        points = ops.convert_to_tensor(self.points)
+        points = ops.convert_to_tensor(self.points - self._center)
         batch = min(_BATCH, len(queries))
         # Batches of one size, for which the search is compiled once.
         padded = np.resize(queries, (-(-len(queries) // batch) * batch, queries.shape[1]))

@@ -49,7 +49,9 @@ class ScannIndex:
     def __init__(self, points: Any, num_neighbors: int = 30, search_share: float = 0.05) -> None:
         self.points = check_points("points", points).astype("float32")
         self.num_neighbors = validation.check_count("num_neighbors", num_neighbors)
-        self.search_share = validation.check_number("search_share", search_share, exclusive=True)
+        self.search_share = validation.check_number(
+            "search_share", search_share, exclusive=True, maximum=1.0
+        )
         check_num_neighbors(num_neighbors, len(self.points))
         builder = _scann().scann_ops_pybind.builder(self.points, num_neighbors, "squared_l2")
         if len(self.points) >= _MIN_PARTITIONED:
