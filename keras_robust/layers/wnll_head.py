@@ -13,12 +13,12 @@ from keras_robust.layer_access import replaced
 from keras_robust.layers.in_batch import current_template
 from keras_robust.layers.template import choose_template
 from keras_robust.neighbors import ScannIndex
-from keras_robust.ops.nearest import nearest, squared_distances
+from keras_robust.ops.nearest import nearest_in_two_ways, squared_distances
 from keras_robust.ops.neighbor_graph import (
     Reach,
     edges_to_template,
     own_sigma,
-    reverse_candidates,
+    reach_of_lists,
     template_reach,
 )
 from keras_robust.ops.wnll import check_graph, extend, wnll
@@ -244,7 +244,7 @@ class WNLLHead(keras.layers.Layer):
         """Whether a prediction depends on the batch that it is made in."""
         return self.phase == "wnll" and self.joint
 
-    def adapt(self, features: Any, labels: Any, seed: int = 0) -> None:
+    def adapt(self, features: Any, labels: Any, seed: int = 0, distances: Any = None) -> None:
         """Fills the template, and puts the head in its WNLL phase.
 
         Args:
@@ -254,6 +254,11 @@ class WNLLHead(keras.layers.Layer):
             labels: integers, shape `(num_points,)`, or one-hot vectors; -1 marks an unlabeled
                 point, of which `unlabeled_size` are used.
             seed: int. Seed of the drawing. Defaults to `0`.
+            distances: array, shape `(template_size, num_neighbors)`, the squared distances from
+                each point to its nearest others, in ascending order, where they are known: what
+                takes longest with a large template. Possible without a buffer block, if all
+                points are labeled and used, in one template batch of more than 2,000. Defaults
+                to `None`.
 
         Raises:
             ValueError: if there are too few points, or a class has none; if labels or features
@@ -265,6 +270,8 @@ class WNLLHead(keras.layers.Layer):
             labels = np.where(labels.any(axis=1), labels.argmax(axis=1), -1)
         labels = labels.reshape(-1)
         self._check_template(features, labels)
+        if distances is not None:
+            distances = self._checked_distances(distances, labels)
         if not self.built:
             self.build(features.shape)
         rows = choose_template(labels, self.template_size, self.num_classes, seed)
@@ -277,7 +284,9 @@ class WNLLHead(keras.layers.Layer):
             others = np.random.default_rng(seed).permutation(np.flatnonzero(labels < 0))
             self.unlabeled_features.assign(features[np.sort(others[: self.unlabeled_size])])
         self._indices.clear()
-        if self._has_lists:
+        if self._has_lists and distances is not None:
+            self.reach.assign(ops.stack(reach_of_lists(distances[rows], self.sigma_neighbor)))
+        elif self._has_lists:
             self.reach.assign(self._find_reach())
         self.phase = "wnll"
 
@@ -399,25 +408,29 @@ class WNLLHead(keras.layers.Layer):
         part = self._part(number)
         rows = ops.cast(ops.convert_to_tensor(self.reach), template.dtype)
         reach = Reach(*(rows[row, part] for row in range(3)))
-        forward, reverse = self._search(number, queries, template, reach)
+        found = self._search(number, queries, template, reach)
         edges = edges_to_template(
-            queries, template, reach, forward, reverse, self.sigma_neighbor, self.kernel, joint
+            queries, template, reach, found, self.sigma_neighbor, self.kernel, joint
         )
         return extend(edges, values, ops.shape(queries)[0], self.template_weight, joint)
 
-    def _search(self, number: int, queries: Any, template: Any, reach: Reach) -> tuple[Any, Any]:
-        """The nearest template points, and those into whose lists a query may come."""
-        count = min(_REVERSE_PER_NEIGHBOR * self.num_neighbors, template.shape[0])
+    def _search(self, number: int, queries: Any, template: Any, reach: Reach) -> Any:
+        """What `nearest_in_two_ways` finds; by ScaNN, the second are the nearest, too."""
+        m, count = (
+            self.num_neighbors,
+            min(_REVERSE_PER_NEIGHBOR * self.num_neighbors, template.shape[0]),
+        )
         queries, template = ops.stop_gradient(queries), ops.stop_gradient(template)
         if self.neighbors == "exact":
-            reverse = reverse_candidates(queries, template, reach, count)
-            return nearest(queries, template, self.num_neighbors), reverse
-        found, indices = backend.host_call(
+            return nearest_in_two_ways(
+                queries, template, m, ops.stop_gradient(reach.scale()), count
+            )
+        distances, indices = backend.host_call(
             lambda x: self._scann_index(number, count).search(x, count),
             queries,
             (("float32", count), ("int32", count)),
         )
-        return (found[:, : self.num_neighbors], indices[:, : self.num_neighbors]), indices
+        return distances[:, :m], indices[:, :m], distances, indices
 
     def _scann_index(self, number: int, count: int) -> ScannIndex:
         if number not in self._indices:
@@ -477,6 +490,19 @@ class WNLLHead(keras.layers.Layer):
                 f"Argument `labels` must hold at least `unlabeled_size`, {self.unlabeled_size}, "
                 f"points labeled -1. Received: {len(labels) - num_labeled} of them"
             )
+
+    def _checked_distances(self, distances: Any, labels: np.ndarray) -> Any:
+        distances = ops.convert_to_numpy(distances)
+        shape = (self.template_size, self.num_neighbors)
+        is_possible = self.units is None and self.template_batches == 1 and self._has_lists
+        if not is_possible or distances.shape != shape or len(labels) != self.template_size:
+            raise ValueError(
+                f"Argument `distances` must have the shape {shape}, for a head without a buffer "
+                "block that uses all points as one large template. Received: shape "
+                f"{distances.shape}, {len(labels)} points, units={self.units}, "
+                f"template_batches={self.template_batches}"
+            )
+        return distances
 
     def _checked_joint(self, joint: Any) -> bool:
         if self.unlabeled_size and not joint:

@@ -110,7 +110,8 @@ class GraphInterpolation(ModelLoss):
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         # With a weight of 0 too: Keras warns of variables without a gradient.
-        linear = ops.cast(current_template().linear_logits, y_pred.dtype)
+        template: Any = current_template()
+        linear = ops.cast(template.linear_logits, y_pred.dtype)
         values = self.classification_loss(y_true, y_pred)
         return values + self.linear_weight * self.classification_loss(y_true, linear)
 

@@ -19,4 +19,5 @@ from keras_robust.ops.logits import of_class as of_class
 from keras_robust.ops.logits import other_classes as other_classes
 from keras_robust.ops.logits import probabilities_to_logits as probabilities_to_logits
 from keras_robust.ops.simplex import simplex_gram as simplex_gram
+from keras_robust.ops.total_variation import total_variation as total_variation
 from keras_robust.ops.wnll import wnll as wnll

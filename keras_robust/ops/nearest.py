@@ -41,9 +41,7 @@ def smallest(values: Any, count: int) -> tuple[Any, Any]:
     return -negative, ops.take_along_axis(columns, places, axis=1)
 
 
-def nearest(
-    queries: Any, points: Any, count: int, first: Any = None, scale: Any = None
-) -> tuple[Any, Any]:
+def nearest(queries: Any, points: Any, count: int, first: Any = None) -> tuple[Any, Any]:
     """The `count` points nearest to each query, in ascending order of the distance.
 
     Memory does not grow with the number of points, beyond the points themselves.
@@ -54,72 +52,119 @@ def nearest(
         count: int.
         first: int. Query i is point `first + i`, which is left out. Defaults to `None`: the
             queries are not among the points.
-        scale: tensor, shape `(num_points,)`, by which the squared distances to the points are
-            divided. Defaults to `None`.
 
     Returns:
         Squared distances and indices, both of shape `(num_queries, count)`. Where there are fewer
         points, the distances are infinite and the indices 0.
     """
-    num_rows, num_points = queries.shape[0], points.shape[0]
-    if num_rows is not None and num_rows > _MAX_ROWS:
-        parts = [
-            nearest(
-                queries[row : row + _MAX_ROWS],
-                points,
-                count,
-                None if first is None else first + row,
-                scale,
-            )
-            for row in range(0, num_rows, _MAX_ROWS)
-        ]
-        return ops.concatenate([part[0] for part in parts]), ops.concatenate(
-            [part[1] for part in parts]
-        )
-    search = _BlockSearch(queries, points, count, first, scale)
-    if num_points is None or num_points <= _BLOCK:
-        return search.block(0, num_points, 0)
-
-    def merge(number: Any, found: tuple[Any, Any]) -> tuple[Any, Any]:
-        # The last block overlaps the one before it, whose points are left out in it.
-        begin = number * _BLOCK
-        new = search.block(ops.minimum(begin, num_points - _BLOCK), _BLOCK, begin)
-        values, columns = (ops.concatenate(pair, axis=1) for pair in zip(found, new, strict=True))
-        negative, places = ops.top_k(-values, count)
-        return -negative, ops.take_along_axis(columns, places, axis=1)
-
-    return ops.fori_loop(1, -(-num_points // _BLOCK), merge, search.block(0, _BLOCK, 0))
+    return _in_row_blocks(
+        queries, first, lambda rows, first: _Search(rows, points, first).run(count)
+    )
 
 
-class _BlockSearch:
-    """The search among the points of one block after the other; arguments as of `nearest`."""
+def nearest_in_two_ways(
+    queries: Any, points: Any, count: int, scale: Any, scaled_count: int
+) -> tuple[Any, Any, Any, Any]:
+    """The nearest points, and those nearest in `||x - y||^2 / scale(y)`, from one pass over all.
 
-    def __init__(self, queries: Any, points: Any, count: int, first: Any, scale: Any) -> None:
-        self.queries, self.points, self.count = queries, points, count
-        self.first, self.scale = first, scale
+    Returns:
+        What `nearest` returns, and the same of the second kind: squared distances, unscaled, and
+        indices, shape `(num_queries, scaled_count)`.
+    """
+    return _in_row_blocks(
+        queries,
+        None,
+        lambda rows, first: _Search(rows, points, first, scale).run(count, scaled_count),
+    )
 
-    def block(self, start: Any, size: int | None, begin: Any) -> tuple[Any, Any]:
-        """Among the `size` points from number `start` on, without those before number `begin`."""
+
+def _in_row_blocks(queries: Any, first: Any, search: Any) -> Any:
+    num_rows = queries.shape[0]
+    if num_rows is None or num_rows <= _MAX_ROWS:
+        return search(queries, first)
+    parts = [
+        search(queries[row : row + _MAX_ROWS], None if first is None else first + row)
+        for row in range(0, num_rows, _MAX_ROWS)
+    ]
+    return tuple(ops.concatenate(part) for part in zip(*parts, strict=True))
+
+
+class _Search:
+    """The search among the points of one block after the other; arguments as of the functions."""
+
+    def __init__(self, queries: Any, points: Any, first: Any, scale: Any = None) -> None:
+        self.queries, self.points, self.first, self.scale = queries, points, first, scale
+        self.norms = ops.sum(ops.square(queries), axis=1, keepdims=True)
+        self.extended = ops.concatenate([queries, ops.ones_like(self.norms)], axis=1)
+
+    def run(self, *counts: int) -> tuple[Any, ...]:
+        num_points = self.points.shape[0]
+        if num_points is None or num_points <= _BLOCK:
+            found = self.block(counts, 0, num_points, 0)
+        else:
+
+            def merge(number: Any, found: Any) -> Any:
+                # The last block overlaps the one before it, whose points are left out in it.
+                begin = number * _BLOCK
+                start = ops.minimum(begin, num_points - _BLOCK)
+                new = self.block(counts, start, _BLOCK, begin)
+                both = [ops.concatenate(pair, axis=1) for pair in zip(found, new, strict=True)]
+                pairs = zip(both[::2], both[1::2], counts, strict=True)
+                return [part for pair in pairs for part in _best(*pair)]
+
+            blocks = -(-num_points // _BLOCK)
+            found = ops.fori_loop(1, blocks, merge, self.block(counts, 0, _BLOCK, 0))
+        parts = list(found)
+        if self.scale is not None:
+            parts[2] = parts[2] * ops.take(self.scale, parts[3])
+        for place in range(0, len(parts), 2):
+            parts[place] = self._rounded(parts[place], parts[place + 1])
+        return tuple(parts)
+
+    def block(self, counts: Any, start: Any, size: int | None, begin: Any) -> list[Any]:
+        """Among the `size` points from number `start` on, without those before number `begin`.
+
+        Distances and indices, of the two kinds where there is a scale.
+        """
         block = self.points
         if size is not None:
             block = ops.slice(block, (start, 0), (size, block.shape[1]))
-        distances = squared_distances(self.queries, block)
-        if self.scale is not None:
-            scale = self.scale if size is None else ops.slice(self.scale, (start,), (size,))
-            distances = distances / scale
         index = start + ops.arange(ops.shape(block)[0], dtype="int32")
-        distances = distances + ops.cast(
-            ops.where(index < begin, float("inf"), 0.0), distances.dtype
-        )
+        norms = ops.sum(ops.square(block), axis=1)
+        norms = ops.where(index < begin, ops.full_like(norms, float("inf")), norms)
+        # ||y||^2 - 2 x y in one matrix product; ||x||^2 is the same for all points.
+        extended = ops.concatenate([-2 * block, norms[:, None]], axis=1)
+        distances = ops.matmul(self.extended, ops.transpose(extended))
         if self.first is not None:
             rows = self.first + ops.arange(ops.shape(self.queries)[0], dtype="int32")
             is_self = index[None] == rows[:, None]
             distances = ops.where(is_self, ops.full_like(distances, float("inf")), distances)
-        missing = self.count if size is None else max(self.count - size, 0)
-        if missing:
-            distances = ops.pad(distances, [(0, 0), (0, missing)], constant_values=float("inf"))
-        values, columns = smallest(distances, self.count)
-        return values, ops.where(values < float("inf"), columns + start, ops.zeros_like(columns))
+        missing = max(counts) if size is None else max(max(counts) - size, 0)
+        found = _smallest_of(distances, counts[0], missing)
+        parts = [found[0] + self.norms, found[1] + start]
+        if self.scale is not None:
+            scale = self.scale if size is None else ops.slice(self.scale, (start,), (size,))
+            found = _smallest_of((distances + self.norms) * (1 / scale), counts[1], missing)
+            parts += [found[0], found[1] + start]
+        return parts
+
+    def _rounded(self, distances: Any, indices: Any) -> Any:
+        """0 where rounding cannot tell; infinite where there is no point."""
+        others = ops.take(ops.sum(ops.square(self.points), axis=1), indices)
+        is_apart = distances > _ROUNDING[dtype_name(distances)] * (self.norms + others)
+        return ops.where(is_apart, distances, ops.zeros_like(distances))
+
+
+def _smallest_of(distances: Any, count: int, missing: int) -> tuple[Any, Any]:
+    if missing:
+        distances = ops.pad(distances, [(0, 0), (0, missing)], constant_values=float("inf"))
+    values, columns = smallest(distances, count)
+    return values, ops.where(values < float("inf"), columns, ops.zeros_like(columns))
+
+
+def _best(values: Any, columns: Any, count: int) -> tuple[Any, Any]:
+    negative, places = ops.top_k(-values, count)
+    return -negative, ops.take_along_axis(columns, places, axis=1)
 
 
 def dtype_name(x: Any) -> str:

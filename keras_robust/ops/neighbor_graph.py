@@ -1,5 +1,6 @@
 """The directed graph of nearest neighbours, with weights that fall with the distance."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -29,6 +30,10 @@ class Reach(NamedTuple):
     below: Any
     sigma: Any
     farthest: Any
+
+    def scale(self) -> Any:
+        """`sigma`, finite for all points."""
+        return ops.where(self.sigma < float("inf"), self.sigma, self.below)
 
 
 def kernel_weights(distances: Any, sigma: Any, kernel: str) -> Any:
@@ -80,21 +85,26 @@ def template_reach(template: Any, num_neighbors: int, sigma_neighbor: int) -> Re
         rows = slice(row, row + step if step else None)
         found, indices = nearest(fixed[rows], fixed, num_neighbors, row)
         distances = _with_gradient(template[rows], template, found, indices)
-        sigma = own_sigma(distances, sigma_neighbor)[:, 0]
-        below = distances[:, max(sigma_neighbor - 2, 0)] if sigma_neighbor > 1 else 0 * sigma
-        is_short = distances[:, sigma_neighbor - 1] == float("inf")
-        below = ops.where(is_short, sigma, ops.minimum(below, sigma))
-        sigma = ops.where(is_short, ops.full_like(sigma, float("inf")), sigma)
-        parts.append((below, sigma, distances[:, -1]))
+        parts.append(reach_of_lists(distances, sigma_neighbor))
     return Reach(*(ops.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def reach_of_lists(distances: Any, sigma_neighbor: int) -> Reach:
+    """The reach, from the squared distances in the points' lists, in ascending order."""
+    distances = ops.convert_to_tensor(distances)
+    sigma = own_sigma(distances, sigma_neighbor)[:, 0]
+    below = distances[:, max(sigma_neighbor - 2, 0)] if sigma_neighbor > 1 else 0 * sigma
+    is_short = distances[:, sigma_neighbor - 1] == float("inf")
+    below = ops.where(is_short, sigma, ops.minimum(below, sigma))
+    sigma = ops.where(is_short, ops.full_like(sigma, float("inf")), sigma)
+    return Reach(below, sigma, distances[:, -1])
 
 
 def edges_to_template(
     queries: Any,
     template: Any,
     reach: Reach,
-    forward: tuple[Any, Any],
-    reverse: Any,
+    found: tuple[Any, Any, Any, Any],
     sigma_neighbor: int,
     kernel: str,
     joint: bool,
@@ -110,31 +120,31 @@ def edges_to_template(
         queries: tensor, shape `(q, dimensions)`.
         template: tensor, shape `(t, dimensions)`.
         reach: `Reach` of the template.
-        forward: each query's nearest template points, as `nearest` returns them, shape `(q, m)`.
-        reverse: int tensor, shape `(q, r)`: the template points into whose lists it may come.
+        found: what `nearest_in_two_ways` returns with `reach.scale()`: each query's
+            nearest template points, and those into whose lists it may come.
         sigma_neighbor: int, n.
         kernel: one of `KERNELS`.
         joint: bool.
     """
     num_queries = ops.shape(queries)[0]
-    found, indices = forward
-    distances = _with_gradient(queries, template, found, indices)
-    indices = indices + num_queries
+    distances = recorded_distances(queries, template, found[0], found[1])
+    indices = found[1] + num_queries
     if joint:
         fixed, count = ops.stop_gradient(queries), indices.shape[1]
-        found, others = nearest(fixed, fixed, count, 0)
-        own = _with_gradient(queries, queries, found, others)
+        others = nearest(fixed, fixed, count, 0)
+        own = _with_gradient(queries, queries, *others)
         distances = ops.concatenate([distances, own], axis=1)
-        indices = ops.concatenate([indices, others], axis=1)
+        indices = ops.concatenate([indices, others[1]], axis=1)
         _, places = smallest(ops.stop_gradient(distances), count)
         distances = ops.take_along_axis(distances, places, axis=1)
         indices = ops.take_along_axis(indices, places, axis=1)
     weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
 
-    back = pair_distances(queries, template, reverse)
+    reverse = found[3]
+    back = recorded_distances(queries, template, found[2], reverse)
     below, sigma, farthest = (ops.take(values, reverse) for values in reach)
     if joint:
-        sigma = ops.where(sigma < float("inf"), sigma, below)
+        sigma = ops.take(reach.scale(), reverse)
     else:
         sigma = ops.minimum(sigma, ops.maximum(back, below))
         sigma = ops.where(sigma > 0, sigma, ops.ones_like(sigma))
@@ -147,10 +157,25 @@ def edges_to_template(
     )
 
 
-def reverse_candidates(queries: Any, template: Any, reach: Reach, count: int) -> Any:
-    """For each query the template points whose edge to it would weigh most, shape `(q, count)`."""
-    scale = ops.stop_gradient(reach.sigma)
-    return nearest(ops.stop_gradient(queries), ops.stop_gradient(template), count, scale=scale)[1]
+def recorded_distances(x: Any, points: Any, distances: Any, indices: Any) -> Any:
+    """The distances from a search, with their gradient in both points; none where infinite."""
+    distances, indices = ops.stop_gradient(distances), ops.stop_gradient(indices)
+
+    @ops.custom_gradient
+    def record(x: Any, points: Any) -> tuple[Any, Callable[..., Any]]:
+        def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+            upstream = args[0] if upstream is None else upstream
+            upstream = ops.where(distances < float("inf"), upstream, ops.zeros_like(upstream))
+            difference = x[:, None] - ops.take(points, indices, axis=0)
+            pull = 2 * upstream[:, :, None] * difference
+            flat = ops.reshape(pull, (-1, points.shape[1]))
+            num_points = ops.shape(points)[0]
+            push = ops.segment_sum(flat, ops.reshape(indices, (-1,)), num_segments=num_points)
+            return ops.sum(pull, axis=1), -push
+
+        return distances, gradient
+
+    return record(x, points)
 
 
 def _with_gradient(x: Any, points: Any, found: Any, indices: Any) -> Any:

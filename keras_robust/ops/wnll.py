@@ -7,12 +7,11 @@ from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.ops.interpolation import interpolate
-from keras_robust.ops.nearest import nearest
+from keras_robust.ops.nearest import nearest_in_two_ways
 from keras_robust.ops.neighbor_graph import (
     KERNELS,
     Edges,
     edges_to_template,
-    reverse_candidates,
     template_reach,
     union_edges,
 )
@@ -126,13 +125,14 @@ def wnll(
         edges = union_edges(points, num_neighbors, sigma_neighbor, kernel)
     else:
         reach = template_reach(template, num_neighbors, sigma_neighbor)
-        fixed = ops.stop_gradient(queries), ops.stop_gradient(template)
-        forward = nearest(*fixed, num_neighbors)
-        count = min(template.shape[0] or _MAX_REVERSE, _MAX_REVERSE)
-        reverse = reverse_candidates(queries, template, reach, count)
-        edges = edges_to_template(
-            queries, template, reach, forward, reverse, sigma_neighbor, kernel, joint
+        found = nearest_in_two_ways(
+            ops.stop_gradient(queries),
+            ops.stop_gradient(template),
+            num_neighbors,
+            ops.stop_gradient(reach.scale()),
+            min(template.shape[0] or _MAX_REVERSE, _MAX_REVERSE),
         )
+        edges = edges_to_template(queries, template, reach, found, sigma_neighbor, kernel, joint)
     return extend(edges, values, ops.shape(queries)[0], template_weight, joint)
 
 

@@ -1,0 +1,143 @@
+"""Total variation denoising and inpainting by split Bregman."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_robust import validation
+
+# How many times unknown pixels are filled in from their neighbours before the first step.
+_FILLING_PASSES = 3
+_ROUNDING = 1e-12
+
+
+def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> Any:
+    """Images of small total variation that are near the given ones where these are known.
+
+        min_z  sum_i phi(|(grad z)_i|) + weight/2 * sum_i m_i (z_i - x_i)^2
+
+    for each image and each channel by itself, with `(grad z)_i` the differences to the neighbour
+    below and the one on the right (0 across the border). With d for the gradient, Bregman's b
+    and `lambda = 2 weight`, a step is
+
+        d <- shrink(grad z + b),  b <- b + grad z - d
+        z <- a sweep on  (weight m + lambda grad^T grad) z = weight m x + lambda grad^T (d - b)
+
+    The sweep is Gauss-Seidel's in red-black order: all pixels of a chessboard's white squares at
+    once, then the black ones. z starts as x, with unknown pixels filled in from their
+    neighbours. The values of unknown pixels are not read.
+
+    **As in scikit-image** (`denoise_tv_bregman`, isotropic, `channel_axis=-1`): the equations,
+    `lambda`, and `shrink(t) = t |t| / (|t| + 1/lambda)`. The latter is smooth where Goldstein and
+    Osher's `t max(|t| - 1/lambda, 0) / |t|` is not, and makes of phi a smoothed norm: with
+    `lambda r = a^2 / (a + 1)`, `phi'(r) = a / (a + 1)`, where theirs is 1. `weight` is also
+    scikit-image's, though its documentation calls it half of what it is.
+
+    **Not as there**: scikit-image keeps, beyond the border, pixels of the noisy image that never
+    change, which ties the border to noise (on Fashion-MNIST by up to 0.6). It visits pixels in
+    sequence. And it may stop early, where the images of a batch would each have to stop by
+    itself. `tests/ops/test_total_variation.py` compares, on Fashion-MNIST in [0, 1] with all
+    pixels known and weight 1 / 0.03, at least 4 pixels from the border: at convergence both
+    agree to 0.001. After 10 steps they are 0.01 apart in the mean and up to 0.12; the mean
+    distance from the common limit is then 0.004 here and 0.008 there.
+
+    Args:
+        images: float tensor, shape `(batch_size, height, width, channels)`.
+        mask: tensor of the same shape, boolean or of zeros and ones. Where the pixels are known.
+        weight: float. The larger, the nearer to `images`. For images in `[0, c]` a weight does
+            what `c` times as large a one does for images in [0, 1].
+        num_steps: int. With all pixels known 100 steps are convergence to 0.001. Where half are
+            not, 10 leave a mean distance of 0.02 from the limit and 100 of 0.005.
+
+    Returns:
+        Tensor of the shape of `images`, float32, or float64 where `images` are. A channel of
+        which nothing is known becomes 0.
+
+    Raises:
+        ValueError: if an argument is out of its range, or shapes do not match.
+
+    Example:
+
+    >>> import numpy as np, keras_robust as kr
+    >>> x = np.random.rand(2, 8, 8, 3).astype("float32")
+    >>> z = kr.ops.total_variation(x, np.ones_like(x), weight=5.0, num_steps=20)
+    >>> bool(np.var(z) < np.var(x) / 2)
+    True
+
+    Reference:
+
+    - [Goldstein and Osher, 2009](https://doi.org/10.1137/080725891), section 4
+    """
+    weight = validation.check_number("weight", weight, exclusive=True)
+    num_steps = validation.check_count("num_steps", num_steps)
+    images, mask = ops.convert_to_tensor(images), ops.convert_to_tensor(mask)
+    if len(images.shape) != 4 or len(mask.shape) != 4 or _differ(images.shape, mask.shape):
+        raise ValueError(
+            "Arguments `images` and `mask` must have the same shape "
+            "`(batch_size, height, width, channels)`. "
+            f"Received: shapes {tuple(images.shape)}, {tuple(mask.shape)}"
+        )
+    x = ops.cast(images, keras.backend.result_type(images.dtype, "float32"))
+    known = ops.cast(ops.cast(mask, "bool"), x.dtype)
+    x = ops.where(known > 0, x, ops.zeros_like(x))
+
+    # The sweep's equations divided by lambda = 2 weight.
+    data, fidelity = x / 2, known / 2
+    diagonal = fidelity + _neighbors(ops.ones_like(x))
+    diagonal = ops.where(diagonal > 0, diagonal, ops.ones_like(x))
+    rows, columns = (ops.arange(ops.shape(x)[axis], dtype="int32") for axis in (1, 2))
+    is_white = ((rows[:, None] + columns) % 2 == 0)[:, :, None]
+
+    def step(_: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        z, *b = state
+        t = [g + b for g, b in zip(_gradient(z), b, strict=True)]
+        length = ops.sqrt(ops.square(t[0]) + ops.square(t[1]) + _ROUNDING)
+        d = [length / (length + 0.5 / weight) * t for t in t]
+        b = [t - d for t, d in zip(t, d, strict=True)]
+        right = data + _transposed_gradient(*(d - b for d, b in zip(d, b, strict=True)))
+        for color in (is_white, ops.logical_not(is_white)):
+            z = ops.where(color, (right + _neighbors(z)) / diagonal, z)
+        return (z, *b)
+
+    zeros = ops.zeros_like(x)
+    state = (_filled(x, known), zeros, zeros)
+    for i in range(num_steps):
+        state = step(i, state)
+    return state[0]
+
+
+def _filled(x: Any, known: Any) -> Any:
+    """`x` with means of known neighbours at unknown pixels; far from any, the channel's mean."""
+    count = ops.sum(known, axis=(1, 2), keepdims=True)
+    mean = ops.sum(x, axis=(1, 2), keepdims=True) / ops.maximum(count, 1)
+    for _ in range(_FILLING_PASSES):
+        around = _neighbors(known)
+        x = ops.where(known > 0, x, _neighbors(x) / ops.maximum(around, 1))
+        known = ops.cast(known + around > 0, x.dtype)
+    return ops.where(known > 0, x, mean)
+
+
+def _neighbors(x: Any) -> Any:
+    """The sum of each pixel's up to 4 neighbours."""
+    x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    vertical = x[:, :-2, 1:-1] + x[:, 2:, 1:-1]
+    return vertical + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
+
+
+def _gradient(x: Any) -> tuple[Any, Any]:
+    """Differences to the pixel below and to the one on the right, 0 where there is none."""
+    return (
+        ops.pad(x[:, 1:] - x[:, :-1], ((0, 0), (0, 1), (0, 0), (0, 0))),
+        ops.pad(x[:, :, 1:] - x[:, :, :-1], ((0, 0), (0, 0), (0, 1), (0, 0))),
+    )
+
+
+def _transposed_gradient(down: Any, right: Any) -> Any:
+    """The transpose of `_gradient`, for fields that are 0 where it is."""
+    down = ops.pad(down[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0))) - down
+    return down + ops.pad(right[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0))) - right
+
+
+def _differ(shape: Any, other: Any) -> bool:
+    return any(None not in pair and pair[0] != pair[1] for pair in zip(shape, other, strict=True))
