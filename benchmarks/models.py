@@ -20,10 +20,11 @@ def small_cnn() -> keras.Model:
     )
 
 
-def resnet20() -> keras.Model:
+def resnet20(head: Any = None) -> keras.Model:
     """The ResNet-20 for 32 x 32 images of He et al., 2015, section 4.2: 0.27 million parameters.
 
-    Shortcuts that change the shape are 1 x 1 convolutions (the paper's option B).
+    Shortcuts that change the shape are 1 x 1 convolutions (the paper's option B). `head` is the
+    layer on its 64 features; by default it is dense, with 10 outputs.
     """
     inputs = keras.Input((32, 32, 3))
     x = layers.Activation("relu")(_convolution(inputs, 16, 3, 1))
@@ -31,7 +32,7 @@ def resnet20() -> keras.Model:
         for stride in (first_stride, 1, 1):
             x = _residual_block(x, width, stride)
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10)(x))
+    return keras.Model(inputs, (head or layers.Dense(10))(x))
 
 
 def _convolution(x: Any, width: int, size: int, stride: int) -> Any:

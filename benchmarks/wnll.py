@@ -1,0 +1,238 @@
+"""Times a WNLL head beside a dense one on a ResNet-20, and its neighbour search as it grows.
+
+    python benchmarks/wnll.py
+    python benchmarks/wnll.py --parts forward --neighbors scann
+    python benchmarks/wnll.py --parts search --sizes 1000 10000 100000
+
+Batches of 500 random images of 32 x 32. `forward` times the model with the head, for one of the
+template's sizes, over the model with a dense layer; `training` a step of
+`kr.losses.GraphInterpolation` (exact gradient) over one of cross-entropy, as `fit` runs them, and
+the peak memory of each in a process of its own; `search` the cost for each query of finding 30
+neighbours among clustered features; `lists` how far the answers from cached lists are from those
+on the exact union graph. ScaNN is left out where it cannot be imported.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import harness
+import keras
+import numpy as np
+from memory import peak_bytes
+from models import resnet20
+
+import keras_robust as kr
+from keras_robust.layers import wnll_head
+
+BATCH = 500
+PARTS = ["forward", "training", "search", "lists"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--templates", type=int, nargs="*", default=[500, 50_000])
+    parser.add_argument("--neighbors", nargs="*", default=["exact", "scann"])
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[1000, 10_000, 100_000, 300_000, 1_000_000]
+    )
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
+    parser.add_argument("--peak-memory-of", choices=["softmax", "wnll"], help="used by itself")
+    return parser.parse_args()
+
+
+def images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.random((count, 32, 32, 3), "float32"), np.arange(count) % 10
+
+
+def clustered(count: int, dimensions: int = 64, num_clusters: int = 100) -> np.ndarray:
+    """Points around centers, as features of classes and their subclasses are."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(num_clusters, dimensions))
+    points = centers[rng.integers(num_clusters, size=count)]
+    return (points + 0.5 * rng.normal(size=points.shape)).astype("float32")
+
+
+def has_scann() -> bool:
+    try:
+        kr.neighbors.ScannIndex(np.zeros((2, 2), "float32"), num_neighbors=1)
+    except ImportError as error:
+        print(error)
+        return False
+    return True
+
+
+def forward(size: int, neighbors: str, repeats: int) -> dict[str, Any]:
+    keras.utils.set_random_seed(0)
+    x, _ = images(BATCH)
+    dense = resnet20()
+    model = resnet20(kr.layers.WNLLHead(10, units=64, template_size=size, neighbors=neighbors))
+    # Features spread like the clustered ones: what the untrained network makes is all alike.
+    features = clustered(size + BATCH)
+    model.layers[-1].adapt(features[:size], np.arange(size) % 10)
+    batch = keras.ops.convert_to_tensor(x)
+
+    def milliseconds(model: Any) -> float:
+        return harness.seconds(lambda: model.predict_on_batch(batch))
+
+    models = {"dense": dense, "wnll": model}
+    for each in models.values():
+        milliseconds(each)
+    samples = harness.interleave(
+        {name: lambda each=each: milliseconds(each) for name, each in models.items()}, repeats
+    )
+    return harness.summary(samples["wnll"], samples["dense"])
+
+
+def trained_model(kind: str, num_folds: int = 3) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    if kind == "softmax":
+        model = resnet20()
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+    robust = kr.RobustModel(resnet20(kr.layers.WNLLHead(10, units=64, template_size=BATCH)))
+    robust.compile(optimizer="adam", loss=kr.losses.GraphInterpolation(num_folds=num_folds))
+    return robust
+
+
+def training(num_folds: int, repeats: int) -> dict[str, Any]:
+    steps = 4
+    x, y = images(BATCH * steps)
+
+    def one_step(model: keras.Model) -> float:
+        def epoch(count: int) -> float:
+            part = slice(BATCH * count)
+            return harness.seconds(
+                lambda: np.array(model.fit(x[part], y[part], BATCH, verbose=0).history["loss"])
+            )
+
+        return (epoch(steps) - epoch(1)) / (steps - 1)
+
+    models = {"softmax": trained_model("softmax"), "wnll": trained_model("wnll", num_folds)}
+    for model in models.values():
+        one_step(model)
+    samples = harness.interleave(
+        {name: lambda model=model: one_step(model) for name, model in models.items()}, repeats
+    )
+    return harness.summary(samples["wnll"], samples["softmax"])
+
+
+def peak_of(kind: str) -> int:
+    command = [sys.executable, __file__, "--peak-memory-of", kind]
+    return int(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+    )
+
+
+def search(size: int, neighbors: str, repeats: int) -> dict[str, Any]:
+    points = clustered(size + BATCH)
+    queries, points = points[:BATCH], points[BATCH:]
+    if neighbors == "scann":
+        index: Any = kr.neighbors.ScannIndex(points)
+    else:
+        index = kr.neighbors.ExactIndex(points)
+    find = lambda: index.search(queries, 30)[0]  # noqa: E731
+    find()
+    samples = [harness.seconds(find) for _ in range(repeats)]
+    figures = {"microseconds_per_query": 1e6 * float(np.median(samples)) / BATCH}
+    return figures | ({"recall_at_30": index.recall(queries)} if neighbors == "scann" else {})
+
+
+def lists(size: int, joint: bool) -> dict[str, float]:
+    """Answers of a head with cached lists against those on the exact union graph."""
+    points, labels = clustered(size + BATCH), np.arange(size + BATCH) % 10
+    centers = np.random.default_rng(1).normal(size=(10, 64))
+    points = points + centers[labels].astype("float32")
+    answers = []
+    for limit in (0, size):
+        wnll_head._MAX_UNION = limit
+        head = kr.layers.WNLLHead(10, template_size=size, joint=joint)
+        head.adapt(points[:size], labels[:size])
+        answers.append(keras.ops.convert_to_numpy(keras.ops.softmax(head(points[size:]))))
+    wnll_head._MAX_UNION = 2000
+    difference = np.abs(answers[0] - answers[1]).max(axis=1)
+    return {
+        "mean_difference": float(difference.mean()),
+        "largest_difference": float(difference.max()),
+        "other_class": float(np.mean(answers[0].argmax(axis=1) != answers[1].argmax(axis=1))),
+    }
+
+
+def plot(cases: dict[str, Any], path: pathlib.Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for neighbors, marker in (("exact", "o"), ("scann", "s")):
+        rows = {
+            int(name.split()[1].replace(",", "")): case
+            for name, case in cases.items()
+            if name.startswith("search") and name.endswith(neighbors)
+        }
+        sizes = sorted(rows)
+        if sizes:
+            axis.loglog(sizes, [rows[size]["microseconds_per_query"] for size in sizes],
+                        marker=marker, label=neighbors)  # fmt: skip
+            for size in sizes:
+                if "recall_at_30" in rows[size]:
+                    axis.annotate(f"{rows[size]['recall_at_30']:.2f}", textcoords="offset points",
+                                  xy=(size, rows[size]["microseconds_per_query"]),
+                                  xytext=(0, -14), ha="center", fontsize=8)  # fmt: skip
+    axis.set(xlabel="template points", ylabel="microseconds for each query",
+             title="30 nearest neighbours in 64 dimensions (ScaNN: with its recall)")  # fmt: skip
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.peak_memory_of:
+        x, y = images(2 * BATCH)
+        trained_model(args.peak_memory_of).fit(x, y, BATCH, epochs=2, verbose=0)
+        print(peak_bytes())
+        return
+    results = harness.Results("wnll", args.results)
+    kinds = [kind for kind in args.neighbors if kind != "scann" or has_scann()]
+
+    def add(name: str, figures: dict[str, Any], *shown: str) -> None:
+        results.add(name, figures)
+        print(f"{name:45} " + "  ".join(f"{key} {figures[key]:.4g}" for key in shown), flush=True)
+
+    if "forward" in args.parts:
+        for size in args.templates:
+            for kind in kinds if size > min(args.templates) else kinds[:1]:
+                figures = forward(size, kind, args.repeats)
+                add(f"forward, {size:,} template points, {kind}", figures, "ratio_to_floor")
+    if "training" in args.parts:
+        for num_folds in (2, 3):
+            figures = training(num_folds, max(args.repeats // 3, 3))
+            add(f"training step, {num_folds} folds", figures, "ratio_to_floor")
+        peaks = {kind: peak_of(kind) for kind in ("softmax", "wnll")}
+        figures = {**peaks, "ratio_to_softmax": peaks["wnll"] / peaks["softmax"]}
+        add("peak memory of training", figures, "ratio_to_softmax")
+    if "lists" in args.parts:
+        for joint in (True, False):
+            name = f"cached lists, 3,000 template points, joint={joint}"
+            add(name, lists(3000, joint), "mean_difference", "largest_difference", "other_class")
+    if "search" in args.parts:
+        for size in args.sizes:
+            for kind in kinds:
+                figures = search(size, kind, 3)
+                shown = ["microseconds_per_query", *(["recall_at_30"] if kind == "scann" else [])]
+                add(f"search {size:,} points, {kind}", figures, *shown)
+        plot(json.loads(results.path.read_text())["cases"], args.results / "wnll_search.png")
+    print(f"\n{results.path}")
+
+
+if __name__ == "__main__":
+    main()
