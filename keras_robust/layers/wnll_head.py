@@ -30,7 +30,7 @@ _NEIGHBORS = ("exact", "scann")
 # Up to so many template points the graph of template and queries is built anew in each call.
 _MAX_UNION = 2000
 # With more: how many times m candidates are searched for that may have an edge to a query.
-_REVERSE_PER_NEIGHBOR = 4
+_REVERSE_PER_NEIGHBOR = {"exact": 4, "scann": 2}
 # What every class has at least, so that no logarithm is infinite.
 _FLOOR = 1e-6
 
@@ -118,7 +118,7 @@ class WNLLHead(keras.layers.Layer):
     list if it is nearer than the last in it. What that approximates: queries neither push one
     another out of a list nor change its sigma (with `joint=False` nothing is approximated by
     it); and of the template points into whose lists a query may come the `4 m` that weigh most
-    are considered. `benchmarks/wnll.py` measures the difference.
+    are considered (with ScaNN those among the `2 m` nearest). `benchmarks/wnll.py` measures the difference.
 
     Departures from the papers:
 
@@ -159,7 +159,9 @@ class WNLLHead(keras.layers.Layer):
         self.kernel, self.template_weight = kernel, template_weight
         self._gradient = validation.check_choice("gradient", gradient, _GRADIENTS)
         self.template_size = validation.check_count("template_size", template_size)
-        self.unlabeled_size = int(validation.check_number("unlabeled_size", unlabeled_size))
+        self.unlabeled_size = 0
+        if unlabeled_size != 0:
+            self.unlabeled_size = validation.check_count("unlabeled_size", unlabeled_size)
         self.neighbors = validation.check_choice("neighbors", neighbors, _NEIGHBORS)
         self.vote = validation.check_choice("vote", vote, _VOTES)
         self.template_batches = validation.check_count("template_batches", template_batches)
@@ -187,9 +189,11 @@ class WNLLHead(keras.layers.Layer):
 
         def add(name: str, shape: tuple[int, ...], value: Any, dtype: Any = None) -> Any:
             start = keras.initializers.Constant(value)
+            # Not in half precision, which squared distances exceed.
             return self.add_weight(
-                name=name, shape=shape, initializer=start, dtype=dtype, trainable=False
-            )
+                name=name, shape=shape, initializer=start, dtype=dtype, trainable=False,
+                autocast=False,
+            )  # fmt: skip
 
         self.template_features = add("template_features", (self.template_size, width), 0.0)
         self.template_labels = add("template_labels", (self.template_size,), -1, "int32")
@@ -288,6 +292,8 @@ class WNLLHead(keras.layers.Layer):
             self.reach.assign(ops.stack(reach_of_lists(distances[rows], self.sigma_neighbor)))
         elif self._has_lists:
             self.reach.assign(self._find_reach())
+        if self.neighbors == "scann":
+            self._scann_index(0, self._num_candidates)
         self.phase = "wnll"
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -296,8 +302,7 @@ class WNLLHead(keras.layers.Layer):
         template = current_template() if training else None
         if template is not None:
             template.linear_logits = linear
-            u = template.interpolate(features, self.num_classes, *self._graph)
-            return self._logits(u, linear)
+            return _log(template.interpolate(features, self.num_classes, *self._graph))
         if self._gradient == "linear" and training:
             return linear
         phase = ops.convert_to_tensor(self._is_wnll)
@@ -310,6 +315,10 @@ class WNLLHead(keras.layers.Layer):
                 lambda: self._logits(self._interpolate(features, False), linear),
             ],
         )
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(store)
+        self._indices.clear()
 
     @contextlib.contextmanager
     def attacked_as(self, surrogate: str | None = None) -> Iterator[bool]:
@@ -359,9 +368,11 @@ class WNLLHead(keras.layers.Layer):
     def _soft_call(self, inputs: Any, training: bool | None = None) -> Any:
         """log sum_{y of the class} exp(-d^2 / sigma^2), over all of the template: no list jumps."""
         features, template = self._buffered(inputs), self._buffered(self.template_features)
-        distances = squared_distances(features, template)
-        nearest_few = -ops.top_k(-ops.stop_gradient(distances), self.sigma_neighbor)[0]
-        scores = -distances / own_sigma(nearest_few, self.sigma_neighbor)
+        center = ops.stop_gradient(ops.mean(template, axis=0))
+        distances = squared_distances(features - center, template - center)
+        count = min(self.sigma_neighbor, self.template_size)
+        nearest_few = -ops.top_k(-ops.stop_gradient(distances), count)[0]
+        scores = -distances / own_sigma(nearest_few, count)
         labels = ops.convert_to_tensor(self.template_labels)
         lowest = ops.full_like(scores, -1e9)
         columns = [
@@ -416,10 +427,7 @@ class WNLLHead(keras.layers.Layer):
 
     def _search(self, number: int, queries: Any, template: Any, reach: Reach) -> Any:
         """What `nearest_in_two_ways` finds; by ScaNN, the second are the nearest, too."""
-        m, count = (
-            self.num_neighbors,
-            min(_REVERSE_PER_NEIGHBOR * self.num_neighbors, template.shape[0]),
-        )
+        m, count = self.num_neighbors, self._num_candidates
         queries, template = ops.stop_gradient(queries), ops.stop_gradient(template)
         if self.neighbors == "exact":
             return nearest_in_two_ways(
@@ -458,20 +466,27 @@ class WNLLHead(keras.layers.Layer):
         return slice(number * size, (number + 1) * size)
 
     def _check_template(self, features: np.ndarray, labels: np.ndarray) -> None:
-        if features.ndim != 2 or len(features) != len(labels):
+        width = self.template_features.shape[1] if self.built else None
+        if (
+            features.ndim != 2
+            or not len(features) == len(labels) > 0
+            or width not in (None, features.shape[1])
+        ):
             raise ValueError(
-                "Arguments `features` and `labels` must have shapes `(num_points, features)` and "
-                f"`(num_points,)`. Received: shapes {features.shape} and {labels.shape}"
+                "Arguments `features` and `labels` must have shapes `(num_points, "
+                f"{width or 'features'})` and `(num_points,)`, with at least one point. "
+                f"Received: shapes {features.shape} and {labels.shape}"
             )
         if not np.isfinite(features).all():
             raise ValueError(
                 "Argument `features` must hold finite numbers. Received: features with "
                 f"{int((~np.isfinite(features)).sum())} values that are NaN or infinite"
             )
-        if not np.issubdtype(labels.dtype, np.integer) or labels.max() >= self.num_classes:
+        low, high = labels.min(), labels.max()
+        if not np.issubdtype(labels.dtype, np.integer) or low < -1 or high >= self.num_classes:
             raise ValueError(
                 f"Argument `labels` must hold integers below {self.num_classes}, -1 for unlabeled "
-                f"points. Received: labels up to {labels.max()} of dtype {labels.dtype}"
+                f"points. Received: labels from {low} to {high} of dtype {labels.dtype}"
             )
         missing = sorted(set(range(self.num_classes)) - set(labels.tolist()))
         if missing:
@@ -515,15 +530,20 @@ class WNLLHead(keras.layers.Layer):
 
     def _logits(self, u: Any, linear: Any) -> Any:
         """log u, with the gradient that was asked for."""
-        u = ops.maximum(u, 0.0) + _FLOOR
-        logits = ops.log(u / ops.sum(u, axis=1, keepdims=True))
+        logits = _log(u)
         if self._gradient == "exact":
             return logits
-        return linear + ops.stop_gradient(logits - linear)
+        return ops.stop_gradient(logits) + (linear - ops.stop_gradient(linear))
 
     @property
     def _graph(self) -> tuple[int, int, str, float | None]:
         return self.num_neighbors, self.sigma_neighbor, self.kernel, self.template_weight
+
+    @property
+    def _num_candidates(self) -> int:
+        """How many template points are considered for an edge to a query."""
+        size = self.template_size // self.template_batches
+        return min(_REVERSE_PER_NEIGHBOR[self.neighbors] * self.num_neighbors, size)
 
     @property
     def _has_lists(self) -> bool:
@@ -534,3 +554,8 @@ class WNLLHead(keras.layers.Layer):
     @property
     def _precision(self) -> str:
         return "float64" if self.compute_dtype == "float64" else "float32"
+
+
+def _log(u: Any) -> Any:
+    u = ops.maximum(u, 0.0) + _FLOOR
+    return ops.log(u / ops.sum(u, axis=1, keepdims=True))

@@ -62,7 +62,7 @@ class ScannIndex:
                 training_sample_size=min(len(self.points), _TRAINING_SAMPLE),
             )
             builder = builder.score_ah(2, anisotropic_quantization_threshold=float("nan"))
-            builder = builder.reorder(4 * num_neighbors)
+            builder = builder.reorder(_candidates(num_neighbors))
         else:
             builder = builder.score_brute_force()
         self._searcher = builder.build()
@@ -83,7 +83,7 @@ class ScannIndex:
         count = self.num_neighbors if num_neighbors is None else num_neighbors
         check_num_neighbors(validation.check_count("num_neighbors", count), len(self.points))
         indices, distances = self._searcher.search_batched_parallel(
-            queries, final_num_neighbors=count, pre_reorder_num_neighbors=max(4 * count, 100)
+            queries, final_num_neighbors=count, pre_reorder_num_neighbors=_candidates(count)
         )
         return np.maximum(distances, 0), indices.astype("int32")
 
@@ -94,6 +94,11 @@ class ScannIndex:
         true = ExactIndex(self.points).search(queries, count)[1]
         hits = [len(np.intersect1d(*rows)) for rows in zip(found, true, strict=True)]
         return float(np.sum(hits) / true.size)
+
+
+def _candidates(count: int) -> int:
+    """How many points are compared exactly to find the `count` nearest."""
+    return max(5 * count, 200)
 
 
 def _scann() -> Any:
