@@ -1,0 +1,518 @@
+"""The WNLL head against its parts: a dense layer, `kr.ops.wnll` on features worked out in NumPy."""
+
+import copy
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_robust as kr
+from keras_robust import backend, inference
+from keras_robust.layers import wnll_head
+
+SETTINGS = {"num_neighbors": 8, "sigma_neighbor": 4}
+needs_float64 = pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX has float64 only where it was switched on first"
+)
+
+
+def clusters(count, seed=0, dimensions=5, num_classes=3, spread=1.0):
+    rng = np.random.default_rng(seed)
+    centers = 2 * np.random.default_rng(9).normal(size=(num_classes, dimensions))
+    y = np.arange(count) % num_classes
+    x = centers[y] + spread * rng.normal(size=(count, dimensions))
+    return x.astype("float32"), y.astype("int32")
+
+
+def make_model(adapt=True, template_size=30, units=16, seed=1, **arguments):
+    """A model that is nothing but a head, and the head."""
+    keras.utils.set_random_seed(seed)
+    head = kr.layers.WNLLHead(
+        3, units=units, template_size=template_size, **{**SETTINGS, **arguments}
+    )
+    model = keras.Sequential([keras.Input((5,)), head])
+    if adapt:
+        head.adapt(*clusters(template_size))
+    return model, head
+
+
+def array(x):
+    return ops.convert_to_numpy(x)
+
+
+def softmax(z):
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return z / z.sum(axis=1, keepdims=True)
+
+
+def buffered(head, x):
+    if head.buffer is None:
+        return x
+    kernel, bias = head.buffer.get_weights()
+    return np.maximum(x @ kernel + bias, 0)
+
+
+def linear_branch(head, x):
+    kernel, bias = head.linear.get_weights()
+    return buffered(head, x) @ kernel + bias
+
+
+def expected_u(head, x, rows=slice(None), others=None, **arguments):
+    """u by `kr.ops.wnll`, on the template's `rows`, with `others` among the queries."""
+    queries = x if others is None else np.concatenate([x, others])
+    template = buffered(head, array(head.template_features)[rows])
+    labels = array(head.template_labels)[rows]
+    settings = {**SETTINGS, "joint": head.joint, "num_classes": 3, **arguments}
+    return array(kr.ops.wnll(buffered(head, queries), template, labels, **settings))[: len(x)]
+
+
+def gradient_of(function, x):
+    return array(backend.input_gradient(function, ops.convert_to_tensor(x)))
+
+
+def test_the_linear_phase_is_a_dense_layer():
+    x, _ = clusters(20)
+    for units in (16, None):
+        model, head = make_model(adapt=False, units=units)
+        assert head.phase == "linear"
+        np.testing.assert_allclose(array(model(x)), linear_branch(head, x), rtol=1e-4, atol=1e-5)
+        head.adapt(*clusters(30))
+        head.phase = "linear"
+        np.testing.assert_allclose(array(model(x)), linear_branch(head, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"units": None}, {"joint": False}, {"kernel": "quartic"}, {"template_weight": 2.0}],
+    ids=str,
+)
+def test_the_wnll_phase_interpolates(arguments):
+    model, head = make_model(**arguments)
+    x, _ = clusters(20, seed=1)
+    assert head.phase == "wnll"
+    options = {name: value for name, value in arguments.items() if name != "units"}
+    u = expected_u(head, x, **options)
+    np.testing.assert_allclose(softmax(array(model(x))), u, atol=1e-4)
+    np.testing.assert_allclose(model.predict(x, verbose=0), array(model(x)), atol=1e-3)
+    assert model.count_params() == sum(w.size for w in model.get_weights())
+
+
+@pytest.mark.parametrize("gradient", ["exact", "straight_through", "linear"])
+def test_the_output_is_log_u_whatever_is_differentiated(gradient):
+    model, head = make_model(gradient=gradient)
+    # A linear branch so large that adding and subtracting it would round log u away.
+    head.linear.set_weights([1e5 * w for w in head.linear.get_weights()])
+    x, _ = clusters(20, seed=1)
+    u = np.maximum(expected_u(head, x), 0) + 1e-6
+    np.testing.assert_allclose(array(model(x)), np.log(u / u.sum(1, keepdims=True)), atol=2e-2)
+    np.testing.assert_allclose(softmax(array(model(x))), u, atol=1e-4)
+
+
+def test_phase_and_joint_switch_in_functions_that_are_compiled_already():
+    model, head = make_model()
+    x, _ = clusters(12, seed=1)
+    joint = model.predict(x, verbose=0)
+    head.joint = False
+    alone = model.predict(x, verbose=0)
+    head.phase = "linear"
+    linear = model.predict(x, verbose=0)
+    np.testing.assert_allclose(softmax(alone), expected_u(head, x, joint=False), atol=1e-4)
+    np.testing.assert_allclose(linear, linear_branch(head, x), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(joint, alone, atol=1e-3)
+    head.phase, head.joint = "wnll", True
+    np.testing.assert_array_equal(model.predict(x, verbose=0), joint)
+
+
+def test_alone_an_answer_does_not_depend_on_the_batch():
+    model, head = make_model()
+    x, _ = clusters(24, seed=1)
+    assert head.depends_on_batch
+    assert inference.depends_on_batch(model)
+    assert inference.depends_on_batch(kr.RobustModel(keras.Sequential([model])))
+    together = model.predict(x, verbose=0)
+    assert abs(together[:5] - model.predict(x[:5], verbose=0)).max() > 1e-3
+    head.joint = False
+    assert not inference.depends_on_batch(model)
+    together = softmax(model.predict(x, verbose=0))
+    for size in (1, 5):
+        parts = softmax(model.predict(x, batch_size=size, verbose=0))
+        np.testing.assert_allclose(parts, together, atol=1e-5)
+    head.joint, head.phase = True, "linear"
+    assert not inference.depends_on_batch(model)
+
+
+def test_the_phase_needs_a_template():
+    for model in (make_model(adapt=False)[0], None):
+        head = kr.layers.WNLLHead(3) if model is None else model.layers[-1]
+        with pytest.raises(ValueError, match="template is empty"):
+            head.phase = "wnll"
+        head.phase = "linear"
+        assert head.phase == "linear"
+    with pytest.raises(ValueError, match="phase"):
+        head.phase = "softmax"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": clusters(29)[0], "labels": clusters(29)[1]}, "`template_size`, 30"),
+        ({"labels": np.repeat([0, 1], 20)}, r"without the classes \[2\]"),
+        ({"labels": np.repeat([0, 1, 2, 3], 10)}, "integers below 3"),
+        ({"labels": np.repeat([-2, 0, 1, 2], 10)}, "-1 for unlabeled"),
+        ({"labels": np.zeros(40)}, "dtype float64"),
+        ({"labels": np.zeros(39, int)}, "shapes"),
+        ({"labels": np.zeros((40, 2), int)}, "shapes"),
+        ({"features": np.zeros((40, 2, 5))}, "shapes"),
+        ({"features": np.zeros((40, 6))}, "shapes .*5"),
+        ({"features": np.zeros((0, 5)), "labels": np.zeros(0, int)}, "at least one"),
+        ({"features": np.full((40, 5), np.nan)}, "finite"),
+    ],
+)
+def test_bad_templates(change, message):
+    _, head = make_model(adapt=False)
+    features, labels = clusters(40)
+    with pytest.raises(ValueError, match=message):
+        head.adapt(**{"features": features, "labels": labels, **change})
+    assert not head.is_adapted
+    assert head.phase == "linear"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 0}, "num_classes"),
+        ({"units": 0}, "units"),
+        ({"sigma_neighbor": 31}, "sigma_neighbor"),
+        ({"kernel": "cubic"}, "kernel"),
+        ({"template_weight": -1}, "template_weight"),
+        ({"gradient": "none"}, "gradient"),
+        ({"neighbors": "faiss"}, "neighbors"),
+        ({"vote": "median"}, "vote"),
+        ({"template_size": 0}, "template_size"),
+        ({"template_size": 2}, "template_batches"),
+        ({"template_batches": 3}, "template_batches"),
+        ({"template_size": 10, "template_batches": 5}, "template_batches"),
+        ({"unlabeled_size": -1}, "unlabeled_size"),
+        ({"unlabeled_size": 2.5}, "unlabeled_size"),
+        ({"unlabeled_size": 5, "joint": False}, "`joint` must be True"),
+    ],
+)
+def test_bad_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        kr.layers.WNLLHead(**{"num_classes": 3, **change})
+
+
+def test_the_template_is_drawn_from_what_is_given():
+    features, labels = clusters(200)
+    labels[labels == 2] = 1
+    labels[77] = 2
+    _, head = make_model(adapt=False)
+    drawn = []
+    for seed in (0, 0, 1):
+        head.adapt(features, labels, seed)
+        drawn.append(array(head.template_features))
+        rows = [int(np.flatnonzero((features == point).all(1))[0]) for point in drawn[-1]]
+        assert len(set(rows)) == 30
+        assert 77 in rows
+        np.testing.assert_array_equal(array(head.template_labels), labels[rows])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+
+
+def test_labels_in_every_form():
+    features, labels = clusters(60)
+    labels[::7] = -1
+    one_hot = np.where(labels[:, None] < 0, 0, np.eye(3)[labels])
+    _, head = make_model(adapt=False)
+    found = []
+    for form in (labels, labels[:, None], one_hot, labels.astype("int64"), ops.array(labels)):
+        head.adapt(features, form)
+        found.append(array(head.template_features))
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def test_an_unbuilt_head_can_be_filled():
+    features, labels = clusters(30)
+    head = kr.layers.WNLLHead(3, units=16, template_size=30, **SETTINGS)
+    head.adapt(features, labels)
+    assert head.phase == "wnll"
+    assert array(head(features)).shape == (30, 3)
+
+
+def test_unlabeled_points_are_queries_of_their_own():
+    model, head = make_model(adapt=False, unlabeled_size=25)
+    features, labels = clusters(80)
+    labels[:40] = -1
+    head.adapt(features, labels)
+    others = array(head.unlabeled_features)
+    assert (others[:, None] == features[None, :40]).all(axis=2).any(axis=1).all()
+    x, _ = clusters(10, seed=1)
+    np.testing.assert_allclose(
+        softmax(array(model(x))), expected_u(head, x, others=others), atol=1e-4
+    )
+    with pytest.raises(ValueError, match="`joint` must be True"):
+        head.joint = False
+    with pytest.raises(ValueError, match="`unlabeled_size`, 25"):
+        head.adapt(features[20:], labels[20:])
+
+
+def test_template_batches_vote():
+    x, _ = clusters(40, seed=1, spread=2.0)
+    answers = {}
+    for vote in ("sum", "majority"):
+        model, head = make_model(template_batches=3, template_size=36, vote=vote)
+        parts = [expected_u(head, x, slice(12 * n, 12 * n + 12)) for n in range(3)]
+        # Dealt out, so that each batch has its share of every class.
+        for number in range(3):
+            labels = array(head.template_labels)[12 * number : 12 * number + 12]
+            np.testing.assert_array_equal(np.bincount(labels), [4, 4, 4])
+        if vote == "sum":
+            expected = np.mean(parts, axis=0)
+        else:
+            expected = np.mean([np.eye(3)[part.argmax(axis=1)] for part in parts], axis=0)
+        answers[vote] = softmax(array(model(x)))
+        np.testing.assert_allclose(answers[vote], expected, atol=1e-4)
+    assert not np.allclose(answers["sum"], answers["majority"], atol=0.05)
+
+
+def test_a_vote_by_majority_has_the_gradient_of_the_mean():
+    x, _ = clusters(10, seed=1, spread=2.0)
+    gradients = []
+    for vote in ("sum", "majority"):
+        _, head = make_model(template_batches=3, template_size=36, vote=vote)
+        u = head._interpolate
+        features = buffered(head, x)
+        gradients.append(gradient_of(lambda h, u=u: ops.sum(u(h, True)[:, 0]), features))
+    np.testing.assert_allclose(*gradients, atol=1e-5)
+    assert abs(gradients[0]).max() > 1e-3
+
+
+class TestLists:
+    """Lists that are found when the template is filled, rather than in each call."""
+
+    @pytest.fixture(autouse=True)
+    def _few(self, monkeypatch):
+        monkeypatch.setattr(wnll_head, "_MAX_UNION", 10)
+
+    @pytest.mark.parametrize("arguments", [{}, {"kernel": "quartic"}, {"template_weight": 0.5}])
+    def test_alone_nothing_is_approximated(self, arguments):
+        model, head = make_model(joint=False, **arguments)
+        assert head._has_lists
+        x, _ = clusters(40, seed=1)
+        u = softmax(array(model(x)))
+        np.testing.assert_allclose(u, expected_u(head, x, **arguments), atol=1e-4)
+        head.adapt(*clusters(30, seed=5))
+        u = softmax(array(model(x)))
+        np.testing.assert_allclose(u, expected_u(head, x, **arguments), atol=1e-4)
+
+    def test_together_it_is_close(self):
+        """The queries are a tenth of the points."""
+        model, head = make_model(template_size=300)
+        x, _ = clusters(30, seed=1)
+        u, expected = softmax(array(model(x))), expected_u(head, x)
+        assert abs(u - expected).mean() < 0.01
+        assert (u.argmax(1) == expected.argmax(1)).mean() >= 0.95
+
+    def test_with_batches_and_after_loading(self, tmp_path):
+        model, head = make_model(joint=False, template_batches=2, template_size=60)
+        x, _ = clusters(20, seed=1)
+        parts = [expected_u(head, x, slice(30 * n, 30 * n + 30)) for n in range(2)]
+        u = softmax(array(model(x)))
+        np.testing.assert_allclose(u, np.mean(parts, axis=0), atol=1e-4)
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(array(again(x)), array(model(x)))
+
+    def test_distances_beyond_half_precision(self):
+        model, head = make_model(joint=False, units=None, dtype="mixed_float16")
+        features, labels = clusters(30)
+        head.adapt(300 * features, labels)
+        assert array(head.reach).max() > 65504
+        x, _ = clusters(20, seed=1)
+        u = softmax(array(model(300 * x)))
+        np.testing.assert_allclose(u, expected_u(head, 300 * x), atol=0.02)
+
+    @needs_float64
+    def test_the_gradient(self):
+        _, head = make_model(joint=False, dtype="float64")
+        x, _ = clusters(6, seed=1)
+        assert_gradient_is_slope(head, x.astype("float64"))
+
+
+def assert_gradient_is_slope(head, x):
+    rng = np.random.default_rng(2)
+    cotangent = rng.normal(size=(len(x), 3))
+
+    def product(x):
+        return ops.sum(head(x) * cotangent)
+
+    gradient = gradient_of(product, x)
+    assert gradient.dtype == np.float64
+    for _ in range(3):
+        direction = rng.normal(size=x.shape)
+        ends = [float(product(x + sign * 1e-6 * direction)) for sign in (1, -1)]
+        slope = (ends[0] - ends[1]) / 2e-6
+        assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+@needs_float64
+@pytest.mark.parametrize(
+    "arguments", [{}, {"joint": False}, {"template_batches": 2}, {"units": None}], ids=str
+)
+def test_the_exact_gradient_is_the_slope(arguments):
+    _, head = make_model(dtype="float64", **arguments)
+    assert_gradient_is_slope(head, clusters(12, seed=1)[0].astype("float64"))
+
+
+def test_the_straight_through_gradient():
+    """(softmax(log u) - y) handed to the linear branch: the papers' code."""
+    model, head = make_model(gradient="straight_through")
+    x, y = clusters(15, seed=1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    found = gradient_of(lambda x: loss(y, model(x)), x)
+    u = softmax(array(model(x)))
+    back = (u - np.eye(3)[y]) @ head.linear.get_weights()[0].T * (buffered(head, x) > 0)
+    np.testing.assert_allclose(found, back @ head.buffer.get_weights()[0].T, atol=1e-3)
+
+
+def test_the_linear_gradient():
+    """What attacks climb, and what is trained, is the linear branch; the answer is u's."""
+    model, head = make_model(gradient="linear")
+    x, _ = clusters(15, seed=1)
+    z = linear_branch(head, x)
+    np.testing.assert_allclose(array(model(x, training=True)), z, rtol=1e-4, atol=1e-5)
+    with head.attacked_as() as is_other:
+        assert is_other
+        np.testing.assert_allclose(array(model(x)), z, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(softmax(array(model(x))), expected_u(head, x), atol=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "straight_through"])
+def test_surrogates_are_undone(gradient):
+    model, head = make_model(gradient=gradient)
+    x, _ = clusters(10, seed=1)
+    before = array(model(x))
+    with head.attacked_as() as is_other:
+        assert not is_other
+        np.testing.assert_allclose(array(model(x)), before, atol=1e-3)
+    for surrogate in ("linear", "soft_neighbors", "straight_through", "exact"):
+        with head.attacked_as(surrogate) as is_other:
+            assert is_other == (surrogate in ("linear", "soft_neighbors"))
+            assert (not np.allclose(array(model(x)), before, atol=1e-3)) == is_other
+    np.testing.assert_allclose(array(model(x)), before, atol=1e-3)
+    assert head.gradient == gradient
+
+
+def test_soft_neighbors():
+    _, head = make_model()
+    x, _ = clusters(10, seed=1)
+    template, labels = buffered(head, array(head.template_features)), array(head.template_labels)
+    distances = ((buffered(head, x)[:, None] - template) ** 2).sum(axis=2)
+    weights = np.exp(-distances / np.sort(distances, axis=1)[:, 3:4])
+    expected = np.log(np.stack([weights[:, labels == c].sum(axis=1) for c in range(3)], axis=1))
+    with head.attacked_as("soft_neighbors"):
+        np.testing.assert_allclose(array(head(x)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_template_smaller_than_the_lists():
+    """m and n are at their defaults of 30 and 15, the template has 6 points."""
+    model, head = make_model(template_size=6, num_neighbors=30, sigma_neighbor=15)
+    x, _ = clusters(4, seed=1)
+    u = softmax(array(model(x)))
+    expected = expected_u(head, x, num_neighbors=30, sigma_neighbor=15)
+    np.testing.assert_allclose(u, expected, atol=1e-4)
+    with head.attacked_as("soft_neighbors"):
+        assert np.isfinite(array(model(x))).all()
+
+
+def test_mixed_precision():
+    """The solution stays in float32: only the features are rounded."""
+    model, head = make_model(dtype="mixed_float16")
+    full, full_head = make_model()
+    x, _ = clusters(20, seed=1)
+    assert model.compute_dtype == "float16" or head.compute_dtype == "float16"
+    for name in ("wnll", "linear"):
+        head.phase = full_head.phase = name
+        outputs = array(model(x))
+        assert outputs.dtype == np.float32
+        np.testing.assert_allclose(softmax(outputs), softmax(array(full(x))), atol=0.02)
+    keras.config.set_dtype_policy("mixed_float16")
+    inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5), make_model(False)[1]])
+    assert array(inner(x)).dtype == np.float32
+
+
+def test_saving_and_loading(tmp_path):
+    x, _ = clusters(10, seed=1)
+    for phase, joint in [("wnll", True), ("wnll", False), ("linear", False)]:
+        model, head = make_model(gradient="straight_through")
+        head.phase, head.joint = phase, joint
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        copies = [again, copy.deepcopy(model), keras.models.clone_model(model)]
+        copies[2].set_weights(model.get_weights())
+        for other in copies:
+            twin = other.layers[-1]
+            np.testing.assert_array_equal(array(other(x)), array(model(x)))
+            assert (twin.phase, twin.joint, twin.gradient) == (phase, joint, "straight_through")
+            assert twin.is_adapted
+        assert again.layers[-1].get_config() == head.get_config()
+
+
+def test_weights_alone_bring_the_phase_and_the_template(tmp_path):
+    x, _ = clusters(10, seed=1)
+    model, head = make_model()
+    head.joint = False
+    model.save_weights(tmp_path / "a.weights.h5")
+    other, _ = make_model(adapt=False, seed=2)
+    before = array(other(x))
+    other.load_weights(tmp_path / "a.weights.h5")
+    assert (other.layers[-1].phase, other.layers[-1].joint) == ("wnll", False)
+    np.testing.assert_array_equal(array(other(x)), array(model(x)))
+    assert not np.allclose(before, array(other(x)))
+
+
+@pytest.mark.parametrize("gradient", ["exact", "straight_through", "linear"])
+def test_training_in_the_wnll_phase(gradient):
+    model, head = make_model(gradient=gradient)
+    x, y = clusters(90, seed=1, spread=2.0)
+    template = array(head.template_features)
+    model.compile(
+        keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    losses = model.fit(x, y, epochs=6, batch_size=30, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    np.testing.assert_array_equal(array(head.template_features), template)
+
+
+class ExactScann:
+    """In the place of ScaNN, which cannot be loaded beside this TensorFlow: the same interface."""
+
+    def __init__(self, points, num_neighbors):
+        self._index = kr.neighbors.ExactIndex(points)
+
+    def search(self, queries, num_neighbors):
+        return self._index.search(queries, num_neighbors)
+
+
+def test_scann_is_asked_by_compiled_functions(monkeypatch, tmp_path):
+    monkeypatch.setattr(wnll_head, "ScannIndex", ExactScann)
+    model, head = make_model(joint=False, neighbors="scann")
+    x, _ = clusters(20, seed=1)
+    np.testing.assert_allclose(softmax(model.predict(x, verbose=0)), expected_u(head, x), atol=1e-4)
+    model.save_weights(tmp_path / "a.weights.h5")
+    head.adapt(*clusters(30, seed=5))
+    np.testing.assert_allclose(softmax(model.predict(x, verbose=0)), expected_u(head, x), atol=1e-4)
+    model.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_allclose(softmax(model.predict(x, verbose=0)), expected_u(head, x), atol=1e-4)
+    copy.deepcopy(model)
+
+
+def test_scann_is_missed_when_the_template_is_filled(monkeypatch):
+    def missing(*args):
+        raise ImportError("ScaNN could not be imported.")
+
+    monkeypatch.setattr(wnll_head, "ScannIndex", missing)
+    with pytest.raises(ImportError, match="ScaNN"):
+        make_model(neighbors="scann")
