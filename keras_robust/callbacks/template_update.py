@@ -12,8 +12,10 @@ from keras_robust.training.adapt_template import adapt_template, wnll_head
 class TemplateUpdate(keras.callbacks.Callback):
     """Fills the template of the model's `kr.layers.WNLLHead` anew as the network changes.
 
-    It is filled before the first epoch and then after the training part of every `every`-th
-    one, before validation. The head is put in its WNLL phase.
+    It is filled before the first epoch, then after the training part of every `every`-th one,
+    before validation, and at the end of training. The head is put in its WNLL phase. Put it
+    before callbacks that use the template at the end of an epoch; with `every` above 1, after one
+    that restores earlier weights at the end of training.
 
     Args:
         x: images to take the template from, or a `tf.data.Dataset` of pairs.
@@ -62,6 +64,10 @@ class TemplateUpdate(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._update_if_stale()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        # Always: another callback may have restored the weights of an earlier epoch.
+        self._update()
 
     def _update_if_stale(self) -> None:
         if self._is_stale:

@@ -14,7 +14,7 @@ from keras_robust.ops.neighbor_graph import union_edges
 class InBatchTemplate:
     """The labels of a batch on its way through a `kr.layers.WNLLHead` in training.
 
-    The batch is cut into folds. In turn each fold's labels are hidden and interpolated from the
+    The batch is cut into folds, each with its share of every class. In turn each fold's labels are hidden and interpolated from the
     others', on the graph of the whole batch. Label -1 marks an unlabeled example: it is a point
     of every graph and a template in none.
 
@@ -39,11 +39,12 @@ class InBatchTemplate:
         template_weight: float | None,
     ) -> Any:
         """u for every example, shape `(batch_size, num_classes)`."""
-        edges = union_edges(features, num_neighbors, sigma_neighbor, kernel)
+        center = ops.stop_gradient(ops.mean(features, axis=0))
+        edges = union_edges(features - center, num_neighbors, sigma_neighbor, kernel)
         is_labeled = self.labels >= 0
         values = ops.one_hot(ops.maximum(self.labels, 0), num_classes, dtype=features.dtype)
         size = ops.shape(features)[0]
-        fold = ops.arange(size, dtype="int32") % self.num_folds
+        fold = self._folds(num_classes)
         u = ops.zeros_like(values)
         for number in range(self.num_folds):
             is_known = ops.logical_and(is_labeled, fold != number)
@@ -54,6 +55,11 @@ class InBatchTemplate:
             part = interpolate(edges, values, is_known, size, gamma)
             u = ops.where((fold == number)[:, None], part, u)
         return u
+
+    def _folds(self, num_classes: int) -> Any:
+        """The examples of each class, one after the other, are dealt out to the folds."""
+        classes = ops.one_hot(self.labels, num_classes, dtype="int32")
+        return ops.sum(classes * ops.cumsum(classes, axis=0), axis=1) % self.num_folds
 
 
 _template: contextvars.ContextVar[InBatchTemplate | None] = contextvars.ContextVar(

@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_robust import validation
@@ -13,7 +14,7 @@ from keras_robust.layers import WNLLHead
 from keras_robust.layers.in_batch import InBatchTemplate, current_template, template_scope
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.ops import sparse_labels
+from keras_robust.ops import per_example_where, sparse_labels
 from keras_robust.ops.labels import is_one_hot
 
 
@@ -23,9 +24,10 @@ class GraphInterpolation(ModelLoss):
 
         L = CE(u(x), y) + linear_weight * CE(softmax(z(x)), y)
 
-    The batch is cut into `num_folds` parts. In turn the labels of each are hidden and
-    interpolated from the others', on the graph of the whole batch: every example is once a query
-    and otherwise template, and u has the exact gradient in all features. The papers, which had
+    The batch is cut into `num_folds` parts, each with its share of every class. In turn the
+    labels of each are hidden and interpolated from the others', on the graph of the whole batch:
+    every example is once a query and otherwise template, and u has the exact gradient in all
+    features, whatever the head's own `gradient` is. The papers, which had
     no such gradient, trained in alternation: `kr.training.fit_wnll`.
 
     Large batches give good graphs: with m neighbours, take at least some `4 m` examples. During
@@ -35,7 +37,7 @@ class GraphInterpolation(ModelLoss):
     branch, which is not trained with `linear_weight=0`.
 
     Label -1 marks an unlabeled example (semi-supervised learning, approach II): it is a point of
-    the graph, and the loss is that of the labeled ones. Labels are integers, then.
+    the graph, its loss is 0, and it is not attacked. Labels are integers, then.
 
     Args:
         num_folds: int, at least 2. The share of the batch that serves as template is
@@ -102,8 +104,13 @@ class GraphInterpolation(ModelLoss):
                 f"Received: a model that ends with {output_layer(model)!r}"
             )
         labels = sparse_labels(y)
-        images = x if self.attack is None else self.attack.perturb(model, x, labels, seed)
-        return images, labels
+        if self.attack is None:
+            return x, labels
+        x_adv = self.attack.perturb(model, x, ops.maximum(labels, 0), seed)
+        return per_example_where(labels >= 0, x_adv, x), labels
+
+    def check(self, model: Any, x: Any, y: Any) -> None:
+        super().check(model, x, y if is_one_hot(y) else np.maximum(y, 0))
 
     def forward_scope(self, step: Step) -> contextlib.AbstractContextManager[Any]:
         return template_scope(InBatchTemplate(step.prepared, self.num_folds))

@@ -1,0 +1,249 @@
+"""Training through the WNLL output, against folds worked out with the float64 reference."""
+
+import pathlib
+import runpy
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_robust as kr
+from keras_robust import backend
+from keras_robust.layers.in_batch import InBatchTemplate
+
+REFERENCE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "ops" / "reference_wnll.py"))
+RNG = np.random.default_rng(0)
+Y = np.arange(24) % 3
+CENTERS = RNG.uniform(0.3, 0.7, (3, 6))
+X = np.clip(CENTERS[Y] + 0.15 * RNG.normal(size=(24, 6)), 0, 1).astype("float32")
+ATTACK = kr.attacks.IFGSM(0.05, num_steps=3, objective=kr.attacks.WNLLSurrogate("linear"))
+
+
+def make_model(**arguments):
+    keras.utils.set_random_seed(1)
+    settings = {"units": 16, "num_neighbors": 8, "sigma_neighbor": 4, "template_size": 20}
+    head = kr.layers.WNLLHead(3, **{**settings, **arguments})
+    return keras.Sequential([keras.Input((6,)), head]), head
+
+
+def features(head, x):
+    kernel, bias = (w.astype("float64") for w in head.buffer.get_weights())
+    return np.maximum(x @ kernel + bias, 0)
+
+
+def linear_branch(head, x):
+    kernel, bias = head.linear.get_weights()
+    return features(head, x) @ kernel + bias
+
+
+def u_of_folds(h, labels, num_folds=3, gamma=None, kernel="gaussian"):
+    """Each fold's labels hidden in turn; the hidden and unlabeled points come first."""
+    weights = REFERENCE["weights"](h, 8, 4, kernel)
+    u = np.zeros((len(h), 3))
+    rank = np.array([np.sum(labels[: i + 1] == labels[i]) for i in range(len(h))])
+    for fold in range(num_folds):
+        hidden = rank % num_folds == fold
+        known = (labels >= 0) & ~hidden
+        order = np.concatenate([np.flatnonzero(~known), np.flatnonzero(known)])
+        size = int((~known).sum())
+        share = size / known.sum() if gamma is None else gamma
+        values = np.eye(3)[labels[known]]
+        found = np.zeros((len(h), 3))
+        found[order[:size]] = REFERENCE["solve"](weights[np.ix_(order, order)], values, size, share)
+        u[hidden] = found[hidden]
+    return u
+
+
+def cross_entropy(z, labels):
+    z = z - z.max(axis=1, keepdims=True)
+    values = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), np.maximum(labels, 0)]
+    return np.where(labels >= 0, values, 0)
+
+
+def log(u):
+    u = np.maximum(u, 0) + 1e-6
+    return np.log(u / u.sum(axis=1, keepdims=True))
+
+
+def first_loss(loss, model, x=X, y=Y, sample_weight=None):
+    """The loss that `fit` reports for one step on the whole batch."""
+    robust = kr.RobustModel(model)
+    robust.compile(keras.optimizers.SGD(0.0), loss, metrics=["accuracy"])
+    return robust.fit(
+        x, y, batch_size=24, sample_weight=sample_weight, shuffle=False, verbose=0
+    ).history["loss"][0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "head"),
+    [
+        ({}, {}),
+        ({"num_folds": 2}, {"kernel": "quartic"}),
+        ({"num_folds": 4}, {"template_weight": 2.0}),
+        # Whatever the head's gradient in its WNLL phase is, this loss is of u.
+        ({}, {"gradient": "linear"}),
+    ],
+    ids=str,
+)
+def test_the_value_of_one_batch(loss, head):
+    model, layer = make_model(**head)
+    u = u_of_folds(
+        features(layer, X), Y, loss.get("num_folds", 3), head.get("template_weight"),
+        head.get("kernel", "gaussian"),
+    )  # fmt: skip
+    expected = cross_entropy(log(u), Y).mean()
+    assert 0.05 < expected < 2
+    found = first_loss(kr.losses.GraphInterpolation(**loss), model)
+    assert found == pytest.approx(expected, rel=2e-3)
+    assert layer.phase == "linear"
+
+
+def test_the_linear_branch_has_a_weight():
+    model, head = make_model()
+    expected = cross_entropy(log(u_of_folds(features(head, X), Y)), Y).mean()
+    expected += 0.5 * cross_entropy(linear_branch(head, X), Y).mean()
+    found = first_loss(kr.losses.GraphInterpolation(linear_weight=0.5), model)
+    assert found == pytest.approx(expected, rel=2e-3)
+
+
+def test_unlabeled_examples_carry_no_loss_but_are_in_the_graph():
+    y = np.where(np.arange(24) % 5 == 0, -1, Y)
+    model, head = make_model()
+    h = features(head, X)
+    expected = cross_entropy(log(u_of_folds(h, y)), y).mean()
+    found = first_loss(kr.losses.GraphInterpolation(), model, y=y)
+    assert found == pytest.approx(expected, rel=2e-3)
+    alone = cross_entropy(log(u_of_folds(h[y >= 0], y[y >= 0])), y[y >= 0]).sum() / 24
+    assert abs(alone - expected) > 1e-2
+
+
+@pytest.mark.parametrize("form", ["column", "one-hot"])
+def test_other_forms_of_labels(form):
+    y = Y[:, None] if form == "column" else np.eye(3, dtype="float32")[Y]
+    loss = kr.losses.GraphInterpolation(linear_weight=1.0)
+    plain = first_loss(loss, make_model()[0])
+    assert first_loss(loss, make_model()[0], y=y) == pytest.approx(plain, rel=1e-4)
+
+
+def test_example_weights():
+    model, head = make_model()
+    weights = np.linspace(0, 2, 24)
+    values = cross_entropy(log(u_of_folds(features(head, X), Y)), Y)
+    found = first_loss(kr.losses.GraphInterpolation(), model, sample_weight=weights)
+    assert found == pytest.approx((weights * values).mean(), rel=2e-3)
+
+
+def test_the_value_on_adversarial_images():
+    """IFGSM on the linear branch, which is a model of two dense layers; -1 is not attacked."""
+    y = np.where(np.arange(24) % 5 == 0, -1, Y)
+    model, head = make_model()
+    twin = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
+    )
+    twin.set_weights([*head.buffer.get_weights(), *head.linear.get_weights()])
+    x_adv = X.copy()
+    plain = kr.attacks.IFGSM(0.05, num_steps=3)
+    x_adv[y >= 0] = ops.convert_to_numpy(plain.perturb(twin, X[y >= 0], y[y >= 0], 0))
+    expected = cross_entropy(log(u_of_folds(features(head, x_adv), y)), y).mean()
+    clean = cross_entropy(log(u_of_folds(features(head, X), y)), y).mean()
+    assert abs(expected - clean) > 0.05
+    found = first_loss(kr.losses.GraphInterpolation(attack=ATTACK), model, y=y)
+    assert found == pytest.approx(expected, rel=5e-3)
+
+
+def test_far_from_the_origin():
+    """Squared distances by products would be rounding errors there."""
+    points = (X + 500).astype("float32")
+    found = InBatchTemplate(ops.convert_to_tensor(Y.astype("int32")), 3).interpolate(
+        ops.convert_to_tensor(points), 3, 8, 4, "gaussian", None
+    )
+    expected = u_of_folds(points.astype(float), Y)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-2)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX has float64 only where it was switched on first"
+)
+def test_the_gradient_through_the_folds_is_the_slope():
+    labels = np.where(np.arange(24) % 5 == 0, -1, Y)
+    rng = np.random.default_rng(2)
+    cotangent, h = rng.normal(size=(24, 3)), CENTERS[Y] + 0.15 * rng.normal(size=(24, 6))
+
+    def product(h):
+        template = InBatchTemplate(ops.convert_to_tensor(labels), 3)
+        return ops.sum(template.interpolate(h, 3, 8, 4, "gaussian", None) * cotangent)
+
+    gradient = ops.convert_to_numpy(backend.input_gradient(product, ops.convert_to_tensor(h)))
+    assert abs(gradient).max() > 1e-2
+    for _ in range(3):
+        direction = rng.normal(size=h.shape)
+        ends = [float(product(ops.convert_to_tensor(h + s * 1e-6 * direction))) for s in (1, -1)]
+        slope = (ends[0] - ends[1]) / 2e-6
+        assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("attack", [None, ATTACK], ids=["natural", "adversarial"])
+def test_a_network_learns(embedded_data, attack):
+    (x, y), (x_test, y_test) = embedded_data
+    head = kr.layers.WNLLHead(10, units=32, num_neighbors=10, sigma_neighbor=5, template_size=500)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(8, 5, strides=3, activation="relu"),
+            keras.layers.Flatten(),
+            head,
+        ]
+    )
+    robust = kr.RobustModel(model)
+    loss = kr.losses.GraphInterpolation(linear_weight=1.0, attack=attack)
+    robust.compile(keras.optimizers.Adam(0.003), loss, metrics=["accuracy"])
+    history = robust.fit(x[:1000], y[:1000], batch_size=200, epochs=8, verbose=0).history
+    assert history["accuracy"][-1] > 0.6
+    assert history["loss"][-1] < history["loss"][0]
+    # `evaluate` and `predict` are the linear branch's until the template is filled.
+    assert not head.is_adapted
+    kr.training.adapt_template(model, x[:1000], y[:1000])
+    accuracy = (model.predict(x_test[:300], verbose=0).argmax(1) == y_test[:300]).mean()
+    assert accuracy > 0.65
+
+
+def test_in_evaluation_it_is_the_cross_entropy():
+    model, head = make_model()
+    y = np.where(np.arange(24) % 5 == 0, -1, Y)
+    robust = kr.RobustModel(model)
+    robust.compile(loss=kr.losses.GraphInterpolation(linear_weight=3.0))
+    expected = cross_entropy(linear_branch(head, X), y).mean()
+    assert robust.evaluate(X, y, verbose=0) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_model_must_have_a_head_and_be_wrapped():
+    loss = kr.losses.GraphInterpolation()
+    plain = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"must end with a `keras_robust.layers.WNLLHead`"):
+        first_loss(loss, plain)
+    model, _ = make_model()
+    model.compile(loss=loss)
+    with pytest.raises(ValueError, match="wrap the model"):
+        model.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_folds": 1}, "`num_folds` must be at least 2"),
+        ({"num_folds": 0}, "num_folds"),
+        ({"linear_weight": -1.0}, "linear_weight"),
+        ({"attack": "pgd"}, "`attack` must be a"),
+        ({"attack": kr.attacks.FGSM(0.1, targeted=True)}, "untargeted"),
+        ({"attack": kr.attacks.FGSM(0.1, from_logits=False)}, "from_logits=True"),
+    ],
+)
+def test_bad_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        kr.losses.GraphInterpolation(**change)
+
+
+def test_images_out_of_bounds_are_found_before_training():
+    with pytest.raises(ValueError, match="inside the attack's `bounds`"):
+        first_loss(kr.losses.GraphInterpolation(attack=ATTACK), make_model()[0], x=255 * X)
