@@ -36,11 +36,12 @@ class AttackResult:
 
 def perturbation_norms(x: np.ndarray, x_adv: np.ndarray) -> dict[str, np.ndarray]:
     """The norms of `x_adv - x` for each example."""
-    delta = x_adv.astype("float64") - x.astype("float64")
-    size = np.abs(delta).reshape(len(x), -1)
+    dtype = np.result_type(x.dtype, "float32")
+    size = np.abs(x_adv.astype(dtype, copy=False) - x.astype(dtype, copy=False))
+    size = size.reshape(len(x), -1)
     return {
-        "l0": (size > 0).sum(axis=1).astype("float64"),
-        "l1": size.sum(axis=1),
-        "l2": np.sqrt((size**2).sum(axis=1)),
-        "linf": size.max(axis=1),
+        "l0": np.count_nonzero(size, axis=1).astype("float64"),
+        "l1": size.sum(axis=1, dtype="float64"),
+        "l2": np.sqrt(np.square(size).sum(axis=1, dtype="float64")),
+        "linf": size.max(axis=1).astype("float64"),
     }
