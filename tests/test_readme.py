@@ -14,13 +14,14 @@ load = kr.datasets.load
 
 
 def test_there_is_an_example_of_each_kind():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=["layer", "loss", "callback", "attacks"])
+@pytest.mark.parametrize("code", BLOCKS, ids=["layer", "head", "loss", "callback", "attacks"])
 def test_example(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(kr.datasets, "load", lambda *args: load(*args).take(64))
+    count = 600 if "WNLLHead" in code else 64
+    monkeypatch.setattr(kr.datasets, "load", lambda *args: load(*args).take(count))
     fit = keras.Model.fit
 
     def short_fit(self, *args, **kwargs):
