@@ -38,6 +38,8 @@ SLOW_ON_JAX = (
     "evaluation/test_resume.py",
     "evaluation/test_rho.py",
     "evaluation/test_transfer.py",
+    "layers/test_total_variation_layer.py",
+    "ops/test_total_variation.py",
     "test_cli.py",
     "test_examples.py",
     "test_readme.py",
