@@ -81,6 +81,9 @@ OBJECTS = [
         kernel_initializer="he_normal", name="head",
     ),
     kr.layers.TanhClassifier(3, activation="relu"),
+    kr.layers.TotalVariation(
+        drop_rate=0.0, weight=20.0, num_steps=2, seed=3, gradient="exact", name="tvm"
+    ),
     kr.regularizers.AngularPenalty(penalty=2.0, scale=0.5, norm="spectral"),
 ]  # fmt: skip
 IDS = [f"{type(value).__name__}-{index}" for index, value in enumerate(OBJECTS)]
@@ -184,7 +187,10 @@ def test_fit_and_keras_file(value, tmp_path):
     x, y = SMALL
     head = keras.layers.Dense(3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if isinstance(value, keras.layers.Layer):
+    first = []
+    if isinstance(value, kr.layers.TotalVariation):
+        first = [type(value).from_config(value.get_config())]
+    elif isinstance(value, keras.layers.Layer):
         head = type(value).from_config(value.get_config())
     elif isinstance(value, keras.regularizers.Regularizer):
         head = keras.layers.Dense(3, kernel_regularizer=value)
@@ -192,7 +198,8 @@ def test_fit_and_keras_file(value, tmp_path):
         loss = value
         if "Hinge" in str(value.get_config()["loss"]):
             y = np.eye(3, dtype="float32")[y]
-    base = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), head])
+    layers = [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), head]
+    base = keras.Sequential(layers)
     model = kr.RobustModel(base)
     model.compile(optimizer="sgd", loss=loss)
     history = model.fit(x, y, verbose=0, epochs=2).history["loss"]

@@ -1,4 +1,5 @@
 """Defences that are layers."""
 
 from keras_robust.layers.tanh_classifier import TanhClassifier as TanhClassifier
+from keras_robust.layers.total_variation import TotalVariation as TotalVariation
 from keras_robust.layers.wnll_head import WNLLHead as WNLLHead

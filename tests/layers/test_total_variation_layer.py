@@ -1,0 +1,180 @@
+"""Total variation minimization as a layer: randomness, gradients, data, and what it is worth."""
+
+import copy
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_robust as kr
+from keras_robust import backend
+
+X = np.random.default_rng(0).random((4, 8, 8, 3)).astype("float32")
+TENSORFLOW_ONLY = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="layers run in tf.data on TensorFlow alone"
+)
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def classifier(**arguments):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            kr.layers.TotalVariation(**arguments),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def state(layer):
+    return numpy(layer.seed_generator.state.value)
+
+
+def test_without_drops_it_is_denoising():
+    layer = kr.layers.TotalVariation(drop_rate=0, weight=5.0, num_steps=7)
+    expected = kr.ops.total_variation(X, np.ones_like(X), 5.0, 7)
+    np.testing.assert_allclose(numpy(layer(X)), numpy(expected), atol=1e-6)
+    np.testing.assert_array_equal(layer(X), layer(X, training=False))
+
+
+def test_the_mask_drops_pixels_and_channels_at_the_rate():
+    # With a huge weight, kept pixels stay as they are and dropped ones are interpolated.
+    x = np.random.default_rng(0).random((20, 16, 16, 3)).astype("float32")
+    z = numpy(kr.layers.TotalVariation(drop_rate=0.3, weight=1e6, num_steps=1, seed=0)(x))
+    dropped = abs(z - x) > 1e-3
+    assert abs(dropped.mean() - 0.3) < 0.02
+    independent = dropped[..., 0] & dropped[..., 1]
+    assert abs(independent.mean() - 0.09) < 0.02
+    assert abs(dropped[0] ^ dropped[1]).mean() > 0.3
+
+
+def test_it_is_random_in_inference_and_repeats_with_its_seed():
+    one, two = (kr.layers.TotalVariation(seed=3) for _ in range(2))
+    first, second = numpy(one(X, training=False)), numpy(one(X, training=False))
+    assert abs(first - second).max() > 0.05
+    np.testing.assert_array_equal(numpy(two(X)), first)
+    model = classifier(seed=3)
+    assert abs(model.predict(X, verbose=0) - model.predict(X, verbose=0)).max() > 1e-3
+
+
+@pytest.mark.parametrize("gradient", ["identity", "exact"])
+def test_gradient(gradient):
+    layer = kr.layers.TotalVariation(seed=3, gradient=gradient)
+
+    def value(x):
+        return ops.sum(ops.square(layer(x)))
+
+    found = numpy(backend.input_gradient(value, ops.convert_to_tensor(X)))
+    z = numpy(kr.layers.TotalVariation(seed=3)(X))
+    if gradient == "identity":
+        np.testing.assert_allclose(found, 2 * z, atol=1e-5)
+    else:
+        assert abs((found == 0).mean() - 0.5) < 0.06  # Dropped pixels.
+
+
+@pytest.mark.parametrize("gradient", ["identity", "exact"])
+def test_an_attack_runs_and_leaves_the_layers_state(gradient):
+    model = classifier(seed=3, num_steps=2, gradient=gradient)
+    layer, y = model.layers[0], np.array([0, 1, 2, 0])
+    before = state(layer)
+    attack = kr.attacks.PGD(0.1, num_steps=2, num_samples=4)
+    results = [attack.run(model, X, y, seed=0) for _ in range(2)]
+    np.testing.assert_array_equal(state(layer), before)
+    np.testing.assert_array_equal(results[0].x_adv, results[1].x_adv)
+    model.predict(X, verbose=0)
+    assert (state(layer) != before).any()
+
+
+def test_mixed_float16():
+    layer = kr.layers.TotalVariation(seed=3, dtype="mixed_float16")
+    z = layer(X)
+    assert keras.backend.standardize_dtype(z.dtype) == "float16"
+    expected = numpy(kr.layers.TotalVariation(seed=3)(X.astype("float16").astype("float32")))
+    np.testing.assert_array_equal(numpy(z), expected.astype("float16"))
+
+
+def test_shapes():
+    layer = kr.layers.TotalVariation()
+    assert layer.compute_output_shape((None, 8, 8, 3)) == (None, 8, 8, 3)
+    assert layer(keras.Input((None, None, 3))).shape == (None, None, None, 3)
+    with pytest.raises(ValueError, match="expected ndim=4"):
+        layer(X[0])
+
+
+def test_config_deepcopy_and_keras_file(tmp_path):
+    model = classifier(drop_rate=0.3, weight=20.0, num_steps=3, seed=5, gradient="exact")
+    layer = model.layers[0]
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for other in (copy.deepcopy(layer), again.layers[0]):
+        assert other.get_config() == layer.get_config()
+        np.testing.assert_array_equal(state(other), state(layer))
+    np.testing.assert_array_equal(again.predict(X, verbose=0), model.predict(X, verbose=0))
+
+
+@TENSORFLOW_ONLY
+def test_data_augmentation():
+    data = kr.datasets.load("fashion_mnist_subset", "train").take(24)
+    layer = kr.layers.TotalVariation(seed=0)
+    batches = data.batch(8)
+    minimized = batches.map(lambda x, y: (layer(x), y), num_parallel_calls=2)
+    x, y = kr.evaluation.arrays.as_arrays(batches.concatenate(minimized).unbatch())
+    assert x.shape == (48, 28, 28, 1)
+    np.testing.assert_array_equal(y[:24], y[24:])
+    originals, reconstructed = x[:24], x[24:]
+    np.testing.assert_array_equal(originals, kr.evaluation.arrays.as_arrays(data)[0])
+    assert 0.01 < abs(originals - reconstructed).mean() < 0.1
+    epochs = [kr.evaluation.arrays.as_arrays(minimized)[0] for _ in range(2)]
+    assert abs(epochs[0] - epochs[1]).mean() > 0.005
+
+
+@TENSORFLOW_ONLY
+def test_fit_under_xla():
+    model = classifier(seed=3)
+    model.compile("sgd", "mse", jit_compile=True)
+    assert np.isfinite(model.fit(X, np.zeros((4, 3)), verbose=0).history["loss"][0])
+
+
+@TENSORFLOW_ONLY
+def test_it_is_no_defence_by_itself(trained_model, embedded_data):
+    x, y = (values[:200] for values in embedded_data[1])
+    model = keras.Sequential(
+        [keras.Input((28, 28, 1)), kr.layers.TotalVariation(seed=0), trained_model]
+    )
+
+    def accuracy(x):
+        return (model.predict(x, verbose=0).argmax(1) == y).mean()
+
+    def robust_accuracy(model, **arguments):
+        attack = kr.attacks.PGD(0.1, num_steps=10, **arguments)
+        return 1 - attack.run(model, x, y, seed=0).success_rate
+
+    transferred = kr.attacks.FGSM(0.1).run(trained_model, x, y).x_adv
+    undefended = robust_accuracy(trained_model)
+    defended = robust_accuracy(model, num_samples=4)
+    # The figures in the layer's documentation.
+    measured = [accuracy(x), accuracy(transferred), defended, undefended]
+    np.testing.assert_allclose(measured, [0.82, 0.22, 0.16, 0.12], atol=0.05)
+    assert defended < undefended + 0.08
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"drop_rate": 1.0}, "`drop_rate` must be less than 1"),
+        ({"drop_rate": -0.1}, "`drop_rate`.*at least 0"),
+        ({"weight": 0.0}, "`weight`.*greater than 0"),
+        ({"num_steps": 0}, "`num_steps`.*at least 1"),
+        ({"num_steps": 2.5}, "`num_steps`"),
+        ({"gradient": "bpda"}, "`gradient`.*'identity', 'exact'"),
+        ({"seed": 0.5}, "`seed` must be an integer"),
+    ],
+)
+def test_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kr.layers.TotalVariation(**arguments)
