@@ -77,7 +77,7 @@ class TotalVariation(keras.layers.Layer):
     >>> model.output_shape
     (None, 10)
 
-    Training data doubled, each image followed by its reconstruction, as in paper 000's
+    Training data doubled, each image followed by its reconstruction, as in Wang et al.'s
     "Original + TVM". In `tf.data` the layer needs Keras's TensorFlow backend; elsewhere apply it
     to arrays.
 
@@ -93,7 +93,7 @@ class TotalVariation(keras.layers.Layer):
 
     Departures from the papers:
 
-    - 000's formula has the mask reversed: it would fit the pixels that were dropped.
+    - Wang et al.'s formula has the mask reversed: it would fit the pixels that were dropped.
     - Guo et al.'s code sets dropped pixels to 0, solves each step's system by 10 sweeps, and
       stops once a step changes an image by less than 0.01. Here they are filled in from their
       neighbours and each step makes one sweep, so that `num_steps` alone determines the cost.
