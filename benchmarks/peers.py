@@ -211,6 +211,7 @@ def _cleverhans_pgd(model: Any, attack: kr.attacks.PGD, x: np.ndarray, y: np.nda
         clip_min=attack.bounds[0],
         clip_max=attack.bounds[1],
         y=tf.constant(y),
+        rand_init=1.0,
         sanity_checks=False,
     ).numpy()
 
