@@ -482,6 +482,10 @@ class WNLLHead(keras.layers.Layer):
                 "Argument `features` must hold finite numbers. Received: features with "
                 f"{int((~np.isfinite(features)).sum())} values that are NaN or infinite"
             )
+        self.check_labels(labels)
+
+    def check_labels(self, labels: np.ndarray) -> None:
+        """Raises a `ValueError` for integer labels that make no template."""
         low, high = labels.min(), labels.max()
         if not np.issubdtype(labels.dtype, np.integer) or low < -1 or high >= self.num_classes:
             raise ValueError(

@@ -10,9 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_robust import validation
+from keras_robust import inference, validation
 from keras_robust.evaluation.arrays import as_arrays, sparse
-from keras_robust.layer_access import all_layers
 from keras_robust.losses import ModelLoss
 from keras_robust.training.adapt_template import adapt_template, wnll_head
 from keras_robust.training.robust_model import RobustModel
@@ -51,10 +50,12 @@ def fit_wnll(
     and the head is in its WNLL phase.
 
     Args:
-        model: Keras model that ends with a `kr.layers.WNLLHead` with `units`.
+        model: Keras model that ends with a `kr.layers.WNLLHead` with `units`; or a
+            `kr.RobustModel` of one.
         x: images, or a `tf.data.Dataset` of pairs. All of it is held in memory.
         y: integer or one-hot labels; -1 marks an unlabeled example, which is left out of the
-            loss and of the template. Defaults to `None`, for a data set.
+            loss, and of the template but for the head's `unlabeled_size`. Defaults to `None`, for
+            a data set.
         passes: int. How often the two stages alternate. Defaults to `2`.
         linear_epochs: int. Defaults to `400`.
         wnll_epochs: int. Defaults to `5`.
@@ -72,9 +73,10 @@ def fit_wnll(
         linear_batch_size: int. Defaults to `128`.
         wnll_batch_size: int. Defaults to `2000`.
         validation_data: as for `keras.Model.fit`. Defaults to `None`.
-        callbacks: Keras callbacks, of every stage. Defaults to none.
+        callbacks: Keras callbacks, of every stage. Defaults to `()`.
         directory: folder in which the model's weights are saved after each stage; stages that
-            are there already are not trained again. Defaults to `None`: nothing is saved.
+            are there already are not trained again. That the data, the losses' arguments and the
+            optimizers are the same is not checked. Defaults to `None`: nothing is saved.
         seed: int. Seed of the split. Defaults to `0`.
         verbose: as for `keras.Model.fit`. Defaults to `"auto"`.
 
@@ -84,7 +86,8 @@ def fit_wnll(
 
     Raises:
         ValueError: before any work, if the model does not end with a `WNLLHead` with `units`; if
-            an argument is out of its range; if `directory` holds stages of another schedule.
+            an argument is out of its range; if too few examples are left to the template, or
+            none of a class; if `directory` holds stages of another schedule.
 
     Example:
 
@@ -107,6 +110,7 @@ def fit_wnll(
     - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies
       in Data-Efficient Deep Learning, Algorithms 1 and 3, section 4
     """
+    model = getattr(model, "base_model", model)
     head = wnll_head(model)
     if head.units is None:
         raise ValueError(
@@ -131,9 +135,17 @@ def fit_wnll(
         )
     order = np.random.default_rng(seed).permutation(labeled)
     template, rest = np.sort(order[:split]), np.sort(order[split:])
+    unlabeled = np.flatnonzero(labels < 0) if head.unlabeled_size else order[:0]
+    template = np.concatenate([template, unlabeled])
+    validation.check_images(x, None)
+    head.check_labels(labels)
+    head.check_labels(labels[template])
+    inference.build(model, x)
     schedule = {
         "passes": passes, "linear_epochs": linear_epochs, "wnll_epochs": wnll_epochs,
+        "linear_batch_size": linear_batch_size, "wnll_batch_size": wnll_batch_size,
         "template_fraction": template_fraction, "seed": seed, "num_examples": len(x),
+        "linear_loss": _name(linear_loss), "wnll_loss": _name(wnll_loss),
     }  # fmt: skip
     stages = _Stages(model, directory, schedule)
 
@@ -142,6 +154,8 @@ def fit_wnll(
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         stage = stages.num_done
         keras.utils.set_random_seed(seed + stage)
+        for number, state in enumerate(inference.random_state(model)):
+            state.assign([seed + stage, number])
         trained = RobustModel(model, seed=seed + stage) if isinstance(loss, ModelLoss) else model
         optimizer = make_optimizer(stage // 2, -(-len(rows) // size))
         trained.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
@@ -180,17 +194,22 @@ def _wnll_sgd(number: int, steps_per_epoch: int) -> Any:
 @contextlib.contextmanager
 def _buffer_alone(model: Any, head: Any) -> Iterator[None]:
     """Inside, nothing but the head's buffer block is trainable."""
-    layers = [*all_layers(model), head.buffer, head.linear]
-    before = [layer.trainable for layer in layers]
-    for layer in layers:
+    layers = list(model._flatten_layers())
+    # A layer hands its flag down, so what is inside comes after it, and the weights last.
+    before = [(part, part.trainable) for part in [*layers, *model.weights]]
+    for layer in layers[1:]:
         layer.trainable = False
     head.trainable = head.buffer.trainable = True
     head.linear.trainable = False
     try:
         yield
     finally:
-        for layer, trainable in zip(layers, before, strict=True):
-            layer.trainable = trainable
+        for part, trainable in before:
+            part.trainable = trainable
+
+
+def _name(loss: Any) -> Any:
+    return loss if loss is None or isinstance(loss, str) else type(loss).__name__
 
 
 class _Stages:
