@@ -14,7 +14,8 @@ test: .venv/installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 -m "not slow" --doctest-modules keras_robust tests
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 -m "not slow" tests
 
-test-slow: .venv/installed-peers .venv-torch/installed
+test-slow: .venv/installed-peers .venv-torch/installed .venv-scann/installed
+	KERAS_BACKEND=tensorflow .venv-scann/bin/python -m pytest -q tests/neighbors
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m slow tests
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m slow tests
 
@@ -28,7 +29,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-torch
+	rm -rf .venv .venv-torch .venv-scann
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, with its venv module."; exit 1; }
@@ -44,6 +45,12 @@ clean:
 
 .venv/installed-peers: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test,peers]"
+	touch $@
+
+# ScaNN: it asks for the TensorFlow that it was built for.
+.venv-scann/installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m venv .venv-scann
+	.venv-scann/bin/python -m pip install --quiet --editable ".[scann,plots,test]"
 	touch $@
 
 # The authors' AutoAttack: it asks for other versions of packages than those above.
