@@ -25,6 +25,8 @@ SLOW_ON_JAX = (
     "attacks/test_fuzz.py",
     "attacks/test_saturation.py",
     "attacks/test_square.py",
+    "attacks/test_wnll_attacks.py",
+    "callbacks/test_template_update.py",
     "evaluation/test_activations.py",
     "evaluation/test_check.py",
     "evaluation/test_curves.py",
@@ -39,10 +41,13 @@ SLOW_ON_JAX = (
     "evaluation/test_rho.py",
     "evaluation/test_transfer.py",
     "layers/test_total_variation_layer.py",
+    "layers/test_wnll_head.py",
+    "losses/test_graph_interpolation.py",
     "ops/test_total_variation.py",
     "test_cli.py",
     "test_examples.py",
     "test_readme.py",
+    "training/test_fit_wnll.py",
 )
 
 

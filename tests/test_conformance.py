@@ -84,24 +84,36 @@ OBJECTS = [
     kr.layers.TotalVariation(
         drop_rate=0.0, weight=20.0, num_steps=2, seed=3, gradient="exact", name="tvm"
     ),
+    kr.attacks.WNLLSurrogate("linear", from_logits=False),
+    kr.layers.WNLLHead(
+        3, units=5, num_neighbors=4, sigma_neighbor=2, kernel="quartic", template_weight=0.5,
+        gradient="straight_through", joint=False, template_size=6, neighbors="scann",
+        vote="majority", template_batches=2, name="head",
+    ),
+    kr.layers.WNLLHead(3, template_size=6, unlabeled_size=2),
+    kr.losses.GraphInterpolation(num_folds=2, linear_weight=0.5, reduction="sum", name="gi"),
+    kr.losses.GraphInterpolation(
+        attack=kr.attacks.PGD(0.1, num_steps=2, objective=kr.attacks.WNLLSurrogate("linear")),
+        linear_weight=0.5,
+    ),
     kr.regularizers.AngularPenalty(penalty=2.0, scale=0.5, norm="spectral"),
 ]  # fmt: skip
 IDS = [f"{type(value).__name__}-{index}" for index, value in enumerate(OBJECTS)]
 
 PUBLIC_CLASSES = [
     value
-    for module in (kr.attacks, kr.callbacks, kr.layers, kr.losses, kr.regularizers)
+    for module in (kr.attacks, kr.callbacks, kr.layers, kr.losses, kr.neighbors, kr.regularizers)
     for value in vars(module).values()
     if inspect.isclass(value)
 ] + [kr.RobustModel]
 PUBLIC_FUNCTIONS = [
     value
-    for module in (kr.evaluation, kr.datasets)
+    for module in (kr.evaluation, kr.datasets, kr.training)
     for name, value in vars(module).items()
     if inspect.isfunction(value)
 ]
 BASE_CLASSES = (kr.attacks.Attack, kr.losses.ModelLoss)
-ATTACK_PARTS = (kr.attacks.Attack, kr.attacks.BPDA)
+ATTACK_PARTS = (kr.attacks.Attack, kr.attacks.BPDA, kr.attacks.WNLLSurrogate)
 
 
 def config_of(value):
@@ -112,7 +124,10 @@ def test_the_table_is_complete():
     with_config = set(PUBLIC_CLASSES) - {
         kr.RobustModel,
         kr.callbacks.RobustAccuracy,
+        kr.callbacks.TemplateUpdate,
         kr.attacks.AttackResult,
+        kr.neighbors.ExactIndex,
+        kr.neighbors.ScannIndex,
     }
     assert {type(value) for value in OBJECTS} == with_config - set(BASE_CLASSES)
 
@@ -196,7 +211,9 @@ def test_fit_and_keras_file(value, tmp_path):
         head = keras.layers.Dense(3, kernel_regularizer=value)
     else:
         loss = value
-        if "Hinge" in str(value.get_config()["loss"]):
+        if isinstance(value, kr.losses.GraphInterpolation):
+            head = kr.layers.WNLLHead(3, num_neighbors=4, sigma_neighbor=2, template_size=6)
+        if "Hinge" in str(value.get_config().get("loss")):
             y = np.eye(3, dtype="float32")[y]
     layers = [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), head]
     base = keras.Sequential(layers)

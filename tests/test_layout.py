@@ -16,7 +16,6 @@ FLOORS = {
     "layer_access": 2,
     "validation": 2,
     "attacks": 3,
-
     "neighbors": 3,
     "regularizers": 3,
     "layers": 4,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keras_robust.attacks import Attack, WNLLSurrogate
+from keras_robust.attacks import Attack, Ensemble, WNLLSurrogate
 from keras_robust.attacks.wnll_surrogate import SURROGATES
 from keras_robust.evaluation.attack_list import radii
 from keras_robust.layer_access import all_layers
@@ -16,12 +16,24 @@ def with_surrogates(model: Any, attacks: Mapping[str, Attack]) -> dict[str, Atta
     if not any(hasattr(layer, "attacked_as") and layer.phase == "wnll" for layer in layers):
         return all_attacks
     for name, attack in attacks.items():
-        config = attack.get_config()
-        if not radii(attack) or "objective" not in config or attack.objective is not None:
-            continue
-        for surrogate in SURROGATES:
-            change: dict[str, Any] = {"objective": WNLLSurrogate(surrogate, attack.from_logits)}
-            if surrogate == "exact" and config.get("loss") == "ce":
-                change["loss"] = "margin"
-            all_attacks[f"{name}, {surrogate}"] = type(attack).from_config({**config, **change})
+        for surrogate in SURROGATES if radii(attack) else ():
+            through = _through(surrogate, attack)
+            if through is not attack:
+                all_attacks[f"{name}, {surrogate}"] = through
     return all_attacks
+
+
+def _through(surrogate: str, attack: Attack) -> Attack:
+    """The attack with the surrogate as its objective; itself where it takes or has none."""
+    config = attack.get_config()
+    if "objective" not in config:
+        members = getattr(attack, "attacks", [])
+        changed = [_through(surrogate, member) for member in members]
+        is_same = all(a is b for a, b in zip(changed, members, strict=True))
+        return attack if is_same else Ensemble(changed)
+    if attack.objective is not None:
+        return attack
+    change: dict[str, Any] = {"objective": WNLLSurrogate(surrogate, attack.from_logits)}
+    if surrogate == "exact" and config.get("loss") == "ce":
+        change["loss"] = "margin"
+    return type(attack).from_config({**config, **change})

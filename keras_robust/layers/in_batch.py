@@ -14,9 +14,9 @@ from keras_robust.ops.neighbor_graph import union_edges
 class InBatchTemplate:
     """The labels of a batch on its way through a `kr.layers.WNLLHead` in training.
 
-    The batch is cut into folds, each with its share of every class. In turn each fold's labels are hidden and interpolated from the
-    others', on the graph of the whole batch. Label -1 marks an unlabeled example: it is a point
-    of every graph and a template in none.
+    The batch is cut into folds, each with its share of every class. In turn each fold's labels
+    are hidden and interpolated from the others', on the graph of the whole batch. Label -1 marks
+    an unlabeled example: it is a point of every graph and a template in none.
 
     Args:
         labels: integers, shape `(batch_size,)`.

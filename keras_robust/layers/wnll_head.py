@@ -118,7 +118,9 @@ class WNLLHead(keras.layers.Layer):
     list if it is nearer than the last in it. What that approximates: queries neither push one
     another out of a list nor change its sigma (with `joint=False` nothing is approximated by
     it); and of the template points into whose lists a query may come the `4 m` that weigh most
-    are considered (with ScaNN those among the `2 m` nearest). `benchmarks/wnll.py` measures the difference.
+    are considered (with ScaNN those among the `2 m` nearest). `benchmarks/wnll.py` measures the
+    difference. Train the buffer block with small steps then, and fill the template anew: what is
+    kept of it does not follow the block.
 
     Departures from the papers:
 

@@ -157,6 +157,6 @@ class ModelLoss(keras.losses.Loss):
         objects = {
             name: keras.saving.deserialize_keras_object(config[name])
             for name in ("attack", "loss")
-            if isinstance(config[name], dict)
+            if isinstance(config.get(name), dict)
         }
         return cls(**{**config, **objects})

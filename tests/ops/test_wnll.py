@@ -35,6 +35,7 @@ def gradients(function, *arrays):
     """The gradients of a scalar function in each of its arguments."""
     found = []
     for index in range(len(arrays)):
+
         def alone(x, index=index):
             return function(*(x if i == index else a for i, a in enumerate(arrays)))
 
@@ -224,7 +225,7 @@ def test_in_a_compiled_function_with_any_batch_size():
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"num_neighbors": 0}, "num_neighbors"),
         ({"sigma_neighbor": 9}, "`sigma_neighbor` must be at most `num_neighbors`"),

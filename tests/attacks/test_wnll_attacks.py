@@ -1,0 +1,206 @@
+"""Attacks on a WNLL head: through each gradient, judged on u in the batch that is returned."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_robust as kr
+from keras_robust.evaluation.surrogates import with_surrogates
+
+evaluate = functools.partial(kr.evaluate, checks=False, verbose=0)
+RNG = np.random.default_rng(0)
+CENTERS = RNG.uniform(0.35, 0.65, (3, 6))
+
+
+def data(count, seed=0):
+    y = np.arange(count) % 3
+    x = CENTERS[y] + 0.1 * np.random.default_rng(seed).normal(size=(count, 6))
+    return np.clip(x, 0, 1).astype("float32"), y
+
+
+X, Y = data(30, seed=1)
+
+
+def make_model(gradient="exact", phase="wnll", **arguments):
+    """A head whose linear branch is trained; the same weights each time."""
+    keras.utils.set_random_seed(1)
+    settings = {"units": 16, "num_neighbors": 8, "sigma_neighbor": 4, "template_size": 60}
+    head = kr.layers.WNLLHead(3, gradient=gradient, **{**settings, **arguments})
+    model = keras.Sequential([keras.Input((6,)), head])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.02), loss)
+    model.fit(*data(120), epochs=10, verbose=0)
+    head.adapt(*data(120))
+    head.phase = phase
+    return model
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: make_model(name) for name in ("exact", "straight_through", "linear")}
+
+
+def classes(model, x):
+    return ops.convert_to_numpy(model(x)).argmax(axis=1)
+
+
+def assert_result_is_what_it_says(model, result):
+    """Success is that of u on the returned batch, and what failed is as it was."""
+    np.testing.assert_array_equal(result.success, classes(model, result.x_adv) != Y)
+    np.testing.assert_array_equal(result.x_adv[~result.success], X[~result.success])
+    assert abs(result.x_adv - X).max() <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize("gradient", ["exact", "straight_through", "linear"])
+@pytest.mark.parametrize("attack", [kr.attacks.PGD(0.1, num_steps=5), kr.attacks.FGSM(0.1)],
+                         ids=["pgd", "fgsm"])  # fmt: skip
+def test_each_gradient(models, gradient, attack):
+    model = models[gradient]
+    assert (classes(model, X) == Y).mean() > 0.8
+    result = attack.run(model, X, Y, seed=0)
+    assert_result_is_what_it_says(model, result)
+    assert result.success.mean() > (classes(model, X) != Y).mean()
+
+
+@pytest.mark.parametrize("surrogate", ["linear", "straight_through", "exact", "soft_neighbors"])
+def test_each_surrogate(models, surrogate):
+    objective = kr.attacks.WNLLSurrogate(surrogate)
+    attack = kr.attacks.PGD(0.1, num_steps=5, objective=objective, loss="margin")
+    model = models["exact"]
+    result = attack.run(model, X, Y, seed=0)
+    assert_result_is_what_it_says(model, result)
+    assert result.success.mean() > (classes(model, X) != Y).mean()
+
+
+def test_a_surrogate_is_the_gradient_of_that_name(models):
+    """Whatever the head's own gradient is, of which the weights are the same here."""
+    for gradient in ("linear", "straight_through"):
+        attack = kr.attacks.IFGSM(0.1, num_steps=3, objective=kr.attacks.WNLLSurrogate(gradient))
+        plain = kr.attacks.IFGSM(0.1, num_steps=3)
+        through, own = (
+            attack.perturb(models["exact"], X, Y, 0),
+            plain.perturb(models[gradient], X, Y, 0),
+        )
+        moved = abs(ops.convert_to_numpy(through) - ops.convert_to_numpy(own)).max(axis=1)
+        # A step by the sign may differ where the gradient is nearly 0.
+        assert (moved < 1e-5).mean() > 0.8
+
+
+def test_the_linear_surrogate_attacks_the_dense_layers(models):
+    model = models["exact"]
+    head = model.layers[-1]
+    twin = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
+    )
+    twin.set_weights([*head.buffer.get_weights(), *head.linear.get_weights()])
+    objective = kr.attacks.WNLLSurrogate("linear")
+    found = kr.attacks.IFGSM(0.1, num_steps=3, objective=objective).perturb(model, X, Y, 0)
+    expected = kr.attacks.IFGSM(0.1, num_steps=3).perturb(twin, X, Y, 0)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(found), ops.convert_to_numpy(expected), atol=1e-5
+    )
+
+
+def test_rounds_keep_the_batch(models):
+    """Restarts get the whole batch, not only what stands: its composition counts."""
+    result = kr.attacks.PGD(0.05, num_steps=3, num_restarts=3).run(models["exact"], X, Y, seed=0)
+    assert_result_is_what_it_says(models["exact"], result)
+    assert 0 < result.success.mean() < 1
+
+
+def test_an_attack_without_gradients(models):
+    result = kr.attacks.Square(0.1, num_queries=20).run(models["exact"], X, Y, seed=0)
+    assert_result_is_what_it_says(models["exact"], result)
+
+
+def test_alone_each_example_is_attacked_for_itself(models):
+    model = models["exact"]
+    head = model.layers[-1]
+    head.joint = False
+    try:
+        result = kr.attacks.PGD(0.1, num_steps=5).run(model, X, Y, seed=0)
+        assert_result_is_what_it_says(model, result)
+        parts = [classes(model, x[None])[0] for x in result.x_adv]
+        np.testing.assert_array_equal(result.success, parts != Y)
+    finally:
+        head.joint = True
+
+
+def test_evaluation_holds_batches_fixed(models, tmp_path):
+    model = models["straight_through"]
+    seen = []
+
+    class Recording(kr.attacks.FGSM):
+        def run(self, model, x, y, seed=None):
+            seen.append(x)
+            return super().run(model, x, y, seed)
+
+    attacks = {"FGSM": Recording(0.03)}
+    run = functools.partial(
+        evaluate, model, X, Y, attacks, batch_size=12, output=tmp_path, worst_case_only=True
+    )
+    report = run()
+    through = [
+        f"FGSM, {name}" for name in ("linear", "straight_through", "exact", "soft_neighbors")
+    ]
+    assert [row.name for row in report.rows] == ["clean", "FGSM", *through, "worst case"]
+    worst = report.row("worst case").correct
+    assert 0 < worst.mean() < report.accuracy("clean")
+    for row in report.rows:
+        assert (worst <= row.correct).all()
+    clean = [classes(model, X[i : i + 12]) == Y[i : i + 12] for i in (0, 12, 24)]
+    np.testing.assert_array_equal(report.row("clean").correct, np.concatenate(clean))
+    assert len(seen) == 15
+    for number, x in enumerate(seen):
+        start = 12 * (number % 3)
+        np.testing.assert_array_equal(x, X[start : start + 12])
+
+    resumed = run(resume=True)
+    assert len(seen) == 15
+    for row in report.rows:
+        np.testing.assert_array_equal(resumed.row(row.name).correct, row.correct)
+    model.layers[-1].joint = False
+    try:
+        with pytest.raises(ValueError, match="resume"):
+            run(resume=True)
+    finally:
+        model.layers[-1].joint = True
+
+
+def test_surrogates_are_for_attacks_by_gradients_on_the_wnll_phase(models):
+    attacks = {
+        "PGD": kr.attacks.PGD(0.1), "Square": kr.attacks.Square(0.1),
+        "DeepFool": kr.attacks.DeepFool(),
+        "other": kr.attacks.PGD(0.1, objective=kr.attacks.WNLLSurrogate("linear")),
+        "both": kr.attacks.Ensemble([kr.attacks.PGD(0.1), kr.attacks.Square(0.1)]),
+    }  # fmt: skip
+    joined = with_surrogates(models["exact"], attacks)
+    added = {name: attack for name, attack in joined.items() if name not in attacks}
+    assert {name.split(",")[0] for name in added} == {"PGD", "both"}
+    assert len(added) == 8
+    assert added["PGD, exact"].loss == "margin"
+    assert added["PGD, linear"].loss == "ce"
+    assert added["PGD, linear"].epsilon == 0.1
+    member = added["both, soft_neighbors"].attacks[0]
+    assert member.objective.surrogate == "soft_neighbors"
+    assert with_surrogates(keras.Sequential([keras.layers.Dense(3)]), attacks) == attacks
+    wrapped = kr.RobustModel(keras.Sequential([models["exact"]]))
+    assert with_surrogates(wrapped, attacks).keys() == joined.keys()
+
+
+def test_in_the_linear_phase_nothing_is_added():
+    model = make_model(phase="linear")
+    report = evaluate(model, X, Y, {"FGSM": kr.attacks.FGSM(0.1)}, batch_size=12)
+    assert [row.name for row in report.rows] == ["clean", "FGSM", "worst case"]
+
+
+def test_bad_surrogates(models):
+    with pytest.raises(ValueError, match="surrogate"):
+        kr.attacks.WNLLSurrogate("quadratic")
+    plain = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    attack = kr.attacks.FGSM(0.1, objective=kr.attacks.WNLLSurrogate("linear"))
+    with pytest.raises(ValueError, match=r"no `keras_robust.layers.WNLLHead`"):
+        attack.run(plain, X, Y, seed=0)
