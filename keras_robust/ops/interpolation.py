@@ -59,8 +59,12 @@ def interpolate(edges: Edges, values: Any, is_known: Any, size: Any, template_we
     is_unknown = ops.logical_not(is_known[:size])[:, None]
     num_points = ops.shape(values)[0]
 
+    # All tensors are arguments: on JAX, one of a branch of `ops.switch` cannot be captured.
     @ops.custom_gradient
-    def solve(weight: Any, values: Any) -> tuple[Any, Callable[..., Any]]:
+    def solve(
+        weight: Any, values: Any, source: Any, target: Any, row: Any, other: Any, is_mixed: Any,
+        is_known: Any, is_unknown: Any,
+    ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
         outer = ops.where(is_mixed, weight, ops.zeros_like(weight))
         inner = ops.where(is_mixed, ops.zeros_like(weight), weight)
         solver = _solver(source, target, inner, outer, row, is_unknown, size)
@@ -70,7 +74,7 @@ def interpolate(edges: Edges, values: Any, is_known: Any, size: Any, template_we
         prior = ops.sum(share * values, axis=0) / ops.maximum(ops.sum(share), 1.0)
         u = ops.where(is_unknown, solver(pull, prior), values[:size])
 
-        def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+        def gradient(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
             upstream = args[0] if upstream is None else upstream
             zero = ops.zeros_like(upstream)
             adjoint = solver(ops.where(is_unknown, upstream, zero), zero[0])
@@ -83,11 +87,14 @@ def interpolate(edges: Edges, values: Any, is_known: Any, size: Any, template_we
             push = outer[:, None] * ops.take(adjoint, row, axis=0)
             values_bar = ops.segment_sum(push, other, num_segments=num_points)
             own = ops.where(is_unknown, zero, upstream)
-            return weight_bar, values_bar + ops.concatenate([own, ops.zeros_like(rest)])
+            values_bar = values_bar + ops.concatenate([own, ops.zeros_like(rest)])
+            return weight_bar, values_bar, *[None] * 7
 
         return u, gradient
 
-    return solve(weight * factor, values)
+    return solve(
+        weight * factor, values, source, target, row, other, is_mixed, is_known, is_unknown
+    )
 
 
 def _solver(

@@ -161,9 +161,10 @@ def recorded_distances(x: Any, points: Any, distances: Any, indices: Any) -> Any
     """The distances from a search, with their gradient in both points; none where infinite."""
     distances, indices = ops.stop_gradient(distances), ops.stop_gradient(indices)
 
+    # All tensors are arguments: on JAX, one of a branch of `ops.switch` cannot be captured.
     @ops.custom_gradient
-    def record(x: Any, points: Any) -> tuple[Any, Callable[..., Any]]:
-        def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+    def record(x: Any, points: Any, distances: Any, indices: Any) -> tuple[Any, Callable[..., Any]]:
+        def gradient(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
             upstream = args[0] if upstream is None else upstream
             upstream = ops.where(distances < float("inf"), upstream, ops.zeros_like(upstream))
             difference = x[:, None] - ops.take(points, indices, axis=0)
@@ -171,11 +172,11 @@ def recorded_distances(x: Any, points: Any, distances: Any, indices: Any) -> Any
             flat = ops.reshape(pull, (-1, points.shape[1]))
             num_points = ops.shape(points)[0]
             push = ops.segment_sum(flat, ops.reshape(indices, (-1,)), num_segments=num_points)
-            return ops.sum(pull, axis=1), -push
+            return ops.sum(pull, axis=1), -push, None, None
 
         return distances, gradient
 
-    return record(x, points)
+    return record(x, points, distances, indices)
 
 
 def _with_gradient(x: Any, points: Any, found: Any, indices: Any) -> Any:

@@ -106,6 +106,24 @@ def test_gradient_by_finite_differences(joint):
         assert slope == pytest.approx(np.sum(gradient * direction), rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize("joint", [True, False])
+def test_gradient_in_a_branch(joint):
+    """A WNLL head switches between phases while a function is compiled."""
+    queries, template, labels = (np.asarray(a, "float32") for a in points(12, 18))
+    labels = labels.astype("int32")
+
+    def first(queries):
+        u = kr.ops.wnll(queries, template, labels, 6, 3, joint=joint, num_classes=3)
+        return ops.sum(u[:, 0])
+
+    def branch(queries):
+        return ops.switch(ops.array(1), [lambda: ops.sum(queries), lambda: first(queries)])
+
+    (expected,), (found,) = gradients(first, queries), gradients(branch, queries)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert abs(expected).max() > 1e-2
+
+
 def test_gradient_is_blind_to_translation_and_scale():
     queries, template, labels = (np.asarray(a, "float32") for a in points())
     labels = labels.astype("int32")
