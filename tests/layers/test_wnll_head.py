@@ -496,6 +496,7 @@ class ExactScann:
         return self._index.search(queries, num_neighbors)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="ScaNN is for TensorFlow alone")
 def test_scann_is_asked_by_compiled_functions(monkeypatch, tmp_path):
     monkeypatch.setattr(wnll_head, "ScannIndex", ExactScann)
     model, head = make_model(joint=False, neighbors="scann")
