@@ -499,7 +499,8 @@ class ExactScann:
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="ScaNN is for TensorFlow alone")
 def test_scann_is_asked_by_compiled_functions(monkeypatch, tmp_path):
     monkeypatch.setattr(wnll_head, "ScannIndex", ExactScann)
-    model, head = make_model(joint=False, neighbors="scann")
+    # So small that the 2 m candidates are all points.
+    model, head = make_model(joint=False, neighbors="scann", template_size=16)
     x, _ = clusters(20, seed=1)
     np.testing.assert_allclose(softmax(model.predict(x, verbose=0)), expected_u(head, x), atol=1e-4)
     model.save_weights(tmp_path / "a.weights.h5")
