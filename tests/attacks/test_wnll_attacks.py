@@ -54,6 +54,7 @@ def assert_result_is_what_it_says(model, result):
     assert abs(result.x_adv - X).max() <= 0.1 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["exact", "straight_through", "linear"])
 @pytest.mark.parametrize("attack", [kr.attacks.PGD(0.1, num_steps=5), kr.attacks.FGSM(0.1)],
                          ids=["pgd", "fgsm"])  # fmt: skip
@@ -65,6 +66,7 @@ def test_each_gradient(models, gradient, attack):
     assert result.success.mean() > (classes(model, X) != Y).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["linear", "straight_through", "exact", "soft_neighbors"])
 def test_each_surrogate(models, surrogate):
     objective = kr.attacks.WNLLSurrogate(surrogate)
@@ -75,6 +77,7 @@ def test_each_surrogate(models, surrogate):
     assert result.success.mean() > (classes(model, X) != Y).mean()
 
 
+@pytest.mark.slow
 def test_a_surrogate_is_the_gradient_of_that_name(models):
     """Whatever the head's own gradient is, of which the weights are the same here."""
     for gradient in ("linear", "straight_through"):
@@ -89,6 +92,7 @@ def test_a_surrogate_is_the_gradient_of_that_name(models):
         assert (moved < 1e-5).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_the_linear_surrogate_attacks_the_dense_layers(models):
     model = models["exact"]
     head = model.layers[-1]
@@ -111,11 +115,13 @@ def test_rounds_keep_the_batch(models):
     assert 0 < result.success.mean() < 1
 
 
+@pytest.mark.slow
 def test_an_attack_without_gradients(models):
     result = kr.attacks.Square(0.1, num_queries=20).run(models["exact"], X, Y, seed=0)
     assert_result_is_what_it_says(models["exact"], result)
 
 
+@pytest.mark.slow
 def test_alone_each_example_is_attacked_for_itself(models):
     model = models["exact"]
     head = model.layers[-1]
@@ -129,6 +135,7 @@ def test_alone_each_example_is_attacked_for_itself(models):
         head.joint = True
 
 
+@pytest.mark.slow
 def test_evaluation_holds_batches_fixed(models, tmp_path):
     model = models["straight_through"]
     seen = []
@@ -191,6 +198,7 @@ def test_surrogates_are_for_attacks_by_gradients_on_the_wnll_phase(models):
     assert with_surrogates(wrapped, attacks).keys() == joined.keys()
 
 
+@pytest.mark.slow
 def test_in_the_linear_phase_nothing_is_added():
     model = make_model(phase="linear")
     report = evaluate(model, X, Y, {"FGSM": kr.attacks.FGSM(0.1)}, batch_size=12)

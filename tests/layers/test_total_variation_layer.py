@@ -77,6 +77,7 @@ def test_gradient(gradient):
         assert abs((found == 0).mean() - 0.5) < 0.06  # Dropped pixels.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["identity", "exact"])
 def test_an_attack_runs_and_leaves_the_layers_state(gradient):
     model = classifier(seed=3, num_steps=2, gradient=gradient)
@@ -141,6 +142,7 @@ def test_fit_under_xla():
 
 
 @TENSORFLOW_ONLY
+@pytest.mark.slow
 def test_it_is_no_defence_by_itself(trained_model, embedded_data):
     x, y = (values[:200] for values in embedded_data[1])
     model = keras.Sequential(

@@ -205,7 +205,7 @@ def test_a_network_learns(embedded_data, attack):
     assert not head.is_adapted
     kr.training.adapt_template(model, x[:1000], y[:1000])
     accuracy = (model.predict(x_test[:300], verbose=0).argmax(1) == y_test[:300]).mean()
-    assert accuracy > 0.65
+    assert accuracy > 0.5
 
 
 def test_in_evaluation_it_is_the_cross_entropy():

@@ -91,6 +91,7 @@ class Stopping(keras.callbacks.Callback):
             raise Interrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gradient", "passes"), [("exact", 2), ("straight_through", 1), ("linear", 1)]
 )
@@ -124,6 +125,7 @@ def test_what_each_stage_moves(gradient, passes):
     )
 
 
+@pytest.mark.slow
 def test_flags_are_what_they_were():
     model = make_model()
     model.layers[0].layers[0].trainable = False
@@ -145,6 +147,7 @@ def test_flags_are_what_they_were():
     assert [part.trainable for part in parts] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [1, 2])
 def test_interrupted_it_ends_as_if_it_had_not_been(done, tmp_path):
     whole = make_model()
@@ -169,6 +172,7 @@ def test_interrupted_it_ends_as_if_it_had_not_been(done, tmp_path):
             np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_schedule_is_refused_and_an_unbuilt_model_resumes(tmp_path):
     def unbuilt():
         head = kr.layers.WNLLHead(3, units=8, num_neighbors=8, sigma_neighbor=4, template_size=30)
@@ -189,6 +193,7 @@ def test_another_schedule_is_refused_and_an_unbuilt_model_resumes(tmp_path):
             kr.training.fit_wnll(unbuilt(), X, Y, **{**settings, **change})
 
 
+@pytest.mark.slow
 def test_adversarial_stages():
     """Algorithm 3: each stage with a loss that attacks; a wrapped model is unwrapped."""
     attack = kr.attacks.PGD(0.05, num_steps=2)
@@ -207,6 +212,7 @@ def test_adversarial_stages():
     assert {path.split("/")[-2] for path in moved if "seed" not in path} == {"buffer"}
 
 
+@pytest.mark.slow
 def test_unlabeled_examples():
     y = np.where(np.arange(80) % 5 == 0, -1, Y)
     model = make_model(unlabeled_size=10)
@@ -215,6 +221,7 @@ def test_unlabeled_examples():
     assert model.layers[-1].is_adapted
 
 
+@pytest.mark.slow
 def test_it_learns():
     model = make_model()
     history = kr.training.fit_wnll(
