@@ -27,7 +27,9 @@ class Ensemble(Attack):
     The result is the worst case over all of them for each example, at less than the sum of their
     costs: an example counts as fooled by the first attack that fools the model on it, and keeps
     that attack's image. So an ensemble of attacks that look for the smallest perturbation
-    (`kr.attacks.FAB` without `epsilon`, say) does not return the smallest of theirs.
+    (`kr.attacks.FAB` without `epsilon`, say) does not return the smallest of theirs. Where the
+    model's answer depends on the batch (`kr.layers.WNLLHead` with `joint=True`), each attack gets
+    the whole batch, and `success` is that in the batch of the attack which made the image.
 
     Args:
         attacks: sequence of `kr.attacks.Attack`s, at least one. They must agree in `targeted`,
