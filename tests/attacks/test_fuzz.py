@@ -36,6 +36,7 @@ NOT_FUZZED = {
     "AttackResult": "no attack",
     "AutoAttack": "an Ensemble of attacks that are all in the table",
     "BPDA": "an objective",
+    "WNLLSurrogate": "an objective",
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int64")
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
