@@ -6,7 +6,7 @@ import keras
 
 from keras_robust import validation
 from keras_robust.evaluation.arrays import as_arrays
-from keras_robust.training.adapt_template import adapt_template, wnll_head
+from keras_robust.training.adapt_template import adapt_template
 
 
 class TemplateUpdate(keras.callbacks.Callback):
@@ -53,7 +53,6 @@ class TemplateUpdate(keras.callbacks.Callback):
         self._is_stale = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        wnll_head(self.model)
         self._update()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -72,11 +72,11 @@ def wnll(
 
     Example:
 
-    >>> import numpy as np, keras_robust as kr
+    >>> import keras, numpy as np, keras_robust as kr
     >>> template = np.array([[0.0, 0.0], [0.0, 1.0], [4.0, 0.0], [4.0, 1.0]], "float32")
     >>> queries = np.array([[1.0, 0.5], [3.0, 0.5]], "float32")
     >>> u = kr.ops.wnll(queries, template, [0, 0, 1, 1], num_neighbors=2, sigma_neighbor=1)
-    >>> [int(i) for i in u.numpy().argmax(axis=1)] if hasattr(u, "numpy") else [0, 1]
+    >>> keras.ops.convert_to_numpy(u).argmax(axis=1).tolist()
     [0, 1]
 
     Memory grows with `(q + t) * m * dimensions`. More than 3,000 queries are solved for by
