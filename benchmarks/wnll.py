@@ -26,7 +26,7 @@ from memory import peak_bytes
 from models import resnet20
 
 import keras_robust as kr
-from keras_robust.layers import wnll_head
+from keras_robust.layers import wnll_template
 
 BATCH = 500
 PARTS = ["forward", "training", "search", "lists"]
@@ -151,11 +151,11 @@ def lists(size: int, joint: bool) -> dict[str, float]:
     points = points + centers[labels].astype("float32")
     answers = []
     for limit in (0, size):
-        wnll_head._MAX_UNION = limit
+        wnll_template._MAX_UNION = limit
         head = kr.layers.WNLLHead(10, template_size=size, joint=joint)
         head.adapt(points[:size], labels[:size])
         answers.append(keras.ops.convert_to_numpy(keras.ops.softmax(head(points[size:]))))
-    wnll_head._MAX_UNION = 2000
+    wnll_template._MAX_UNION = 2000
     difference = np.abs(answers[0] - answers[1]).max(axis=1)
     return {
         "mean_difference": float(difference.mean()),

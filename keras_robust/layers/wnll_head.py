@@ -5,32 +5,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_robust import backend, validation
+from keras_robust import validation
 from keras_robust.layer_access import replaced
 from keras_robust.layers.in_batch import current_template
-from keras_robust.layers.template import choose_template
-from keras_robust.neighbors import ScannIndex
-from keras_robust.ops.nearest import nearest_in_two_ways, squared_distances
-from keras_robust.ops.neighbor_graph import (
-    Reach,
-    edges_to_template,
-    own_sigma,
-    reach_of_lists,
-    template_reach,
-)
-from keras_robust.ops.wnll import check_graph, extend, wnll
+from keras_robust.layers.wnll_template import WNLLTemplate
+from keras_robust.ops.nearest import squared_distances
+from keras_robust.ops.neighbor_graph import own_sigma
+from keras_robust.ops.wnll import check_graph
 
 _PHASES = ("linear", "wnll")
 _GRADIENTS = ("exact", "straight_through", "linear")
 _VOTES = ("sum", "majority")
 _NEIGHBORS = ("exact", "scann")
-# Up to so many template points the graph of template and queries is built anew in each call.
-_MAX_UNION = 2000
-# With more: how many times m candidates are searched for that may have an edge to a query.
-_REVERSE_PER_NEIGHBOR = {"exact": 4, "scann": 2}
 # What every class has at least, so that no logarithm is infinite.
 _FLOOR = 1e-6
 
@@ -174,13 +162,16 @@ class WNLLHead(keras.layers.Layer):
                 f"template_size={template_size}, num_classes={num_classes}"
             )
         self._start_joint = self._checked_joint(joint)
-        self._indices: dict[int, ScannIndex] = {}
         self.buffer = (
             None
             if units is None
             else keras.layers.Dense(units, "relu", name="buffer", dtype=self.dtype_policy)
         )
         self.linear = keras.layers.Dense(num_classes, name="linear", dtype=self.dtype_policy)
+        self.template = WNLLTemplate(
+            self.template_size, num_classes, *self._graph, self.unlabeled_size, neighbors,
+            self.template_batches, name="template", dtype=self.dtype_policy,
+        )  # fmt: skip
         self.input_spec = keras.layers.InputSpec(ndim=2)
 
     def build(self, input_shape: Any) -> None:
@@ -188,24 +179,9 @@ class WNLLHead(keras.layers.Layer):
         if self.buffer is not None:
             self.buffer.build(input_shape)
         self.linear.build((None, self.units or width))
-
-        def add(name: str, shape: tuple[int, ...], value: Any, dtype: Any = None) -> Any:
-            start = keras.initializers.Constant(value)
-            # Not in half precision, which squared distances exceed.
-            return self.add_weight(
-                name=name, shape=shape, initializer=start, dtype=dtype, trainable=False,
-                autocast=False,
-            )  # fmt: skip
-
-        self.template_features = add("template_features", (self.template_size, width), 0.0)
-        self.template_labels = add("template_labels", (self.template_size,), -1, "int32")
-        if self.unlabeled_size:
-            shape = (self.unlabeled_size, width)
-            self.unlabeled_features = add("unlabeled_features", shape, 0.0)
-        if self._has_lists:
-            self.reach = add("reach", (3, self.template_size), 0.0, "float32")
-        self._is_wnll = add("is_wnll", (), 0, "int32")
-        self._is_joint = add("is_joint", (), int(self._start_joint), "int32")
+        self.template.build(input_shape)
+        self._is_wnll = self._add_flag("is_wnll", False)
+        self._is_joint = self._add_flag("is_joint", self._start_joint)
         self.built = True
 
     @property
@@ -243,7 +219,7 @@ class WNLLHead(keras.layers.Layer):
     @property
     def is_adapted(self) -> bool:
         """Whether the template has been filled."""
-        return bool(self.built and (ops.convert_to_numpy(self.template_labels) >= 0).all())
+        return self.template.is_filled
 
     @property
     def depends_on_batch(self) -> bool:
@@ -270,32 +246,17 @@ class WNLLHead(keras.layers.Layer):
             ValueError: if there are too few points, or a class has none; if labels or features
                 are not as described above.
         """
-        features = ops.convert_to_numpy(features).astype(self.variable_dtype)
-        labels = ops.convert_to_numpy(labels)
-        if labels.ndim == 2 and labels.shape[1] == self.num_classes > 1:
-            labels = np.where(labels.any(axis=1), labels.argmax(axis=1), -1)
-        labels = labels.reshape(-1)
-        self._check_template(features, labels)
-        if distances is not None:
-            distances = self._checked_distances(distances, labels)
+        if distances is not None and not self._can_use_distances:
+            raise ValueError(
+                "Argument `distances` must be None, but for a head without a buffer block that "
+                "uses all points as one large template. Received: distances, and a head with "
+                f"units={self.units}, template_batches={self.template_batches}, "
+                f"template_size={self.template_size}"
+            )
+        features, labels = self.template.checked(features, labels, distances)
         if not self.built:
             self.build(features.shape)
-        rows = choose_template(labels, self.template_size, self.num_classes, seed)
-        # Dealt out to the template batches, so that each has its share of every class.
-        rows = rows[np.argsort(labels[rows], kind="stable")]
-        rows = rows.reshape(-1, self.template_batches).T.reshape(-1)
-        self.template_features.assign(features[rows])
-        self.template_labels.assign(labels[rows].astype("int32"))
-        if self.unlabeled_size:
-            others = np.random.default_rng(seed).permutation(np.flatnonzero(labels < 0))
-            self.unlabeled_features.assign(features[np.sort(others[: self.unlabeled_size])])
-        self._indices.clear()
-        if self._has_lists and distances is not None:
-            self.reach.assign(ops.stack(reach_of_lists(distances[rows], self.sigma_neighbor)))
-        elif self._has_lists:
-            self.reach.assign(self._find_reach())
-        if self.neighbors == "scann":
-            self._scann_index(0, self._num_candidates)
+        self.template.fill(features, labels, seed, distances, self._buffered)
         self.phase = "wnll"
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -317,10 +278,6 @@ class WNLLHead(keras.layers.Layer):
                 lambda: self._logits(self._interpolate(features, False), linear),
             ],
         )
-
-    def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(store)
-        self._indices.clear()
 
     @contextlib.contextmanager
     def attacked_as(self, surrogate: str | None = None) -> Iterator[bool]:
@@ -369,13 +326,13 @@ class WNLLHead(keras.layers.Layer):
 
     def _soft_call(self, inputs: Any, training: bool | None = None) -> Any:
         """log sum_{y of the class} exp(-d^2 / sigma^2), over all of the template: no list jumps."""
-        features, template = self._buffered(inputs), self._buffered(self.template_features)
+        features, template = self._buffered(inputs), self._buffered(self.template.features)
         center = ops.stop_gradient(ops.mean(template, axis=0))
         distances = squared_distances(features - center, template - center)
         count = min(self.sigma_neighbor, self.template_size)
         nearest_few = -ops.top_k(-ops.stop_gradient(distances), count)[0]
         scores = -distances / own_sigma(nearest_few, count)
-        labels = ops.convert_to_tensor(self.template_labels)
+        labels = ops.convert_to_tensor(self.template.labels)
         lowest = ops.full_like(scores, -1e9)
         columns = [
             ops.logsumexp(ops.where(labels == label, scores, lowest), axis=1)
@@ -393,19 +350,7 @@ class WNLLHead(keras.layers.Layer):
 
     def _interpolate(self, features: Any, joint: bool) -> Any:
         """u on the batch: each template batch is asked, and they vote."""
-        num_queries = ops.shape(features)[0]
-        if self.unlabeled_size and joint:
-            features = ops.concatenate([features, self._buffered(self.unlabeled_features)])
-        template = self._buffered(self.template_features)
-        answers = []
-        for number in range(self.template_batches):
-            part = self._part(number)
-            values = ops.one_hot(self.template_labels[part], self.num_classes, dtype=template.dtype)
-            if self._has_lists:
-                u = self._from_lists(features, template[part], values, number, joint)
-            else:
-                u = wnll(features, template[part], values, *self._graph, joint=joint)
-            answers.append(u[:num_queries])
+        answers = self.template.answers(features, joint, self._buffered)
         mean = sum(answers) / len(answers)
         if self.vote == "sum":
             return mean
@@ -413,117 +358,15 @@ class WNLLHead(keras.layers.Layer):
         share = ops.cast(sum(votes) / len(votes), mean.dtype)
         return mean + ops.stop_gradient(share - mean)
 
-    def _from_lists(
-        self, queries: Any, template: Any, values: Any, number: int, joint: bool
-    ) -> Any:
-        center = ops.stop_gradient(ops.mean(template, axis=0))
-        queries, template = queries - center, template - center
-        part = self._part(number)
-        rows = ops.cast(ops.convert_to_tensor(self.reach), template.dtype)
-        reach = Reach(*(rows[row, part] for row in range(3)))
-        found = self._search(number, queries, template, reach)
-        edges = edges_to_template(
-            queries, template, reach, found, self.sigma_neighbor, self.kernel, joint
+    def _add_flag(self, name: str, value: bool) -> Any:
+        start = keras.initializers.Constant(int(value))
+        return self.add_weight(
+            name=name, shape=(), initializer=start, dtype="int32", trainable=False, autocast=False
         )
-        return extend(edges, values, ops.shape(queries)[0], self.template_weight, joint)
 
-    def _search(self, number: int, queries: Any, template: Any, reach: Reach) -> Any:
-        """What `nearest_in_two_ways` finds; by ScaNN, the second are the nearest, too."""
-        m, count = self.num_neighbors, self._num_candidates
-        queries, template = ops.stop_gradient(queries), ops.stop_gradient(template)
-        if self.neighbors == "exact":
-            return nearest_in_two_ways(
-                queries, template, m, ops.stop_gradient(reach.scale()), count
-            )
-        distances, indices = backend.host_call(
-            lambda x: self._scann_index(number, count).search(x, count),
-            queries,
-            (("float32", count), ("int32", count)),
-        )
-        return distances[:, :m], indices[:, :m], distances, indices
-
-    def _scann_index(self, number: int, count: int) -> ScannIndex:
-        if number not in self._indices:
-            points = ops.convert_to_numpy(
-                self._buffered(self.template_features)[self._part(number)]
-            )
-            self._indices[number] = ScannIndex(points - points.mean(axis=0), count)
-        return self._indices[number]
-
-    def _find_reach(self) -> Any:
-        """Each template point's reach, for each template batch by itself."""
-        template = self._buffered(self.template_features)
-        parts = [
-            ops.stack(
-                template_reach(
-                    part - ops.mean(part, axis=0), self.num_neighbors, self.sigma_neighbor
-                )
-            )
-            for part in (template[self._part(n)] for n in range(self.template_batches))
-        ]
-        return ops.concatenate(parts, axis=1)
-
-    def _part(self, number: int) -> slice:
-        size = self.template_size // self.template_batches
-        return slice(number * size, (number + 1) * size)
-
-    def _check_template(self, features: np.ndarray, labels: np.ndarray) -> None:
-        width = self.template_features.shape[1] if self.built else None
-        if (
-            features.ndim != 2
-            or not len(features) == len(labels) > 0
-            or width not in (None, features.shape[1])
-        ):
-            raise ValueError(
-                "Arguments `features` and `labels` must have shapes `(num_points, "
-                f"{width or 'features'})` and `(num_points,)`, with at least one point. "
-                f"Received: shapes {features.shape} and {labels.shape}"
-            )
-        if not np.isfinite(features).all():
-            raise ValueError(
-                "Argument `features` must hold finite numbers. Received: features with "
-                f"{int((~np.isfinite(features)).sum())} values that are NaN or infinite"
-            )
-        self.check_labels(labels)
-
-    def check_labels(self, labels: np.ndarray) -> None:
-        """Raises a `ValueError` for integer labels that make no template."""
-        low, high = labels.min(), labels.max()
-        if not np.issubdtype(labels.dtype, np.integer) or low < -1 or high >= self.num_classes:
-            raise ValueError(
-                f"Argument `labels` must hold integers below {self.num_classes}, -1 for unlabeled "
-                f"points. Received: labels from {low} to {high} of dtype {labels.dtype}"
-            )
-        missing = sorted(set(range(self.num_classes)) - set(labels.tolist()))
-        if missing:
-            raise ValueError(
-                "Argument `labels` must hold every class: the head could not predict one that its "
-                f"template lacks. Received: labels without the classes {missing}"
-            )
-        num_labeled = int((labels >= 0).sum())
-        if num_labeled < self.template_size:
-            raise ValueError(
-                f"Argument `labels` must hold at least `template_size`, {self.template_size}, "
-                f"labeled points. Received: {num_labeled} labeled points"
-            )
-        if len(labels) - num_labeled < self.unlabeled_size:
-            raise ValueError(
-                f"Argument `labels` must hold at least `unlabeled_size`, {self.unlabeled_size}, "
-                f"points labeled -1. Received: {len(labels) - num_labeled} of them"
-            )
-
-    def _checked_distances(self, distances: Any, labels: np.ndarray) -> Any:
-        distances = ops.convert_to_numpy(distances)
-        shape = (self.template_size, self.num_neighbors)
-        is_possible = self.units is None and self.template_batches == 1 and self._has_lists
-        if not is_possible or distances.shape != shape or len(labels) != self.template_size:
-            raise ValueError(
-                f"Argument `distances` must have the shape {shape}, for a head without a buffer "
-                "block that uses all points as one large template. Received: shape "
-                f"{distances.shape}, {len(labels)} points, units={self.units}, "
-                f"template_batches={self.template_batches}"
-            )
-        return distances
+    @property
+    def _can_use_distances(self) -> bool:
+        return self.units is None and self.template_batches == 1 and self.template.has_lists
 
     def _checked_joint(self, joint: Any) -> bool:
         if self.unlabeled_size and not joint:
@@ -544,18 +387,6 @@ class WNLLHead(keras.layers.Layer):
     @property
     def _graph(self) -> tuple[int, int, str, float | None]:
         return self.num_neighbors, self.sigma_neighbor, self.kernel, self.template_weight
-
-    @property
-    def _num_candidates(self) -> int:
-        """How many template points are considered for an edge to a query."""
-        size = self.template_size // self.template_batches
-        return min(_REVERSE_PER_NEIGHBOR[self.neighbors] * self.num_neighbors, size)
-
-    @property
-    def _has_lists(self) -> bool:
-        """Whether the template points' lists are kept, rather than made anew in each call."""
-        size = self.template_size // self.template_batches
-        return size > _MAX_UNION or self.neighbors == "scann"
 
     @property
     def _precision(self) -> str:

@@ -138,8 +138,8 @@ def fit_wnll(
     unlabeled = np.flatnonzero(labels < 0) if head.unlabeled_size else order[:0]
     template = np.concatenate([template, unlabeled])
     validation.check_images(x, None)
-    head.check_labels(labels)
-    head.check_labels(labels[template])
+    head.template.check_labels(labels)
+    head.template.check_labels(labels[template])
     inference.build(model, x)
     schedule = {
         "passes": passes, "linear_epochs": linear_epochs, "wnll_epochs": wnll_epochs,

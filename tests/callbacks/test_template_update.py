@@ -25,7 +25,7 @@ def make_model():
 
 
 def template_of(head):
-    return ops.convert_to_numpy(head.template_features)
+    return ops.convert_to_numpy(head.template.features)
 
 
 class Watch(keras.callbacks.Callback):

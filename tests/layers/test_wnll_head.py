@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend, inference
-from keras_robust.layers import wnll_head
+from keras_robust.layers import wnll_template
 
 SETTINGS = {"num_neighbors": 8, "sigma_neighbor": 4}
 needs_float64 = pytest.mark.skipif(
@@ -61,8 +61,8 @@ def linear_branch(head, x):
 def expected_u(head, x, rows=slice(None), others=None, **arguments):
     """u by `kr.ops.wnll`, on the template's `rows`, with `others` among the queries."""
     queries = x if others is None else np.concatenate([x, others])
-    template = buffered(head, array(head.template_features)[rows])
-    labels = array(head.template_labels)[rows]
+    template = buffered(head, array(head.template.features)[rows])
+    labels = array(head.template.labels)[rows]
     settings = {**SETTINGS, "joint": head.joint, "num_classes": 3, **arguments}
     return array(kr.ops.wnll(buffered(head, queries), template, labels, **settings))[: len(x)]
 
@@ -211,11 +211,11 @@ def test_the_template_is_drawn_from_what_is_given():
     drawn = []
     for seed in (0, 0, 1):
         head.adapt(features, labels, seed)
-        drawn.append(array(head.template_features))
+        drawn.append(array(head.template.features))
         rows = [int(np.flatnonzero((features == point).all(1))[0]) for point in drawn[-1]]
         assert len(set(rows)) == 30
         assert 77 in rows
-        np.testing.assert_array_equal(array(head.template_labels), labels[rows])
+        np.testing.assert_array_equal(array(head.template.labels), labels[rows])
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
 
@@ -228,7 +228,7 @@ def test_labels_in_every_form():
     found = []
     for form in (labels, labels[:, None], one_hot, labels.astype("int64"), ops.array(labels)):
         head.adapt(features, form)
-        found.append(array(head.template_features))
+        found.append(array(head.template.features))
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
 
@@ -246,7 +246,7 @@ def test_unlabeled_points_are_queries_of_their_own():
     features, labels = clusters(80)
     labels[:40] = -1
     head.adapt(features, labels)
-    others = array(head.unlabeled_features)
+    others = array(head.template.unlabeled)
     assert (others[:, None] == features[None, :40]).all(axis=2).any(axis=1).all()
     x, _ = clusters(10, seed=1)
     np.testing.assert_allclose(
@@ -266,7 +266,7 @@ def test_template_batches_vote():
         parts = [expected_u(head, x, slice(12 * n, 12 * n + 12)) for n in range(3)]
         # Dealt out, so that each batch has its share of every class.
         for number in range(3):
-            labels = array(head.template_labels)[12 * number : 12 * number + 12]
+            labels = array(head.template.labels)[12 * number : 12 * number + 12]
             np.testing.assert_array_equal(np.bincount(labels), [4, 4, 4])
         if vote == "sum":
             expected = np.mean(parts, axis=0)
@@ -294,12 +294,12 @@ class TestLists:
 
     @pytest.fixture(autouse=True)
     def _few(self, monkeypatch):
-        monkeypatch.setattr(wnll_head, "_MAX_UNION", 10)
+        monkeypatch.setattr(wnll_template, "_MAX_UNION", 10)
 
     @pytest.mark.parametrize("arguments", [{}, {"kernel": "quartic"}, {"template_weight": 0.5}])
     def test_alone_nothing_is_approximated(self, arguments):
         model, head = make_model(joint=False, **arguments)
-        assert head._has_lists
+        assert head.template.has_lists
         x, _ = clusters(40, seed=1)
         u = softmax(array(model(x)))
         np.testing.assert_allclose(u, expected_u(head, x, **arguments), atol=1e-4)
@@ -329,7 +329,7 @@ class TestLists:
         model, head = make_model(joint=False, units=None, dtype="mixed_float16")
         features, labels = clusters(30)
         head.adapt(300 * features, labels)
-        assert array(head.reach).max() > 65504
+        assert array(head.template.reach).max() > 65504
         x, _ = clusters(20, seed=1)
         u = softmax(array(model(300 * x)))
         np.testing.assert_allclose(u, expected_u(head, 300 * x), atol=0.02)
@@ -408,7 +408,7 @@ def test_surrogates_are_undone(gradient):
 def test_soft_neighbors():
     _, head = make_model()
     x, _ = clusters(10, seed=1)
-    template, labels = buffered(head, array(head.template_features)), array(head.template_labels)
+    template, labels = buffered(head, array(head.template.features)), array(head.template.labels)
     distances = ((buffered(head, x)[:, None] - template) ** 2).sum(axis=2)
     weights = np.exp(-distances / np.sort(distances, axis=1)[:, 3:4])
     expected = np.log(np.stack([weights[:, labels == c].sum(axis=1) for c in range(3)], axis=1))
@@ -477,13 +477,13 @@ def test_weights_alone_bring_the_phase_and_the_template(tmp_path):
 def test_training_in_the_wnll_phase(gradient):
     model, head = make_model(gradient=gradient)
     x, y = clusters(90, seed=1, spread=2.0)
-    template = array(head.template_features)
+    template = array(head.template.features)
     model.compile(
         keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     losses = model.fit(x, y, epochs=6, batch_size=30, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    np.testing.assert_array_equal(array(head.template_features), template)
+    np.testing.assert_array_equal(array(head.template.features), template)
 
 
 class ExactScann:
@@ -498,7 +498,7 @@ class ExactScann:
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="ScaNN is for TensorFlow alone")
 def test_scann_is_asked_by_compiled_functions(monkeypatch, tmp_path):
-    monkeypatch.setattr(wnll_head, "ScannIndex", ExactScann)
+    monkeypatch.setattr(wnll_template, "ScannIndex", ExactScann)
     # So small that the 2 m candidates are all points.
     model, head = make_model(joint=False, neighbors="scann", template_size=16)
     x, _ = clusters(20, seed=1)
@@ -515,6 +515,6 @@ def test_scann_is_missed_when_the_template_is_filled(monkeypatch):
     def missing(*args):
         raise ImportError("ScaNN could not be imported.")
 
-    monkeypatch.setattr(wnll_head, "ScannIndex", missing)
+    monkeypatch.setattr(wnll_template, "ScannIndex", missing)
     with pytest.raises(ImportError, match="ScaNN"):
         make_model(neighbors="scann")

@@ -119,8 +119,8 @@ def test_what_each_stage_moves(gradient, passes):
     expected.set_weights(model.get_weights())
     kr.training.adapt_template(expected, X, Y)
     np.testing.assert_allclose(
-        ops.convert_to_numpy(head.template_features),
-        ops.convert_to_numpy(expected.layers[-1].template_features),
+        ops.convert_to_numpy(head.template.features),
+        ops.convert_to_numpy(expected.layers[-1].template.features),
         atol=1e-5,
     )
 
