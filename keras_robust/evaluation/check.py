@@ -73,8 +73,8 @@ def check(
         norm: `"linf"` or `"l2"`, for an attack without an `epsilon`. Defaults to `None`: the
             attack's own.
         transfer_from: another model for the same data, whose adversarial images are to be
-            compared. Its outputs must be what the attack's `from_logits` says. Defaults to
-            `None`: that check is left out.
+            compared; it is attacked by its own gradient, not by the `objective`. Its outputs must
+            be what the attack's `from_logits` says. Defaults to `None`: that check is left out.
         num_examples: int. How many examples to use, at most. Defaults to `100`.
         chance: float from 0 to 1. The accuracy of guessing. Defaults to `None`: one divided by
             the number of classes.
@@ -89,7 +89,8 @@ def check(
 
     Raises:
         ValueError: as the attack, before any work, and if it is targeted, if the radius or norm
-            is not known or is given twice, or if another argument is not as described above.
+            is not known or is given twice, if the outputs of `transfer_from` do not fit, or if
+            another argument is not as described above.
 
     Example:
 
@@ -114,6 +115,7 @@ def check(
     num_examples = validation.check_count("num_examples", num_examples)
     x, y = as_arrays(x, y)
     attack.check(model, x, y)
+    check_transfer_from(transfer_from, attack, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
 
     labels = sparse(y)
@@ -143,6 +145,7 @@ def check_evaluation(
     correct: Mapping[str, np.ndarray],
     batch_size: int,
     seed: int,
+    transfer_from: Any,
     verbose: int,
 ) -> list[CheckResult]:
     """Checks the attack of an evaluation that has left the fewest examples standing.
@@ -177,10 +180,25 @@ def check_evaluation(
         norm=norm,
         batch_size=max(min(batch_size, len(chosen)), 1),
         seed=seed,
+        transfer_from=transfer_from,
         standing_judged=correct[strongest][chosen],
         counts=(int(clean.sum()), int((clean & ~correct[strongest]).sum())),
     )
     return run_checks(case, verbose)
+
+
+def check_transfer_from(transfer_from: Any, attack: Attack, x: np.ndarray, y: np.ndarray) -> None:
+    """Raises a `ValueError` for what is no other model for the same data."""
+    if transfer_from is None:
+        return
+    try:
+        attack.check(transfer_from, x, y)
+    except Exception as error:  # backends raise errors of their own
+        raise ValueError(
+            "Argument `transfer_from` must be another model for the same images and labels, with "
+            f"outputs as the attack's `from_logits` says. {type(error).__name__}: {error} "
+            f"Received: transfer_from={transfer_from!r}"
+        ) from error
 
 
 def _ball(attack: Attack, epsilon: float | None, norm: str | None) -> tuple[float, str]:

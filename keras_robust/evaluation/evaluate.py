@@ -15,7 +15,7 @@ from keras_robust.evaluation import plots
 from keras_robust.evaluation.accuracy import attack_in_batches
 from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import named_attacks, radii, union
-from keras_robust.evaluation.check import check_evaluation
+from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
 from keras_robust.evaluation.progress import Progress
@@ -38,6 +38,7 @@ def evaluate(
     worst_case_only: bool = False,
     resume: bool = False,
     checks: bool = True,
+    transfer_from: Any = None,
     pictures: bool = False,
     notes: Mapping[str, str] | None = None,
     verbose: int = 1,
@@ -80,6 +81,9 @@ def evaluate(
             interrupted. Defaults to `False`.
         checks: bool. Whether to run the checks of `kr.evaluation.check` on the attack that has
             left the fewest examples standing, of those with an `epsilon`. Defaults to `True`.
+        transfer_from: another model for the same data, or a callable, whose adversarial images
+            the checks compare with the model's own. Its outputs must be what the attacks'
+            `from_logits` says. Defaults to `None`: that check is left out.
         pictures: bool. Whether to add what the strongest attack with an `epsilon`, and steps if
             one has them, shows: accuracy over epsilon and over the number of steps, which cost
             several times the attack, and principal components of clean and attacked features,
@@ -97,7 +101,8 @@ def evaluate(
         ValueError: before any work, if `attacks` is empty or holds something else than untargeted
             attacks, or if one of them cannot work on `x`, `y` and `model`; if `resume` is true
             without an `output`, or the evaluation there was begun with another model, other
-            images, labels, attacks, seed, batch size or backend.
+            images, labels, attacks, seed, batch size or backend; if the outputs of
+            `transfer_from` do not fit, or `checks` is false with it.
 
     Example:
 
@@ -116,10 +121,16 @@ def evaluate(
             "Argument `resume` needs the folder `output` that the evaluation was begun in. "
             "Received: resume=True, output=None"
         )
+    if transfer_from is not None and not checks:
+        raise ValueError(
+            "Argument `transfer_from` is for the checks, and needs `checks=True`. "
+            "Received: checks=False"
+        )
     x, y = as_arrays(x, y)
     attacks = with_surrogates(model, attacks)
     for attack in attacks.values():
         attack.check(model, x, y)
+    check_transfer_from(transfer_from, next(iter(attacks.values())), x, y)
     if output is not None:
         plots.require_matplotlib()
     if pictures:
@@ -173,7 +184,7 @@ def evaluate(
     if checks:
         correct = {name: report.row(name).correct for name in attacks}
         report.checks = check_evaluation(
-            model, x, labels, clean, attacks, correct, batch_size, seed, verbose
+            model, x, labels, clean, attacks, correct, batch_size, seed, transfer_from, verbose
         )
     if pictures:
         add_pictures(report, model, x, labels, attacks, progress, verbose)
