@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.without_gradient import standing_without_gradient
 from keras_robust.evaluation import plots
 from keras_robust.evaluation.accuracy import attack_in_batches
 from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
@@ -52,6 +53,10 @@ def evaluate(
     An attack without an `epsilon` goes as far as it needs to, so the accuracy under it says
     little: look at the norms of its perturbations. The worst case leaves such attacks out, unless
     there are no others.
+
+    An attack that finds no gradient at all raises a `ValueError` where it is called by itself, on
+    TensorFlow. Here it leaves its examples standing, and its row says so: that is no robustness,
+    and the checks fail. On JAX such a gradient is 0, and the attack does what it can without one.
 
     For a model with a `kr.layers.WNLLHead` in its WNLL phase every attack by gradients is joined by
     one through each surrogate of `kr.attacks.WNLLSurrogate`; and where a prediction depends on its
@@ -196,7 +201,9 @@ def evaluate(
 
 def _attack_batch(attack_batch: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What is kept of an attacked batch: of the images, only some that the report may show."""
-    found = attack_batch()
+    with standing_without_gradient() as names:
+        found = attack_batch()
+    found["without_gradient"] = np.array(names, str)
     found["shown"] = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
     found["x_adv"] = found["x_adv"][found["shown"]].astype("float32")
     return found

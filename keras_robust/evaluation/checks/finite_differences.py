@@ -40,7 +40,13 @@ def agree(case: Case) -> Outcome:
     x = np.clip(case.x.astype("float32"), low + room, high - room)
     x += rng.uniform(-jitter, jitter, x.shape).astype("float32")
     signs = [rng.choice(np.array([-1, 1], "float32"), x.shape) for _ in range(_NUM_DIRECTIONS)]
-    gradient = case.batched(_compiled(case, "gradient"), x).astype("float64")
+    try:
+        gradient = case.batched(_compiled(case, "gradient"), x).astype("float64")
+    except backend.NoGradientError:
+        if case.attack.objective is None:
+            raise
+        sentence = "The model has no gradient; the attack follows its `objective` instead."
+        return Outcome(None, sentence)
     axes = tuple(range(1, x.ndim))
     expected = np.array([(gradient * sign).sum(axis=axes) for sign in signs])
     values = _compiled(case, "values")

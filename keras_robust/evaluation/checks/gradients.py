@@ -23,7 +23,7 @@ def failed_without(check: Callable[[Case], Outcome]) -> Callable[[Case], Outcome
     def wrapped(case: Case) -> Outcome:
         try:
             return check(case)
-        except ValueError as error:
+        except backend.NoGradientError as error:
             return Outcome(False, f"No gradient could be computed. {error}")
 
     return wrapped
