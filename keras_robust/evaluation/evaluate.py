@@ -60,7 +60,8 @@ def evaluate(
 
     For a model with a `kr.layers.WNLLHead` in its WNLL phase every attack by gradients is joined by
     one through each surrogate of `kr.attacks.WNLLSurrogate`; and where a prediction depends on its
-    batch (`head.joint`), batches are those of the examples in their order, whole in every attack.
+    batch (`head.joint`), batches are those of the examples in their order, whole in every attack;
+    the checks look at the first of them.
 
     Args:
         model: Keras model, `kr.RobustModel`, or a callable `x -> logits`. It is run in inference

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from keras_robust.attacks import PGD, Square
-from keras_robust.evaluation.arrays import predicted_classes
 from keras_robust.evaluation.checks.case import NUM_STEPS, Case
 from keras_robust.evaluation.checks.outcome import Outcome, compared
 from keras_robust.evaluation.perturbed import perturbed_images
@@ -33,13 +32,13 @@ def transfer(case: Case) -> Outcome:
         case.epsilon, num_steps=NUM_STEPS, norm=case.norm, loss=case.loss, **_setting(case)
     )
     x_adv = perturbed_images(case.transfer_from, case.x, case.y, attack, case.batch_size, case.seed)
-    standing = predicted_classes(case.model, x_adv, case.batch_size) == case.y
+    standing = case.still_correct(x_adv)
     return compared(_PGD, case.standing(case.pgd()), "the same attack on the other model", standing)
 
 
 def noise(case: Case) -> Outcome:
     """PGD against the best of several draws of noise of the same norm."""
-    standing = np.ones(len(case.x), bool)
+    standing = np.ones(len(case.examples), bool)
     for draw in range(NUM_DRAWS):
         rng = np.random.default_rng([case.seed, draw])
         delta = rng.standard_normal(case.x.shape, "float32")
@@ -49,7 +48,7 @@ def noise(case: Case) -> Outcome:
             axes = tuple(range(1, delta.ndim))
             delta /= np.sqrt((delta**2).sum(axis=axes, keepdims=True))
         noisy = np.clip(case.x + case.epsilon * delta, *case.attack.bounds).astype(case.x.dtype)
-        standing &= predicted_classes(case.model, noisy, case.batch_size) == case.y
+        standing &= case.still_correct(noisy)
     name = f"the best of {NUM_DRAWS} draws of random noise"
     return compared(_PGD, case.standing(case.pgd()), name, standing)
 
