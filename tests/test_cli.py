@@ -37,6 +37,7 @@ def files(trained_model, tmp_path_factory):
         "logits": trained_model,
         "probabilities": keras.Model(image, softmax(trained_model(image))),
         "three": keras.Model(image, keras.layers.Dense(3)(flatten(image))),
+        "other": keras.Model(image, keras.layers.Dense(10)(flatten(image))),
         "small": keras.Model(small, keras.layers.Dense(10)(keras.layers.Flatten()(small))),
     }.items():
         model.save(folder / f"{name}.keras")
@@ -154,6 +155,7 @@ def test_attacks_get_the_options_that_they_take(name):
         ({"--resume": []}, "--resume needs the --output"),
         ({"--output": "damaged.keras"}, "damaged.keras"),
         ({"--import": "no_such_module"}, "--import no_such_module: ModuleNotFoundError"),
+        ({"--transfer-from": "missing.keras"}, "--transfer-from is for the checks"),
         ({"--unknown": []}, "unrecognized arguments: --unknown"),
     ],
     ids=str,
@@ -176,6 +178,22 @@ def test_bad_input(files, changes, message, tmp_path, monkeypatch, capsys):
         if value is not None:
             argv += [name, *([value] if isinstance(value, str) else value)]
     assert message in error_of(capsys, argv)
+
+
+def test_another_model(files, tmp_path, capsys):
+    argv = ["evaluate", files["logits"], *DATA, *FGSM, "--output", str(tmp_path)]
+    assert main([*argv, "--transfer-from", files["other"]]) in (0, 3)
+    assert "Report:" in capsys.readouterr().out
+    checks = json.loads((tmp_path / "report.json").read_text())["checks"]
+    figures = {check["name"]: check["figures"] for check in checks}["white-box beats transfer"]
+    assert 0 < figures["compared_accuracy"] <= 1
+    for other, message in [
+        ("missing.keras", "no file 'missing.keras'"),
+        ("model.h5", "does not end in .keras"),
+        (files["small"], "`transfer_from` must be another model"),
+        (files["probabilities"], "ends in a softmax"),
+    ]:
+        assert message in error_of(capsys, [*argv, "--transfer-from", other])
 
 
 def test_no_command(capsys):

@@ -11,6 +11,7 @@ from keras_robust import backend, inference
 from keras_robust.attacks.inputs import working
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
+from keras_robust.attacks.without_gradient import may_stand
 from keras_robust.ops import sparse_labels
 
 
@@ -36,14 +37,21 @@ class Rounds:
         self.is_joint = inference.depends_on_batch(model)
 
     def run(self, num_rounds: int) -> AttackResult:
+        try:
+            self._run_all(num_rounds)
+        except backend.NoGradientError:
+            if not may_stand(self.attack):
+                raise
+        self._give_back_originals()
+        norms = perturbation_norms(self.x, self.best)
+        return AttackResult(self.best, self.margins > 0, norms, *self.counts)
+
+    def _run_all(self, num_rounds: int) -> None:
         run_round = self._compiled("round", _traced_round, 3 + len(self.state))
         for index in range(num_rounds):
             active = np.flatnonzero(self.attack.is_active(index, self.margins, self.state))
             if len(active):
                 self._run_round(run_round, index, active)
-        self._give_back_originals()
-        norms = perturbation_norms(self.x, self.best)
-        return AttackResult(self.best, self.margins > 0, norms, *self.counts)
 
     def _run_round(self, run_round: Callable[..., Any], index: int, active: np.ndarray) -> None:
         batch, places = self._batch(active)

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_robust.backend.cache import cached
+from keras_robust.backend.no_gradient import NoGradientError
 
 # Whether a compiled function takes batches of every size without being compiled anew.
 DYNAMIC_BATCH = True
@@ -15,7 +16,7 @@ DYNAMIC_BATCH = True
 
 def _checked(gradient: Any) -> Any:
     if gradient is None:
-        raise ValueError(
+        raise NoGradientError(
             "The model has no gradient in its input: some operation between input and output is "
             "not differentiable, or the output does not depend on the input. Attack it through "
             "an `objective` (`keras_robust.attacks.BPDA`), or without gradients "

@@ -43,9 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if options.resume and options.output is None:
         raise ValueError("--resume needs the --output that the evaluation was begun in")
+    if options.transfer_from is not None and options.no_checks:
+        raise ValueError("--transfer-from is for the checks, which --no-checks leaves out")
     check_attacks(options)
     import_modules(options.modules)
     model = load_model(options.model)
+    other = None if options.transfer_from is None else load_model(options.transfer_from)
     x, y = load_data(options)
     from_logits = returns_logits(model, x, options.from_logits)
     report = evaluate(
@@ -58,6 +61,7 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         seed=options.seed,
         resume=options.resume,
         checks=not options.no_checks,
+        transfer_from=other,
         pictures=options.pictures,
         notes={
             "command": shlex.join(["keras-robust", *argv]),

@@ -52,6 +52,8 @@ def parser() -> Parser:
     add("--output", metavar="DIR", help="where to save the report, and what is done so far")
     add("--resume", action="store_true", help="continue what was begun in --output")
     add("--no-checks", action="store_true", help="do not check whether the figures hold")
+    add("--transfer-from", metavar="OTHER.keras",
+        help="another model for the same data: the checks also attack with its images")
     add("--pictures", action="store_true",
         help="add curves over epsilon and steps, and the geometry of features; takes longer")
     add("--import", dest="modules", action="append", default=[], metavar="MODULE",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_robust import validation
+from keras_robust import inference, validation
 from keras_robust.attacks import Attack
 from keras_robust.evaluation.arrays import as_arrays, padded_batches, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import check_attack, radii
@@ -54,10 +54,12 @@ def check(
     level of 1%: with fewer than 7 such examples it never does. A check passing is no proof; it
     has found nothing wrong. See `docs/evaluation.md` for each, and what to do when it fails.
 
-    The examples are a random choice of those that the model classifies correctly. For each the
+    The examples are a random choice of those that the model classifies correctly; or, where its
+    predictions depend on the batch (`kr.layers.WNLLHead` with `joint=True`), those of the first
+    `batch_size`, which are always run together, as in `kr.evaluate`. For each the
     checks cost, beside the judged attack itself, 49 gradients (20 more where the example stands
-    at half the range, which a sound model's do not) and at most 280 passes forward, most of them
-    Square's queries.
+    at half the range, which a sound model's do not) and at most 280 passes forward (400 where
+    predictions depend on the batch), most of them Square's queries.
 
     Args:
         model: Keras model, `kr.RobustModel`, or a callable `x -> logits`.
@@ -73,9 +75,10 @@ def check(
         norm: `"linf"` or `"l2"`, for an attack without an `epsilon`. Defaults to `None`: the
             attack's own.
         transfer_from: another model for the same data, whose adversarial images are to be
-            compared. Its outputs must be what the attack's `from_logits` says. Defaults to
-            `None`: that check is left out.
-        num_examples: int. How many examples to use, at most. Defaults to `100`.
+            compared; it is attacked by its own gradient, not by the `objective`. Its outputs must
+            be what the attack's `from_logits` says. Defaults to `None`: that check is left out.
+        num_examples: int. How many examples to use, at most; not where predictions depend on the
+            batch, which is used as a whole. Defaults to `100`.
         chance: float from 0 to 1. The accuracy of guessing. Defaults to `None`: one divided by
             the number of classes.
         batch_size: int. Defaults to `128`.
@@ -89,7 +92,8 @@ def check(
 
     Raises:
         ValueError: as the attack, before any work, and if it is targeted, if the radius or norm
-            is not known or is given twice, or if another argument is not as described above.
+            is not known or is given twice, if the outputs of `transfer_from` do not fit, or if
+            another argument is not as described above.
 
     Example:
 
@@ -114,10 +118,16 @@ def check(
     num_examples = validation.check_count("num_examples", num_examples)
     x, y = as_arrays(x, y)
     attack.check(model, x, y)
+    check_transfer_from(transfer_from, attack, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
 
     labels = sparse(y)
-    chosen = _choose(model, x, labels, num_examples, batch_size, seed)
+    if inference.depends_on_batch(model):
+        first = slice(batch_size)
+        chosen, counted = _whole(predicted_classes(model, x[first], batch_size) == labels[first])
+    else:
+        chosen = _choose(model, x, labels, num_examples, batch_size, seed)
+        counted = np.arange(len(chosen))
     case = Case(
         model=model,
         x=x[chosen],
@@ -130,6 +140,7 @@ def check(
         seed=seed,
         chance=chance,
         transfer_from=transfer_from,
+        counted=counted,
     )
     return run_checks(case, verbose)
 
@@ -143,11 +154,13 @@ def check_evaluation(
     correct: Mapping[str, np.ndarray],
     batch_size: int,
     seed: int,
+    transfer_from: Any,
     verbose: int,
 ) -> list[CheckResult]:
     """Checks the attack of an evaluation that has left the fewest examples standing.
 
-    The attack is not run again. Attacks without a radius, or of another norm, are left out.
+    The attack is not run again. Attacks without a radius, or of another norm, are left out. Where
+    predictions depend on the batch, the examples are those of the evaluation's first batch.
 
     Args:
         clean: bool array, shape `(num_examples,)`: the examples that are classified correctly.
@@ -164,9 +177,13 @@ def check_evaluation(
         return [CheckResult("the figures can be checked", None, sentence)]
     strongest = min(names, key=lambda name: correct[name].mean())
     norm, epsilon = next(iter(balls[strongest].items()))
-    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(clean))[:NUM_EXAMPLES]
+    if inference.depends_on_batch(model):
+        chosen, counted = _whole(clean[:batch_size])
+    else:
+        chosen = np.random.default_rng(seed).permutation(np.flatnonzero(clean))[:NUM_EXAMPLES]
+        counted = np.arange(len(chosen))
     if verbose:
-        print(f"checks of {strongest} on {len(chosen)} of {len(x)} examples")
+        print(f"checks of {strongest} on {len(counted)} of {len(x)} examples")
     case = Case(
         model=model,
         x=x[chosen],
@@ -177,10 +194,26 @@ def check_evaluation(
         norm=norm,
         batch_size=max(min(batch_size, len(chosen)), 1),
         seed=seed,
-        standing_judged=correct[strongest][chosen],
+        transfer_from=transfer_from,
+        counted=counted,
+        standing_judged=correct[strongest][chosen[counted]],
         counts=(int(clean.sum()), int((clean & ~correct[strongest]).sum())),
     )
     return run_checks(case, verbose)
+
+
+def check_transfer_from(transfer_from: Any, attack: Attack, x: np.ndarray, y: np.ndarray) -> None:
+    """Raises a `ValueError` for what is no other model for the same data."""
+    if transfer_from is None:
+        return
+    try:
+        attack.check(transfer_from, x, y)
+    except Exception as error:  # backends raise errors of their own
+        raise ValueError(
+            "Argument `transfer_from` must be another model for the same images and labels, with "
+            f"outputs as the attack's `from_logits` says. {type(error).__name__}: {error} "
+            f"Received: transfer_from={transfer_from!r}"
+        ) from error
 
 
 def _ball(attack: Attack, epsilon: float | None, norm: str | None) -> tuple[float, str]:
@@ -206,6 +239,11 @@ def _ball(attack: Attack, epsilon: float | None, norm: str | None) -> tuple[floa
     norm = getattr(attack, "norm", None) if norm is None else norm
     epsilon = validation.check_number("epsilon", epsilon, exclusive=True)
     return epsilon, validation.check_choice("norm", norm, NORMS)
+
+
+def _whole(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of the first batch, and of those in it that are classified correctly."""
+    return np.arange(len(correct)), np.flatnonzero(correct)
 
 
 def _choose(

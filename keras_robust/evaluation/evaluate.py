@@ -11,11 +11,12 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.without_gradient import standing_without_gradient
 from keras_robust.evaluation import plots
 from keras_robust.evaluation.accuracy import attack_in_batches
 from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import named_attacks, radii, union
-from keras_robust.evaluation.check import check_evaluation
+from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
 from keras_robust.evaluation.progress import Progress
@@ -38,6 +39,7 @@ def evaluate(
     worst_case_only: bool = False,
     resume: bool = False,
     checks: bool = True,
+    transfer_from: Any = None,
     pictures: bool = False,
     notes: Mapping[str, str] | None = None,
     verbose: int = 1,
@@ -52,9 +54,14 @@ def evaluate(
     little: look at the norms of its perturbations. The worst case leaves such attacks out, unless
     there are no others.
 
+    An attack that finds no gradient at all raises a `ValueError` where it is called by itself, on
+    TensorFlow. Here it leaves its examples standing, and its row says so: that is no robustness,
+    and the checks fail. On JAX such a gradient is 0, and the attack does what it can without one.
+
     For a model with a `kr.layers.WNLLHead` in its WNLL phase every attack by gradients is joined by
     one through each surrogate of `kr.attacks.WNLLSurrogate`; and where a prediction depends on its
-    batch (`head.joint`), batches are those of the examples in their order, whole in every attack.
+    batch (`head.joint`), batches are those of the examples in their order, whole in every attack;
+    the checks look at the first of them.
 
     Args:
         model: Keras model, `kr.RobustModel`, or a callable `x -> logits`. It is run in inference
@@ -80,6 +87,9 @@ def evaluate(
             interrupted. Defaults to `False`.
         checks: bool. Whether to run the checks of `kr.evaluation.check` on the attack that has
             left the fewest examples standing, of those with an `epsilon`. Defaults to `True`.
+        transfer_from: another model for the same data, or a callable, whose adversarial images
+            the checks compare with the model's own. Its outputs must be what the attacks'
+            `from_logits` says. Defaults to `None`: that check is left out.
         pictures: bool. Whether to add what the strongest attack with an `epsilon`, and steps if
             one has them, shows: accuracy over epsilon and over the number of steps, which cost
             several times the attack, and principal components of clean and attacked features,
@@ -97,7 +107,8 @@ def evaluate(
         ValueError: before any work, if `attacks` is empty or holds something else than untargeted
             attacks, or if one of them cannot work on `x`, `y` and `model`; if `resume` is true
             without an `output`, or the evaluation there was begun with another model, other
-            images, labels, attacks, seed, batch size or backend.
+            images, labels, attacks, seed, batch size or backend; if the outputs of
+            `transfer_from` do not fit, or `checks` is false with it.
 
     Example:
 
@@ -116,10 +127,16 @@ def evaluate(
             "Argument `resume` needs the folder `output` that the evaluation was begun in. "
             "Received: resume=True, output=None"
         )
+    if transfer_from is not None and not checks:
+        raise ValueError(
+            "Argument `transfer_from` is for the checks, and needs `checks=True`. "
+            "Received: checks=False"
+        )
     x, y = as_arrays(x, y)
     attacks = with_surrogates(model, attacks)
     for attack in attacks.values():
         attack.check(model, x, y)
+    check_transfer_from(transfer_from, next(iter(attacks.values())), x, y)
     if output is not None:
         plots.require_matplotlib()
     if pictures:
@@ -173,7 +190,7 @@ def evaluate(
     if checks:
         correct = {name: report.row(name).correct for name in attacks}
         report.checks = check_evaluation(
-            model, x, labels, clean, attacks, correct, batch_size, seed, verbose
+            model, x, labels, clean, attacks, correct, batch_size, seed, transfer_from, verbose
         )
     if pictures:
         add_pictures(report, model, x, labels, attacks, progress, verbose)
@@ -185,7 +202,9 @@ def evaluate(
 
 def _attack_batch(attack_batch: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What is kept of an attacked batch: of the images, only some that the report may show."""
-    found = attack_batch()
+    with standing_without_gradient() as names:
+        found = attack_batch()
+    found["without_gradient"] = np.array(names, str)
     found["shown"] = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
     found["x_adv"] = found["x_adv"][found["shown"]].astype("float32")
     return found

@@ -145,9 +145,10 @@ def _table(
     )
 
 
-def _row(name: str, cells: Iterable[str]) -> str:
+def _row(name: str, cells: Iterable[str], note: str = "") -> str:
     data = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
-    return f'<tr><th scope="row">{escape(name)}</th>{data}</tr>'
+    heading = f"{escape(name)}<br>{escape(note)}" if note else escape(name)
+    return f'<tr><th scope="row">{heading}</th>{data}</tr>'
 
 
 def _accuracies(report: "Report") -> str:
@@ -158,7 +159,7 @@ def _accuracies(report: "Report") -> str:
     )
     if report.worst_case_only:
         caption += " Each attack was given only what those before it had left."
-    rows = [_row(row.name, _cells(row)) for row in report.rows]
+    rows = [_row(row.name, _cells(row), row.note) for row in report.rows]
     return f"<p>{caption}</p>\n" + _table("accuracy", _COLUMNS, rows)
 
 

@@ -41,10 +41,10 @@ def add_pictures(
 
     The accuracy over epsilon, from 0 to 4 times its own; over the number of steps, if it has one;
     and the principal components of the features of images that are classified correctly, if the
-    model is made of layers.
+    model is made of layers. Attacks that have found no gradient cannot be run again for it.
     """
     configs = {name: config_of(attack) for name, attack in attacks.items()}
-    names = [name for name in configs if "epsilon" in configs[name]]
+    names = [n for n in configs if "epsilon" in configs[n] and not report.row(n).without_gradient]
     if not names:
         return
     with_steps = [name for name in names if "num_steps" in configs[name]]

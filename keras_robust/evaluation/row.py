@@ -39,6 +39,8 @@ class Row:
         measures: mapping of `"linf"` and `"l2"`, norms of the perturbations, `"num_gradients"`
             and `"num_evaluations"` to arrays of one value for each example. Defaults to an empty
             mapping.
+        without_gradient: list of strings, the classes of attacks that have found no gradient, and
+            so have left their examples as they were. Defaults to an empty list.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Row:
     radii: dict[str, float] = dataclasses.field(default_factory=dict)
     attacked: np.ndarray | None = None
     measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    without_gradient: list[str] = dataclasses.field(default_factory=list)
 
     def record(self, batch: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
         """Notes what an attack has found on a batch of examples, given by their indices."""
@@ -54,6 +57,8 @@ class Row:
         for name in (*NORMS, *COSTS):
             values = self.measures.setdefault(name, np.zeros(len(self.correct)))
             values[batch] = found[name]
+        new = [n for n in found["without_gradient"].tolist() if n not in self.without_gradient]
+        self.without_gradient += new
 
     @property
     def accuracy(self) -> float:
@@ -70,6 +75,13 @@ class Row:
         if not self.radii and self.attack is not None:
             return "no limit"
         return " or ".join(f"{NORMS.get(n, n)} {value:.4g}" for n, value in self.radii.items())
+
+    @property
+    def note(self) -> str:
+        """What is to be known about the row, in words; mostly nothing."""
+        if not self.without_gradient:
+            return ""
+        return f"no gradient: {', '.join(self.without_gradient)} could not run"
 
     def perturbation(self, norm: str) -> tuple[float, float] | None:
         """Median and largest norm of the perturbations that fool the model; `None` if none do."""
@@ -93,6 +105,7 @@ class Row:
             "accuracy": self.accuracy,
             "confidence_95": list(self.interval),
             "attack": self.attack,
+            "note": self.note,
             "radii": dict(self.radii),
             "num_attacked": None if attacked is None else int(attacked.sum()),
             "num_fooled": None if attacked is None else int((attacked & ~self.correct).sum()),

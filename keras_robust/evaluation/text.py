@@ -13,7 +13,7 @@ def text_summary(report: "Report") -> str:
     if report.failed_checks:
         found = [f"FAILED: {check.name}. {check.sentence}" for check in report.failed_checks]
         lines = [report.verdict, *found, ""]
-    header = ("", "accuracy", "95% interval", "radius", "median L-inf", "median L2")
+    header = ("", "accuracy", "95% interval", "radius", "median L-inf", "median L2", "")
     table: list[tuple[str, ...]] = [header]
     for row in report.rows:
         low, high = row.interval
@@ -25,6 +25,7 @@ def text_summary(report: "Report") -> str:
                 f"{low:.1%} to {high:.1%}",
                 row.radius,
                 *(f"{pair[0]:.4g}" if pair else "" for pair in medians),
+                row.note,
             )
         )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

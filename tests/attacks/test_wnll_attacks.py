@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
+from keras_robust.evaluation.perturbed import batch_seed
 from keras_robust.evaluation.surrogates import with_surrogates
 
 evaluate = functools.partial(kr.evaluate, checks=False, verbose=0)
@@ -175,6 +176,22 @@ def test_evaluation_holds_batches_fixed(models, tmp_path):
             run(resume=True)
     finally:
         model.layers[-1].joint = True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gradient", "is_sound"), [("exact", True), ("straight_through", False)])
+def test_the_checks_run_on_a_joint_batch(models, gradient, is_sound):
+    attack = kr.attacks.PGD(0.05, num_steps=5)
+    results = kr.evaluation.check(models[gradient], X, Y, attack=attack, verbose=0)
+    by_name = {result.name: result for result in results}
+    not_run = {name for name, result in by_name.items() if result.passed is None}
+    assert not_run <= {"white-box beats transfer", "robust accuracy is below clean accuracy"}
+    assert by_name["the gradient agrees with finite differences"].passed is is_sound
+    success = attack.run(models[gradient], X, Y, seed=batch_seed(0, 0)).success
+    figures = by_name["the attack is no weaker than plain PGD"].figures
+    correct = classes(models[gradient], X) == Y
+    assert figures["num_examples"] == correct.sum() < len(X)
+    assert figures["accuracy"] == (~success[correct]).mean()
 
 
 def test_surrogates_are_for_attacks_by_gradients_on_the_wnll_phase(models):

@@ -294,8 +294,9 @@ def test_an_objective_is_checked_in_place_of_the_model(natural, embedded_data):
     for name in (FINITE, NOT_ZERO, CHANCE):
         assert CHECKS[name](of_model).passed
     assert "share_zero_cross_entropy" not in CHECKS[NOT_ZERO](of_model).figures
-    if keras.backend.backend() == "jax":
-        assert CHECKS[DIFFERENCES](of_model).passed is None
+    outcome = CHECKS[DIFFERENCES](of_model)
+    assert outcome.passed is None
+    assert "follows its `objective`" in outcome.sentence
 
 
 def test_accuracies_are_exact_where_the_gradient_is_sound():
@@ -386,6 +387,16 @@ def test_transfer():
     assert outcome(threshold).passed
     assert outcome(without_gradient).passed is False
     assert outcome(without_gradient).figures["compared_accuracy"] == 1 - fooled / 200
+
+
+def test_the_other_model_is_attacked_by_its_own_gradient(natural, embedded_data):
+    # It has no layer of the name that the objective replaces.
+    layer = keras.layers.Lambda(quantize, name="quantize")
+    attack = kr.attacks.PGD(0.1, num_steps=20, objective=kr.attacks.BPDA("quantize"))
+    of_model = case_of(behind(layer, natural), embedded_data, attack=attack, transfer_from=natural)
+    outcome = CHECKS[TRANSFER](of_model)
+    assert outcome.passed
+    assert outcome.figures["compared_accuracy"] < 0.5
 
 
 def test_zero_gradients_and_certain_outputs_are_counted():
@@ -485,9 +496,11 @@ def test_attacks_without_a_radius_are_given_one():
 
 
 def test_an_error_loses_none_of_the_other_checks():
-    other = keras.Sequential(
-        [keras.Input((3, 3, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
-    )
+    def other(x):
+        if x.shape[0] > 8:
+            raise ValueError("Too many images.")
+        return threshold(x)
+
     results = kr.evaluation.check(
         threshold, PIXELS, LABELS, attack=kr.attacks.PGD(0.1), transfer_from=other, verbose=0
     )
@@ -549,6 +562,7 @@ def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
         ({"chance": float("nan")}, "`chance`"),
         ({"y": LABELS[:3]}, "same number of examples"),
         ({"x": PIXELS * 2}, "inside the attack's `bounds`"),
+        ({"transfer_from": lambda x: ops.softmax(threshold(x))}, "ends in a softmax"),
     ],
     ids=str,
 )
@@ -556,6 +570,24 @@ def test_arguments(arguments, message):
     arguments = {"x": PIXELS, "y": LABELS, "attack": PGD, "verbose": 0, **arguments}
     with pytest.raises(ValueError, match=message):
         kr.evaluation.check(threshold, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"transfer_from": "other.keras"}, "`transfer_from` must be another model.*'other.keras'"),
+        ({"transfer_from": lambda x: ops.softmax(threshold(x))}, "ends in a softmax"),
+        ({"transfer_from": lambda x: threshold(x)[:, :1]}, "at least two class scores"),
+        ({"transfer_from": lambda x: ops.reshape(x, (-1, 7))}, "`transfer_from` must be another"),
+        ({"transfer_from": threshold, "checks": False}, "`transfer_from` is for the checks"),
+    ],
+    ids=str,
+)
+def test_other_models_that_do_not_fit_are_refused_by_evaluate(arguments, message):
+    Jump.calls.clear()
+    with pytest.raises(ValueError, match=message):
+        kr.evaluate(threshold, PIXELS, LABELS, {"a": Jump()}, verbose=0, **arguments)
+    assert not Jump.calls
 
 
 def test_evaluate_checks_its_strongest_attack(tmp_path):
@@ -586,3 +618,15 @@ def test_evaluate_flags_a_masked_model():
     assert {SQUARE, NOISE, CHANCE, UNBOUNDED, NOT_ZERO} <= {
         result.name for result in report.failed_checks
     }
+
+
+@pytest.mark.parametrize(("model", "passed"), [(threshold, True), (without_gradient, False)])
+def test_evaluate_attacks_with_another_model(model, passed):
+    report = kr.evaluate(
+        model, PIXELS, LABELS, {"PGD": PGD}, transfer_from=lambda x: threshold(x, slope=3.0),
+        verbose=0,
+    )  # fmt: skip
+    result = {result.name: result for result in report.checks}[TRANSFER]
+    chosen = np.random.default_rng(0).permutation(200)[:100]
+    assert result.passed is passed
+    assert result.figures["compared_accuracy"] == (DISTANCES[chosen] > 0.1).mean()

@@ -1,9 +1,10 @@
 """Whether attacks that know the gradient do better than those that do not."""
 
+from typing import Any
+
 import numpy as np
 
-from keras_robust.attacks import Square
-from keras_robust.evaluation.arrays import predicted_classes
+from keras_robust.attacks import PGD, Square
 from keras_robust.evaluation.checks.case import NUM_STEPS, Case
 from keras_robust.evaluation.checks.outcome import Outcome, compared
 from keras_robust.evaluation.perturbed import perturbed_images
@@ -18,26 +19,26 @@ _PGD = f"PGD with {NUM_STEPS} steps"
 
 def square(case: Case) -> Outcome:
     """PGD against Square."""
-    setting = {name: value for name, value in case.setting.items() if name != "objective"}
-    attack = Square(case.epsilon, norm=case.norm, num_queries=NUM_QUERIES, **setting)
+    attack = Square(case.epsilon, norm=case.norm, num_queries=NUM_QUERIES, **_setting(case))
     name = f"Square with {NUM_QUERIES} queries"
     return compared(_PGD, case.standing(case.pgd()), name, case.standing(attack))
 
 
 def transfer(case: Case) -> Outcome:
-    """PGD on the model itself against PGD on another one."""
+    """PGD on the model itself against PGD on another one, by that one's own gradient."""
     if case.transfer_from is None:
         return Outcome(None, "No other model was given as `transfer_from`.")
-    x_adv = perturbed_images(
-        case.transfer_from, case.x, case.y, case.pgd(), case.batch_size, case.seed
+    attack = PGD(
+        case.epsilon, num_steps=NUM_STEPS, norm=case.norm, loss=case.loss, **_setting(case)
     )
-    standing = predicted_classes(case.model, x_adv, case.batch_size) == case.y
+    x_adv = perturbed_images(case.transfer_from, case.x, case.y, attack, case.batch_size, case.seed)
+    standing = case.still_correct(x_adv)
     return compared(_PGD, case.standing(case.pgd()), "the same attack on the other model", standing)
 
 
 def noise(case: Case) -> Outcome:
     """PGD against the best of several draws of noise of the same norm."""
-    standing = np.ones(len(case.x), bool)
+    standing = np.ones(len(case.examples), bool)
     for draw in range(NUM_DRAWS):
         rng = np.random.default_rng([case.seed, draw])
         delta = rng.standard_normal(case.x.shape, "float32")
@@ -47,6 +48,11 @@ def noise(case: Case) -> Outcome:
             axes = tuple(range(1, delta.ndim))
             delta /= np.sqrt((delta**2).sum(axis=axes, keepdims=True))
         noisy = np.clip(case.x + case.epsilon * delta, *case.attack.bounds).astype(case.x.dtype)
-        standing &= predicted_classes(case.model, noisy, case.batch_size) == case.y
+        standing &= case.still_correct(noisy)
     name = f"the best of {NUM_DRAWS} draws of random noise"
     return compared(_PGD, case.standing(case.pgd()), name, standing)
+
+
+def _setting(case: Case) -> dict[str, Any]:
+    """The setting without the `objective`, which is made for the gradient of the judged model."""
+    return {name: value for name, value in case.setting.items() if name != "objective"}

@@ -10,7 +10,7 @@ from keras import ops
 from keras_robust import backend, inference
 from keras_robust.attacks import PGD, Attack
 from keras_robust.attacks.pgd import LOSSES
-from keras_robust.evaluation.arrays import padded_batches
+from keras_robust.evaluation.arrays import padded_batches, predicted_classes
 from keras_robust.evaluation.attack_list import radii
 from keras_robust.evaluation.perturbed import batch_seed
 
@@ -22,10 +22,13 @@ NUM_STEPS = 20
 class Case:
     """Images that the model classifies correctly, and the attack that is to be judged.
 
+    Where predictions depend on the batch, the images are one batch that is always run as a whole,
+    and those in it that are classified correctly are the examples: what is found is about them.
+
     Args:
         model: the model.
-        x: images, shape `(num_examples, ...)`.
-        y: int array of labels, shape `(num_examples,)`.
+        x: images, shape `(num_images, ...)`.
+        y: int array of labels, shape `(num_images,)`.
         attack: `kr.attacks.Attack`, untargeted.
         name: string, what the attack is called.
         epsilon: float, radius of the ball.
@@ -35,7 +38,9 @@ class Case:
         chance: float, the accuracy of guessing. Defaults to `None`: one divided by the number of
             classes.
         transfer_from: another model. Defaults to `None`.
-        standing_judged: bool array, shape `(num_examples,)`, which of the images the attack
+        counted: int array, shape `(num_examples,)`, which of the images are the examples. Defaults
+            to `None`: all.
+        standing_judged: bool array, shape `(num_examples,)`, which of the examples the attack
             leaves standing, where that is known already. Defaults to `None`.
         counts: pair of ints: how many images the attack was tried on and how many it has fooled,
             where that is known for more images than these. Defaults to `None`.
@@ -52,11 +57,14 @@ class Case:
     seed: int
     chance: float | None = None
     transfer_from: Any = None
+    counted: np.ndarray | None = None
     standing_judged: np.ndarray | None = None
     counts: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         self._found: dict[str, Any] = {}
+        self.is_joint = inference.depends_on_batch(self.model)
+        self.examples = np.arange(len(self.x)) if self.counted is None else self.counted
 
     @property
     def range(self) -> float:
@@ -100,8 +108,16 @@ class Case:
             return self.standing_judged
         return self.once(repr(attack), lambda: self._standing(attack, among))
 
-    def batched(self, function: Callable[..., Any], x: np.ndarray | None = None) -> np.ndarray:
-        """`function(x, y, seed)`, always with the same seed, on all images, as one array."""
+    def still_correct(self, x: np.ndarray) -> np.ndarray:
+        """Which examples are classified correctly where the images are these."""
+        return (predicted_classes(self.model, x, self.batch_size) == self.y)[self.examples]
+
+    def batched(self, function: Callable[..., Any]) -> np.ndarray:
+        """`function(x, y, seed)`, always with the same seed, on all examples, as one array."""
+        return self.on_images(function)[self.examples]
+
+    def on_images(self, function: Callable[..., Any], x: np.ndarray | None = None) -> np.ndarray:
+        """The same for all images, or for others in their place."""
         x = self.x.astype("float32") if x is None else x
         inference.build(self.model, x)
         seed = backend.make_seed(self.seed)
@@ -124,12 +140,14 @@ class Case:
         return self.once("probabilities", compute)
 
     def _standing(self, attack: Attack, among: np.ndarray | None) -> np.ndarray:
-        standing = np.ones(len(self.x), bool) if among is None else among.copy()
-        for number, batch in enumerate(padded_batches(np.flatnonzero(standing), self.batch_size)):
+        standing = np.ones(len(self.x), bool)
+        among = np.ones(len(self.examples), bool) if among is None else among
+        attacked = np.arange(len(self.x)) if self.is_joint else self.examples[among]
+        for number, batch in enumerate(padded_batches(attacked, self.batch_size)):
             seed = batch_seed(self.seed, number)
             result = attack.run(self.model, self.x[batch], self.y[batch], seed=seed)
             fooled = result.success
             if not radii(attack):  # It looks for the smallest perturbation, of any size.
                 fooled = fooled & (result.norms[self.norm] <= self.epsilon)
             standing[batch] = ~fooled
-        return standing
+        return standing[self.examples] & among

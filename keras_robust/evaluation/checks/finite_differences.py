@@ -17,6 +17,9 @@ from keras_robust.ops import log_odds_against
 # and the median is near 1.
 _MAX_RELATIVE_ERROR = 0.2
 _NUM_DIRECTIONS = 4
+# Where predictions depend on the batch, so many examples are moved, each alone: were all moved at
+# once, one prediction that jumps (a graph of neighbours has such) would be in every difference.
+_NUM_MOVED = 24
 # In units of the bounds' range. A small step drowns in the rounding of float32, a large one
 # crosses the kinks of a ReLU network: the one that agrees best counts.
 _STEPS = (1e-4, 1e-3, 1e-2)
@@ -31,7 +34,8 @@ def agree(case: Case) -> Outcome:
 
     Along `v` with entries of -1 and 1, `<grad f(x), v>` against `(f(x + h v) - f(x - h v)) / 2h`.
     Before that, the images are moved away from the bounds so far that no step leaves them, and by
-    a little noise.
+    a little noise. Where predictions depend on the batch, each `v` moves one example alone, and `f`
+    is the sum over the batch.
     """
     low, high = case.attack.bounds
     jitter = _JITTER * case.range
@@ -39,19 +43,26 @@ def agree(case: Case) -> Outcome:
     rng = np.random.default_rng(case.seed)
     x = np.clip(case.x.astype("float32"), low + room, high - room)
     x += rng.uniform(-jitter, jitter, x.shape).astype("float32")
-    signs = [rng.choice(np.array([-1, 1], "float32"), x.shape) for _ in range(_NUM_DIRECTIONS)]
-    gradient = case.batched(_compiled(case, "gradient"), x).astype("float64")
+    signs = _directions(case, rng)
+    try:
+        gradient = case.on_images(_compiled(case, "gradient"), x).astype("float64")
+    except backend.NoGradientError:
+        if case.attack.objective is None:
+            raise
+        sentence = "The model has no gradient; the attack follows its `objective` instead."
+        return Outcome(None, sentence)
     axes = tuple(range(1, x.ndim))
     expected = np.array([(gradient * sign).sum(axis=axes) for sign in signs])
+    expected = _summed(case, expected)
     values = _compiled(case, "values")
     errors = []
     for step in (np.float32(share * case.range) for share in _STEPS):
         rise = [
-            case.batched(values, x + step * sign).astype("float64")
-            - case.batched(values, x - step * sign)
+            case.on_images(values, x + step * sign).astype("float64")
+            - case.on_images(values, x - step * sign)
             for sign in signs
         ]
-        errors.append(_median_error(expected, np.array(rise) / (2 * step)))
+        errors.append(_median_error(expected, _summed(case, np.array(rise)) / (2 * step)))
     known = [error for error in errors if error is not None]
     if not known:
         return Outcome(None, "The log-odds do not change in any direction: nothing to compare.")
@@ -70,6 +81,23 @@ def agree(case: Case) -> Outcome:
         f"{facts}: it is not the derivative of what the model computes, and misleads attacks."
     )
     return Outcome(False, sentence, figures)
+
+
+def _directions(case: Case, rng: np.random.Generator) -> list[np.ndarray]:
+    """For all images at once, or, where predictions depend on the batch, for one example each."""
+
+    def signs() -> np.ndarray:
+        return rng.choice(np.array([-1, 1], "float32"), case.x.shape)
+
+    if not case.is_joint:
+        return [signs() for _ in range(_NUM_DIRECTIONS)]
+    moved = np.eye(len(case.x), dtype="float32")[rng.permutation(case.examples)[:_NUM_MOVED]]
+    return [signs() * alone.reshape(-1, *[1] * (case.x.ndim - 1)) for alone in moved]
+
+
+def _summed(case: Case, changes: np.ndarray) -> np.ndarray:
+    """Changes of shape `(directions, num_images)`; their sums where they depend on each other."""
+    return changes.sum(axis=1, keepdims=True) if case.is_joint else changes
 
 
 def _is_half_precision(model: Any) -> bool:

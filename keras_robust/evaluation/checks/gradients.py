@@ -23,7 +23,7 @@ def failed_without(check: Callable[[Case], Outcome]) -> Callable[[Case], Outcome
     def wrapped(case: Case) -> Outcome:
         try:
             return check(case)
-        except ValueError as error:
+        except backend.NoGradientError as error:
             return Outcome(False, f"No gradient could be computed. {error}")
 
     return wrapped
@@ -56,7 +56,8 @@ def not_zero(case: Case) -> Outcome:
     if case.attack.objective is not None:
         return Outcome(True, f"{facts}.", figures)
     p = case.probabilities()
-    standard = float(np.mean((p == np.eye(p.shape[1], dtype=p.dtype)[case.y]).all(axis=1)))
+    one_hot = np.eye(p.shape[1], dtype=p.dtype)[case.y[case.examples]]
+    standard = float(np.mean((p == one_hot).all(axis=1)))
     figures["share_zero_cross_entropy"] = standard
     if standard <= _MAX_ZERO_SHARE:
         sentence = f"{facts}, that of the cross-entropy for {standard:.1%}."
@@ -80,4 +81,4 @@ def _gradient(case: Case) -> np.ndarray:
         key = ("gradient", repr(attack))
         return case.batched(backend.compiled(case.model, key, gradient, num_batched=2))
 
-    return case.once("gradient", compute).reshape(len(case.x), -1)
+    return case.once("gradient", compute).reshape(len(case.examples), -1)

@@ -49,7 +49,7 @@ def run_checks(case: Case, verbose: int) -> list[CheckResult]:
 
 
 def _run(check: Callable[[Case], Outcome], case: Case) -> Outcome:
-    if not len(case.x):
+    if not len(case.examples):
         return Outcome(None, "The model classifies none of the examples correctly.")
     try:
         return check(case)

@@ -65,7 +65,8 @@ def _shares(case: Case) -> dict[str, float]:
     function = backend.compiled(case.model, "flat", flat, num_batched=2)
     per_call = case.batched(function).mean(axis=0)
     shares = {n: float(v) for n, v in zip(names, per_call, strict=True) if v >= 0}
-    last = features(case.model, case.x.astype("float32"), batch_size=case.batch_size)
+    x = case.x.astype("float32")
+    last = features(case.model, x, batch_size=case.batch_size)[case.examples]
     if abs(last).max() <= 1:
         shares["features"] = float((abs(last) > _FLAT).mean())
     return shares
