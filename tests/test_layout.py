@@ -11,9 +11,9 @@ PACKAGE = pathlib.Path(keras_robust.__file__).parent
 FLOORS = {
     "backend": 1,
     "datasets": 1,
+    "layer_access": 1,
     "ops": 2,
     "inference": 2,
-    "layer_access": 2,
     "validation": 2,
     "attacks": 3,
     "neighbors": 3,

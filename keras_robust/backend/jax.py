@@ -8,6 +8,7 @@ import jax
 import keras
 
 from keras_robust.backend.cache import cached
+from keras_robust.backend.switches import fixed, switches
 
 # Whether a compiled function takes batches of every size without being compiled anew.
 DYNAMIC_BATCH = False
@@ -56,6 +57,8 @@ def compiled(
 ) -> Callable[..., Any]:
     """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes.
 
+    Anew, too, where a switch of one of the model's layers stands otherwise (`switches`).
+
     On TensorFlow, the first axis of the first `num_batched` tensors may have any size.
 
     The Keras variables that it reads, which a first trace finds, go in as arguments: the
@@ -64,23 +67,25 @@ def compiled(
     """
 
     def run(*args: Any) -> Any:
+        positions = switches(model)
         args = tuple(jax.numpy.asarray(arg) for arg in args)
         specs = tuple((arg.shape, str(arg.dtype)) for arg in args)
 
         def build(reference: Callable[[], Any]) -> Any:
+            body = fixed(function, positions)
             with _Recorder() as recorder:
-                jax.eval_shape(lambda *args: function(reference(), *args), *args)
+                jax.eval_shape(lambda *args: body(reference(), *args), *args)
             variables = list(recorder.variables.values())
 
             @jax.jit
             def stateless(values: list[Any], *args: Any) -> Any:
                 mapping = list(zip(variables, values, strict=True))
                 with keras.StatelessScope(state_mapping=mapping):
-                    return function(reference(), *args)
+                    return body(reference(), *args)
 
             return stateless, variables
 
-        stateless, variables = cached(model, (key, specs), build)
+        stateless, variables = cached(model, (key, specs, positions), build)
         return stateless([variable.value for variable in variables], *args)
 
     return run

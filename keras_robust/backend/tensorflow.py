@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_robust.backend.cache import cached
 from keras_robust.backend.no_gradient import NoGradientError
+from keras_robust.backend.switches import fixed, switches
 
 # Whether a compiled function takes batches of every size without being compiled anew.
 DYNAMIC_BATCH = True
@@ -57,10 +58,13 @@ def compiled(
 ) -> Callable[..., Any]:
     """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes.
 
+    Anew, too, where a switch of one of the model's layers stands otherwise (`switches`).
+
     The first axis of the first `num_batched` tensors may have any size.
     """
 
     def run(*args: Any) -> Any:
+        positions = switches(model)
         args = tuple(tf.convert_to_tensor(arg) for arg in args)
         shapes = [[None, *arg.shape[1:]] for arg in args[:num_batched]]
         shapes += [arg.shape for arg in args[num_batched:]]
@@ -69,10 +73,11 @@ def compiled(
         )
 
         def build(reference: Callable[[], Any]) -> Any:
-            traced = tf.function(lambda *args: function(reference(), *args), autograph=False)
+            body = fixed(function, positions)
+            traced = tf.function(lambda *args: body(reference(), *args), autograph=False)
             return traced.get_concrete_function(*specs)
 
-        return cached(model, (key, specs), build)(*args)
+        return cached(model, (key, specs, positions), build)(*args)
 
     return run
 

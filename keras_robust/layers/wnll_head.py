@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import validation
+from keras_robust import backend, validation
 from keras_robust.layer_access import replaced
 from keras_robust.layers.in_batch import current_template
 from keras_robust.layers.wnll_template import WNLLTemplate
@@ -226,6 +226,11 @@ class WNLLHead(keras.layers.Layer):
         """Whether a prediction depends on the batch that it is made in."""
         return self.phase == "wnll" and self.joint
 
+    @property
+    def switch(self) -> int:
+        """What is computed: 0 the linear branch, 1 u on the joint graph, 2 u for each alone."""
+        return _PHASES.index(self.phase) * (1 if self.joint else 2)
+
     def adapt(self, features: Any, labels: Any, seed: int = 0, distances: Any = None) -> None:
         """Fills the template, and puts the head in its WNLL phase.
 
@@ -268,16 +273,16 @@ class WNLLHead(keras.layers.Layer):
             return _log(template.interpolate(features, self.num_classes, *self._graph))
         if self._gradient == "linear" and training:
             return linear
+        branches = [
+            lambda: linear,
+            lambda: self._logits(self._interpolate(features, True), linear),
+            lambda: self._logits(self._interpolate(features, False), linear),
+        ]
+        branch = backend.fixed_switch(self)
+        if branch is not None:
+            return branches[branch]()
         phase = ops.convert_to_tensor(self._is_wnll)
-        branch = phase * (2 - ops.convert_to_tensor(self._is_joint))
-        return ops.switch(
-            branch,
-            [
-                lambda: linear,
-                lambda: self._logits(self._interpolate(features, True), linear),
-                lambda: self._logits(self._interpolate(features, False), linear),
-            ],
-        )
+        return ops.switch(phase * (2 - ops.convert_to_tensor(self._is_joint)), branches)
 
     @contextlib.contextmanager
     def attacked_as(self, surrogate: str | None = None) -> Iterator[bool]:

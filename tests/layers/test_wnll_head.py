@@ -124,6 +124,20 @@ def test_phase_and_joint_switch_in_functions_that_are_compiled_already():
     np.testing.assert_array_equal(model.predict(x, verbose=0), joint)
 
 
+def test_phase_and_joint_switch_in_functions_that_are_compiled_here():
+    """They are built for one branch: another must be built when the switch is thrown."""
+    inner, head = make_model()
+    model = kr.RobustModel(keras.Sequential([keras.Input((5,)), inner]))
+    x, _ = clusters(12, seed=1)
+    answers = []
+    for phase, joint in [("wnll", True), ("wnll", False), ("linear", True), ("wnll", True)]:
+        head.phase, head.joint = phase, joint
+        answers.append(inference.outputs(model, x))
+        np.testing.assert_allclose(answers[-1], array(model(x)), rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(answers[3], answers[0])
+    assert all(abs(answers[0] - other).max() > 1e-2 for other in answers[1:3])
+
+
 def test_alone_an_answer_does_not_depend_on_the_batch():
     model, head = make_model()
     x, _ = clusters(24, seed=1)
