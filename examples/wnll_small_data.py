@@ -31,6 +31,7 @@ METHODS = [
     "alternating",
     "end to end",
     "end to end + linear",
+    "end to end, buffer block",
 ]
 
 
@@ -93,7 +94,7 @@ def run(method: str, seed: int, train: tuple, test: tuple, epochs: int) -> float
             verbose=0, seed=seed,
         )  # fmt: skip
     else:
-        model = network(shape, head(size, units=200 if method.endswith("linear") else None))
+        model = network(shape, head(size, units=200 if method.endswith("block") else None))
         loss = kr.losses.GraphInterpolation(linear_weight=float(method.endswith("linear")))
         robust = kr.RobustModel(model)
         robust.compile(optimizer=adam(size, BATCH, epochs), loss=loss)

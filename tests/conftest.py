@@ -14,7 +14,8 @@ import keras_robust as kr
 collect_ignore = ["attacks/authors_auto_attack.py"]
 
 # XLA compiles each attack for each shape, which takes minutes here. What these test does not
-# depend on the backend beyond what the other tests show: on JAX `make test-slow` runs them.
+# depend on the backend beyond what the other tests show: on JAX `make test-slow` runs them. Names
+# of files, or of tests in them.
 SLOW_ON_JAX = (
     "attacks/test_apgd.py",
     "attacks/test_auto_attack.py",
@@ -23,10 +24,16 @@ SLOW_ON_JAX = (
     "attacks/test_ensemble.py",
     "attacks/test_fab.py",
     "attacks/test_fuzz.py",
+    "attacks/test_objective.py",
+    "attacks/test_pgd.py::test_raises_the_loss_and_lowers_the_accuracy",
+    "attacks/test_pgd.py::test_stays_in_the_ball_and_the_bounds",
+    "attacks/test_run.py::test_the_result_is_what_it_says",
     "attacks/test_saturation.py",
+    "attacks/test_silent_failures.py",
     "attacks/test_square.py",
     "attacks/test_wnll_attacks.py",
     "callbacks/test_template_update.py",
+    "datasets/test_load.py",
     "evaluation/test_activations.py",
     "evaluation/test_check.py",
     "evaluation/test_curves.py",
@@ -40,10 +47,18 @@ SLOW_ON_JAX = (
     "evaluation/test_resume.py",
     "evaluation/test_rho.py",
     "evaluation/test_transfer.py",
+    "integration/test_input_kinds.py::test_batches_with_weights_equal_arrays",
+    "integration/test_tuner.py",
     "layers/test_total_variation_layer.py",
     "layers/test_wnll_head.py",
     "losses/test_graph_interpolation.py",
     "ops/test_total_variation.py",
+    "ops/test_wnll.py::test_alone_is_the_limit_of_a_batch_of_one",
+    "ops/test_wnll.py::test_conjugate_gradients_agree_with_cholesky",
+    "ops/test_wnll.py::test_duplicates",
+    "ops/test_wnll.py::test_fewer_points_than_neighbours",
+    "ops/test_wnll.py::test_isolated_components_get_the_prior",
+    "ops/test_wnll.py::test_maximum_principle",
     "test_cli.py",
     "test_examples.py",
     "test_readme.py",
@@ -53,8 +68,11 @@ SLOW_ON_JAX = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    if keras.backend.backend() != "jax":
+        return
     for item in items:
-        if keras.backend.backend() == "jax" and item.path.as_posix().endswith(SLOW_ON_JAX):
+        name = item.path.as_posix()
+        if f"{name}::{item.originalname}".endswith(SLOW_ON_JAX) or name.endswith(SLOW_ON_JAX):
             item.add_marker(pytest.mark.slow)
 
 

@@ -48,6 +48,7 @@ def test_quickstart_shows_a_robust_model(monkeypatch, tmp_path):
     assert all(curve[-1][1] <= 0.15 for curve in results["curves"].values())
 
 
+@pytest.mark.slow
 def test_quickstart_takes_a_full_data_set(monkeypatch, tmp_path, full_data_dir):
     run("quickstart", monkeypatch, "--dataset", "mnist", "--data-dir", full_data_dir, "--epsilon",
         0.3, "--output", tmp_path, "--train-examples", 256, "--epochs", 1, "--num-examples", 16,

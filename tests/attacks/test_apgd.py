@@ -299,6 +299,7 @@ def test_a_step_runs_the_model_once():
     assert calls_traced(kr.attacks.APGD(0.1, num_steps=5)) == once + times_traced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.04), ("l2", 0.8)])
 def test_is_as_strong_as_pgd_at_the_same_cost(norm, epsilon, trained_model, data):
     pgd = accuracy(kr.attacks.PGD(epsilon, num_steps=18, norm=norm), trained_model, data)

@@ -244,6 +244,7 @@ def test_restarts_leave_a_point_without_gradient(norm, epsilon):
     assert abs(one.x_adv - other.x_adv).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.03), ("l2", 0.5)])
 def test_is_as_strong_as_pgd(norm, epsilon, trained_model, embedded_data):
     x, y = (values[:100] for values in embedded_data[1])
