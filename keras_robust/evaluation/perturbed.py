@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.arrays import padded_batches
+from keras_robust.evaluation.arrays import model_batches
 
 
 def batch_seed(seed: int, number: int) -> int:
@@ -40,7 +40,7 @@ def perturbed_images(
         lambda model, x, y, seed: attack.perturb(model, x, y, seed),
     )
     x_adv = np.empty_like(x)
-    for number, indices in enumerate(padded_batches(np.arange(len(x)), batch_size)):
+    for number, indices in enumerate(model_batches(model, np.arange(len(x)), batch_size)):
         seed_of_batch = backend.make_seed(batch_seed(seed, number))
         x_adv[indices] = ops.convert_to_numpy(perturb(x[indices], labels[indices], seed_of_batch))
         progress()

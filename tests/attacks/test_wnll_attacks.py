@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust.evaluation.perturbed import batch_seed
+from keras_robust.evaluation.perturbed import batch_seed, perturbed_images
 from keras_robust.evaluation.surrogates import with_surrogates
 
 evaluate = functools.partial(kr.evaluate, checks=False, verbose=0)
@@ -192,6 +192,17 @@ def test_the_checks_run_on_a_joint_batch(models, gradient, is_sound):
     correct = classes(models[gradient], X) == Y
     assert figures["num_examples"] == correct.sum() < len(X)
     assert figures["accuracy"] == (~success[correct]).mean()
+
+
+def test_the_metrics_keep_the_batch(models):
+    """The last batch is the smaller one that it is, not filled up with copies."""
+    attack = kr.attacks.FGSM(0.1)
+    found = perturbed_images(models["exact"], X, Y, attack, batch_size=12, seed=0)
+    alone = perturbed_images(models["exact"], X[24:], Y[24:], attack, batch_size=12, seed=0)
+    np.testing.assert_array_equal(found[24:], alone)
+    repeated = np.r_[24:30, [29] * 6]
+    filled = perturbed_images(models["exact"], X[repeated], Y[repeated], attack, 12, seed=0)
+    assert (filled[:6] != alone).any()
 
 
 def test_surrogates_are_for_attacks_by_gradients_on_the_wnll_phase(models):
