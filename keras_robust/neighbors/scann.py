@@ -18,9 +18,9 @@ class ScannIndex:
     """Finds nearest points approximately, by ScaNN: a tree of partitions, then exact distances.
 
     The points are partitioned into about `2 sqrt(num_points)` leaves, of which `search_share`
-    are looked into, compared by quantized distances, and the best candidates are reordered by
-    exact ones. With fewer than 20,000 points all are compared. `recall(queries)` tells how many
-    of the true neighbours it finds.
+    are looked into, compared by quantized distances, and the best candidates (at least
+    `1.5 sqrt(num_points)`) are reordered by exact ones. With fewer than 20,000 points all are
+    compared. `recall(queries)` tells how many of the true neighbours it finds.
 
     Runs on the TensorFlow backend, on Linux, where the package `scann` is installed (the extra
     `scann`, which brings the TensorFlow that it was built for).
@@ -62,7 +62,7 @@ class ScannIndex:
                 training_sample_size=min(len(self.points), _TRAINING_SAMPLE),
             )
             builder = builder.score_ah(2, anisotropic_quantization_threshold=float("nan"))
-            builder = builder.reorder(_candidates(num_neighbors))
+            builder = builder.reorder(self._num_candidates(num_neighbors))
         else:
             builder = builder.score_brute_force()
         self._searcher = builder.build()
@@ -83,7 +83,9 @@ class ScannIndex:
         count = self.num_neighbors if num_neighbors is None else num_neighbors
         check_num_neighbors(validation.check_count("num_neighbors", count), len(self.points))
         indices, distances = self._searcher.search_batched_parallel(
-            queries, final_num_neighbors=count, pre_reorder_num_neighbors=_candidates(count)
+            queries,
+            final_num_neighbors=count,
+            pre_reorder_num_neighbors=self._num_candidates(count),
         )
         return np.maximum(distances, 0), indices.astype("int32")
 
@@ -95,10 +97,13 @@ class ScannIndex:
         hits = [len(np.intersect1d(*rows)) for rows in zip(found, true, strict=True)]
         return float(np.sum(hits) / true.size)
 
+    def _num_candidates(self, count: int) -> int:
+        """How many points are compared exactly to find the `count` nearest.
 
-def _candidates(count: int) -> int:
-    """How many points are compared exactly to find the `count` nearest."""
-    return max(5 * count, 200)
+        The denser the points lie, the less can quantized distances tell neighbours apart: with a
+        fixed number recall would fall as the points grow more.
+        """
+        return min(max(5 * count, 200, int(1.5 * len(self.points) ** 0.5)), len(self.points))
 
 
 def _scann() -> Any:

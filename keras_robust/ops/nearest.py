@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 # Points compared with the queries at once, and how many of them form a group in `smallest`.
-_BLOCK, _GROUP = 16384, 16
-_MAX_ROWS = 4096
+_BLOCK, _GROUP = 32768, 16
+_MAX_ROWS = 2048
 # Squared distances below this share of the squared norms are rounding errors of zero.
 _ROUNDING = {"float32": 1e-6, "float64": 1e-14}
 
@@ -102,18 +102,20 @@ class _Search:
         if num_points is None or num_points <= _BLOCK:
             found = self.block(counts, 0, num_points, 0)
         else:
+            blocks = -(-num_points // _BLOCK)
+            # Blocks of one size, whole groups, that overlap as little as possible.
+            size = _GROUP * -(-num_points // (blocks * _GROUP))
 
             def merge(number: Any, found: Any) -> Any:
                 # The last block overlaps the one before it, whose points are left out in it.
-                begin = number * _BLOCK
-                start = ops.minimum(begin, num_points - _BLOCK)
-                new = self.block(counts, start, _BLOCK, begin)
+                begin = number * size
+                start = ops.minimum(begin, num_points - size)
+                new = self.block(counts, start, size, begin)
                 both = [ops.concatenate(pair, axis=1) for pair in zip(found, new, strict=True)]
                 pairs = zip(both[::2], both[1::2], counts, strict=True)
                 return [part for pair in pairs for part in _best(*pair)]
 
-            blocks = -(-num_points // _BLOCK)
-            found = ops.fori_loop(1, blocks, merge, self.block(counts, 0, _BLOCK, 0))
+            found = ops.fori_loop(1, blocks, merge, self.block(counts, 0, size, 0))
         parts = list(found)
         if self.scale is not None:
             parts[2] = parts[2] * ops.take(self.scale, parts[3])

@@ -19,7 +19,7 @@ def gaussians(count, dimensions=6, seed=0):
     return np.random.default_rng(seed).normal(size=(count, dimensions)).astype("float32")
 
 
-@pytest.mark.parametrize("num_points", [1, 50, 16384, 16385, 40000])
+@pytest.mark.parametrize("num_points", [1, 50, 32768, 32769, 70000])
 @pytest.mark.parametrize("count", [1, 30])
 def test_exact_index_is_brute_force(num_points, count):
     points, queries = gaussians(num_points), gaussians(7, seed=1)
@@ -95,7 +95,7 @@ def test_smallest_in_groups_and_at_once_agree(monkeypatch):
     np.testing.assert_array_equal(in_groups, at_once)
 
 
-@pytest.mark.parametrize("block", [16384, 32])
+@pytest.mark.parametrize("block", [32768, 32])
 def test_nearest_leaves_a_query_itself_out(block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
     points, rows = gaussians(100), np.arange(40, 60)
@@ -107,7 +107,7 @@ def test_nearest_leaves_a_query_itself_out(block, monkeypatch):
     np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :5], rtol=1e-4)
 
 
-@pytest.mark.parametrize("block", [16384, 32])
+@pytest.mark.parametrize("block", [32768, 32])
 def test_nearest_in_two_ways(block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
     queries, points = gaussians(20), gaussians(100, seed=1)
