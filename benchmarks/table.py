@@ -1,6 +1,6 @@
 """Prints what a file of results says of the attacks, as the table in README.md.
 
-    python benchmarks/table.py benchmarks/results/attacks-*-tensorflow.json
+python benchmarks/table.py benchmarks/results/attacks-*-tensorflow.json
 """
 
 import argparse
