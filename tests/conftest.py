@@ -40,6 +40,7 @@ SLOW_ON_JAX = (
     "evaluation/test_resume.py",
     "evaluation/test_rho.py",
     "evaluation/test_transfer.py",
+    "integration/test_wnll_distribution.py",
     "layers/test_total_variation_layer.py",
     "layers/test_wnll_head.py",
     "losses/test_graph_interpolation.py",
