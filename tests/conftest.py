@@ -49,6 +49,7 @@ SLOW_ON_JAX = (
     "evaluation/test_transfer.py",
     "integration/test_input_kinds.py::test_batches_with_weights_equal_arrays",
     "integration/test_tuner.py",
+    "integration/test_wnll_distribution.py",
     "layers/test_total_variation_layer.py",
     "layers/test_wnll_head.py",
     "losses/test_graph_interpolation.py",

@@ -148,6 +148,11 @@ def host_call(
     return tuple(jax.pure_callback(lambda x: tuple(function(x)), tuple(shapes), x))
 
 
+def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
+    """`step` applied `count` times to `state`."""
+    return jax.lax.fori_loop(0, count, lambda _, state: step(state), state)
+
+
 def device() -> str:
     """The name of the device that is computed on."""
     return jax.devices()[0].device_kind

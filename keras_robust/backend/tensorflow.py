@@ -138,6 +138,20 @@ def host_call(
     )
 
 
+def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
+    """`step` applied `count` times to `state`.
+
+    For the gradient XLA must know how many states to keep, which `keras.ops.fori_loop` does not
+    tell it.
+    """
+    return tf.while_loop(
+        lambda i, state: i < count,
+        lambda i, state: (i + 1, step(state)),
+        (0, state),
+        maximum_iterations=count,
+    )[1]
+
+
 def device() -> str:
     """The name of the device that is computed on."""
     accelerators = [d for d in tf.config.list_physical_devices() if d.device_type != "CPU"]

@@ -48,8 +48,7 @@ class TotalVariation(keras.layers.Layer):
         num_steps: int. Defaults to `10`.
         seed: int. Seed of the masks. Defaults to `None`: a random one.
         gradient: `"identity"`: the layer's gradient is that of the identity. `"exact"`: that of
-            the steps with the mask held fixed, which costs several times as much; on TensorFlow
-            it cannot be compiled by XLA (`compile(jit_compile=False)`). Defaults to
+            the steps with the mask held fixed, which costs several times as much. Defaults to
             `"identity"`.
         **kwargs: `name`, `dtype` and the like, as for any Keras layer.
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import validation
+from keras_robust import backend, validation
 
 # How many times unknown pixels are filled in from their neighbours before the first step.
 _FILLING_PASSES = 3
@@ -90,7 +90,7 @@ def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> An
     rows, columns = (ops.arange(ops.shape(x)[axis], dtype="int32") for axis in (1, 2))
     is_white = ((rows[:, None] + columns) % 2 == 0)[:, :, None]
 
-    def step(_: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def step(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         z, *b = state
         t = [g + b for g, b in zip(_gradient(z), b, strict=True)]
         length = ops.sqrt(ops.square(t[0]) + ops.square(t[1]) + _ROUNDING)
@@ -102,7 +102,7 @@ def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> An
         return (z, *b)
 
     zeros = ops.zeros_like(x)
-    return ops.fori_loop(0, num_steps, step, (_filled(x, known), zeros, zeros))[0]
+    return backend.repeat(num_steps, step, (_filled(x, known), zeros, zeros))[0]
 
 
 def _filled(x: Any, known: Any) -> Any:

@@ -1,5 +1,10 @@
 """What the tests of whole trainings share."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -52,6 +57,29 @@ def _compile_once(tmp_path_factory):
         jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="session")
+def results_of(tmp_path_factory):
+    """Runs a script that makes two devices, and returns the arrays that it has saved.
+
+    In a process of its own: the devices must be set up before anything else is computed.
+    """
+
+    def run(script):
+        file = tmp_path_factory.mktemp("distribution") / "results.npz"
+        process = subprocess.run(
+            [sys.executable, pathlib.Path(__file__).with_name(script), file],
+            env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert process.returncode == 0, process.stderr
+        with np.load(file) as arrays:
+            return dict(arrays)
+
+    return run
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import numpy as np
 import keras_robust as kr
 
 BACKEND = keras.backend.backend()
+if BACKEND == "tensorflow":
+    import tensorflow as tf
 
 
 class Recorder(kr.losses.AdversarialTraining):
@@ -24,6 +26,14 @@ class Recorder(kr.losses.AdversarialTraining):
 
 
 seen = []
+
+
+def set_up():
+    """Makes two logical CPUs; before anything else is computed."""
+    if BACKEND == "tensorflow":
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+        )
 
 
 def two_devices():
@@ -75,10 +85,5 @@ def main(file):
 
 
 if __name__ == "__main__":
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-        )
+    set_up()
     main(sys.argv[1])

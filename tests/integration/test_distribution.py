@@ -1,31 +1,13 @@
 """Training on several devices: MirroredStrategy on TensorFlow, DataParallel on JAX."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 
-SCRIPT = pathlib.Path(__file__).with_name("distributed_training.py")
-
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What the script found; the devices must be set up before anything else is computed."""
-    file = tmp_path_factory.mktemp("distribution") / "results.npz"
-    process = subprocess.run(
-        [sys.executable, SCRIPT, file],
-        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    with np.load(file) as arrays:
-        return dict(arrays)
+def results(results_of):
+    return results_of("distributed_training.py")
 
 
 def test_two_devices_equal_one(results):

@@ -134,11 +134,56 @@ def test_data_augmentation():
     assert abs(epochs[0] - epochs[1]).mean() > 0.005
 
 
+class Shift(keras.layers.Layer):
+    """Adds to every image the same weights, whose gradient is then the images'."""
+
+    def build(self, input_shape):
+        self.shift = self.add_weight(shape=input_shape[1:], initializer="zeros")
+
+    def call(self, x):
+        return x + self.shift
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_exact_gradient_in_fit_is_the_slope(jit_compile):
+    layer = kr.layers.TotalVariation(drop_rate=0, weight=8.0, gradient="exact")
+    model = keras.Sequential([keras.Input((8, 8, 3)), Shift(), layer])
+    upstream = np.random.default_rng(1).normal(size=X.shape).astype("float32")
+    model.compile(
+        keras.optimizers.SGD(1.0), lambda y, z: ops.sum(y * z, axis=(1, 2, 3)),
+        jit_compile=jit_compile,
+    )  # fmt: skip
+    model.fit(X, upstream, verbose=0)
+    gradient = -model.get_weights()[0]
+    assert abs(gradient).mean() > 0.01
+    rng = np.random.default_rng(2)
+    for _ in range(5):
+        direction = rng.choice([-1, 1], X.shape[1:]).astype("float32")
+        up, low = (numpy(layer(X + sign * 3e-3 * direction)) for sign in (1, -1))
+        slope = ((up - low).astype("float64") * upstream).sum() / len(X) / 6e-3
+        assert (gradient * direction).sum() == pytest.approx(slope, rel=1e-2, abs=1e-2)
+
+
 @TENSORFLOW_ONLY
 def test_fit_under_xla():
     model = classifier(seed=3)
     model.compile("sgd", "mse", jit_compile=True)
     assert np.isfinite(model.fit(X, np.zeros((4, 3)), verbose=0).history["loss"][0])
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.slow
+def test_adversarial_training_through_the_exact_gradient_under_xla():
+    """The attack's loop, and in it the gradient of the layer's."""
+    attack = kr.attacks.PGD(0.1, num_steps=2, num_samples=2)
+    model = kr.RobustModel(classifier(seed=3, num_steps=3, gradient="exact"))
+    loss = kr.losses.AdversarialTraining(attack)
+    losses = []
+    for jit_compile in (True, False):
+        model.compile(keras.optimizers.SGD(0.0), loss, jit_compile=jit_compile)
+        losses += model.fit(X, np.array([0, 1, 2, 0]), verbose=0).history["loss"]
+    # XLA draws other masks from the same seed.
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
 
 
 @TENSORFLOW_ONLY

@@ -183,11 +183,10 @@ def test_the_gradient_through_the_folds_is_the_slope():
         assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("attack", [None, ATTACK], ids=["natural", "adversarial"])
-def test_a_network_learns(embedded_data, attack):
-    (x, y), (x_test, y_test) = embedded_data
+def make_network(seed=0):
+    keras.utils.set_random_seed(seed)
     head = kr.layers.WNLLHead(10, units=32, num_neighbors=10, sigma_neighbor=5, template_size=500)
-    model = keras.Sequential(
+    return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
             keras.layers.Conv2D(8, 5, strides=3, activation="relu"),
@@ -195,17 +194,56 @@ def test_a_network_learns(embedded_data, attack):
             head,
         ]
     )
+
+
+def train_network(model, data, attack=None, callbacks=()):
+    """8 epochs on 1000 images; returns the history."""
     robust = kr.RobustModel(model)
     loss = kr.losses.GraphInterpolation(linear_weight=1.0, attack=attack)
-    robust.compile(keras.optimizers.Adam(0.003), loss, metrics=["accuracy"])
-    history = robust.fit(x[:1000], y[:1000], batch_size=200, epochs=8, verbose=0).history
-    assert history["accuracy"][-1] > 0.6
+    robust.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    return robust.fit(*data, batch_size=200, epochs=8, verbose=0, callbacks=callbacks).history
+
+
+def test_a_network_learns(embedded_data):
+    """By more than an untrained one knows, whose accuracy on raw features is 57% to 67%.
+
+    Over ten seeds, accuracy rose by 0.076 or more, and the mean of log u by 0.29.
+    """
+    train, (x, y) = ((x[:1000], y[:1000]) for x, y in embedded_data)
+    model, found = make_network(), []
+    for is_trained in (False, True):
+        if is_trained:
+            history = train_network(model, train)
+            # `evaluate` and `predict` are the linear branch's until the template is filled.
+            assert not model.layers[-1].is_adapted
+        network = make_network()
+        network.set_weights(model.get_weights())
+        kr.training.adapt_template(network, *train)
+        logits = network.predict(x[:500], batch_size=500, verbose=0)
+        found.append([(logits.argmax(1) == y[:500]).mean(), logits[np.arange(500), y[:500]].mean()])
+    assert history["accuracy"][-1] > history["accuracy"][0]
     assert history["loss"][-1] < history["loss"][0]
-    # `evaluate` and `predict` are the linear branch's until the template is filled.
-    assert not head.is_adapted
-    kr.training.adapt_template(model, x[:1000], y[:1000])
-    accuracy = (model.predict(x_test[:300], verbose=0).argmax(1) == y_test[:300]).mean()
-    assert accuracy > 0.5
+    (accuracy, likelihood), (trained_accuracy, trained_likelihood) = found
+    assert trained_accuracy > accuracy + 0.03
+    assert trained_likelihood > likelihood + 0.15
+
+
+@pytest.mark.slow
+def test_adversarial_training_makes_it_robust(embedded_data):
+    """Against an attack by the linear branch, which neither was trained on.
+
+    Over six seeds, 0.09 or more above training on clean images.
+    """
+    train, (x, y) = ((x[:1000], y[:1000]) for x, y in embedded_data)
+    accuracies = []
+    # With a template the attack in training climbs u.
+    update = kr.callbacks.TemplateUpdate(*train)
+    for attack, callbacks in ((None, []), (kr.attacks.PGD(0.05, num_steps=3), [update])):
+        model = make_network()
+        train_network(model, train, attack, callbacks)
+        kr.training.adapt_template(model, *train)
+        accuracies.append(1 - ATTACK.run(model, x[:500], y[:500], seed=0).success_rate)
+    assert accuracies[1] > accuracies[0] + 0.04
 
 
 def test_in_evaluation_it_is_the_cross_entropy():
