@@ -1,7 +1,7 @@
 """Trains on 1,000 images: softmax against WNLL, trained in alternation and end to end.
 
     python examples/wnll_small_data.py --data-dir DIR
-    python examples/wnll_small_data.py --data-dir DIR --dataset cifar10_head --seeds 0 1 2
+    python examples/wnll_small_data.py --data-dir DIR --dataset cifar10 --seeds 0 1 2
 
 Every method processes the same number of images in training, but for "softmax, a third", which
 is what the others' linear parts alone would cost. Each run is written to the results as soon as
@@ -39,6 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
+    parser.add_argument(
+        "--test-split", default="test", help="train: those images of it that are not trained on"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--epochs", type=int, default=180, help="of 1,000 images")
@@ -115,8 +118,12 @@ def interval(values: list[float]) -> str:
 
 def main() -> None:
     args = parse_arguments()
-    splits = (kr.datasets.load(args.dataset, s, data_dir=args.data_dir) for s in ("train", "test"))
-    train, test = (as_arrays(split) for split in splits)
+    train, test = (
+        as_arrays(kr.datasets.load(args.dataset, split, data_dir=args.data_dir))
+        for split in ("train", args.test_split)
+    )
+    if args.test_split == "train":
+        test = tuple(part[args.num_train :] for part in test)
     train = tuple(part[: args.num_train] for part in train)
     saved = json.loads(args.output.read_text()) if args.output.exists() else {}
     for seed in args.seeds:

@@ -1,4 +1,4 @@
-"""AutoAttack finds the robust accuracy that the authors' own finds, on the same weights.
+"""AutoAttack finds the robust accuracy that the authors' own finds, or less, on the same weights.
 
 `torchattacks` carries the authors' attacks, for PyTorch. They run in a process of their own, by
 the Python in `.venv-torch` that `make test-slow` makes: `torchattacks` asks for old versions of
@@ -81,6 +81,8 @@ def test_the_authors_find_the_same(
         size = abs(x_adv - x).reshape(len(x), -1).astype("float64")
         sizes = size.max(1) if norm == "linf" else np.sqrt((size**2).sum(1))
         assert sizes.max() <= epsilon + 1e-5
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
         return float((predicted_classes(model, x_adv, len(x)) == y).mean())
 
     clean = accuracy(x)
@@ -90,4 +92,5 @@ def test_the_authors_find_the_same(
     assert figures["ours"] == 1 - result.success_rate
     assert abs(figures["theirs"] - theirs["standing"][-1].mean()) <= 2 / NUM_EXAMPLES
     assert 0.35 < figures["theirs"] < clean - 0.2
-    assert abs(figures["ours"] - figures["theirs"]) <= TOLERANCE
+    # Every image that counts as fooled is judged above, so that less is a stronger attack.
+    assert figures["ours"] <= figures["theirs"] + TOLERANCE
