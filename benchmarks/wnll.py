@@ -188,6 +188,7 @@ def plot(cases: dict[str, Any], path: pathlib.Path) -> None:
                                   xytext=(0, -14), ha="center", fontsize=8)  # fmt: skip
     axis.set(xlabel="template points", ylabel="microseconds for each query",
              title="30 nearest neighbours in 64 dimensions (ScaNN: with its recall)")  # fmt: skip
+    axis.margins(0.1)
     axis.grid(alpha=0.3, which="both")
     axis.legend()
     figure.tight_layout()
