@@ -564,7 +564,7 @@ def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
         ({"x": PIXELS * 2}, "inside the attack's `bounds`"),
         ({"transfer_from": lambda x: ops.softmax(threshold(x))}, "ends in a softmax"),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else value,
 )
 def test_arguments(arguments, message):
     arguments = {"x": PIXELS, "y": LABELS, "attack": PGD, "verbose": 0, **arguments}
@@ -581,7 +581,7 @@ def test_arguments(arguments, message):
         ({"transfer_from": lambda x: ops.reshape(x, (-1, 7))}, "`transfer_from` must be another"),
         ({"transfer_from": threshold, "checks": False}, "`transfer_from` is for the checks"),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else value,
 )
 def test_other_models_that_do_not_fit_are_refused_by_evaluate(arguments, message):
     Jump.calls.clear()
