@@ -21,12 +21,14 @@ class InBatchTemplate:
     Args:
         labels: integers, shape `(batch_size,)`.
         num_folds: int, at least 2.
+        in_inference: bool. Whether the head uses it in inference mode too, for an attack on the
+            batch. Defaults to `False`.
 
     The head leaves the linear branch's logits in `linear_logits`.
     """
 
-    def __init__(self, labels: Any, num_folds: int) -> None:
-        self.labels, self.num_folds = labels, num_folds
+    def __init__(self, labels: Any, num_folds: int, in_inference: bool = False) -> None:
+        self.labels, self.num_folds, self.in_inference = labels, num_folds, in_inference
         self.linear_logits: Any = None
 
     def interpolate(

@@ -267,10 +267,11 @@ class WNLLHead(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         features = self._buffered(inputs)
         linear = ops.cast(self.linear(self._narrow(features)), features.dtype)
-        template = current_template() if training else None
-        if template is not None:
+        template = current_template()
+        if template is not None and (training or template.in_inference):
             template.linear_logits = linear
-            return _log(template.interpolate(features, self.num_classes, *self._graph))
+            u = template.interpolate(features, self.num_classes, *self._graph)
+            return _log(u) if training else self._logits(u, linear)
         if self._gradient == "linear" and training:
             return linear
         branches = [

@@ -36,10 +36,11 @@ class GraphInterpolation(ModelLoss):
     `kr.training.adapt_template` after training. Until then the head answers by its linear
     branch, which is not trained with `linear_weight=0`.
 
-    **An attack that climbs the linear branch can leak labels.** Its perturbations say which label
-    they were made for, and a network may learn to read that instead of the image: `accuracy` in
-    training is then far above that on clean test images, and little is left under attack. It was
-    seen with `linear_weight=1`, and neither with `linear_weight=10` nor with a `TemplateUpdate`.
+    **An attack that climbs the linear branch can leak labels**
+    (`objective=kr.attacks.WNLLSurrogate("linear")`, Algorithm 3 of the paper). Its perturbations
+    say which label they were made for, and a network may learn to read that instead of the image:
+    `accuracy` in training is then far above that on clean test images, and little is left under
+    attack.
 
     Label -1 marks an unlabeled example (semi-supervised learning, approach II): it is a point of
     the graph, its loss is 0, and it is not attacked. Labels are integers, then.
@@ -49,10 +50,9 @@ class GraphInterpolation(ModelLoss):
             `1 - 1 / num_folds`. Defaults to `3`.
         linear_weight: float. Weight of the linear branch's loss. Defaults to `0.0`.
         attack: `kr.attacks.Attack`, untargeted: the step is computed on the adversarial images
-            of it (adversarial training). It runs before the step's graph exists, on the model as
-            it stands in inference mode: pass `kr.callbacks.TemplateUpdate(x, y)` to `fit`, so that
-            it climbs u. Without, or with `objective=kr.attacks.WNLLSurrogate("linear")`, it climbs
-            the linear branch, as in Algorithm 3 of the paper. See below. Defaults to `None`.
+            of it (adversarial training). It climbs u as the step computes it, each fold
+            interpolated from the others, in inference mode; no template is needed. Where the head's
+            `gradient`, or the attack's `objective`, is another, it climbs that. Defaults to `None`.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
 
@@ -112,7 +112,8 @@ class GraphInterpolation(ModelLoss):
         labels = sparse_labels(y)
         if self.attack is None:
             return x, labels
-        x_adv = self.attack.perturb(model, x, ops.maximum(labels, 0), seed)
+        with template_scope(InBatchTemplate(labels, self.num_folds, in_inference=True)):
+            x_adv = self.attack.perturb(model, x, ops.maximum(labels, 0), seed)
         return per_example_where(labels >= 0, x_adv, x), labels
 
     def check(self, model: Any, x: Any, y: Any) -> None:

@@ -152,6 +152,45 @@ def test_the_value_on_adversarial_images():
     assert found == pytest.approx(expected, rel=5e-3)
 
 
+def test_the_attack_climbs_u_of_the_folds():
+    """FGSM along central differences of the log-odds, each in units of its logits' range."""
+    model, head = make_model()
+    own = np.arange(24), Y
+
+    def log_odds(x):
+        z = log(u_of_folds(features(head, x), Y))
+        others = np.exp(z)
+        others[own] = 0
+        return np.log(others.sum(axis=1)) - z[own], z.max(axis=1) - z.min(axis=1)
+
+    x = X.astype("float64")
+    scale = log_odds(x)[1]
+    slope = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[place] += sign * 1e-6
+            ends.append((log_odds(moved)[0] / scale).sum())
+        slope[place] = ends[0] - ends[1]
+    x_adv = np.clip(x + 0.02 * np.sign(slope), 0, 1)
+    expected = cross_entropy(log(u_of_folds(features(head, x_adv), Y)), Y).mean()
+    clean = cross_entropy(log(u_of_folds(features(head, x), Y)), Y).mean()
+    assert expected > clean + 0.05
+    found = first_loss(kr.losses.GraphInterpolation(attack=kr.attacks.FGSM(0.02)), model)
+    assert found == pytest.approx(expected, rel=5e-3)
+    assert not head.is_adapted
+    # What the head or the attack is set to climb instead is climbed.
+    linear, _ = make_model(gradient="linear")
+    surrogate = kr.attacks.FGSM(0.02, objective=kr.attacks.WNLLSurrogate("linear"))
+    values = [
+        first_loss(kr.losses.GraphInterpolation(attack=attack), each)
+        for attack, each in ((kr.attacks.FGSM(0.02), linear), (surrogate, model))
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+    assert values[0] < found - 0.01
+
+
 def test_far_from_the_origin():
     """Squared distances by products would be rounding errors there."""
     points = (X + 500).astype("float32")
@@ -196,12 +235,12 @@ def make_network(seed=0):
     )
 
 
-def train_network(model, data, attack=None, callbacks=()):
+def train_network(model, data, attack=None):
     """8 epochs on 1000 images; returns the history."""
     robust = kr.RobustModel(model)
     loss = kr.losses.GraphInterpolation(linear_weight=1.0, attack=attack)
     robust.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
-    return robust.fit(*data, batch_size=200, epochs=8, verbose=0, callbacks=callbacks).history
+    return robust.fit(*data, batch_size=200, epochs=8, verbose=0).history
 
 
 def test_a_network_learns(embedded_data):
@@ -232,15 +271,13 @@ def test_a_network_learns(embedded_data):
 def test_adversarial_training_makes_it_robust(embedded_data):
     """Against an attack by the linear branch, which neither was trained on.
 
-    Over six seeds, 0.09 or more above training on clean images.
+    Over four seeds, 0.10 or more above training on clean images.
     """
     train, (x, y) = ((x[:1000], y[:1000]) for x, y in embedded_data)
     accuracies = []
-    # With a template the attack in training climbs u.
-    update = kr.callbacks.TemplateUpdate(*train)
-    for attack, callbacks in ((None, []), (kr.attacks.PGD(0.05, num_steps=3), [update])):
+    for attack in (None, kr.attacks.PGD(0.05, num_steps=3)):
         model = make_network()
-        train_network(model, train, attack, callbacks)
+        train_network(model, train, attack)
         kr.training.adapt_template(model, *train)
         accuracies.append(1 - ATTACK.run(model, x[:500], y[:500], seed=0).success_rate)
     assert accuracies[1] > accuracies[0] + 0.04
