@@ -266,7 +266,7 @@ class WNLLHead(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         features = self._buffered(inputs)
-        linear = ops.cast(self.linear(self._narrow(features)), features.dtype)
+        linear = self._linear_logits(features)
         template = current_template()
         if template is not None and (training or template.in_inference):
             template.linear_logits = linear
@@ -327,8 +327,7 @@ class WNLLHead(keras.layers.Layer):
         }
 
     def _linear_call(self, inputs: Any, training: bool | None = None) -> Any:
-        features = self._buffered(inputs)
-        return ops.cast(self.linear(self._narrow(features)), features.dtype)
+        return self._linear_logits(self._buffered(inputs))
 
     def _soft_call(self, inputs: Any, training: bool | None = None) -> Any:
         """log sum_{y of the class} exp(-d^2 / sigma^2), over all of the template: no list jumps."""
@@ -350,6 +349,9 @@ class WNLLHead(keras.layers.Layer):
         """What the graph is made of, in full precision."""
         features = inputs if self.buffer is None else self.buffer(self._narrow(inputs))
         return ops.cast(features, self._precision)
+
+    def _linear_logits(self, features: Any) -> Any:
+        return ops.cast(self.linear(self._narrow(features)), features.dtype)
 
     def _narrow(self, x: Any) -> Any:
         return ops.cast(x, self.compute_dtype)
