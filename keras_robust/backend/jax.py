@@ -180,9 +180,8 @@ class TrainStep:
             *zip(self.optimizer.variables, optimizer, strict=True),
         ]
         with contextlib.ExitStack() as stack:
-            if self.needs_preparation:
-                with keras.StatelessScope(state_mapping=mapping):
-                    step = keras.ops.convert_to_tensor(self.optimizer.iterations)
-                    seed = fold_in(make_seed(self.seed), step)
-                    x = stack.enter_context(self.prepared_step(x, y, seed))
+            with keras.StatelessScope(state_mapping=mapping):
+                step = keras.ops.convert_to_tensor(self.optimizer.iterations)
+                seed = fold_in(make_seed(self.seed), step)
+                x = stack.enter_context(self.prepared_step(x, y, seed))
             return super().train_step(state, (x, y, sample_weight))  # type: ignore[misc]

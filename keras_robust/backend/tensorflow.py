@@ -178,13 +178,11 @@ class TrainStep:
 
     def train_step(self: Any, data: Any) -> Any:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with contextlib.ExitStack() as stack:
-            if self.needs_preparation:
-                if not self.base_model.built:
-                    self(x, training=False)
-                seed = fold_in(make_seed(self.seed), self.optimizer.iterations)
-                replica = tf.distribute.get_replica_context()
-                if replica is not None and replica.num_replicas_in_sync > 1:
-                    seed = fold_in(seed, replica.replica_id_in_sync_group)
-                x = stack.enter_context(self.prepared_step(x, y, seed))
+        if self.needs_preparation and not self.base_model.built:
+            self(x, training=False)
+        seed = fold_in(make_seed(self.seed), self.optimizer.iterations)
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            seed = fold_in(seed, replica.replica_id_in_sync_group)
+        with self.prepared_step(x, y, seed) as x:
             return super().train_step((x, y, sample_weight))  # type: ignore[misc]

@@ -1,6 +1,5 @@
 """End-to-end training through a graph-interpolating head."""
 
-import contextlib
 from typing import Any
 
 import keras
@@ -11,7 +10,7 @@ from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.layer_access import output_layer
 from keras_robust.layers import WNLLHead
-from keras_robust.layers.in_batch import InBatchTemplate, current_template, template_scope
+from keras_robust.layers.in_batch import InBatchTemplate, template_scope
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.ops import per_example_where, sparse_labels
@@ -119,13 +118,14 @@ class GraphInterpolation(ModelLoss):
     def check(self, model: Any, x: Any, y: Any) -> None:
         super().check(model, x, y if is_one_hot(y) else np.maximum(y, 0))
 
-    def forward_scope(self, step: Step) -> contextlib.AbstractContextManager[Any]:
-        return template_scope(InBatchTemplate(step.prepared, self.num_folds))
+    def forward(self, step: Step) -> Any:
+        step.kept = InBatchTemplate(step.prepared, self.num_folds)
+        with template_scope(step.kept):
+            return super().forward(step)
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         # With a weight of 0 too: Keras warns of variables without a gradient.
-        template: Any = current_template()
-        linear = ops.cast(template.linear_logits, y_pred.dtype)
+        linear = ops.cast(step.kept.linear_logits, y_pred.dtype)
         values = self.classification_loss(y_true, y_pred)
         return values + self.linear_weight * self.classification_loss(y_true, linear)
 

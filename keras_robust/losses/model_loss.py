@@ -1,6 +1,5 @@
 """The base class of the losses that run the model again."""
 
-import contextlib
 from typing import Any
 
 import keras
@@ -15,11 +14,12 @@ class ModelLoss(keras.losses.Loss):
     """Base class: a loss that needs the model and the images, not the predictions alone.
 
     It is passed to `compile` like any loss; the model must be a `kr.RobustModel`. A training
-    step has two parts:
+    step has three parts:
 
     1. `prepare`, before the gradient tape: runs an attack, say. It chooses the images that the
        step's predictions are computed from, and may keep something for later.
-    2. `training_loss`, under the tape: one value for each example, from the labels, the
+    2. `forward`, under the tape: the predictions, by default those of the model in training mode.
+    3. `training_loss`, under the tape: one value for each example, from the labels, the
        predictions and the step (the model, the images, what was prepared).
 
     `evaluate` and `val_loss` have neither: there, and there alone, this is the plain
@@ -39,6 +39,8 @@ class ModelLoss(keras.losses.Loss):
     """
 
     needs_attack = True
+    # Whether a batch may bring pairs of images, `((x, x_a), y)`, instead of images.
+    takes_pairs = False
 
     def __init__(
         self,
@@ -78,9 +80,9 @@ class ModelLoss(keras.losses.Loss):
         """
         return x, None
 
-    def forward_scope(self, step: Step) -> contextlib.AbstractContextManager[Any]:
-        """What the model runs in, under the tape, for the step's predictions."""
-        return contextlib.nullcontext()
+    def forward(self, step: Step) -> Any:
+        """The step's predictions, under the tape; may leave something in `step.kept`."""
+        return step.model(step.x, training=True)
 
     def check(self, model: Any, x: Any, y: Any) -> None:
         """Raises a `ValueError` for a first batch of arrays that cannot be trained on."""
@@ -142,6 +144,16 @@ class ModelLoss(keras.losses.Loss):
                 f"Received: loss with from_logits={not from_logits}, {self.attack!r}"
             )
         return loss
+
+    def __add__(self, other: Any) -> Any:
+        from keras_robust.losses.sum import Sum
+
+        return Sum([self, other])
+
+    def __radd__(self, other: Any) -> Any:
+        from keras_robust.losses.sum import Sum
+
+        return Sum([other, self])
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Step:
     """One batch on its way through a model.
 
@@ -22,14 +22,18 @@ class Step:
         x: the images that the model's predictions were computed from.
         prepared: what the loss's `prepare` returned beside them.
         training: bool. Whether this is a training step, rather than an evaluation.
+        iterations: int tensor, how many steps the optimizer has taken; of a training step.
         losses: the penalties that the model's layers have added on `x`.
+        kept: what the loss's `forward` has kept for its `training_loss`.
     """
 
     model: Any = None
     x: Any = None
     prepared: Any = None
     training: bool = False
+    iterations: Any = None
     losses: Any = None
+    kept: Any = None
 
 
 _step: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_robust import backend, inference
-from keras_robust.losses import ModelLoss
+from keras_robust.losses import ModelLoss, weight
 from keras_robust.losses.step import Step, current_step, step_scope
 
 
@@ -76,20 +76,40 @@ class RobustModel(backend.TrainStep, keras.Model):
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        step = current_step()
+        if step is not None and step.training and self.needs_preparation:
+            return self.loss.forward(step)
+        if self._takes_pairs and isinstance(inputs, tuple | list):
+            inputs = inputs[0]
         return self.base_model(inputs, training=training)
 
     @property
     def needs_preparation(self) -> bool:
         """Whether the compiled loss takes part in the training step."""
-        return isinstance(self.loss, ModelLoss)
+        return isinstance(getattr(self, "loss", None), ModelLoss)
+
+    @property
+    def _takes_pairs(self) -> bool:
+        return self.needs_preparation and self.loss.takes_pairs
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        """Those of the classifier, and the variables among the loss's weights.
+
+        On JAX a training step sees no variable that is not listed.
+        """
+        own = super().non_trainable_variables
+        return own + weight.variables(self.loss) if hasattr(self.loss, "call") else own
 
     @contextlib.contextmanager
     def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
         """Lets the loss prepare; yields the images to compute the predictions from."""
-        inputs, prepared = self.loss.prepare(self.base_model, x, y, seed)
-        step = Step(self.base_model, inputs, prepared, training=True)
-        with step_scope(step), self.loss.forward_scope(step):
-            yield inputs
+        step = Step(self.base_model, x, training=True)
+        step.iterations = keras.ops.convert_to_tensor(self.optimizer.iterations)
+        if self.needs_preparation:
+            step.x, step.prepared = self.loss.prepare(self.base_model, x, y, seed)
+        with step_scope(step):
+            yield step.x
 
     def compute_loss(
         self,

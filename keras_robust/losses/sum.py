@@ -1,0 +1,174 @@
+"""Sums of losses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_robust.losses import weight
+from keras_robust.losses.model_loss import ModelLoss
+from keras_robust.losses.step import Step, current_step
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class Sum(ModelLoss):
+    """A weighted sum of losses.
+
+        L = w_1 L_1 + ... + w_n L_n
+
+    `loss_1 + loss_2` is `Sum([loss_1, loss_2])`, where one of them is a `kr.losses.ModelLoss`.
+    Each keeps what it is alone: it prepares its own images, and has its own predictions on them.
+    Losses that are computed from the same images (the clean ones, say) share one pass through the
+    model. So `DeepDefense(...) + AdversarialTraining(FGSM(...))`, which is how the Deep Defense
+    paper combines the two, is
+
+        CE(x, y) + lambda R(x, y) + CE(x_adv, y)
+
+    During `fit`, `accuracy` is that on the images of the first loss. `evaluate` and `val_loss`
+    are the first loss's classification loss.
+
+    Args:
+        losses: sequence of `keras.losses.Loss`, of which those that run the model again need a
+            `kr.RobustModel`. Their own `reduction` is not used.
+        weights: sequence of a weight for each: a number from 0, a `keras.Variable` or a
+            `keras.optimizers.schedules.LearningRateSchedule`. Defaults to `None`: 1 for each.
+        reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
+        name: string. Defaults to `None`: the class's name.
+
+    Raises:
+        ValueError: if there are no losses, or something else among them; if there are not as many
+            weights, or one is negative, NaN or infinite; if some expect logits and others
+            probabilities; when called by a model that is not a `kr.RobustModel`, if one of the
+            losses needs it.
+
+    Example:
+
+    >>> import keras, numpy as np, keras_robust as kr
+    >>> x = np.random.rand(64, 8, 8, 1).astype("float32")
+    >>> y = np.random.randint(0, 10, 64)
+    >>> model = kr.RobustModel(keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)]))
+    >>> loss = kr.losses.TRADES(kr.attacks.PGD(0.1, num_steps=2)) + kr.losses.FisherInformation()
+    >>> model.compile(optimizer="adam", loss=loss)
+    >>> history = model.fit(x, y, verbose=0)
+
+    Reference:
+
+    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, section 4
+    - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
+      Minimization, section 5: the defences are additive
+    """
+
+    needs_attack = False
+
+    def __init__(
+        self,
+        losses: Sequence[Any],
+        weights: Sequence[Any] | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(None, None, reduction, name)
+        losses = list(losses) if isinstance(losses, list | tuple) else []
+        if not losses or not all(isinstance(loss, keras.losses.Loss) for loss in losses):
+            raise ValueError(
+                "Argument `losses` must be a list of at least one `keras.losses.Loss`. "
+                f"Received: losses={losses!r}"
+            )
+        if weights is not None and len(weights) != len(losses):
+            raise ValueError(
+                f"Argument `weights` must have one weight for each of {len(losses)} losses. "
+                f"Received: weights={weights!r}"
+            )
+        stated = [_from_logits(loss) for loss in losses]
+        conventions = {convention for convention in stated if convention is not None}
+        if len(conventions) > 1:
+            raise ValueError(
+                "Argument `losses` must agree on `from_logits`: they are given the same model's "
+                f"outputs. Received: losses={losses!r}"
+            )
+        self.losses = losses
+        self.weights = [weight.check_weight("weights", w) for w in weights or [1.0] * len(losses)]
+        self.from_logits = conventions.pop() if conventions else True
+
+    @property
+    def takes_pairs(self) -> bool:  # type: ignore[override]
+        return any(getattr(loss, "takes_pairs", False) for loss in self.losses)
+
+    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+        images = x[0] if self.takes_pairs and isinstance(x, tuple | list) else x
+        prepared = []
+        for loss in self.losses:
+            given = x if getattr(loss, "takes_pairs", False) else images
+            prepared.append(
+                loss.prepare(model, given, y, seed)
+                if isinstance(loss, ModelLoss)
+                else (images, None)
+            )
+        return prepared[0][0], prepared
+
+    def forward(self, step: Step) -> Any:
+        step.kept = [
+            Step(step.model, x, prepared, True, step.iterations) for x, prepared in step.prepared
+        ]
+        outputs: dict[int, Any] = {}
+        predictions = []
+        for loss, part in zip(self.losses, step.kept, strict=True):
+            if isinstance(loss, ModelLoss) and type(loss).forward is not ModelLoss.forward:
+                predictions.append(loss.forward(part))
+            else:
+                if id(part.x) not in outputs:
+                    outputs[id(part.x)] = ModelLoss.forward(self, part)
+                predictions.append(outputs[id(part.x)])
+        step.kept = list(zip(step.kept, predictions, strict=True))
+        return predictions[0]
+
+    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+        total: Any = 0.0
+        parts = zip(self.losses, self.weights, step.kept, strict=True)
+        for number, (loss, factor, (part, own)) in enumerate(parts):
+            outputs = y_pred if number == 0 else ops.cast(own, y_pred.dtype)
+            part.losses = step.losses
+            value = (
+                loss.training_loss(part, y_true, outputs)
+                if isinstance(loss, ModelLoss)
+                else loss.call(y_true, outputs)
+            )
+            total = total + weight.current(factor) * value
+        return total
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        if current_step() is None and not any(isinstance(v, ModelLoss) for v in self.losses):
+            values = [loss.call(y_true, y_pred) for loss in self.losses]
+            return sum(weight.current(w) * v for w, v in zip(self.weights, values, strict=True))
+        return super().call(y_true, y_pred)
+
+    def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
+        first = self.losses[0]
+        is_model_loss = isinstance(first, ModelLoss)
+        return (first.classification_loss if is_model_loss else first.call)(y_true, y_pred)
+
+    def check(self, model: Any, x: Any, y: Any) -> None:
+        for loss in self.losses:
+            if isinstance(loss, ModelLoss):
+                loss.check(model, x, y)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {
+            "losses": [keras.saving.serialize_keras_object(loss) for loss in self.losses],
+            "weights": [weight.saved(value) for value in self.weights],
+            "reduction": config["reduction"],
+            "name": config["name"],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Sum":
+        losses = [keras.saving.deserialize_keras_object(loss) for loss in config["losses"]]
+        return cls(**{**config, "losses": losses})
+
+
+def _from_logits(loss: Any) -> bool | None:
+    if isinstance(loss, ModelLoss):
+        return loss.from_logits
+    return loss.get_config().get("from_logits")
