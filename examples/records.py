@@ -14,9 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_robust import backend
+
 
 class Records:
-    """A JSON file of runs, each computed once, with the command that made them.
+    """A JSON file of runs, each computed once, with the command and the machine that made it.
 
     Args:
         path: the file, which is made or continued.
@@ -24,29 +26,28 @@ class Records:
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
-        self.content = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-        self.content["command"] = shlex.join(
-            ["python", f"examples/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]]
-        )
-        self.content["machine"] = machine()
+        self.runs: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def run(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the file has under this name, else what `compute` gives; written at once."""
-        runs = self.content["runs"]
-        if name not in runs:
+        if name not in self.runs:
             start = time.perf_counter()
             found = compute()
-            runs[name] = {**found, "seconds": round(time.perf_counter() - start)}
+            self.runs[name] = {**found, "seconds": round(time.perf_counter() - start), **made_by()}
             partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.content, indent=2) + "\n")
+            partial.write_text(json.dumps(self.runs, indent=2) + "\n")
             partial.replace(self.path)
-        return runs[name]
+        return self.runs[name]
+
+
+def made_by() -> dict[str, str]:
+    """The command and the machine."""
+    command = shlex.join(["python", f"examples/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return {"command": command, "machine": machine()}
 
 
 def machine() -> str:
     """Processor or GPU, and the versions that a figure depends on."""
-    from keras_robust import backend
-
     device = backend.device()
     if device.lower() == "cpu":
         cpuinfo = pathlib.Path("/proc/cpuinfo")
@@ -60,7 +61,7 @@ def interval(values: list[float]) -> str:
     """Mean and half of the 95% interval by Student's t, in percent."""
     mean = 100 * np.mean(values)
     if len(values) < 2:
-        return f"{mean:.1f}"
+        return f"{mean:.1f}%"
     t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
     half = t.get(len(values), 2.0) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean:.1f} +- {100 * half:.1f}"
+    return f"{mean:.1f}% +- {100 * half:.1f}"

@@ -10,12 +10,12 @@ written as they come, and a case that is there already is not repeated.
 """
 
 import argparse
-import json
 import pathlib
 from typing import Any
 
 import keras
 import numpy as np
+from records import Records
 
 import keras_robust as kr
 from keras_robust.evaluation.arrays import as_arrays
@@ -87,6 +87,17 @@ def attacks(epsilon: float, num_queries: int, is_wnll: bool) -> dict[str, kr.att
     }
 
 
+def evaluated(
+    args: argparse.Namespace, model: keras.Model, head: str, test: tuple, radius: float
+) -> dict[str, float]:
+    model.layers[-1].phase = "linear" if head == "softmax" else "wnll"
+    report = kr.evaluate(
+        model, *test, attacks(radius, args.num_queries, head == "WNLL"), batch_size=500,
+        checks=False, verbose=0,
+    )  # fmt: skip
+    return {row.name: row.accuracy for row in report.rows}
+
+
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     import matplotlib
 
@@ -122,25 +133,30 @@ def main() -> None:
         ("trained on clean images", None, [0.05, 0.1, 0.15]),
         (f"trained by PGD at {args.epsilon}", args.epsilon, [0.1, 0.2, args.epsilon]),
     ]
-    path = args.output / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    records = Records(args.output / "results.json")
+
+    def key(training: str, head: str, radius: float) -> str:
+        return f"{args.dataset}, {training}, {head}, epsilon {radius}"
+
+    results: dict[str, Any] = {}
     for training, epsilon, radii in cases:
-        if all(len(results.get(training, {}).get(h, {})) == len(radii) for h in HEADS):
-            continue
-        model = trained(train, args.epochs, epsilon)
+        wanted = [key(training, head, radius) for head in HEADS for radius in radii]
+        model = None
+        if not all(name in records.runs for name in wanted):
+            model = trained(train, args.epochs, epsilon)
         for head in HEADS:
-            model.layers[-1].phase = "linear" if head == "softmax" else "wnll"
             rows = results.setdefault(training, {}).setdefault(head, {})
             for radius in radii:
-                report = kr.evaluate(
-                    model, *test, attacks(radius, args.num_queries, head == "WNLL"),
-                    batch_size=500, checks=False, verbose=0,
-                )  # fmt: skip
-                rows[str(radius)] = {row.name: row.accuracy for row in report.rows}
+                found = records.run(
+                    key(training, head, radius),
+                    lambda head=head, radius=radius, model=model: evaluated(
+                        args, model, head, test, radius
+                    ),
+                )
+                rows[str(radius)] = {k: v for k, v in found.items() if isinstance(v, float)}
                 print(f"\n{training}, {head}, epsilon {radius}")
                 for name, value in rows[str(radius)].items():
                     print(f"  {name:30} {value:6.1%}", flush=True)
-                path.write_text(json.dumps(results, indent=2) + "\n")
     plot(results, args.output / "robustness.png")
     print(f"\n{args.output}")
 

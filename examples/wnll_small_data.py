@@ -14,14 +14,12 @@ images, in one batch.
 """
 
 import argparse
-import json
-import math
 import pathlib
-import time
 from typing import Any
 
 import keras
 import numpy as np
+from records import Records, interval
 
 import keras_robust as kr
 from keras_robust.evaluation.arrays import as_arrays
@@ -148,16 +146,6 @@ def trained(
     return model
 
 
-def interval(values: list[float]) -> str:
-    """Mean and 95% interval by Student's t."""
-    mean = np.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1%}"
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.0)
-    half = t * np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{mean:.1%} +- {100 * half:.1f}"
-
-
 def main() -> None:
     args = parse_arguments()
     train, test = (
@@ -167,7 +155,7 @@ def main() -> None:
     if args.test_split == "train":
         test = tuple(part[args.num_train :] for part in test)
     train = tuple(part[: args.num_train] for part in train)
-    saved = json.loads(args.output.read_text()) if args.output.exists() else {}
+    records = Records(args.output)
 
     def key(method: str, seed: int) -> str:
         attacked = "" if args.epsilon is None else f" at epsilon {args.epsilon}"
@@ -177,17 +165,20 @@ def main() -> None:
     for seed in args.seeds:
         for method in args.methods:
             name = key(method, seed)
-            if name not in saved:
-                start = time.perf_counter()
-                found = run(method, seed, train, test, args.epochs, args.epsilon)
-                saved[name] = {**found, "seconds": round(time.perf_counter() - start)}
-                args.output.write_text(json.dumps(saved, indent=2) + "\n")
-            shown = "  ".join(f"{k} {v:.2%}" for k, v in saved[name].items() if k != "seconds")
-            print(f"{name:65} {shown}   {saved[name]['seconds']} s", flush=True)
+            found = records.run(
+                name,
+                lambda method=method, seed=seed: run(
+                    method, seed, train, test, args.epochs, args.epsilon
+                ),
+            )
+            shown = "  ".join(
+                f"{k} {found[k]:.2%}" for k in ("accuracy", "worst case") if k in found
+            )
+            print(f"{name:65} {shown}   {found['seconds']} s", flush=True)
     print(f"\n{args.dataset}, {args.num_train} images, seeds {args.seeds}")
     for method in args.methods:
-        runs = [saved[key(method, seed)] for seed in args.seeds]
-        columns = [k for k in runs[0] if k != "seconds"]
+        runs = [records.runs[key(method, seed)] for seed in args.seeds]
+        columns = [name for name in ("accuracy", "worst case") if name in runs[0]]
         shown = "  ".join(f"{k} {interval([run[k] for run in runs])}" for k in columns)
         print(f"  {method:28} {shown}")
 

@@ -1,0 +1,309 @@
+"""The experiment of the latent disparity paper, and white-box attacks on the same networks.
+
+    python examples/latent_disparity.py --data-dir DIR
+    python examples/latent_disparity.py --data-dir DIR --width 1.0 --folds 10 --num-finetune 6000
+
+A VGG-16 with batch norm (`--width` scales its channels; 1.0 is the paper's) is trained on 10,000
+images. For each of some stratified folds of the other images it is fine-tuned by each method on
+pairs (x, x_a) of benign images and FGSM's at 0, 16/255 and 32/255, and once more with pairs of
+benign and noisy images added ("+ noise"). The adversarial images are made on the network before
+fine-tuning, those that it is tested with too: the paper's attack is a transferred one. PGD on the
+defended network itself is shown beside it.
+
+Plots: accuracy against epsilon under the transferred FGSM (the paper's figures 2 and 4) and under
+white-box PGD, accuracy against noise (3 and 5), and the perturbation error of each layer (6), with
+95% intervals over the folds. Interrupted, the same command continues at the next method.
+"""
+
+import argparse
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+from records import Records, interval
+from sklearn.model_selection import StratifiedKFold
+
+import keras_robust as kr
+from keras_robust.evaluation.arrays import as_arrays
+
+L = keras.layers
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+TRAINED_AT = (0.0, 16 / 255, 32 / 255)
+TESTED_AT = (8 / 255, 16 / 255, 24 / 255, 32 / 255)
+NOISE = (16 / 255, 32 / 255, 64 / 255)
+NOISE_STDDEV = 32 / 255
+METHODS = ("undefended", "cross-entropy", "HLDR", "FIMR", "HGD", "stability")
+WITH_NOISE = ("AGNT", "HLDR + noise", "FIMR + noise", "HGD + noise")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="fashion_mnist")
+    parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
+    parser.add_argument("--width", type=float, default=0.125, help="times VGG-16's channels")
+    parser.add_argument("--folds", type=int, default=3, help="of 10 that are used")
+    parser.add_argument("--num-pretrain", type=int, default=10_000)
+    parser.add_argument("--pretrain-epochs", type=int, default=30)
+    parser.add_argument("--num-finetune", type=int, default=2000, help="benign images")
+    parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning")
+    parser.add_argument("--num-test", type=int, default=1000, help="images of each fold")
+    parser.add_argument("--num-attacked", type=int, default=500, help="by PGD")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS + WITH_NOISE, default=list(METHODS + WITH_NOISE)
+    )
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("latent_disparity"))
+    return parser.parse_args()
+
+
+def vgg(shape: tuple, width: float) -> keras.Model:
+    """VGG-16 for small images: ELU, batch norm after each convolution, one dense layer of 512."""
+    decay = keras.regularizers.L2(5e-5)
+
+    def channels(count: int) -> int:
+        return max(4, round(width * count))
+
+    model = keras.Sequential([keras.Input(shape)])
+    for number, block in enumerate(BLOCKS, start=1):
+        for place, count in enumerate(block, start=1):
+            model.add(L.Conv2D(
+                channels(count), 3, padding="same", activation="elu", kernel_regularizer=decay,
+            ))  # fmt: skip
+            model.add(L.BatchNormalization(name=f"block{number}_{place}"))
+        model.add(L.MaxPooling2D(padding="same"))
+    model.add(L.Flatten())
+    model.add(L.Dense(channels(512), activation="elu", kernel_regularizer=decay, name="dense"))
+    model.add(L.Dense(10, name="logits"))
+    return model
+
+
+def layer_names(model: keras.Model) -> list[str]:
+    """What the paper compares: the batch norms after the convolutions, and the dense layer."""
+    return [layer.name for layer in model.layers if layer.name.startswith(("block", "dense"))]
+
+
+def pretrained(args: argparse.Namespace, data: tuple) -> keras.Model:
+    path = args.output / f"pretrained-{args.width}-{args.num_pretrain}-{args.seed}.keras"
+    if not path.exists():
+        keras.utils.set_random_seed(args.seed)
+        model = vgg(data[0].shape[1:], args.width)
+        model.compile("nadam", CROSS_ENTROPY, metrics=["accuracy"])
+        stop = keras.callbacks.EarlyStopping(patience=8, restore_best_weights=True)
+        model.fit(
+            *data, batch_size=128, epochs=args.pretrain_epochs, validation_split=0.1,
+            callbacks=[stop], verbose=2,
+        )  # fmt: skip
+        model.save(path)
+    return keras.models.load_model(path)
+
+
+def fgsm(model: keras.Model, x: np.ndarray, y: np.ndarray, epsilon: float) -> np.ndarray:
+    """FGSM's images, whether they fool the model or not."""
+    if epsilon == 0:
+        return x
+    attack = kr.attacks.FGSM(epsilon)
+    return kr.evaluation.perturbed.perturbed_images(model, x, y, attack, 500, 0)
+
+
+def pairs(model: keras.Model, x: Any, y: Any, noise: bool, seed: int) -> tuple[Any, Any, Any]:
+    """The paper's fine-tuning set: benign images, their counterparts, labels."""
+    perturbed = [fgsm(model, x, y, epsilon) for epsilon in TRAINED_AT]
+    if noise:
+        perturbed.append(noisy(x, seed))
+    count = len(perturbed)
+    return np.concatenate([x] * count), np.concatenate(perturbed), np.concatenate([y] * count)
+
+
+def noisy(x: np.ndarray, seed: int) -> np.ndarray:
+    draws = np.random.default_rng(seed).normal(0, NOISE_STDDEV, x.shape)
+    return (x + draws).astype("float32")
+
+
+def defended(
+    args: argparse.Namespace, method: str, undefended: keras.Model, train: tuple, fold: int
+) -> keras.Model:
+    """The network after fine-tuning by a method."""
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(100 * args.seed + fold)
+    model = vgg(train[0].shape[1:], args.width)
+    model.set_weights(undefended.get_weights())
+    if method == "undefended":
+        return model
+    x, x_a, y = pairs(undefended, *train, "noise" in method, fold)
+    loss: Any = CROSS_ENTROPY
+    takes_pairs = method.startswith(("HLDR", "HGD"))
+    if method.startswith("HLDR"):
+        loss = kr.losses.LatentDisparity(None, weight=0.25, layers=layer_names(model))
+    elif method.startswith("HGD"):
+        model.trainable = False
+        widths = tuple(max(8, round(args.width * width)) for width in (64, 128, 256, 256, 256))
+        denoiser = kr.layers.GuidedDenoiser(widths=widths)
+        model = keras.Sequential([keras.Input(x.shape[1:]), denoiser, model])
+        loss = kr.losses.GuidedDenoising(None)
+    elif method.startswith("FIMR"):
+        loss = kr.losses.FisherInformation(weight=0.0025)
+        if "noise" not in method:
+            x, y = train
+        else:  # As for AGNT, beside the benign images.
+            x, y = np.concatenate([train[0], noisy(train[0], fold)]), np.tile(train[1], 2)
+    elif method == "stability":
+        loss = kr.losses.StabilityTraining(weight=0.01, stddev=NOISE_STDDEV)
+        x, y = train
+    elif method == "AGNT":
+        x, y = noisy(train[0], fold), train[1]
+    else:  # cross-entropy: benign images alone, as a control.
+        x, y = train
+    order = np.random.default_rng(fold).permutation(len(x))
+    images = (x[order], x_a[order]) if takes_pairs else x[order]
+    data = tf.data.Dataset.from_tensor_slices((images, y[order]))
+    held_out = len(x) // 10
+    validation = data.take(held_out).batch(500)
+    data = data.skip(held_out).shuffle(20_000, seed=fold).batch(100)
+    # As many steps for each method as the pairs ask for.
+    epochs = args.epochs if takes_pairs else args.epochs * max(1, round(len(x_a) / len(x)))
+    robust = kr.RobustModel(model)
+    robust.compile("nadam", loss, metrics=["accuracy"])
+    checkpoint = args.output / "best.weights.h5"
+    robust.fit(
+        data, epochs=epochs, validation_data=validation, verbose=0,
+        callbacks=[
+            keras.callbacks.ModelCheckpoint(checkpoint, save_best_only=True, save_weights_only=True)
+        ],
+    )  # fmt: skip
+    robust.load_weights(checkpoint)
+    return model
+
+
+def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+    return float((model.predict(x, batch_size=500, verbose=0).argmax(axis=1) == y).mean())
+
+
+def measure(
+    args: argparse.Namespace, model: keras.Model, undefended: keras.Model, x: Any, y: Any
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"clean": accuracy(model, x, y)}
+    for epsilon in TESTED_AT:
+        found[f"transfer {255 * epsilon:.0f}"] = accuracy(model, fgsm(undefended, x, y, epsilon), y)
+    some = slice(args.num_attacked)
+    for epsilon in TESTED_AT:
+        attacks = {
+            "PGD": kr.attacks.PGD(epsilon, num_steps=20),
+            "PGD, margin": kr.attacks.PGD(epsilon, num_steps=20, loss="margin"),
+        }
+        report = kr.evaluate(
+            model, x[some], y[some], attacks, checks=False, batch_size=500, verbose=0
+        )
+        found[f"white-box {255 * epsilon:.0f}"] = report.accuracy("worst case")
+    noise = kr.evaluation.noise_accuracy(
+        model, x, y, stddevs=NOISE, num_draws=3, batch_size=500, verbose=0
+    )
+    found.update({f"noise {255 * stddev:.0f}": noise[stddev].mean for stddev in NOISE})
+    prefix = "" if "dense" in [layer.name for layer in model.layers] else f"{undefended.name}/"
+    inner = model if not prefix else model.layers[-1]
+    prefix = f"{inner.name}/" if prefix else ""
+    names = [prefix + name for name in layer_names(inner)]
+    errors = kr.evaluation.perturbation_error(
+        model, x[some], fgsm(undefended, x[some], y[some], 8 / 255), layers=names, batch_size=500
+    )
+    found["errors"] = [errors[name] for name in names]
+    return found
+
+
+def draw(runs: dict[str, list[dict[str, Any]]], folder: pathlib.Path) -> None:
+    """The plots, a figure for each quantity: left without noise in training, right with it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series = {
+        "transfer": ("accuracy under FGSM made on the undefended network", TESTED_AT),
+        "white-box": ("accuracy under PGD-20 on the network itself", TESTED_AT),
+        "noise": ("accuracy under Gaussian noise", NOISE),
+    }
+    for name, (title, values) in series.items():
+        figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, methods in zip(axes, (METHODS, ("undefended", *WITH_NOISE)), strict=True):
+            for method in (m for m in methods if m in runs):
+                points = [[run["clean"] for run in runs[method]]] + [
+                    [run[f"{name} {255 * value:.0f}"] for run in runs[method]] for value in values
+                ]
+                centers, halves = zip(*map(center_and_half, points), strict=True)
+                axis.errorbar(
+                    [0, *(255 * value for value in values)], centers, halves, label=method,
+                    marker="o", markersize=3, capsize=2,
+                )  # fmt: skip
+            axis.set_xlabel("epsilon, 1/255" if name != "noise" else "standard deviation, 1/255")
+            axis.set_ylim(0, 100)
+            axis.legend(fontsize=8)
+        axes[0].set_ylabel(f"{title}, %")
+        figure.savefig(folder / f"{name}.png")
+    figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, methods in zip(axes, (METHODS, ("undefended", *WITH_NOISE)), strict=True):
+        for method in (m for m in methods if m in runs):
+            errors = np.mean([run["errors"] for run in runs[method]], axis=0)
+            axis.plot(np.arange(1, len(errors) + 1), errors, label=method, marker="o", markersize=3)
+        axis.set_xlabel("layer")
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("perturbation error at 8/255, transferred FGSM")
+    figure.savefig(folder / "perturbation_error.png")
+
+
+def center_and_half(values: list[float]) -> tuple[float, float]:
+    """Mean and half of the 95% interval, in percent."""
+    parts = interval(values).replace("%", "").split(" +- ")
+    return float(parts[0]), float(parts[1]) if len(parts) > 1 else 0.0
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.output.mkdir(parents=True, exist_ok=True)
+    parts = [
+        as_arrays(kr.datasets.load(args.dataset, split, data_dir=args.data_dir))
+        for split in ("train", "test")
+    ]
+    x, y = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    order = np.random.default_rng(args.seed).permutation(len(x))
+    first, rest = order[: args.num_pretrain], order[args.num_pretrain :]
+    undefended = pretrained(args, (x[first], y[first]))
+    records = Records(args.output / "results.json")
+    folds = StratifiedKFold(10, shuffle=True, random_state=args.seed).split(rest, y[rest])
+    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in args.methods}
+    settings = (
+        f"{args.dataset}, width {args.width}, {args.num_finetune} images, {args.epochs} epochs, "
+        f"seed {args.seed}"
+    )
+    for fold, (train, test) in zip(range(args.folds), folds, strict=False):
+        chosen = rest[train[: args.num_finetune]]
+        tested = rest[test[: args.num_test]]
+
+        def compute(
+            method: str, fold: int = fold, chosen: Any = chosen, tested: Any = tested
+        ) -> Any:
+            model = defended(args, method, undefended, (x[chosen], y[chosen]), fold)
+            return measure(args, model, undefended, x[tested], y[tested])
+
+        for method in args.methods:
+            found = records.run(
+                f"{settings}, fold {fold}, {method}", lambda method=method: compute(method)
+            )
+            runs[method].append(found)
+            print(f"fold {fold}  {method:15} clean {found['clean']:.1%}  "
+                  f"transfer 16: {found['transfer 16']:.1%}  "
+                  f"white-box 16: {found['white-box 16']:.1%}", flush=True)  # fmt: skip
+    columns = ["clean", "transfer 8", "transfer 16", "transfer 32", "white-box 8", "white-box 16",
+               "noise 32"]  # fmt: skip
+    print(f"\n{'':16}" + "".join(f"{name:>14}" for name in columns))
+    for method, found in runs.items():
+        cells = [interval([run[name] for run in found]) for name in columns]
+        print(f"{method:16}" + "".join(f"{cell:>14}" for cell in cells))
+    draw(runs, args.output)
+
+
+if __name__ == "__main__":
+    main()
