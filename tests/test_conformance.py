@@ -96,6 +96,11 @@ OBJECTS = [
         attack=kr.attacks.PGD(0.1, num_steps=2, objective=kr.attacks.WNLLSurrogate("linear")),
         linear_weight=0.5,
     ),
+    kr.losses.FisherInformation(weight=0.1, max_inverse=50.0, reduction="sum", name="fisher"),
+    kr.losses.Sum(
+        [kr.losses.AdversarialTraining(PGD), kr.losses.FisherInformation()], weights=[0.5, 2.0],
+        reduction="sum", name="both",
+    ),
     kr.regularizers.AngularPenalty(penalty=2.0, scale=0.5, norm="spectral"),
 ]  # fmt: skip
 IDS = [f"{type(value).__name__}-{index}" for index, value in enumerate(OBJECTS)]
