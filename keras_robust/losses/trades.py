@@ -10,12 +10,7 @@ from keras_robust.attacks import PGD, Attack
 from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.ops import log_probabilities
-
-
-def kl_divergence(log_p: Any, log_q: Any) -> Any:
-    """`KL(p || q) = sum_j p_j (log p_j - log q_j)` for each row of log-probabilities."""
-    return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
+from keras_robust.ops import kl_divergence, log_probabilities
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
