@@ -1,6 +1,7 @@
 """Finding a model's layers, and replacing what one does while a function is compiled."""
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,19 @@ def all_layers(model: Any) -> list[Any]:
     for layer in getattr(model, "layers", []):
         layers += [layer, *all_layers(layer)]
     return layers
+
+
+def named_layers(model: Any, prefix: str = "") -> dict[str, Any]:
+    """The layers that are no models themselves, each once, by their paths: `"encoder/conv2d"`."""
+    found: dict[str, Any] = {}
+    for layer in model.layers if isinstance(model, keras.Model) else []:
+        if isinstance(layer, keras.Model):
+            inner = named_layers(layer, f"{prefix}{layer.name}/")
+        else:
+            inner = {prefix + layer.name: layer}
+        known = {id(layer) for layer in found.values()}
+        found.update({name: leaf for name, leaf in inner.items() if id(leaf) not in known})
+    return found
 
 
 def output_layer(model: Any) -> Any:
@@ -48,6 +62,21 @@ def replaced(layer: Any, name: str, value: Any) -> Iterator[None]:
                 setattr(layer, name, before)
             else:
                 delattr(layer, name)
+
+
+@contextlib.contextmanager
+def frozen_batch_norm(model: Any) -> Iterator[None]:
+    """Inside, batch norm uses and keeps its moving statistics, in training mode too."""
+    with contextlib.ExitStack() as stack:
+        for layer in all_layers(model):
+            if isinstance(layer, keras.layers.BatchNormalization):
+                frozen = functools.partial(_in_inference, layer.call)
+                stack.enter_context(replaced(layer, "call", functools.wraps(layer.call)(frozen)))
+        yield
+
+
+def _in_inference(call: Any, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+    return call(inputs, training=False, **kwargs)
 
 
 @contextlib.contextmanager

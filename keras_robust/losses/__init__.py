@@ -1,6 +1,7 @@
 """Defences that are losses: `kr.RobustModel(classifier).compile(loss=...)`."""
 
 from keras_robust.losses.adversarial_training import AdversarialTraining as AdversarialTraining
+from keras_robust.losses.deep_defense import DeepDefense as DeepDefense
 from keras_robust.losses.fisher_information import FisherInformation as FisherInformation
 from keras_robust.losses.graph_interpolation import GraphInterpolation as GraphInterpolation
 from keras_robust.losses.mart import MART as MART

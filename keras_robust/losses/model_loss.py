@@ -33,12 +33,13 @@ class ModelLoss(keras.losses.Loss):
     classification loss, so that it can be compared between defences.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted; `None` where `needs_attack` is `False` and the
-            model returns logits.
+        attack: `kr.attacks.Attack`, untargeted; `None` where `needs_attack` is `False`.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
             `None`: cross-entropy, sparse or categorical as the labels are.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
+        from_logits: bool. Whether the model returns logits, where there is no attack that says
+            so. Defaults to `True`.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
@@ -55,6 +56,7 @@ class ModelLoss(keras.losses.Loss):
         loss: Any = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
+        from_logits: bool = True,
     ) -> None:
         super().__init__(name=name, reduction=reduction)
         if not isinstance(attack, Attack) and (attack is not None or self.needs_attack):
@@ -68,7 +70,7 @@ class ModelLoss(keras.losses.Loss):
                 f"Received: attack={attack!r}"
             )
         self.attack: Any = attack
-        self.from_logits: Any = attack is None or attack.from_logits
+        self.from_logits: Any = bool(from_logits) if attack is None else attack.from_logits
         self.loss = loss
         self._classification_loss = self._resolve(loss)
 

@@ -67,10 +67,9 @@ class StabilityTraining(ModelLoss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
     ) -> None:
-        super().__init__(None, None, reduction, name)
+        super().__init__(None, None, reduction, name, from_logits)
         self.weight = weights.check_weight("weight", weight)
         self.stddev = validation.check_number("stddev", stddev, exclusive=True)
-        self.from_logits = bool(from_logits)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
         noise = backend.normal(ops.shape(x), seed, "float32")
