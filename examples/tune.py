@@ -8,7 +8,7 @@ Each trial trains a small convolutional network with another weight and is judge
 `val_robust_accuracy`, the accuracy of its best epoch under a fixed PGD-20, on images that are kept
 out of the training set. Prints a table of the trials, and writes `trials.json` and `tuning.png` to
 a folder named after the defence. All trials are kept there: started again with the same arguments
-after it was killed, it continues with the trial that it was at.
+after it was killed, it continues with the trial that it was at. `--trials` may be raised then.
 
 A defence that gains under this attack alone may hide its gradients. Judge the chosen one by
 `kr.evaluate` with a suite of attacks.
@@ -127,6 +127,22 @@ def make_classifier(
     )
 
 
+def refuse_other_arguments(path: pathlib.Path, arguments: dict[str, Any]) -> None:
+    """Trials of different settings cannot be compared: they must not meet in one folder."""
+    arguments = {k: v for k, v in arguments.items() if k not in ("output", "trials", "data_dir")}
+    arguments["backend"] = keras.backend.backend()
+    if path.exists():
+        before = json.loads(path.read_text())
+        names = sorted(name for name in arguments if before.get(name) != arguments[name])
+        if names:
+            raise SystemExit(
+                f"{path.parent} holds trials of other settings ({', '.join(names)}): choose "
+                "another --output, or remove it."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(arguments, indent=2) + "\n")
+
+
 def table_of(trials: list[dict[str, float]]) -> str:
     lines = [f"{'weight':>10}{'val_robust_accuracy':>22}{'val_accuracy':>15}"]
     for trial in trials:
@@ -140,8 +156,12 @@ def table_of(trials: list[dict[str, float]]) -> str:
 def main() -> None:
     args = parse_arguments()
     defence = defences()[args.defence]
-    low, high = (a or b for a, b in zip((args.low, args.high), defence[:2], strict=True))
+    low = defence.low if args.low is None else args.low
+    high = defence.high if args.high is None else args.high
+    if not 0 < low < high:
+        raise SystemExit(f"--low and --high must be 0 < low < high. Received: {low:g}, {high:g}")
     folder = args.output / args.defence
+    refuse_other_arguments(folder / "arguments.json", vars(args) | {"low": low, "high": high})
 
     train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir)
     x, y = as_arrays(train)

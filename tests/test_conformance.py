@@ -101,6 +101,11 @@ OBJECTS = [
     kr.layers.MaxMahalanobisClassifier(3, scale=2.0, name="mmc"),
     kr.losses.MaxMahalanobis(reduction="sum", name="mm"),
     kr.constraints.ParsevalTightness(0.1, sample_rate=0.5),
+    kr.losses.DeepDefense(
+        2.0, c=5.0, d=2.0, num_steps=2, overshoot=0.1, norm="linf",
+        freeze_batch_norm=False, mean=0.25, num_candidates=2, gradient_offset=1e-6, reduction="sum",
+        name="dd",
+    ),
     kr.losses.FisherInformation(weight=0.1, max_inverse=50.0, reduction="sum", name="fisher"),
     kr.losses.Sum(
         [kr.losses.AdversarialTraining(PGD), kr.losses.FisherInformation()], weights=[0.5, 2.0],
