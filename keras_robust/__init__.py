@@ -2,6 +2,7 @@
 
 from keras_robust import attacks as attacks
 from keras_robust import callbacks as callbacks
+from keras_robust import constraints as constraints
 from keras_robust import datasets as datasets
 from keras_robust import evaluation as evaluation
 from keras_robust import layers as layers

@@ -96,13 +96,36 @@ OBJECTS = [
         attack=kr.attacks.PGD(0.1, num_steps=2, objective=kr.attacks.WNLLSurrogate("linear")),
         linear_weight=0.5,
     ),
+    kr.losses.MART(PGD, beta=2.0, reduction="sum", name="mart"),
+    kr.losses.StabilityTraining(0.5, stddev=0.2, reduction="sum", name="stability"),
+    kr.layers.MaxMahalanobisClassifier(3, scale=2.0, name="mmc"),
+    kr.losses.MaxMahalanobis(reduction="sum", name="mm"),
+    kr.constraints.ParsevalTightness(0.1, sample_rate=0.5),
+    kr.losses.DeepDefense(
+        2.0, c=5.0, d=2.0, num_steps=2, overshoot=0.1, norm="linf",
+        freeze_batch_norm=False, mean=0.25, num_candidates=2, gradient_offset=1e-6, reduction="sum",
+        name="dd",
+    ),
+    kr.losses.FisherInformation(weight=0.1, max_inverse=50.0, reduction="sum", name="fisher"),
+    kr.losses.Sum(
+        [kr.losses.AdversarialTraining(PGD), kr.losses.FisherInformation()], weights=[0.5, 2.0],
+        reduction="sum", name="both",
+    ),
     kr.regularizers.AngularPenalty(penalty=2.0, scale=0.5, norm="spectral"),
 ]  # fmt: skip
 IDS = [f"{type(value).__name__}-{index}" for index, value in enumerate(OBJECTS)]
 
 PUBLIC_CLASSES = [
     value
-    for module in (kr.attacks, kr.callbacks, kr.layers, kr.losses, kr.neighbors, kr.regularizers)
+    for module in (
+        kr.attacks,
+        kr.callbacks,
+        kr.constraints,
+        kr.layers,
+        kr.losses,
+        kr.neighbors,
+        kr.regularizers,
+    )
     for value in vars(module).values()
     if inspect.isclass(value)
 ] + [kr.RobustModel]
@@ -209,12 +232,18 @@ def test_fit_and_keras_file(value, tmp_path):
         head = type(value).from_config(value.get_config())
     elif isinstance(value, keras.regularizers.Regularizer):
         head = keras.layers.Dense(3, kernel_regularizer=value)
+    elif isinstance(value, keras.constraints.Constraint):
+        head = keras.layers.Dense(3, kernel_constraint=value)
     else:
         loss = value
+        if isinstance(value, kr.losses.MaxMahalanobis):
+            head = kr.layers.MaxMahalanobisClassifier(3, scale=1.0)
         if isinstance(value, kr.losses.GraphInterpolation):
             head = kr.layers.WNLLHead(3, num_neighbors=4, sigma_neighbor=2, template_size=6)
         if "Hinge" in str(value.get_config().get("loss")):
             y = np.eye(3, dtype="float32")[y]
+    if isinstance(head, kr.layers.MaxMahalanobisClassifier):
+        first = [keras.layers.Dense(1)]  # The head has nothing to train.
     layers = [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), head]
     base = keras.Sequential(layers)
     model = kr.RobustModel(base)

@@ -2,19 +2,29 @@
 
 import importlib.util
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
 
 import keras
 import pytest
 
+import keras_robust as kr
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def run(name, monkeypatch, *arguments):
+def load(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def run(name, monkeypatch, *arguments):
+    module = load(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     module.main()
 
@@ -54,3 +64,91 @@ def test_quickstart_takes_a_full_data_set(monkeypatch, tmp_path, full_data_dir):
         0.3, "--output", tmp_path, "--train-examples", 256, "--epochs", 1, "--num-examples", 16,
     )  # fmt: skip
     assert json.loads((tmp_path / "results.json").read_text())["arguments"]["dataset"] == "mnist"
+
+
+TUNE = ("--epochs", 1, "--train-examples", 64, "--num-examples", 16, "--batch-size", 32)
+
+
+def test_tuning_writes_what_it_says(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("keras_tuner")
+    run("tune", monkeypatch, "--defence", "fisher", "--trials", 2, "--output", tmp_path, *TUNE)
+    printed = capsys.readouterr().out
+    folder = tmp_path / "fisher"
+    results = json.loads((folder / "trials.json").read_text())
+    assert results["arguments"]["defence"] == "fisher"
+    weights = [trial["weight"] for trial in results["trials"]]
+    assert len(weights) == 2
+    assert 1e-4 <= weights[0] < weights[1] <= 0.3
+    for trial in results["trials"]:
+        assert 0 <= trial["val_robust_accuracy"] <= trial["val_accuracy"] <= 1
+        assert f"{trial['weight']:.4g}" in printed
+    assert (folder / "tuning.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match=r"trials of other settings \(epsilon"):
+        run("tune", monkeypatch, "--defence", "fisher", "--epsilon", 0.2, "--output", tmp_path,
+            *TUNE)  # fmt: skip
+
+
+def test_every_defence_that_can_be_tuned_trains(small_data):
+    pytest.importorskip("keras_tuner")
+    tune = load("tune")
+    x, y = small_data
+    attack = kr.attacks.PGD(0.1, num_steps=1)
+    assert set(tune.defences()) >= {"fisher", "trades", "mart", "stability", "angular", "parseval"}
+    for defence in tune.defences().values():
+        parts = defence.build(defence.low, attack)
+        loss = parts.pop("loss", tune.CROSS_ENTROPY)
+        model = kr.RobustModel(tune.make_classifier(x.shape[1:], 10, **parts))
+        model.compile("sgd", loss)
+        assert model.fit(x, y, batch_size=64, verbose=0).history["loss"][0] > 0
+
+
+KILLED = """
+import os, signal, sys
+import keras_robust as kr
+epoch_end, epochs = kr.callbacks.RobustAccuracy.on_epoch_end, []
+
+def kill_in_the_second_trial(self, *arguments):
+    epochs.append(epoch_end(self, *arguments))
+    if len(epochs) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+kr.callbacks.RobustAccuracy.on_epoch_end = kill_in_the_second_trial
+sys.path.insert(0, sys.argv.pop(1))
+import tune
+tune.main()
+"""
+
+
+@pytest.mark.slow
+def test_tuning_continues_after_a_kill(monkeypatch, tmp_path):
+    pytest.importorskip("keras_tuner")
+    arguments = ("--defence", "fisher", "--trials", 3, *TUNE)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, (EXAMPLES, *arguments, "--output", tmp_path))],
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    first = tmp_path / "fisher" / "trials" / "trial_0" / "trial.json"
+    before = first.stat().st_mtime_ns, first.read_text()
+    assert json.loads(before[1])["status"] == "COMPLETED"
+    second = json.loads((tmp_path / "fisher/trials/trial_1/trial.json").read_text())
+    assert not (tmp_path / "fisher" / "trials.json").exists()
+
+    epochs = []
+    epoch_end = kr.callbacks.RobustAccuracy.on_epoch_end
+    monkeypatch.setattr(
+        kr.callbacks.RobustAccuracy,
+        "on_epoch_end",
+        lambda self, *given: epochs.append(epoch_end(self, *given)),
+    )
+    run("tune", monkeypatch, *arguments, "--output", tmp_path)
+    assert len(epochs) == 2  # The first trial is not repeated.
+    assert (first.stat().st_mtime_ns, first.read_text()) == before
+    trials = json.loads((tmp_path / "fisher" / "trials.json").read_text())["trials"]
+    weights = {trial["weight"] for trial in trials}
+    assert len(weights) == 3
+    started = [json.loads(before[1]), second]
+    assert {trial["hyperparameters"]["values"]["weight"] for trial in started} < weights

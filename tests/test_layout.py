@@ -16,6 +16,7 @@ FLOORS = {
     "inference": 2,
     "validation": 2,
     "attacks": 3,
+    "constraints": 3,
     "neighbors": 3,
     "regularizers": 3,
     "layers": 4,

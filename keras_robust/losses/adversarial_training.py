@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_robust.attacks import Attack
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 
@@ -46,6 +47,15 @@ class AdversarialTraining(ModelLoss):
 
     - [Madry et al., 2018](https://arxiv.org/abs/1706.06083), eq. 2.1
     """
+
+    def __init__(
+        self,
+        attack: Attack,
+        loss: Any = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(attack, loss, reduction, name)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
         return self.attack.perturb(model, x, y, seed), None

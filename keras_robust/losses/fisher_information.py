@@ -68,6 +68,8 @@ class FisherInformation(keras.losses.Loss):
       `weight=0.0025` is their text's; their code has a tenth of it
     """
 
+    from_logits = True
+
     def __init__(
         self,
         weight: Any = 0.0025,

@@ -11,6 +11,7 @@ from keras_robust.attacks import Attack
 from keras_robust.layer_access import output_layer
 from keras_robust.layers import WNLLHead
 from keras_robust.layers.in_batch import InBatchTemplate, template_scope
+from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.ops import per_example_where, sparse_labels
@@ -47,7 +48,9 @@ class GraphInterpolation(ModelLoss):
     Args:
         num_folds: int, at least 2. The share of the batch that serves as template is
             `1 - 1 / num_folds`. Defaults to `3`.
-        linear_weight: float. Weight of the linear branch's loss. Defaults to `0.0`.
+        linear_weight: number from 0, `keras.Variable`, or
+            `keras.optimizers.schedules.LearningRateSchedule`. Weight of the linear branch's
+            loss. Defaults to `0.0`.
         attack: `kr.attacks.Attack`, untargeted: the step is computed on the adversarial images
             of it (adversarial training). It climbs u as the step computes it, each fold
             interpolated from the others, in inference mode; no template is needed. Where the head's
@@ -83,7 +86,7 @@ class GraphInterpolation(ModelLoss):
     def __init__(
         self,
         num_folds: int = 3,
-        linear_weight: float = 0.0,
+        linear_weight: Any = 0.0,
         attack: Attack | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
@@ -95,7 +98,7 @@ class GraphInterpolation(ModelLoss):
                 "Argument `num_folds` must be at least 2: one part of the batch is interpolated "
                 f"from the others. Received: num_folds={num_folds}"
             )
-        self.linear_weight = validation.check_number("linear_weight", linear_weight)
+        self.linear_weight = weight.check_weight("linear_weight", linear_weight)
         if not self.from_logits:
             raise ValueError(
                 "Argument `attack` must have `from_logits=True`: a WNLL head returns logits. "
@@ -127,7 +130,8 @@ class GraphInterpolation(ModelLoss):
         # With a weight of 0 too: Keras warns of variables without a gradient.
         linear = ops.cast(step.kept.linear_logits, y_pred.dtype)
         values = self.classification_loss(y_true, y_pred)
-        return values + self.linear_weight * self.classification_loss(y_true, linear)
+        factor = weight.current(self.linear_weight)
+        return values + factor * self.classification_loss(y_true, linear)
 
     def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
         """Cross-entropy, 0 for unlabeled examples."""
@@ -140,4 +144,5 @@ class GraphInterpolation(ModelLoss):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["loss"]
-        return {"num_folds": self.num_folds, "linear_weight": self.linear_weight, **config}
+        linear_weight = weight.saved(self.linear_weight)
+        return {"num_folds": self.num_folds, "linear_weight": linear_weight, **config}

@@ -10,6 +10,13 @@ from keras_robust.losses.step import Step, current_step
 from keras_robust.ops.labels import is_one_hot
 
 
+def stated_from_logits(loss: Any) -> bool | None:
+    """Whether a loss says that it takes logits; `None` where it says nothing."""
+    if isinstance(loss, keras.losses.Loss) and hasattr(loss, "from_logits"):
+        return loss.from_logits
+    return loss.get_config().get("from_logits")
+
+
 class ModelLoss(keras.losses.Loss):
     """Base class: a loss that needs the model and the images, not the predictions alone.
 
@@ -63,7 +70,7 @@ class ModelLoss(keras.losses.Loss):
                 f"Received: attack={attack!r}"
             )
         self.attack: Any = attack
-        self.from_logits = bool(from_logits) if attack is None else attack.from_logits
+        self.from_logits: Any = bool(from_logits) if attack is None else attack.from_logits
         self.loss = loss
         self._classification_loss = self._resolve(loss)
 
@@ -140,7 +147,7 @@ class ModelLoss(keras.losses.Loss):
                 "Argument `loss` must be a `keras.losses.Loss` of labels and predictions, or the "
                 f"name of one. Received: loss={loss!r}"
             )
-        if loss.get_config().get("from_logits", from_logits) != from_logits:
+        if stated_from_logits(loss) == (not from_logits):
             raise ValueError(
                 "Arguments `loss` and `attack` must agree on whether the model returns logits. "
                 f"Received: loss with from_logits={not from_logits}, {self.attack!r}"

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_robust.losses import weight
-from keras_robust.losses.model_loss import ModelLoss
+from keras_robust.losses.model_loss import ModelLoss, stated_from_logits
 from keras_robust.losses.step import Step, current_step
 
 
@@ -75,21 +75,22 @@ class Sum(ModelLoss):
                 "Argument `losses` must be a list of at least one `keras.losses.Loss`. "
                 f"Received: losses={losses!r}"
             )
-        if weights is not None and len(weights) != len(losses):
+        if weights is None:
+            weights = [1.0] * len(losses)
+        if not isinstance(weights, list | tuple) or len(weights) != len(losses):
             raise ValueError(
                 f"Argument `weights` must have one weight for each of {len(losses)} losses. "
                 f"Received: weights={weights!r}"
             )
-        stated = [_from_logits(loss) for loss in losses]
-        conventions = {convention for convention in stated if convention is not None}
+        conventions = {stated_from_logits(loss) for loss in losses} - {None}
         if len(conventions) > 1:
             raise ValueError(
                 "Argument `losses` must agree on `from_logits`: they are given the same model's "
                 f"outputs. Received: losses={losses!r}"
             )
         self.losses = losses
-        self.weights = [weight.check_weight("weights", w) for w in weights or [1.0] * len(losses)]
-        self.from_logits = conventions.pop() if conventions else True
+        self.weights = [weight.check_weight("weights", value) for value in weights]
+        self.from_logits = conventions.pop() if conventions else None
 
     @property
     def takes_pairs(self) -> bool:  # type: ignore[override]
@@ -111,31 +112,30 @@ class Sum(ModelLoss):
         step.kept = [
             Step(step.model, x, prepared, True, step.iterations) for x, prepared in step.prepared
         ]
-        outputs: dict[int, Any] = {}
-        predictions = []
-        for loss, part in zip(self.losses, step.kept, strict=True):
-            if isinstance(loss, ModelLoss) and type(loss).forward is not ModelLoss.forward:
-                predictions.append(loss.forward(part))
-            else:
-                if id(part.x) not in outputs:
-                    outputs[id(part.x)] = ModelLoss.forward(self, part)
-                predictions.append(outputs[id(part.x)])
-        step.kept = list(zip(step.kept, predictions, strict=True))
-        return predictions[0]
+        return _forward(self.losses[0], step.kept[0])
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+        outputs = {self._pass(0, step.kept[0].x): y_pred}
         total: Any = 0.0
-        parts = zip(self.losses, self.weights, step.kept, strict=True)
-        for number, (loss, factor, (part, own)) in enumerate(parts):
-            outputs = y_pred if number == 0 else ops.cast(own, y_pred.dtype)
+        for number, (loss, factor) in enumerate(zip(self.losses, self.weights, strict=True)):
+            part = step.kept[number]
             part.losses = step.losses
+            key = self._pass(number, part.x)
+            if key not in outputs:
+                outputs[key] = ops.cast(_forward(loss, part), y_pred.dtype)
             value = (
-                loss.training_loss(part, y_true, outputs)
+                loss.training_loss(part, y_true, outputs[key])
                 if isinstance(loss, ModelLoss)
-                else loss.call(y_true, outputs)
+                else loss.call(y_true, outputs[key])
             )
             total = total + weight.current(factor) * value
         return total
+
+    def _pass(self, number: int, x: Any) -> tuple[str, int]:
+        """Names the pass through the model that a loss's predictions come from."""
+        loss = self.losses[number]
+        has_own = isinstance(loss, ModelLoss) and type(loss).forward is not ModelLoss.forward
+        return ("loss", number) if has_own else ("images", id(x))
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         if current_step() is None and not any(isinstance(v, ModelLoss) for v in self.losses):
@@ -147,6 +147,12 @@ class Sum(ModelLoss):
         first = self.losses[0]
         is_model_loss = isinstance(first, ModelLoss)
         return (first.classification_loss if is_model_loss else first.call)(y_true, y_pred)
+
+    def __add__(self, other: Any) -> Any:
+        return Sum([*self.losses, other], [*self.weights, 1.0], self.reduction)
+
+    def __radd__(self, other: Any) -> Any:
+        return Sum([other, *self.losses], [1.0, *self.weights], self.reduction)
 
     def check(self, model: Any, x: Any, y: Any) -> None:
         for loss in self.losses:
@@ -168,7 +174,6 @@ class Sum(ModelLoss):
         return cls(**{**config, "losses": losses})
 
 
-def _from_logits(loss: Any) -> bool | None:
-    if isinstance(loss, ModelLoss):
-        return loss.from_logits
-    return loss.get_config().get("from_logits")
+def _forward(loss: Any, part: Step) -> Any:
+    """A loss's predictions on its own images."""
+    return loss.forward(part) if isinstance(loss, ModelLoss) else part.model(part.x, training=True)

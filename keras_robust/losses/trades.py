@@ -7,14 +7,10 @@ from keras import ops
 
 from keras_robust import backend, inference, validation
 from keras_robust.attacks import PGD, Attack
+from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.ops import log_probabilities
-
-
-def kl_divergence(log_p: Any, log_q: Any) -> Any:
-    """`KL(p || q) = sum_j p_j (log p_j - log q_j)` for each row of log-probabilities."""
-    return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
+from keras_robust.ops import kl_divergence, log_probabilities
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -32,8 +28,9 @@ class TRADES(ModelLoss):
     Args:
         attack: `kr.attacks.PGD`, untargeted. Its ball, bounds, step size and number of steps are
             used; where it starts is given by `start_stddev`, and it is run once.
-        beta: float. Weight of the divergence; 1 on MNIST and 6 on CIFAR in the paper. Defaults
-            to `6.0`.
+        beta: number from 0, `keras.Variable`, or
+            `keras.optimizers.schedules.LearningRateSchedule`. Weight of the divergence; 1 on
+            MNIST and 6 on CIFAR in the paper. Defaults to `6.0`.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
             `None`: cross-entropy, sparse or categorical as the labels are.
         start_stddev: float. Standard deviation of the noise that the ascent starts with, in
@@ -66,7 +63,7 @@ class TRADES(ModelLoss):
     def __init__(
         self,
         attack: Attack,
-        beta: float = 6.0,
+        beta: Any = 6.0,
         loss: Any = None,
         start_stddev: float = 0.001,
         reduction: str | None = "sum_over_batch_size",
@@ -79,7 +76,7 @@ class TRADES(ModelLoss):
                 "which climbs the divergence instead of the cross-entropy. "
                 f"Received: attack={attack!r}"
             )
-        self.beta = validation.check_number("beta", beta)
+        self.beta = weight.check_weight("beta", beta)
         self.start_stddev = validation.check_number("start_stddev", start_stddev, exclusive=True)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
@@ -104,7 +101,11 @@ class TRADES(ModelLoss):
         divergence = kl_divergence(
             log_probabilities(y_pred, from_logits), log_probabilities(adversarial, from_logits)
         )
-        return self.classification_loss(y_true, y_pred) + self.beta * divergence
+        return self.classification_loss(y_true, y_pred) + weight.current(self.beta) * divergence
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "beta": self.beta, "start_stddev": self.start_stddev}
+        return {
+            **super().get_config(),
+            "beta": weight.saved(self.beta),
+            "start_stddev": self.start_stddev,
+        }

@@ -13,6 +13,8 @@ Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
     """A finite number from 0 to `maximum`; a `keras.Variable` that holds one; or a schedule."""
+    if isinstance(value, dict):
+        value = restored(value)
     if isinstance(value, Schedule):
         return value
     if isinstance(value, keras.Variable):
@@ -23,8 +25,6 @@ def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
             )
         validation.check_number(name, float(ops.convert_to_numpy(value)), maximum=maximum)
         return value
-    if isinstance(value, dict):
-        return restored(value)
     return validation.check_number(name, value, maximum=maximum)
 
 
@@ -40,7 +40,7 @@ def current(weight: Any) -> Any:
         )
     if isinstance(weight, Schedule):
         return ops.cast(weight(step.iterations), "float32")
-    return ops.convert_to_tensor(weight)
+    return ops.cast(weight, "float32")
 
 
 def saved(weight: Any) -> Any:
@@ -60,9 +60,9 @@ def restored(config: dict[str, Any]) -> Any:
 
 
 def variables(loss: Any) -> list[keras.Variable]:
-    """The variables among a loss's weights, and those of the losses that it adds up."""
+    """The variables among a loss's weights, and those of the losses that it is made of."""
     found = [value for value in vars(loss).values() if isinstance(value, keras.Variable)]
     found += [value for value in getattr(loss, "weights", []) if isinstance(value, keras.Variable)]
-    for part in getattr(loss, "losses", []):
-        found += variables(part)
+    for part in [*getattr(loss, "losses", []), getattr(loss, "loss", None)]:
+        found += variables(part) if isinstance(part, keras.losses.Loss) else []
     return list({id(variable): variable for variable in found}.values())

@@ -11,6 +11,7 @@ from keras_robust.ops.hyperplane import to_hyperplane as to_hyperplane
 from keras_robust.ops.labels import sparse_labels as sparse_labels
 from keras_robust.ops.logits import dlr as dlr
 from keras_robust.ops.logits import dlr_targeted as dlr_targeted
+from keras_robust.ops.logits import kl_divergence as kl_divergence
 from keras_robust.ops.logits import log_odds_against as log_odds_against
 from keras_robust.ops.logits import log_probabilities as log_probabilities
 from keras_robust.ops.logits import logit_range as logit_range
@@ -19,5 +20,6 @@ from keras_robust.ops.logits import of_class as of_class
 from keras_robust.ops.logits import other_classes as other_classes
 from keras_robust.ops.logits import probabilities_to_logits as probabilities_to_logits
 from keras_robust.ops.simplex import simplex_gram as simplex_gram
+from keras_robust.ops.simplex import simplex_vertices as simplex_vertices
 from keras_robust.ops.total_variation import total_variation as total_variation
 from keras_robust.ops.wnll import wnll as wnll

@@ -18,6 +18,11 @@ def log_probabilities(outputs: Any, from_logits: bool) -> Any:
     return ops.log_softmax(outputs) if from_logits else probabilities_to_logits(outputs)
 
 
+def kl_divergence(log_p: Any, log_q: Any) -> Any:
+    """`KL(p || q) = sum_j p_j (log p_j - log q_j)` for each row of log-probabilities."""
+    return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
+
+
 def _others(logits: Any, y: Any) -> Any:
     """The logits with that of class `y` at minus infinity."""
     is_label = ops.one_hot(y, logits.shape[-1], dtype="bool")

@@ -17,3 +17,25 @@ def simplex_gram(num_classes: int, scale: float) -> np.ndarray:
     gram = np.full((num_classes, num_classes), off_diagonal)
     np.fill_diagonal(gram, scale**2)
     return gram
+
+
+def simplex_vertices(num_classes: int, features: int, scale: float) -> np.ndarray:
+    """The K vertices of a regular simplex of radius `scale` around 0, as rows.
+
+    The first lies on the first axis. Each of the others is found in turn from its inner products
+    with those before it, and what is left of its length lies on the next axis (Pang et al., 2018,
+    algorithm 1). Their Gram matrix is `simplex_gram(num_classes, scale)`.
+
+    Args:
+        num_classes: int, K, at least 2.
+        features: int, the number of coordinates, at least K - 1.
+        scale: float.
+    """
+    vertices = np.zeros((num_classes, max(features, num_classes)))
+    for i in range(num_classes):
+        for j in range(i):
+            product = vertices[i] @ vertices[j]
+            vertices[i, j] = (1 / (1 - num_classes) - product) / vertices[j, j]
+        if i < num_classes - 1:
+            vertices[i, i] = np.sqrt(1 - vertices[i] @ vertices[i])
+    return scale * vertices[:, :features]

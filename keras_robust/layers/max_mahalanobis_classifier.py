@@ -1,0 +1,97 @@
+"""Classification by the nearest of fixed centres."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_robust import validation
+from keras_robust.ops import simplex_vertices
+
+
+@keras.saving.register_keras_serializable(package="keras_robust")
+class MaxMahalanobisClassifier(keras.layers.Layer):
+    """Classifies features by the nearest of fixed centres, as far apart as they can be.
+
+        logits_j = -||z - mu_j||^2,    ||mu_j|| = scale,    <mu_i, mu_j> = -scale^2 / (K - 1)
+
+    for incoming features z. The K centres are the vertices of a regular simplex, found by Pang's
+    recursion: the same for the same numbers of classes and features. They are not trained. Train
+    with `kr.losses.MaxMahalanobis`, alone or as the `loss` of `kr.losses.AdversarialTraining`.
+
+    Leave the features linear: after a ReLU none could reach a centre with negative coordinates.
+    Logits are float32 at least, whatever the layer's compute dtype.
+
+    Args:
+        num_classes: int. K, the number of outputs.
+        scale: float. The length of the centres, the papers' C_MM. Defaults to `10.0`.
+        **kwargs: `name`, `dtype` and the like, as for any Keras layer.
+
+    Call arguments:
+        inputs: float tensor, shape `(batch_size, features)`.
+
+    Returns:
+        Logits, shape `(batch_size, num_classes)`.
+
+    Raises:
+        ValueError: if `num_classes` is less than 2, or `scale` not positive; when built, if the
+            input is not of rank 2, or `num_classes > features + 1`: so many centres cannot all
+            have the same distance.
+
+    Example:
+
+    >>> import keras, keras_robust as kr
+    >>> model = keras.Sequential([
+    ...     keras.Input((28, 28, 1)),
+    ...     keras.layers.Flatten(),
+    ...     keras.layers.Dense(200),
+    ...     kr.layers.MaxMahalanobisClassifier(10),
+    ... ])
+    >>> model.output_shape
+    (None, 10)
+
+    Reference:
+
+    - [Pang et al., 2018](https://arxiv.org/abs/1802.09308), algorithm 1
+    - [Pang et al., 2020](https://arxiv.org/abs/1905.10626), section 4
+    """
+
+    def __init__(self, num_classes: int, scale: float = 10.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = validation.check_count("num_classes", num_classes)
+        if self.num_classes < 2:
+            raise ValueError(
+                f"Argument `num_classes` must be at least 2. Received: num_classes={num_classes}"
+            )
+        self.scale = validation.check_number("scale", scale, exclusive=True)
+        self.input_spec = keras.layers.InputSpec(ndim=2)
+
+    def build(self, input_shape: Any) -> None:
+        features = input_shape[-1]
+        if features is None or self.num_classes > features + 1:
+            raise ValueError(
+                "Argument `num_classes` must be at most one more than the number of features: "
+                "only then can all pairs of centres have the same distance. "
+                f"Received: num_classes={self.num_classes}, inputs of shape {tuple(input_shape)}"
+            )
+        vertices = simplex_vertices(self.num_classes, features, self.scale)
+        self.centers = self.add_weight(
+            name="centers",
+            shape=vertices.shape,
+            initializer=lambda shape, dtype: ops.convert_to_tensor(vertices, dtype),
+            trainable=False,
+            autocast=False,
+        )
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        features, centers = ops.cast(inputs, dtype), ops.cast(self.centers, dtype)
+        products = ops.matmul(features, ops.transpose(centers))
+        return 2 * products - ops.sum(ops.square(features), axis=-1, keepdims=True) - self.scale**2
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, int]:
+        return (input_shape[0], self.num_classes)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "num_classes": self.num_classes, "scale": self.scale}
