@@ -96,6 +96,11 @@ OBJECTS = [
         attack=kr.attacks.PGD(0.1, num_steps=2, objective=kr.attacks.WNLLSurrogate("linear")),
         linear_weight=0.5,
     ),
+    kr.losses.LatentDisparity(
+        PGD, weight=0.5, layers=["hidden"], reduction="sample", order=2,
+        loss="sparse_categorical_crossentropy", name="hldr",
+    ),
+    kr.losses.LatentDisparity(kr.attacks.FGSM(0.1)),
     kr.regularizers.AngularPenalty(penalty=2.0, scale=0.5, norm="spectral"),
 ]  # fmt: skip
 IDS = [f"{type(value).__name__}-{index}" for index, value in enumerate(OBJECTS)]
@@ -211,6 +216,8 @@ def test_fit_and_keras_file(value, tmp_path):
         head = keras.layers.Dense(3, kernel_regularizer=value)
     else:
         loss = value
+        if isinstance(value, kr.losses.LatentDisparity):
+            first = [keras.layers.Dense(3, name="hidden")]
         if isinstance(value, kr.losses.GraphInterpolation):
             head = kr.layers.WNLLHead(3, num_neighbors=4, sigma_neighbor=2, template_size=6)
         if "Hinge" in str(value.get_config().get("loss")):
