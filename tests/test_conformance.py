@@ -101,6 +101,10 @@ OBJECTS = [
         loss="sparse_categorical_crossentropy", name="hldr",
     ),
     kr.losses.LatentDisparity(kr.attacks.FGSM(0.1)),
+    kr.losses.GuidedDenoising(
+        PGD, layer="hidden", loss="sparse_categorical_crossentropy", reduction="sum", name="hgd"
+    ),
+    kr.layers.GuidedDenoiser(widths=[2, 3], name="denoiser"),
     kr.regularizers.AngularPenalty(penalty=2.0, scale=0.5, norm="spectral"),
 ]  # fmt: skip
 IDS = [f"{type(value).__name__}-{index}" for index, value in enumerate(OBJECTS)]
@@ -208,7 +212,7 @@ def test_fit_and_keras_file(value, tmp_path):
     head = keras.layers.Dense(3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     first = []
-    if isinstance(value, kr.layers.TotalVariation):
+    if isinstance(value, kr.layers.TotalVariation | kr.layers.GuidedDenoiser):
         first = [type(value).from_config(value.get_config())]
     elif isinstance(value, keras.layers.Layer):
         head = type(value).from_config(value.get_config())
@@ -216,7 +220,7 @@ def test_fit_and_keras_file(value, tmp_path):
         head = keras.layers.Dense(3, kernel_regularizer=value)
     else:
         loss = value
-        if isinstance(value, kr.losses.LatentDisparity):
+        if isinstance(value, kr.losses.LatentDisparity | kr.losses.GuidedDenoising):
             first = [keras.layers.Dense(3, name="hidden")]
         if isinstance(value, kr.losses.GraphInterpolation):
             head = kr.layers.WNLLHead(3, num_neighbors=4, sigma_neighbor=2, template_size=6)
@@ -224,6 +228,11 @@ def test_fit_and_keras_file(value, tmp_path):
             y = np.eye(3, dtype="float32")[y]
     layers = [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), head]
     base = keras.Sequential(layers)
+    if isinstance(value, kr.losses.GuidedDenoising):
+        base = keras.Sequential(
+            [keras.Input((4, 4, 1)), kr.layers.GuidedDenoiser(widths=(2, 3)), base]
+        )
+        base.layers[-1].trainable = False
     model = kr.RobustModel(base)
     model.compile(optimizer="sgd", loss=loss)
     history = model.fit(x, y, verbose=0, epochs=2).history["loss"]

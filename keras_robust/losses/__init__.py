@@ -3,6 +3,7 @@
 from keras_robust.losses.adversarial_training import AdversarialTraining as AdversarialTraining
 from keras_robust.losses.fisher_information import FisherInformation as FisherInformation
 from keras_robust.losses.graph_interpolation import GraphInterpolation as GraphInterpolation
+from keras_robust.losses.guided_denoising import GuidedDenoising as GuidedDenoising
 from keras_robust.losses.latent_disparity import LatentDisparity as LatentDisparity
 from keras_robust.losses.model_loss import ModelLoss as ModelLoss
 from keras_robust.losses.sum import Sum as Sum
