@@ -1,14 +1,16 @@
-"""Finding a model's layers, and replacing what one does while a function is compiled."""
+"""Finding a model's layers, and replacing what one does while a function is traced or run."""
 
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
 _lock = threading.RLock()
+# For each layer that is inside of `wrapped_call`: how many times, and what undoes it.
+_wrapped: dict[tuple[int, Any], tuple[int, Callable[[], None]]] = {}
 
 
 def all_layers(model: Any) -> list[Any]:
@@ -52,16 +54,46 @@ def output_layer(model: Any) -> Any:
 def replaced(layer: Any, name: str, value: Any) -> Iterator[None]:
     """Inside, the attribute `name` of a layer is `value`. One thread at a time."""
     with _lock:
-        own = name in vars(layer)
-        before = getattr(layer, name)
-        setattr(layer, name, value)
+        undo = _replace(layer, name, value)
         try:
             yield
         finally:
-            if own:
-                setattr(layer, name, before)
+            undo()
+
+
+def _replace(layer: Any, name: str, value: Any) -> Callable[[], None]:
+    """Sets an attribute; returns what sets it back."""
+    own = name in vars(layer)
+    before = getattr(layer, name)
+    setattr(layer, name, value)
+    return (lambda: setattr(layer, name, before)) if own else (lambda: delattr(layer, name))
+
+
+@contextlib.contextmanager
+def wrapped_call(layer: Any, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a call of the layer is `wrapper(layer, call, ...)`; in all threads.
+
+    Unlike `replaced` it may last over points at which threads wait for each other, as the
+    replicas of `MirroredStrategy` do: they may be inside together, and the call is wrapped once.
+    """
+    key = (id(layer), wrapper)
+    with _lock:
+        if key in _wrapped:
+            count, undo = _wrapped[key]
+        else:
+            call = layer.call
+            wrapped = functools.wraps(call)(functools.partial(wrapper, layer, call))
+            count, undo = 0, _replace(layer, "call", wrapped)
+        _wrapped[key] = count + 1, undo
+    try:
+        yield
+    finally:
+        with _lock:
+            count, undo = _wrapped.pop(key)
+            if count > 1:
+                _wrapped[key] = count - 1, undo
             else:
-                delattr(layer, name)
+                undo()
 
 
 @contextlib.contextmanager

@@ -111,6 +111,15 @@ OBJECTS = [
         [kr.losses.AdversarialTraining(PGD), kr.losses.FisherInformation()], weights=[0.5, 2.0],
         reduction="sum", name="both",
     ),
+    kr.losses.LatentDisparity(
+        PGD, weight=0.5, layers=["hidden"], reduction="sample", order=2,
+        loss="sparse_categorical_crossentropy", name="hldr",
+    ),
+    kr.losses.LatentDisparity(kr.attacks.FGSM(0.1)),
+    kr.losses.GuidedDenoising(
+        PGD, layer="hidden", loss="sparse_categorical_crossentropy", reduction="sum", name="hgd"
+    ),
+    kr.layers.GuidedDenoiser(widths=[2, 3], name="denoiser"),
     kr.regularizers.AngularPenalty(penalty=2.0, scale=0.5, norm="spectral"),
 ]  # fmt: skip
 IDS = [f"{type(value).__name__}-{index}" for index, value in enumerate(OBJECTS)]
@@ -226,7 +235,7 @@ def test_fit_and_keras_file(value, tmp_path):
     head = keras.layers.Dense(3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     first = []
-    if isinstance(value, kr.layers.TotalVariation):
+    if isinstance(value, kr.layers.TotalVariation | kr.layers.GuidedDenoiser):
         first = [type(value).from_config(value.get_config())]
     elif isinstance(value, keras.layers.Layer):
         head = type(value).from_config(value.get_config())
@@ -238,6 +247,8 @@ def test_fit_and_keras_file(value, tmp_path):
         loss = value
         if isinstance(value, kr.losses.MaxMahalanobis):
             head = kr.layers.MaxMahalanobisClassifier(3, scale=1.0)
+        if isinstance(value, kr.losses.LatentDisparity | kr.losses.GuidedDenoising):
+            first = [keras.layers.Dense(3, name="hidden")]
         if isinstance(value, kr.losses.GraphInterpolation):
             head = kr.layers.WNLLHead(3, num_neighbors=4, sigma_neighbor=2, template_size=6)
         if "Hinge" in str(value.get_config().get("loss")):
@@ -246,6 +257,11 @@ def test_fit_and_keras_file(value, tmp_path):
         first = [keras.layers.Dense(1)]  # The head has nothing to train.
     layers = [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), head]
     base = keras.Sequential(layers)
+    if isinstance(value, kr.losses.GuidedDenoising):
+        base = keras.Sequential(
+            [keras.Input((4, 4, 1)), kr.layers.GuidedDenoiser(widths=(2, 3)), base]
+        )
+        base.layers[-1].trainable = False
     model = kr.RobustModel(base)
     model.compile(optimizer="sgd", loss=loss)
     history = model.fit(x, y, verbose=0, epochs=2).history["loss"]

@@ -12,6 +12,7 @@ FLOORS = {
     "backend": 1,
     "datasets": 1,
     "layer_access": 1,
+    "layer_calls": 1,
     "ops": 2,
     "inference": 2,
     "validation": 2,

@@ -1,9 +1,5 @@
 """What the layers of a model compute."""
 
-import contextlib
-import dataclasses
-import functools
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,60 +8,15 @@ from keras import ops
 
 from keras_robust import backend, inference, validation
 from keras_robust.evaluation.arrays import padded_batches
-from keras_robust.layer_access import replaced
+from keras_robust.layer_calls import LayerCall, noted_calls
 from keras_robust.layers import TanhClassifier
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerCall:
-    """One call of a layer: its first argument and what it returned."""
-
-    name: str
-    layer: Any
-    inputs: Any
-    outputs: Any
-
-
 def layer_calls(model: Any, x: Any) -> list[LayerCall]:
-    """Runs a Keras model in inference mode and notes the calls of its layers, in their order.
-
-    Layers inside of models inside of the model go by their path, `"encoder/conv2d"`; the second
-    call of a layer by `"dense:1"`. It is the calls that are noted, not a functional graph: this
-    works for subclassed models too, as far as they use layers that they hold as attributes. For
-    a `kr.RobustModel` the layers are those of its `base_model`.
-    """
-    model = getattr(model, "base_model", model)
-    calls: list[LayerCall] = []
-    with contextlib.ExitStack() as stack:
-        for name, layer in _leaves(model):
-            noted = functools.partial(_noted, calls, name, layer, layer.call)
-            stack.enter_context(replaced(layer, "call", functools.wraps(layer.call)(noted)))
-        inference.call(model, x)
+    """Runs a Keras model in inference mode and notes the calls of its layers, in their order."""
+    with noted_calls(model) as calls:
+        inference.call(getattr(model, "base_model", model), x)
     return calls
-
-
-def _leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The layers that are no models themselves, each once, with their paths."""
-    seen = set()
-    for layer in model.layers if isinstance(model, keras.Model) else []:
-        if isinstance(layer, keras.Model):
-            inner = _leaves(layer, f"{prefix}{layer.name}/")
-        else:
-            inner = iter([(prefix + layer.name, layer)])
-        for name, leaf in inner:
-            if id(leaf) not in seen:
-                seen.add(id(leaf))
-                yield name, leaf
-
-
-def _noted(
-    calls: list[LayerCall], name: str, layer: Any, call: Any, *args: Any, **kwargs: Any
-) -> Any:
-    outputs = call(*args, **kwargs)
-    number = sum(earlier.name.split(":")[0] == name for earlier in calls)
-    inputs = args[0] if args else next(iter(kwargs.values()))
-    calls.append(LayerCall(f"{name}:{number}" if number else name, layer, inputs, outputs))
-    return outputs
 
 
 def call_names(model: Any, x: np.ndarray) -> list[str]:

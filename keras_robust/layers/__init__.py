@@ -1,5 +1,6 @@
 """Defences that are layers."""
 
+from keras_robust.layers.guided_denoiser import GuidedDenoiser as GuidedDenoiser
 from keras_robust.layers.max_mahalanobis_classifier import (
     MaxMahalanobisClassifier as MaxMahalanobisClassifier,
 )

@@ -4,6 +4,8 @@ from keras_robust.losses.adversarial_training import AdversarialTraining as Adve
 from keras_robust.losses.deep_defense import DeepDefense as DeepDefense
 from keras_robust.losses.fisher_information import FisherInformation as FisherInformation
 from keras_robust.losses.graph_interpolation import GraphInterpolation as GraphInterpolation
+from keras_robust.losses.guided_denoising import GuidedDenoising as GuidedDenoising
+from keras_robust.losses.latent_disparity import LatentDisparity as LatentDisparity
 from keras_robust.losses.mart import MART as MART
 from keras_robust.losses.max_mahalanobis import MaxMahalanobis as MaxMahalanobis
 from keras_robust.losses.model_loss import ModelLoss as ModelLoss

@@ -97,16 +97,16 @@ class Sum(ModelLoss):
         return any(getattr(loss, "takes_pairs", False) for loss in self.losses)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        images = x[0] if self.takes_pairs and isinstance(x, tuple | list) else x
-        prepared = []
-        for loss in self.losses:
-            given = x if getattr(loss, "takes_pairs", False) else images
-            prepared.append(
-                loss.prepare(model, given, y, seed)
-                if isinstance(loss, ModelLoss)
-                else (images, None)
-            )
+        prepared = [
+            loss.prepare(model, given, y, seed) if isinstance(loss, ModelLoss) else (given, None)
+            for loss, given in self._given(x)
+        ]
         return prepared[0][0], prepared
+
+    def _given(self, x: Any) -> list[tuple[Any, Any]]:
+        """Each loss with what it is given of a batch: those that take no pairs, the images."""
+        images = x[0] if self.takes_pairs and isinstance(x, tuple | list) else x
+        return [(v, x if getattr(v, "takes_pairs", False) else images) for v in self.losses]
 
     def forward(self, step: Step) -> Any:
         step.kept = [
@@ -155,9 +155,9 @@ class Sum(ModelLoss):
         return Sum([other, *self.losses], [1.0, *self.weights], self.reduction)
 
     def check(self, model: Any, x: Any, y: Any) -> None:
-        for loss in self.losses:
+        for loss, given in self._given(x):
             if isinstance(loss, ModelLoss):
-                loss.check(model, x, y)
+                loss.check(model, given, y)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

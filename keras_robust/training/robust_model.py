@@ -71,6 +71,8 @@ class RobustModel(backend.TrainStep, keras.Model):
 
     def build(self, input_shape: Any) -> None:
         if not self.base_model.built:
+            if self._takes_pairs and isinstance(input_shape[0], tuple | list):
+                input_shape = input_shape[0]
             # By a call: the inherited `build` of a subclassed model would create no weights.
             self.base_model(keras.KerasTensor(input_shape), training=False)
         self.built = True
@@ -153,13 +155,16 @@ class RobustModel(backend.TrainStep, keras.Model):
             if batch is None:
                 raise ValueError("Argument `x` must not be empty. Received: an empty dataset")
             x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        if not (hasattr(x, "shape") and hasattr(y, "shape")):
+        is_pair = self._takes_pairs and isinstance(x, tuple | list)
+        parts = list(x) if is_pair else [x]
+        if not all(hasattr(part, "shape") for part in [*parts, y]):
             return
-        images, labels = keras.ops.convert_to_numpy(x), keras.ops.convert_to_numpy(y)
+        images = [keras.ops.convert_to_numpy(part) for part in parts]
         strategy = getattr(self, "distribute_strategy", None)
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
-            inference.build(self, images)
-        self.loss.check(self.base_model, images, labels)
+            inference.build(self, images[0])
+        labels = keras.ops.convert_to_numpy(y)
+        self.loss.check(self.base_model, tuple(images) if is_pair else images[0], labels)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -47,7 +47,7 @@ def two_devices():
     return strategy.scope()
 
 
-def train(loss, x, y, epochs=2, **arguments):
+def train(loss, x, y, epochs=2, batch_norm=False, **arguments):
     """Trains in batches of 32 and returns weights and history."""
     keras.utils.set_random_seed(1)
     base = keras.Sequential(
@@ -55,6 +55,7 @@ def train(loss, x, y, epochs=2, **arguments):
             keras.Input((8, 8, 1)),
             keras.layers.Flatten(),
             keras.layers.Dense(16, activation="tanh"),
+            *([keras.layers.BatchNormalization()] if batch_norm else []),
             keras.layers.Dense(10),
         ]
     )
@@ -71,12 +72,14 @@ def main(file):
     x, y = rng.random((64, 8, 8, 1), "float32"), rng.integers(0, 10, 64)
     attack = kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=2, random_start=False)
     loss = kr.losses.AdversarialTraining(attack)
-    one = train(loss, x, y)
+    # 16 images, and the same again: a half for each replica. Replicas wait for each other at batch
+    # norm's moving averages, in the middle of what the loss notes of the layers.
+    twice = np.tile(x[:16], (2, 1, 1, 1)), np.tile(y[:16], 2)
+    disparity = kr.losses.LatentDisparity(attack, weight=0.5)
+    one = train(loss, x, y) + train(disparity, x[:16], y[:16], batch_norm=True)
     with two_devices():
-        two = train(loss, x, y)
+        two = train(loss, x, y) + train(disparity, *twice, batch_norm=True)
         if BACKEND == "tensorflow":
-            # One step on 16 images and the same 16 images again, a half for each replica.
-            twice = np.tile(x[:16], (2, 1, 1, 1)), np.tile(y[:16], 2)
             attack = kr.attacks.PGD(epsilon=0.1, step_size=1e-9, num_steps=1)
             train(Recorder(attack), *twice, epochs=1, run_eagerly=True)
     results = {f"one_{i}": value for i, value in enumerate(one)}

@@ -11,9 +11,10 @@ def results(results_of):
 
 
 def test_two_devices_equal_one(results):
-    # Four weights, then the accuracy, the loss and both on the validation data.
-    assert len(results) == 2 * 8 + 1
-    for index in range(8):
+    # Four weights, then the accuracy, the loss and both on the validation data; with batch norm
+    # four weights more.
+    assert len(results) == 2 * (8 + 12) + 1
+    for index in range(8 + 12):
         np.testing.assert_allclose(
             results[f"two_{index}"], results[f"one_{index}"], rtol=1e-4, atol=1e-5
         )

@@ -1,0 +1,63 @@
+"""The base class of the losses that compare an image with its adversarial copy."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_robust import inference, validation
+from keras_robust.losses.model_loss import ModelLoss
+
+_NUM_PROBED = 8
+
+
+class PairLoss(ModelLoss):
+    """Base class: a loss of pairs, made by its attack, or given as `((x, x_a), y)`."""
+
+    needs_attack = False
+    takes_pairs = True
+
+    def pair(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+        """The images and their adversarial copies: those of a pair, or the attack's."""
+        if not self._is_pair(x):
+            return x, self.attack.perturb(model, x, y, seed)
+        x, x_a = x
+        return x, ops.cast(x_a, x.dtype)
+
+    def check(self, model: Any, x: Any, y: Any) -> None:
+        if not self._is_pair(x):
+            super().check(model, x, y)
+            return
+        for images in x:
+            validation.check_images(images, None)
+        probe = x[0][:_NUM_PROBED]
+        outputs = inference.outputs(model, probe)
+        validation.check_outputs(outputs, len(probe), self.from_logits)
+        validation.check_labels(y, len(x[0]), outputs.shape[1])
+
+    def _is_pair(self, x: Any) -> bool:
+        """Whether `x` is a pair, which it must be without an attack, and must not with one."""
+        if isinstance(x, tuple | list) != (self.attack is None):
+            expected = (
+                "images to attack, `(x, y)`"
+                if self.attack is not None
+                else "pairs, `((x, x_a), y)`, or an argument `attack` that makes them"
+            )
+            received = "pairs" if isinstance(x, tuple | list) else "images alone"
+            raise ValueError(
+                f"{type(self).__name__} with attack={self.attack!r} expects batches of "
+                f"{expected}. Received: {received}"
+            )
+        if self.attack is not None:
+            return False
+        shapes = [tuple(part.shape) for part in x]
+        if len(x) != 2 or len({len(shape) for shape in shapes}) > 1 or not _agree(*shapes):
+            raise ValueError(
+                "A pair must have two tensors of one shape, images and their adversarial copies. "
+                f"Received: {len(x)} of shapes {shapes}"
+            )
+        return True
+
+
+def _agree(shape: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether two shapes are equal as far as they are known."""
+    return all(a is None or b is None or a == b for a, b in zip(shape, other, strict=True))
