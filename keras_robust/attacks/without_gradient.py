@@ -1,26 +1,21 @@
 """What becomes of an attack that finds no gradient."""
 
-import contextlib
 import contextvars
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
+
+from keras_robust.backend.scope import scope
 
 _names: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("names", default=None)
 
 
-@contextlib.contextmanager
-def standing_without_gradient() -> Iterator[list[str]]:
+def standing_without_gradient() -> AbstractContextManager[list[str]]:
     """Inside, an attack that finds no gradient fails on its examples; elsewhere it raises.
 
     Gives a list that such attacks add their names to, each once. The members of an ensemble do so
     for themselves: those that need no gradient attack all the same.
     """
-    names: list[str] = []
-    token = _names.set(names)
-    try:
-        yield names
-    finally:
-        _names.reset(token)
+    return scope(_names, [])
 
 
 def may_stand(attack: Any) -> bool:

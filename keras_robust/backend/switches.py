@@ -4,6 +4,7 @@ import contextvars
 from collections.abc import Callable
 from typing import Any
 
+from keras_robust.backend.scope import scope
 from keras_robust.layer_access import all_layers
 
 _fixed: contextvars.ContextVar[dict[int, int] | None] = contextvars.ContextVar(
@@ -25,11 +26,8 @@ def fixed(function: Callable[..., Any], positions: tuple[int, ...]) -> Callable[
     def run(model: Any, *args: Any) -> Any:
         layers = _switched(model)
         stands = {id(layer): value for layer, value in zip(layers, positions, strict=True)}
-        token = _fixed.set(stands)
-        try:
+        with scope(_fixed, stands):
             return function(model, *args)
-        finally:
-            _fixed.reset(token)
 
     return run if positions else function
 

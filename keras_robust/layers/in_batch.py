@@ -1,12 +1,12 @@
 """A training batch that serves as its own template, part by part."""
 
-import contextlib
 import contextvars
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from keras import ops
 
+from keras_robust.backend.scope import scope
 from keras_robust.ops.interpolation import interpolate
 from keras_robust.ops.neighbor_graph import union_edges
 
@@ -74,11 +74,6 @@ def current_template() -> InBatchTemplate | None:
     return _template.get()
 
 
-@contextlib.contextmanager
-def template_scope(template: InBatchTemplate) -> Iterator[None]:
+def template_scope(template: InBatchTemplate) -> AbstractContextManager[InBatchTemplate]:
     """Makes `template` the current one."""
-    token = _template.set(template)
-    try:
-        yield
-    finally:
-        _template.reset(token)
+    return scope(_template, template)

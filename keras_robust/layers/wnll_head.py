@@ -1,18 +1,14 @@
 """A graph-interpolating output layer."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_robust import backend, validation
-from keras_robust.layer_access import replaced
 from keras_robust.layers.in_batch import current_template
+from keras_robust.layers.wnll_surrogates import WNLLSurrogates
 from keras_robust.layers.wnll_template import WNLLTemplate
-from keras_robust.ops.nearest import squared_distances
-from keras_robust.ops.neighbor_graph import own_sigma
 from keras_robust.ops.wnll import check_graph
 
 _PHASES = ("linear", "wnll")
@@ -24,7 +20,7 @@ _FLOOR = 1e-6
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
-class WNLLHead(keras.layers.Layer):
+class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     """Classifies by interpolating labels on a graph of deep features, instead of by a softmax.
 
         h = ReLU(W_B x + b_B)                     buffer block, on features and template alike
@@ -258,7 +254,7 @@ class WNLLHead(keras.layers.Layer):
                 f"units={self.units}, template_batches={self.template_batches}, "
                 f"template_size={self.template_size}"
             )
-        features, labels = self.template.checked(features, labels, distances)
+        features, labels, distances = self.template.checked(features, labels, distances)
         if not self.built:
             self.build(features.shape)
         self.template.fill(features, labels, seed, distances, self._buffered)
@@ -285,26 +281,6 @@ class WNLLHead(keras.layers.Layer):
         phase = ops.convert_to_tensor(self._is_wnll)
         return ops.switch(phase * (2 - ops.convert_to_tensor(self._is_joint)), branches)
 
-    @contextlib.contextmanager
-    def attacked_as(self, surrogate: str | None = None) -> Iterator[bool]:
-        """Inside, the layer computes what an attack is to differentiate instead of its output.
-
-        Args:
-            surrogate: `"linear"`, `"straight_through"`, `"exact"` or `"soft_neighbors"`, see
-                `kr.attacks.WNLLSurrogate`. Defaults to `None`: as the head's own `gradient` says.
-
-        Yields:
-            Whether this is something else than the layer's output.
-        """
-        surrogate = surrogate or self._gradient
-        calls = {"linear": self._linear_call, "soft_neighbors": self._soft_call}
-        if surrogate in calls:
-            with replaced(self, "call", calls[surrogate]):
-                yield True
-        else:
-            with replaced(self, "_gradient", surrogate):
-                yield False
-
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         return keras.KerasTensor((inputs.shape[0], self.num_classes), dtype=self._precision)
 
@@ -325,25 +301,6 @@ class WNLLHead(keras.layers.Layer):
             "vote": self.vote,
             "template_batches": self.template_batches,
         }
-
-    def _linear_call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self._linear_logits(self._buffered(inputs))
-
-    def _soft_call(self, inputs: Any, training: bool | None = None) -> Any:
-        """log sum_{y of the class} exp(-d^2 / sigma^2), over all of the template: no list jumps."""
-        features, template = self._buffered(inputs), self._buffered(self.template.features)
-        center = ops.stop_gradient(ops.mean(template, axis=0))
-        distances = squared_distances(features - center, template - center)
-        count = min(self.sigma_neighbor, self.template_size)
-        nearest_few = -ops.top_k(-ops.stop_gradient(distances), count)[0]
-        scores = -distances / own_sigma(nearest_few, count)
-        labels = ops.convert_to_tensor(self.template.labels)
-        lowest = ops.full_like(scores, -1e9)
-        columns = [
-            ops.logsumexp(ops.where(labels == label, scores, lowest), axis=1)
-            for label in range(self.num_classes)
-        ]
-        return ops.stack(columns, axis=1)
 
     def _buffered(self, inputs: Any) -> Any:
         """What the graph is made of, in full precision."""

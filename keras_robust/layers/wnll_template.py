@@ -103,23 +103,23 @@ class WNLLTemplate(keras.layers.Layer):
 
     def checked(
         self, features: Any, labels: Any, distances: Any = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Features and integer labels as arrays; a `ValueError` where they make no template."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """All as arrays, labels as integers; a `ValueError` where they make no template."""
         features = ops.convert_to_numpy(features).astype(self.variable_dtype)
         labels = sparse_with_unlabeled(ops.convert_to_numpy(labels), self.num_classes)
         check_features(features, labels, self.features.shape[1] if self.built else None)
         self.check_labels(labels)
         if distances is not None:
-            shape = ops.convert_to_numpy(distances).shape
-            check_distances(shape, (self.size, self.num_neighbors), len(labels))
-        return features, labels
+            distances = ops.convert_to_numpy(distances)
+            check_distances(distances.shape, (self.size, self.num_neighbors), len(labels))
+        return features, labels, distances
 
     def fill(
         self,
         features: np.ndarray,
         labels: np.ndarray,
         seed: int,
-        distances: Any,
+        distances: np.ndarray | None,
         transform: Transform,
     ) -> None:
         """Takes points from those given, which are `checked`; arguments as of `WNLLHead.adapt`."""
@@ -134,8 +134,8 @@ class WNLLTemplate(keras.layers.Layer):
             self.unlabeled.assign(features[np.sort(others[: self.unlabeled_size])])
         self._indices.clear()
         if self.has_lists and distances is not None:
-            lists = ops.convert_to_numpy(distances)[rows]
-            self.reach.assign(ops.stack(reach_of_lists(lists, self.sigma_neighbor)))
+            reach = reach_of_lists(distances[rows], self.sigma_neighbor)
+            self.reach.assign(ops.stack(reach))
         elif self.has_lists:
             self.reach.assign(self._find_reach(transform))
         if self.neighbors == "scann":

@@ -6,11 +6,12 @@ Keras computes the loss. A context variable, because `MirroredStrategy` runs eac
 in a thread of its own.
 """
 
-import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
+
+from keras_robust.backend.scope import scope
 
 
 @dataclasses.dataclass
@@ -44,11 +45,6 @@ def current_step() -> Step | None:
     return _step.get()
 
 
-@contextlib.contextmanager
-def step_scope(step: Step) -> Iterator[None]:
+def step_scope(step: Step) -> AbstractContextManager[Step]:
     """Makes `step` the current one."""
-    token = _step.set(step)
-    try:
-        yield
-    finally:
-        _step.reset(token)
+    return scope(_step, step)

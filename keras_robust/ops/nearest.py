@@ -22,23 +22,24 @@ def squared_distances(x: Any, y: Any) -> Any:
 def smallest(values: Any, count: int) -> tuple[Any, Any]:
     """The `count` smallest values of each row in ascending order, and their columns.
 
-    The row is cut into groups. The `count` smallest values lie in the `count` groups with the
+    A long row is cut into groups. The `count` smallest values lie in the `count` groups with the
     smallest minima, so that only these need to be sorted.
     """
     width = values.shape[1]
-    if width is None or width < 8 * count * _GROUP**0.5:
+    if width is None or width < 3 * count * _GROUP:
         negative, columns = ops.top_k(-values, count)
         return -negative, columns
     num_groups = -(-width // _GROUP)
     padding = [(0, 0), (0, num_groups * _GROUP - width)]
     values = ops.pad(values, padding, constant_values=float("inf"))
-    # Group g holds the columns g, g + num_groups, ...: reducing then runs along the memory.
-    minima = ops.min(ops.reshape(values, (-1, _GROUP, num_groups)), axis=1)
+    values = ops.reshape(values, (-1, _GROUP))
+    minima = ops.reshape(ops.min(values, axis=1), (-1, num_groups))
     _, groups = ops.top_k(-minima, count)
-    columns = groups[:, :, None] + num_groups * ops.arange(_GROUP, dtype="int32")
-    columns = ops.reshape(columns, (-1, count * _GROUP))
-    negative, places = ops.top_k(-ops.take_along_axis(values, columns, axis=1), count)
-    return -negative, ops.take_along_axis(columns, places, axis=1)
+    rows = num_groups * ops.arange(ops.shape(groups)[0], dtype="int32")[:, None]
+    members = ops.reshape(ops.take(values, rows + groups, axis=0), (-1, count * _GROUP))
+    negative, places = ops.top_k(-members, count)
+    groups = ops.take_along_axis(groups, places // _GROUP, axis=1)
+    return -negative, groups * _GROUP + places % _GROUP
 
 
 def nearest(queries: Any, points: Any, count: int, first: Any = None) -> tuple[Any, Any]:

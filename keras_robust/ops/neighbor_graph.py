@@ -45,11 +45,6 @@ def kernel_weights(distances: Any, sigma: Any, kernel: str) -> Any:
     return ops.where(is_edge, ops.exp(-ratio), ops.zeros_like(ratio))
 
 
-def pair_distances(x: Any, points: Any, indices: Any) -> Any:
-    """Differentiable `||x_i - points[indices_ij]||_2^2`, shape of `indices`."""
-    return ops.sum(ops.square(x[:, None] - ops.take(points, indices, axis=0)), axis=-1)
-
-
 def own_sigma(distances: Any, sigma_neighbor: int) -> Any:
     """The squared distance to neighbour number n, shape `(rows, 1)`, from sorted lists.
 
@@ -70,7 +65,7 @@ def own_sigma(distances: Any, sigma_neighbor: int) -> Any:
 def union_edges(points: Any, num_neighbors: int, sigma_neighbor: int, kernel: str) -> Edges:
     """Each point's edges to its m nearest among all points."""
     found, indices = nearest(ops.stop_gradient(points), ops.stop_gradient(points), num_neighbors, 0)
-    distances = _with_gradient(points, points, found, indices)
+    distances = recorded_distances(points, points, found, indices)
     weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
     return Edges(_rows(indices), ops.reshape(indices, (-1,)), ops.reshape(weight, (-1,)))
 
@@ -84,7 +79,7 @@ def template_reach(template: Any, num_neighbors: int, sigma_neighbor: int) -> Re
     for row in range(0, num_rows, step) if step else [0]:
         rows = slice(row, row + step if step else None)
         found, indices = nearest(fixed[rows], fixed, num_neighbors, row)
-        distances = _with_gradient(template[rows], template, found, indices)
+        distances = recorded_distances(template[rows], template, found, indices)
         parts.append(reach_of_lists(distances, sigma_neighbor))
     return Reach(*(ops.concatenate(part) for part in zip(*parts, strict=True)))
 
@@ -132,7 +127,7 @@ def edges_to_template(
     if joint:
         fixed, count = ops.stop_gradient(queries), indices.shape[1]
         others = nearest(fixed, fixed, count, 0)
-        own = _with_gradient(queries, queries, *others)
+        own = recorded_distances(queries, queries, *others)
         distances = ops.concatenate([distances, own], axis=1)
         indices = ops.concatenate([indices, others[1]], axis=1)
         _, places = smallest(ops.stop_gradient(distances), count)
@@ -157,8 +152,12 @@ def edges_to_template(
     )
 
 
-def recorded_distances(x: Any, points: Any, distances: Any, indices: Any) -> Any:
+def recorded_distances(
+    x: Any, points: Any, distances: Any, indices: Any, num_derivatives: int = 2
+) -> Any:
     """The distances from a search, with their gradient in both points; none where infinite."""
+    if num_derivatives == 0:
+        return distances
     distances, indices = ops.stop_gradient(distances), ops.stop_gradient(indices)
 
     # All tensors are arguments: on JAX, one of a branch of `ops.switch` cannot be captured.
@@ -174,15 +173,11 @@ def recorded_distances(x: Any, points: Any, distances: Any, indices: Any) -> Any
             push = ops.segment_sum(flat, ops.reshape(indices, (-1,)), num_segments=num_points)
             return ops.sum(pull, axis=1), -push, None, None
 
-        return distances, gradient
+        # JAX's second derivative is that of what is returned here, not of its gradient.
+        again = recorded_distances(x, points, distances, indices, num_derivatives - 1)
+        return again, gradient
 
     return record(x, points, distances, indices)
-
-
-def _with_gradient(x: Any, points: Any, found: Any, indices: Any) -> Any:
-    """The distances again, so that they have a gradient; what is missing stays infinite."""
-    distances = pair_distances(x, points, indices)
-    return ops.where(found < float("inf"), distances, ops.full_like(distances, float("inf")))
 
 
 def _rows(indices: Any) -> Any:

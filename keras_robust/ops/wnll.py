@@ -79,8 +79,8 @@ def wnll(
     >>> keras.ops.convert_to_numpy(u).argmax(axis=1).tolist()
     [0, 1]
 
-    Memory grows with `(q + t) * m * dimensions`. More than 3,000 queries are solved for by
-    conjugate gradients, to a relative accuracy of 1e-6 (1e-12 in float64).
+    The gradient's memory grows with `(q + t) * m * dimensions`. More than 3,000 queries
+    are solved for by conjugate gradients, to a relative accuracy of 1e-6 (1e-12 in float64).
 
     Departures from the papers:
 

@@ -22,6 +22,11 @@ FINITE, NOT_ZERO, DIFFERENCES, LOGITS, FEATURES, DETERMINISTIC = list(CHECKS)[9:
 PGD = kr.attacks.PGD(0.1, num_steps=20)
 
 
+def name_of(value):
+    """A test's name, of its arguments; pytest's own for what is not a dictionary."""
+    return ", ".join(value) if isinstance(value, dict) else None
+
+
 def dense(activation="relu"):
     return keras.Sequential(
         [
@@ -564,7 +569,7 @@ def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
         ({"x": PIXELS * 2}, "inside the attack's `bounds`"),
         ({"transfer_from": lambda x: ops.softmax(threshold(x))}, "ends in a softmax"),
     ],
-    ids=lambda value: ", ".join(value) if isinstance(value, dict) else value,
+    ids=name_of,
 )
 def test_arguments(arguments, message):
     arguments = {"x": PIXELS, "y": LABELS, "attack": PGD, "verbose": 0, **arguments}
@@ -581,7 +586,7 @@ def test_arguments(arguments, message):
         ({"transfer_from": lambda x: ops.reshape(x, (-1, 7))}, "`transfer_from` must be another"),
         ({"transfer_from": threshold, "checks": False}, "`transfer_from` is for the checks"),
     ],
-    ids=lambda value: ", ".join(value) if isinstance(value, dict) else value,
+    ids=name_of,
 )
 def test_other_models_that_do_not_fit_are_refused_by_evaluate(arguments, message):
     Jump.calls.clear()

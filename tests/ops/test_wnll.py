@@ -107,6 +107,31 @@ def test_gradient_by_finite_differences(joint):
 
 
 @pytest.mark.parametrize("joint", [True, False])
+def test_second_derivative_by_finite_differences(joint):
+    """Losses that have a gradient in them train through it."""
+    dtype = DTYPES[-1]
+    queries, template, labels = points(8, 12)
+    queries, template = np.asarray(queries, dtype), np.asarray(template, dtype)
+    values = np.eye(3, dtype=dtype)[labels]
+    direction = np.random.default_rng(1).normal(size=queries.shape).astype(dtype)
+
+    def first(queries):
+        return ops.sum(kr.ops.wnll(queries, template, values, 19, 3, joint=joint)[:, 0])
+
+    def slope(queries):
+        return ops.sum(ops.square(backend.input_gradient(first, queries)))
+
+    (second,) = gradients(slope, queries)
+    step = {"float32": 1e-2, "float64": 1e-5}[dtype]
+    ends = [
+        float(slope(ops.convert_to_tensor(queries + sign * step * direction))) for sign in (1, -1)
+    ]
+    expected = (ends[0] - ends[1]) / (2 * step)
+    tolerance = {"float32": 2e-2, "float64": 1e-6}[dtype]
+    assert np.sum(second * direction) == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("joint", [True, False])
 def test_gradient_in_a_branch(joint):
     """A WNLL head switches between phases while a function is compiled."""
     queries, template, labels = (np.asarray(a, "float32") for a in points(12, 18))
