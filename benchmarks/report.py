@@ -63,7 +63,7 @@ def made_by(runs: list[dict[str, Any]]) -> str:
     machines = sorted({run["machine"] for run in runs if "machine" in run})
     commands = sorted(" ".join(command.split()) for command in commands)
     return "\n".join(
-        ["", *(f"    {command}" for command in commands), "", "; ".join(machines) + "."]
+        ["", *(f"    {command}" for command in commands), "", *(f"{name}." for name in machines)]
     )
 
 
@@ -125,8 +125,8 @@ def latent_disparity() -> str:
     return "\n".join([
         "## Latent disparity and its rivals on Fashion-MNIST\n",
         f"Mean over {folds} stratified folds and 95% interval. Transfer: FGSM made on the "
-        "undefended network, the paper's attack (Schwartz and Ditzler, figures 2 and 4); white-box: "
-        "PGD-20 by two losses on the network itself; noise: Gaussian (figures 3 and 5). Strengths "
+        "undefended network, the paper's attack (Schwartz and Ditzler, figures 2 and 4); "
+        "white-box: PGD-20 by two losses on the network itself; noise: Gaussian (figures 3 and 5). Strengths "
         "are in 1/255. The paper prints no numbers, only plots: "
         "[transfer](images/latent_transfer.png), [white-box](images/latent_white_box.png), "
         "[noise](images/latent_noise.png), [layers](images/latent_layers.png).\n",
@@ -216,7 +216,7 @@ def costs() -> str:
         ]  # fmt: skip
         parts.append(f"\n### A training step of each loss: {content['backend']}\n")
         parts.append(table(["", "ms", "/ ordinary step", "/ floor", "floor"], rows))
-        parts.append(made_by(list(content["cases"].values())) + f" {content['machine']}.")
+        parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
     for name, title in (("attacks", "Attacks"), ("wnll", "The WNLL head"), ("training", "PGD")):
         for path in sorted(RESULTS.glob(f"{name}-*.json")):
             content = json.loads(path.read_text())
@@ -226,7 +226,7 @@ def costs() -> str:
                     rows.append([case + part, f"{ratio:.2f}"])
             parts.append(f"\n### {title}: {content['backend']}\n")
             parts.append(table(["", "times the floor"], rows))
-            parts.append(made_by(list(content["cases"].values())) + f" {content['machine']}.")
+            parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
     return "\n".join(parts)
 
 
@@ -243,7 +243,8 @@ def ratios(case: dict[str, Any]) -> list[tuple[str, float]]:
 def page() -> str:
     sections = [
         "# Results\n\nWritten by `python benchmarks/report.py` from `benchmarks/results/`; each "
-        "table says by which command its figures were made. DIR is a folder of TensorFlow Datasets.",
+        "table says by which command its figures were made. DIR is a folder of TensorFlow "
+        "Datasets.",
         deep_defense(), latent_disparity(), small_data(), raw_pixels(), wnll_robustness(), costs(),
     ]  # fmt: skip
     return "\n\n".join(section.rstrip() for section in sections if section) + "\n"
