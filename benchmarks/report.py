@@ -126,8 +126,8 @@ def latent_disparity() -> str:
         "## Latent disparity and its rivals on Fashion-MNIST\n",
         f"Mean over {folds} stratified folds and 95% interval. Transfer: FGSM made on the "
         "undefended network, the paper's attack (Schwartz and Ditzler, figures 2 and 4); "
-        "white-box: PGD-20 by two losses on the network itself; noise: Gaussian (figures 3 and 5). Strengths "
-        "are in 1/255. The paper prints no numbers, only plots: "
+        "white-box: PGD-20 by two losses on the network itself; noise: Gaussian (figures 3 and 5). "
+        "Strengths are in 1/255. The paper prints no numbers, only plots: "
         "[transfer](images/latent_transfer.png), [white-box](images/latent_white_box.png), "
         "[noise](images/latent_noise.png), [layers](images/latent_layers.png).\n",
         table(["", *columns], rows),

@@ -154,7 +154,6 @@ def test_a_model_that_is_not_wrapped_cannot_know_it(linear, weight):
         (lambda: keras.Variable([0.5, 0.5]), r"must be a scalar.*shape \(2,\)"),
         (lambda: {"variable": -1.0}, "Received: weight=-1.0"),
     ],
-    ids=str,
 )
 def test_bad_weights(value, message):
     with pytest.raises(ValueError, match=message):
