@@ -74,7 +74,8 @@ def wrapped_call(layer: Any, wrapper: Callable[..., Any]) -> Iterator[None]:
     """Inside, a call of the layer is `wrapper(layer, call, ...)`; in all threads.
 
     Unlike `replaced` it may last over points at which threads wait for each other, as the
-    replicas of `MirroredStrategy` do: they may be inside together, and the call is wrapped once.
+    replicas of `MirroredStrategy` do at a synchronized batch norm: they may be inside together,
+    and the call is wrapped once.
     """
     key = (id(layer), wrapper)
     with _lock:

@@ -12,6 +12,7 @@ import numpy as np
 import keras_robust as kr
 
 BACKEND = keras.backend.backend()
+SYNCHRONIZED = BACKEND == "tensorflow"  # On JAX one program computes the whole batch.
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
@@ -55,7 +56,7 @@ def train(loss, x, y, epochs=2, batch_norm=False, **arguments):
             keras.Input((8, 8, 1)),
             keras.layers.Flatten(),
             keras.layers.Dense(16, activation="tanh"),
-            *([keras.layers.BatchNormalization()] if batch_norm else []),
+            *([keras.layers.BatchNormalization(synchronized=SYNCHRONIZED)] if batch_norm else []),
             keras.layers.Dense(10),
         ]
     )
@@ -72,8 +73,9 @@ def main(file):
     x, y = rng.random((64, 8, 8, 1), "float32"), rng.integers(0, 10, 64)
     attack = kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=2, random_start=False)
     loss = kr.losses.AdversarialTraining(attack)
-    # 16 images, and the same again: a half for each replica. Replicas wait for each other at batch
-    # norm's moving averages, in the middle of what the loss notes of the layers.
+    # 16 images, and the same again: a half for each replica. Replicas wait for each other at a
+    # synchronized batch norm, in the middle of what the loss notes of the layers: a lock held
+    # there would never be free again.
     twice = np.tile(x[:16], (2, 1, 1, 1)), np.tile(y[:16], 2)
     disparity = kr.losses.LatentDisparity(attack, weight=0.5)
     one = train(loss, x, y) + train(disparity, x[:16], y[:16], batch_norm=True)
