@@ -50,12 +50,12 @@ def cross_entropy(logits, y=Y):
     return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
 
 
-def first_loss(loss, model, x=X, y=Y, sample_weight=None):
-    robust = kr.RobustModel(model)
-    robust.compile(keras.optimizers.SGD(0.0), loss)
-    return robust.fit(
-        x, y, batch_size=len(x), sample_weight=sample_weight, shuffle=False, verbose=0
-    ).history["loss"][0]
+def value_of(loss, model, x=X, y=Y, sample_weight=None):
+    """The loss of a batch, as a training step computes it."""
+    x = ops.convert_to_tensor(x)
+    step = Step(model, *loss.prepare(model, x, ops.convert_to_tensor(y), None), training=True)
+    with step_scope(step):
+        return float(loss(y, loss.forward(step), sample_weight=sample_weight))
 
 
 # A linear model needs one step: rho = (1 + overshoot) |z_k - z_y| / ||w_k - w_y||_q / ||x||_p, for
@@ -106,7 +106,9 @@ def test_two_candidates_are_the_label_and_the_most_likely_other_class():
     )
 
 
-@pytest.mark.parametrize("y", [Y % 2, (Y % 2)[:, None], np.eye(2, dtype="float32")[Y % 2]])
+@pytest.mark.parametrize(
+    "y", [Y % 2, (Y % 2)[:, None], np.eye(2, dtype="float32")[Y % 2]], ids=["", "1", "hot"]
+)
 def test_value_on_a_linear_binary_model(y):
     weights = WEIGHTS[:, :2]
     rho, correct = linear_rho(X, Y % 2, weights, "l2")
@@ -114,7 +116,7 @@ def test_value_on_a_linear_binary_model(y):
     loss = kr.losses.DeepDefense(weight=0.7, c=2.0, d=3.0, gradient_offset=0.0)
     z = X.reshape(12, -1) @ weights
     expected = cross_entropy(z, Y % 2) + 0.7 * penalty
-    found = first_loss(loss, linear_model(weights), y=y)
+    found = value_of(loss, linear_model(weights), y=y)
     assert found == pytest.approx(expected.mean(), rel=1e-4)
 
 
@@ -124,9 +126,9 @@ def test_reduction_and_sample_weight():
     penalty = np.where(correct, np.exp(-25 * rho), np.exp(5 * rho))
     expected = cross_entropy(X.reshape(12, -1) @ weights, y) + 15 * penalty
     loss = kr.losses.DeepDefense(gradient_offset=0.0, reduction="sum")
-    assert first_loss(loss, linear_model(weights), y=y) == pytest.approx(expected.sum(), rel=1e-4)
+    assert value_of(loss, linear_model(weights), y=y) == pytest.approx(expected.sum(), rel=1e-4)
     factors = RNG.uniform(0, 2, 12).astype("float32")
-    found = first_loss(
+    found = value_of(
         kr.losses.DeepDefense(gradient_offset=0.0), linear_model(weights), y=y,
         sample_weight=factors,
     )  # fmt: skip
@@ -232,6 +234,7 @@ def test_value_and_gradient_through_five_steps(norm):
 
 def step_in_weights(**arguments):
     """What one step of SGD changes in each weight of the smooth model."""
+    arguments = {"num_steps": 2, **arguments}
     model = smooth_model()
     before = model.get_weights()
     robust = kr.RobustModel(model)
@@ -258,7 +261,7 @@ def test_a_wrong_name_is_answered_with_those_that_exist():
         [keras.Input((2, 3, 1)), keras.layers.Flatten(), inner, keras.layers.Dense(3, name="b")]
     )
     robust = kr.RobustModel(model)
-    robust.compile("sgd", kr.losses.DeepDefense(layers=["encoder/a"]))
+    robust.compile("sgd", kr.losses.DeepDefense(num_steps=1, layers=["encoder/a"]))
     robust.fit(X, Y, verbose=0)
     robust.compile("sgd", kr.losses.DeepDefense(layers=["a"]))
     with pytest.raises(ValueError, match=r"\['encoder/a', 'b'\].*Received: 'a' in layers"):
@@ -279,7 +282,7 @@ def test_batch_norm_is_frozen(frozen):
     model.layers[0].moving_mean.assign([0.0])
     model.layers[0].moving_variance.assign([1.0])
     statistics = [ops.convert_to_numpy(v) for v in model.layers[0].non_trainable_variables]
-    value = first_loss(kr.losses.DeepDefense(weight=0.0, freeze_batch_norm=frozen), model)
+    value = value_of(kr.losses.DeepDefense(weight=0.0, freeze_batch_norm=frozen), model)
     assert value == pytest.approx(expected.mean(), rel=1e-3)
     after = [ops.convert_to_numpy(v) for v in model.layers[0].non_trainable_variables]
     assert all(np.array_equal(a, b) for a, b in zip(statistics, after, strict=True)) == frozen
@@ -294,13 +297,13 @@ def test_evaluation_is_the_plain_loss():
 
 def test_probabilities():
     model = keras.Sequential([linear_model(), keras.layers.Softmax()])
-    found = first_loss(kr.losses.DeepDefense(from_logits=False), model)
-    assert found == pytest.approx(first_loss(kr.losses.DeepDefense(), linear_model()), rel=1e-4)
+    found = value_of(kr.losses.DeepDefense(from_logits=False), model)
+    assert found == pytest.approx(value_of(kr.losses.DeepDefense(), linear_model()), rel=1e-4)
 
 
 def test_finite_where_the_gradient_vanishes():
     zero = linear_model(np.zeros((6, 3), "float32"))
-    loss = kr.losses.DeepDefense(gradient_offset=0.0)
+    loss = kr.losses.DeepDefense(gradient_offset=0.0, num_steps=2)
     for model in (zero, linear_model(1e-18 * WEIGHTS), linear_model(1e6 * WEIGHTS)):
         robust = kr.RobustModel(model)
         robust.compile(keras.optimizers.SGD(1e-3), loss)
@@ -320,7 +323,7 @@ def test_mixed_precision_and_other_heads():
         ]
     )
     robust = kr.RobustModel(model)
-    robust.compile("sgd", kr.losses.DeepDefense())
+    robust.compile("sgd", kr.losses.DeepDefense(num_steps=2))
     assert np.isfinite(robust.fit(X, Y, verbose=0).history["loss"]).all()
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
@@ -338,7 +341,7 @@ def test_robustness_grows():
     for weight in (0.0, 15.0):
         model = smooth_model(width=20)
         model.set_weights(trained.get_weights())
-        loss = kr.losses.DeepDefense(weight=weight, c=5.0)
+        loss = kr.losses.DeepDefense(weight=weight, c=5.0, num_steps=2)
         robust = kr.RobustModel(model)
         robust.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
         robust.fit(x, labels, batch_size=50, epochs=20, verbose=0)
