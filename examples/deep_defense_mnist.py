@@ -40,12 +40,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--network", choices=["mlp", "lenet"], default="mlp")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of fine-tuning")
     parser.add_argument("--reference-epochs", type=int, default=None)
     parser.add_argument("--num-train", type=int, default=60_000)
     parser.add_argument("--num-test", type=int, default=10_000)
     parser.add_argument("--num-attacked", type=int, default=1000, help="by PGD")
     parser.add_argument("--num-carlini", type=int, default=200, help="by Carlini and Wagner")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--epsilon-ref", type=float, default=None, help="default: from the Deep Defense network"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("deep_defense_mnist"))
     return parser.parse_args()
 
@@ -120,7 +124,9 @@ def fine_tune(
         x_adv = deepfool_set(args, reference, x, y)
         x, y = np.concatenate([x, x_adv]), np.concatenate([y, y])
     steps = -(-len(x) // 100) * args.epochs
-    rate = keras.optimizers.schedules.PiecewiseConstantDecay([int(0.8 * steps)], [5e-4, 2.5e-4])
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [int(0.8 * steps)], [args.learning_rate, args.learning_rate / 2]
+    )
     robust = kr.RobustModel(model, seed=args.seed)
     robust.compile(
         keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-4), METHODS[method](mean),
@@ -150,7 +156,7 @@ def deepfool_set(
 
 
 def key(args: argparse.Namespace, method: str) -> str:
-    epochs = f"{args.epochs} epochs" if METHODS[method] else "trained"
+    epochs = f"{args.epochs} epochs at {args.learning_rate}" if METHODS[method] else "trained"
     return f"{args.network}, {method}, {epochs}, {args.num_train} images, seed {args.seed}"
 
 
@@ -223,6 +229,24 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def found_epsilon(
+    args: argparse.Namespace, records: Records, models: dict, reference: Any, train: Any, test: Any
+) -> float:
+    """The radius at which FGSM fools the Deep Defense network on half of the images."""
+    defended = models.get("Deep Defense") or saved_model(
+        args, "Deep Defense", reference, train, test
+    )
+    attack = kr.attacks.FGSM(epsilon=0.1, bounds=UNCLIPPED)
+    return records.run(
+        f"epsilon_ref, {key(args, 'Deep Defense')}, {args.num_test} test images",
+        lambda: {
+            "epsilon": kr.evaluation.reference_epsilon(
+                defended, *test, attack=attack, max_epsilon=1.0, batch_size=500, verbose=0
+            )
+        },
+    )["epsilon"]
+
+
 def main() -> None:
     args = parse_arguments()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -236,22 +260,12 @@ def main() -> None:
     records = Records(args.output / "results.json")
     reference = saved_model(args, "Reference", None, train, test)
     models = {method: saved_model(args, method, reference, train, test) for method in args.methods}
-    defended = saved_model(args, "Deep Defense", reference, train, test)
-    attack = kr.attacks.FGSM(epsilon=0.1, bounds=UNCLIPPED)
-    size = f"{args.num_test} test images"
-    epsilon = records.run(
-        f"epsilon_ref, {key(args, 'Deep Defense')}, {size}",
-        lambda: {
-            "epsilon": kr.evaluation.reference_epsilon(
-                defended, *test, attack=attack, max_epsilon=1.0, batch_size=500, verbose=0
-            )
-        },
-    )["epsilon"]
+    epsilon = args.epsilon_ref or found_epsilon(args, records, models, reference, train, test)
     print(f"\n{args.network}: epsilon_ref = {epsilon:.4f}", flush=True)
     rows = {}
     for method, model in models.items():
         rows[method] = records.run(
-            f"{key(args, method)}, {size}",
+            f"{key(args, method)}, {args.num_test} test images",
             lambda model=model: {
                 **clean_and_rho(model, *test, mean),
                 **at_radii(args, model, *test, epsilon),
