@@ -68,26 +68,28 @@ def made_by(runs: list[dict[str, Any]]) -> str:
 
 
 def deep_defense() -> str:
-    runs = load("deep_defense_mnist.json")
     columns = ["accuracy", "rho_2", "FGSM 0.2", "FGSM 0.5", "FGSM 1.0"]
     more = ["worst case 0.2", "worst case 0.5", "worst case 1.0", "C&W L2"]
     parts = [
         "## Deep Defense on MNIST\n",
         "Each cell of the first five columns is ours / the paper's (Yan et al., Table 1). FGSM and "
-        "rho_2 (DeepFool, 5 steps) are the paper's attacks. The worst case is PGD-40 with 5 "
-        "restarts by two losses, and Square with 1,000 queries, on the first 1,000 test images; "
-        "C&W is the median L2 distance that fools, on the first 200.",
+        "rho_2 (DeepFool, 5 steps) are the paper's attacks, whose images leave [0, 1]. The worst "
+        "case is over FGSM, PGD-40 with 5 restarts by two losses, and Square with 1,000 queries, "
+        "without clipping too, on every tenth test image; C&W is the median L2 distance that fools "
+        "within [0, 1], on every fiftieth. The rate of the paper's "
+        "supplement, 5e-4, moves our network less than theirs: Deep Defense's rho_2 is then 1.36 "
+        "times the reference's (theirs 2.03 times), and clean accuracy, which falls at first, has "
+        "not recovered after 5 epochs. At 5e-3 rho_2 is 1.80 times, and clean accuracy above the "
+        "reference's. FGSM training, which the paper's Table 1 leaves out, and Deep Defense "
+        "together with it, leave more than either alone.",
     ]
-    for network in PAPER_002:
-        epsilon = next(
-            (v["epsilon"] for k, v in runs.items() if k.startswith(f"epsilon_ref, {network},")),
-            None,
+    for path in sorted(RESULTS.glob("deep_defense_*.json")):
+        runs = json.loads(path.read_text())
+        settings, epsilon = next(
+            (k, v["epsilon"]) for k, v in runs.items() if k.startswith("epsilon_ref, ")
         )
-        found = {
-            key.split(", ")[1]: run for key, run in runs.items() if key.startswith(f"{network}, ")
-        }
-        if not found or epsilon is None:
-            continue
+        _, network, _, schedule, _ = settings.split(", ", 4)
+        found = {key.split(", ")[1]: run for key, run in runs.items() if "C&W L2" in run}
         rows = []
         for method, run in found.items():
             paper = PAPER_002[network].get(method)
@@ -100,7 +102,7 @@ def deep_defense() -> str:
                 cells.append(ours)
             cells += [f"{run[n]:.2f}" if n == "C&W L2" else percent(run[n]) for n in more]
             rows.append([method, *cells])
-        parts.append(f"\n### {network.upper()}, epsilon_ref = {epsilon:.3f}, seed 0\n")
+        parts.append(f"\n### {network.upper()}, {schedule}, epsilon_ref = {epsilon:.3f}, seed 0\n")
         parts.append(table(["", *columns, *more], rows))
         parts.append(made_by(list(found.values())))
     return "\n".join(parts) if len(parts) > 2 else ""

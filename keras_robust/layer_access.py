@@ -103,12 +103,11 @@ def frozen_batch_norm(model: Any) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for layer in all_layers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
-                frozen = functools.partial(_in_inference, layer.call)
-                stack.enter_context(replaced(layer, "call", functools.wraps(layer.call)(frozen)))
+                stack.enter_context(wrapped_call(layer, _in_inference))
         yield
 
 
-def _in_inference(call: Any, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+def _in_inference(layer: Any, call: Any, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
     return call(inputs, training=False, **kwargs)
 
 

@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-
-from keras_robust.layer_access import wrapped_call
+from keras_robust.layer_access import named_layers, wrapped_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,28 +35,15 @@ def noted_calls(model: Any) -> Iterator[list[LayerCall]]:
     works for subclassed models too, as far as they use layers that they hold as attributes. For
     a `kr.RobustModel` the layers are those of its `base_model`.
     """
-    leaves = list(_leaves(getattr(model, "base_model", model)))
+    model = getattr(model, "base_model", model)
+    names = {id(layer): name for name, layer in named_layers(model).items()}
     calls: list[LayerCall] = []
     with contextlib.ExitStack() as stack:
-        for _, layer in leaves:
+        for layer in named_layers(model).values():
             stack.enter_context(wrapped_call(layer, _note))
-        token = _names_and_calls.set(({id(layer): name for name, layer in leaves}, calls))
+        token = _names_and_calls.set((names, calls))
         stack.callback(_names_and_calls.reset, token)
         yield calls
-
-
-def _leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The layers that are no models themselves, each once, with their paths."""
-    seen = set()
-    for layer in model.layers if isinstance(model, keras.Model) else []:
-        if isinstance(layer, keras.Model):
-            inner = _leaves(layer, f"{prefix}{layer.name}/")
-        else:
-            inner = iter([(prefix + layer.name, layer)])
-        for name, leaf in inner:
-            if id(leaf) not in seen:
-                seen.add(id(leaf))
-                yield name, leaf
 
 
 def _note(layer: Any, call: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, on fewer images and epochs."""
+"""The code of the README and of docs/losses.md runs as it stands, on fewer images and epochs."""
 
 import pathlib
 import re
@@ -8,8 +8,12 @@ import pytest
 
 import keras_robust as kr
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = pathlib.Path(__file__).parent.parent
+README, LOSSES = (ROOT / name for name in ("README.md", "docs/losses.md"))
+BLOCKS, OF_LOSSES = (
+    re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    for path in (README, LOSSES)
+)
 load = kr.datasets.load
 
 
@@ -17,7 +21,10 @@ def test_there_is_an_example_of_each_kind():
     assert len(BLOCKS) == 5
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=["layer", "head", "loss", "callback", "attacks"])
+@pytest.mark.parametrize(
+    "code", BLOCKS + OF_LOSSES,
+    ids=["layer", "head", "loss", "callback", "attacks", "sums", "pairs", "keras"],
+)  # fmt: skip
 def test_example(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     count = 600 if "WNLLHead" in code else 64
@@ -31,7 +38,17 @@ def test_example(code, monkeypatch, tmp_path):
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+@pytest.mark.parametrize(
+    "path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         if not target.startswith("http"):
-            assert (pathlib.Path(__file__).parent.parent / target).exists(), target
+            assert (path.parent / target).exists(), target
+
+
+def test_the_page_of_results_is_the_one_that_the_recorded_runs_give(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import report
+
+    assert report.PAGE.read_text() == report.page()
