@@ -328,6 +328,7 @@ def test_mixed_precision_and_other_heads():
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
+@pytest.mark.slow
 def test_robustness_grows():
     # Fine-tuning enlarges rho, and does not lose accuracy; by the cross-entropy alone it does not.
     labels = RNG.integers(0, 3, 300)

@@ -152,6 +152,7 @@ def test_the_value_on_adversarial_images():
     assert found == pytest.approx(expected, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_the_attack_climbs_u_of_the_folds():
     """FGSM along central differences of the log-odds, each in units of its logits' range."""
     model, head = make_model()

@@ -132,6 +132,7 @@ def test_the_denoiser_learns_along_the_slope():
     assert num_steep >= 10
 
 
+@pytest.mark.slow
 def test_it_learns_to_undo_a_shift():
     model = kr.RobustModel(make_model())
     model.compile(keras.optimizers.Adam(0.02), kr.losses.GuidedDenoising(None))
