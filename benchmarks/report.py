@@ -82,7 +82,7 @@ def deep_defense() -> str:
         "not recovered after 5 epochs. At 5e-3 rho_2 is 1.80 times, and clean accuracy above the "
         "reference's. FGSM training (half of the loss at epsilon 0.1; not in the paper's Table 1) "
         "leaves more than Deep Defense at epsilon_ref under every attack, for less clean accuracy; "
-        "both together leave the most. The worst case is 9 to 24 points below FGSM on what was "
+        "both together leave the most. The worst case is 9 to 25 points below FGSM on what was "
         "trained: FGSM alone overstates every one of them.",
     ]
     for path in sorted(RESULTS.glob("deep_defense_*.json")):
