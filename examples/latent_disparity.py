@@ -201,9 +201,8 @@ def measure(
         model, x, y, stddevs=NOISE, num_draws=3, batch_size=500, verbose=0
     )
     found.update({f"noise {255 * stddev:.0f}": noise[stddev].mean for stddev in NOISE})
-    prefix = "" if "dense" in [layer.name for layer in model.layers] else f"{undefended.name}/"
-    inner = model if not prefix else model.layers[-1]
-    prefix = f"{inner.name}/" if prefix else ""
+    inner = model.layers[-1] if isinstance(model.layers[-1], keras.Model) else model
+    prefix = "" if inner is model else f"{inner.name}/"
     names = [prefix + name for name in layer_names(inner)]
     errors = kr.evaluation.perturbation_error(
         model, x[some], fgsm(undefended, x[some], y[some], 8 / 255), layers=names, batch_size=500

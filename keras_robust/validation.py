@@ -72,6 +72,19 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
     return value
 
 
+def check_names(name: str, names: Any) -> list[str] | None:
+    """A list of at least one name, each once; or `None`."""
+    if names is None:
+        return None
+    found = list(names) if isinstance(names, list | tuple) else []
+    if not found or not all(isinstance(v, str) for v in found) or len(set(found)) < len(found):
+        raise ValueError(
+            f"Argument `{name}` must be a list of names of layers, each once, or None. "
+            f"Received: {name}={names!r}"
+        )
+    return found
+
+
 def check_images(x: np.ndarray, bounds: tuple[float, float] | None) -> None:
     """Images: floating, not empty, finite, inside `bounds` (but for rounding) where given."""
     if x.ndim < 2 or x.size == 0:

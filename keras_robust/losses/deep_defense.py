@@ -118,7 +118,7 @@ class DeepDefense(ModelLoss):
         self.weight = weights.check_weight("weight", weight)
         self.c = validation.check_number("c", c)
         self.d = validation.check_number("d", d)
-        self.layers = _check_names(layers)
+        self.layers = validation.check_names("layers", layers)
         self.freeze_batch_norm = bool(freeze_batch_norm)
         self.mean = np.asarray(mean, "float32")
         if not np.isfinite(self.mean).all():
@@ -208,15 +208,3 @@ class DeepDefense(ModelLoss):
             "from_logits": self.from_logits,
             **config,
         }
-
-
-def _check_names(layers: Any) -> list[str] | None:
-    if layers is None:
-        return None
-    names = list(layers) if isinstance(layers, list | tuple) else []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            "Argument `layers` must be a list of at least one layer name, or `None` for all. "
-            f"Received: layers={layers!r}"
-        )
-    return names

@@ -126,7 +126,7 @@ class LatentDisparity(PairLoss):
     ) -> None:
         super().__init__(attack, loss=loss, name=name)
         self.weight = weights.check_weight("weight", weight, maximum=1.0)
-        self.layers = _check_names(layers)
+        self.layers = validation.check_names("layers", layers)
         # `reduction` is Keras's own, of the examples' losses.
         self.ratio_of = validation.check_choice("reduction", reduction, _REDUCTIONS)
         self.order = validation.check_number("order", order, minimum=1.0)
@@ -211,18 +211,6 @@ class LatentDisparity(PairLoss):
             "reduction": self.ratio_of,
             "order": self.order,
         }
-
-
-def _check_names(layers: Any) -> list[str] | None:
-    if layers is None:
-        return None
-    names = list(layers) if isinstance(layers, list | tuple) else []
-    if not names or not all(isinstance(v, str) for v in names) or len(set(names)) < len(names):
-        raise ValueError(
-            "Argument `layers` must be a list of names of layers, each once, or None. "
-            f"Received: layers={layers!r}"
-        )
-    return names
 
 
 def _floating(call: LayerCall) -> list[Any]:
