@@ -4,14 +4,14 @@ python benchmarks/report.py
 """
 
 import json
-import math
 import pathlib
 import re
 from typing import Any
 
+from keras_robust.evaluation import KFold
+
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
-T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 # Yan et al., Table 1: accuracy, rho_2, accuracy under FGSM at 0.2, 0.5 and 1.0 of epsilon_ref.
 PAPER_002 = {
@@ -41,12 +41,10 @@ def percent(value: float) -> str:
 
 def interval(values: list[float]) -> str:
     """Mean and half of the 95% interval by Student's t, in percent."""
-    mean = sum(values) / len(values)
     if len(values) < 2:
-        return f"{100 * mean:.1f}%"
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    half = T.get(len(values), 2.0) * deviation / math.sqrt(len(values))
-    return f"{100 * mean:.1f}% +- {100 * half:.1f}"
+        return f"{100 * values[0]:.1f}%"
+    low, high = KFold([{"value": value} for value in values]).interval("value")
+    return f"{50 * (low + high):.1f}% +- {50 * (high - low):.1f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

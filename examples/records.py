@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_robust import backend
+from keras_robust.evaluation import KFold
 
 
 class Records:
@@ -59,9 +59,7 @@ def machine() -> str:
 
 def interval(values: list[float]) -> str:
     """Mean and half of the 95% interval by Student's t, in percent."""
-    mean = 100 * np.mean(values)
     if len(values) < 2:
-        return f"{mean:.1f}%"
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-    half = t.get(len(values), 2.0) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean:.1f}% +- {100 * half:.1f}"
+        return f"{100 * values[0]:.1f}%"
+    low, high = KFold([{"value": value} for value in values]).interval("value")
+    return f"{50 * (low + high):.1f}% +- {50 * (high - low):.1f}"
