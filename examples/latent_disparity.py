@@ -7,12 +7,14 @@ A VGG-16 with batch norm (`--width` scales its channels; 1.0 is the paper's) is 
 images. For each of some stratified folds of the other images it is fine-tuned by each method on
 pairs (x, x_a) of benign images and FGSM's at 0, 16/255 and 32/255, and once more with pairs of
 benign and noisy images added ("+ noise"). The adversarial images are made on the network before
-fine-tuning, those that it is tested with too: the paper's attack is a transferred one. PGD on the
-defended network itself is shown beside it.
+fine-tuning, those that it is tested with too: the paper's attack is a transferred one. Beside it
+stand attacks on the defended network itself, through the denoiser where it has one: PGD by two
+losses, and Square, which would show a gradient that is masked.
 
 Plots: accuracy against epsilon under the transferred FGSM (the paper's figures 2 and 4) and under
-white-box PGD, accuracy against noise (3 and 5), and the perturbation error of each layer (6), with
-95% intervals over the folds. Interrupted, the same command continues at the next method.
+white-box attacks, accuracy against noise (3 and 5), each with the gain over the undefended network
+below, and the perturbation error of each layer (6), with 95% intervals over the folds. Interrupted,
+the same command continues at the next method; with more `--folds`, at the next fold.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from records import Records, interval
+from records import Records, center_and_half, interval
 from sklearn.model_selection import StratifiedKFold
 
 import keras_robust as kr
@@ -49,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-finetune", type=int, default=2000, help="benign images")
     parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning")
     parser.add_argument("--num-test", type=int, default=1000, help="images of each fold")
-    parser.add_argument("--num-attacked", type=int, default=500, help="by PGD")
+    parser.add_argument("--num-attacked", type=int, default=500, help="by white-box attacks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS + WITH_NOISE, default=list(METHODS + WITH_NOISE)
@@ -192,10 +194,12 @@ def measure(
         attacks = {
             "PGD": kr.attacks.PGD(epsilon, num_steps=20),
             "PGD, margin": kr.attacks.PGD(epsilon, num_steps=20, loss="margin"),
+            "Square": kr.attacks.Square(epsilon, num_queries=500),
         }
         report = kr.evaluate(
-            model, x[some], y[some], attacks, checks=False, batch_size=500, verbose=0
-        )
+            model, x[some], y[some], attacks, checks=False, worst_case_only=True, batch_size=500,
+            verbose=0,
+        )  # fmt: skip
         found[f"white-box {255 * epsilon:.0f}"] = report.accuracy("worst case")
     noise = kr.evaluation.noise_accuracy(
         model, x, y, stddevs=NOISE, num_draws=3, batch_size=500, verbose=0
@@ -212,51 +216,57 @@ def measure(
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], folder: pathlib.Path) -> None:
-    """The plots, a figure for each quantity: left without noise in training, right with it."""
+    """The plots: left without noise in training, right with it; below, over the undefended."""
+    series = {
+        "transfer": ("FGSM made on the undefended network", TESTED_AT),
+        "white-box": ("PGD-20 and Square on the network itself", TESTED_AT),
+        "noise": ("Gaussian noise", NOISE),
+    }
+    for name, (title, values) in series.items():
+        places = [0, *(round(255 * value) for value in values)]
+        keys = ["clean", *(f"{name} {place}" for place in places[1:])]
+        accuracies = {m: np.array([[run[k] for k in keys] for run in runs[m]]) for m in runs}
+        rows = {"accuracy": accuracies}
+        if "undefended" in runs:
+            undefended = accuracies["undefended"]
+            rows["gain"] = {m: accuracies[m] - undefended for m in runs if m != "undefended"}
+        unit = "epsilon" if name != "noise" else "standard deviation"
+        draw_rows(rows, places, f"{unit}, 1/255", f"under {title}, %", folder / f"{name}.png")
+    errors = {m: np.array([run["errors"] for run in runs[m]]) for m in runs}
+    places = list(range(1, 1 + next(iter(errors.values())).shape[1]))
+    draw_rows(
+        {"perturbation error": errors}, places, "layer", "at 8/255, transferred FGSM, %",
+        folder / "perturbation_error.png",
+    )  # fmt: skip
+
+
+def draw_rows(
+    rows: dict[str, dict[str, np.ndarray]], places: list[int], xlabel: str, ylabel: str,
+    path: pathlib.Path,
+) -> None:  # fmt: skip
+    """A row of two plots for each entry: methods and their values, `(folds, places)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    series = {
-        "transfer": ("accuracy under FGSM made on the undefended network", TESTED_AT),
-        "white-box": ("accuracy under PGD-20 on the network itself", TESTED_AT),
-        "noise": ("accuracy under Gaussian noise", NOISE),
-    }
-    for name, (title, values) in series.items():
-        figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, 2, sharey=True)
-        for axis, methods in zip(axes, (METHODS, ("undefended", *WITH_NOISE)), strict=True):
-            for method in (m for m in methods if m in runs):
-                points = [[run["clean"] for run in runs[method]]] + [
-                    [run[f"{name} {255 * value:.0f}"] for run in runs[method]] for value in values
-                ]
-                centers, halves = zip(*map(center_and_half, points), strict=True)
+    figure = Figure(figsize=(11, 1 + 3.6 * len(rows)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), 2, sharey="row", squeeze=False)
+    colors = {method: f"C{number % 10}" for number, method in enumerate(METHODS + WITH_NOISE)}
+    for line, (quantity, values) in zip(axes, rows.items(), strict=True):
+        for axis, methods in zip(line, (METHODS, ("undefended", *WITH_NOISE)), strict=True):
+            for number, method in enumerate(m for m in methods if m in values):
+                found = 100 * np.array([center_and_half(column) for column in values[method].T])
+                shifted = np.array(places) + 0.01 * (places[-1] - places[0]) * (number - 2.5)
                 axis.errorbar(
-                    [0, *(255 * value for value in values)], centers, halves, label=method,
+                    shifted, found[:, 0], found[:, 1], label=method, color=colors[method],
                     marker="o", markersize=3, capsize=2,
                 )  # fmt: skip
-            axis.set_xlabel("epsilon, 1/255" if name != "noise" else "standard deviation, 1/255")
-            axis.set_ylim(0, 100)
+            axis.spines[["top", "right"]].set_visible(False)
             axis.legend(fontsize=8)
-        axes[0].set_ylabel(f"{title}, %")
-        figure.savefig(folder / f"{name}.png")
-    figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, methods in zip(axes, (METHODS, ("undefended", *WITH_NOISE)), strict=True):
-        for method in (m for m in methods if m in runs):
-            errors = np.mean([run["errors"] for run in runs[method]], axis=0)
-            axis.plot(np.arange(1, len(errors) + 1), errors, label=method, marker="o", markersize=3)
-        axis.set_xlabel("layer")
-        axis.legend(fontsize=8)
-    axes[0].set_ylabel("perturbation error at 8/255, transferred FGSM")
-    figure.savefig(folder / "perturbation_error.png")
-
-
-def center_and_half(values: list[float]) -> tuple[float, float]:
-    """Mean and half of the 95% interval, in percent."""
-    parts = interval(values).replace("%", "").split(" +- ")
-    return float(parts[0]), float(parts[1]) if len(parts) > 1 else 0.0
+        line[0].set_ylabel(f"{quantity} {ylabel}", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    figure.savefig(path)
 
 
 def main() -> None:

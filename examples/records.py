@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -57,9 +57,15 @@ def machine() -> str:
     return f"{device}, Keras {keras.__version__}, {keras.backend.backend()}"
 
 
-def interval(values: list[float]) -> str:
+def interval(values: Sequence[float]) -> str:
     """Mean and half of the 95% interval by Student's t, in percent."""
+    center, half = center_and_half(values)
+    return f"{100 * center:.1f}%" + (f" +- {100 * half:.1f}" if len(values) > 1 else "")
+
+
+def center_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half of the 95% interval, 0 for one value."""
     if len(values) < 2:
-        return f"{100 * values[0]:.1f}%"
+        return values[0], 0.0
     low, high = KFold([{"value": value} for value in values]).interval("value")
-    return f"{50 * (low + high):.1f}% +- {50 * (high - low):.1f}"
+    return (low + high) / 2, (high - low) / 2
