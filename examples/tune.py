@@ -43,50 +43,53 @@ class Defence(NamedTuple):
     build: Callable[[float, kr.attacks.Attack], dict[str, Any]]
 
 
-def defences() -> dict[str, Defence]:
-    losses = kr.losses
-    table = {
-        "fisher": Defence(
-            1e-4, 0.3, lambda weight, attack: {"loss": losses.FisherInformation(weight)}
-        ),
-        "trades": Defence(
-            0.3, 30, lambda weight, attack: {"loss": losses.TRADES(attack, beta=weight)}
-        ),
-        "mart": Defence(0.3, 30, lambda weight, attack: {"loss": losses.MART(attack, beta=weight)}),
-        "stability": Defence(
-            0.01,
-            30,
-            lambda weight, attack: {"loss": losses.StabilityTraining(weight, stddev=0.2)},
-        ),
-        "angular": Defence(
-            0.1,
-            1000,
-            lambda weight, attack: {
-                "head": lambda num_classes: kr.layers.TanhClassifier(num_classes, penalty=weight)
-            },
-        ),
-        "parseval": Defence(
-            1e-4,
-            0.1,
-            lambda weight, attack: {"constraint": kr.constraints.ParsevalTightness(weight)},
-        ),
+def mixed(weight: float, attack: kr.attacks.Attack) -> dict[str, Any]:
+    adversarial = kr.losses.AdversarialTraining(attack)
+    return {"loss": kr.losses.Sum([CROSS_ENTROPY, adversarial], weights=[1 - weight, weight])}
+
+
+def wnll(weight: float, attack: kr.attacks.Attack) -> dict[str, Any]:
+    return {
+        "loss": kr.losses.GraphInterpolation(linear_weight=weight),
+        "head": lambda num_classes: kr.layers.WNLLHead(num_classes, template_size=500),
     }
-    if getattr(losses, "LatentDisparity", None):
-        table["latent-disparity"] = Defence(
-            0.01,
-            0.99,
-            lambda weight, attack: {"loss": losses.LatentDisparity(attack, weight=weight)},
-        )
-    if getattr(losses, "DeepDefense", None):
-        table["deep-defense"] = Defence(
-            0.3, 100, lambda weight, attack: {"loss": losses.DeepDefense(weight)}
-        )
-    return table
+
+
+DEFENCES = {
+    "adversarial": Defence(0.01, 1.0, mixed),
+    "angular": Defence(
+        0.1, 1000, lambda weight, attack: {
+            "head": lambda num_classes: kr.layers.TanhClassifier(num_classes, penalty=weight)
+        },
+    ),
+    "deep-defense": Defence(
+        0.3, 100, lambda weight, attack: {"loss": kr.losses.DeepDefense(weight)}
+    ),
+    "fisher": Defence(
+        1e-4, 0.3, lambda weight, attack: {"loss": kr.losses.FisherInformation(weight)}
+    ),
+    "latent-disparity": Defence(
+        0.01, 0.99, lambda weight, attack: {"loss": kr.losses.LatentDisparity(attack, weight)}
+    ),
+    "mart": Defence(0.3, 30, lambda weight, attack: {"loss": kr.losses.MART(attack, beta=weight)}),
+    "parseval": Defence(
+        1e-4, 0.1, lambda weight, attack: {"constraint": kr.constraints.ParsevalTightness(weight)}
+    ),
+    "stability": Defence(
+        0.01, 30, lambda weight, attack: {
+            "loss": kr.losses.StabilityTraining(weight, stddev=0.2)
+        },
+    ),
+    "trades": Defence(
+        0.3, 30, lambda weight, attack: {"loss": kr.losses.TRADES(attack, beta=weight)}
+    ),
+    "wnll": Defence(0.01, 10, wnll),
+}  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--defence", choices=list(defences()), default="trades")
+    parser.add_argument("--defence", choices=list(DEFENCES), default="trades")
     parser.add_argument("--low", type=float, default=None, help="least weight; default: its own")
     parser.add_argument("--high", type=float, default=None, help="largest weight")
     parser.add_argument("--trials", type=int, default=8)
@@ -155,7 +158,7 @@ def table_of(trials: list[dict[str, float]]) -> str:
 
 def main() -> None:
     args = parse_arguments()
-    defence = defences()[args.defence]
+    defence = DEFENCES[args.defence]
     low = defence.low if args.low is None else args.low
     high = defence.high if args.high is None else args.high
     if not 0 < low < high:
@@ -182,6 +185,9 @@ def main() -> None:
         model.compile(optimizer="adam", loss=loss, metrics=["accuracy"])
         return model
 
+    callbacks = [kr.callbacks.RobustAccuracy(judge, *validation)]
+    if args.defence == "wnll":
+        callbacks.insert(0, kr.callbacks.TemplateUpdate(x[kept], y[kept]))
     search = {"random": keras_tuner.RandomSearch, "bayesian": keras_tuner.BayesianOptimization}
     tuner = search[args.search](
         build,
@@ -198,7 +204,7 @@ def main() -> None:
         validation_data=validation,
         batch_size=args.batch_size,
         epochs=args.epochs,
-        callbacks=[kr.callbacks.RobustAccuracy(judge, *validation)],
+        callbacks=callbacks,
         verbose=2,
     )
 

@@ -16,8 +16,8 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.ops import sparse_labels
 
-# The exponential of more overflows where a batch is summed up.
-_LARGEST_EXPONENT = 50.0
+# From here on the exponential is continued by its tangent.
+_LARGEST_EXPONENT = 5.0
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -85,7 +85,9 @@ class DeepDefense(ModelLoss):
 
     Departures from the paper:
 
-    - Exponents are cut at 50: where a gradient vanishes rho is huge, and `exp(d rho)` overflows.
+    - Where `d rho` exceeds 5, the exponential is continued by its tangent, so that a perturbation
+      longer than the image (by the default `d`), as where a gradient almost vanishes, does not
+      outweigh all others.
     - Of a misclassified image each step goes from the class that is the most likely one then.
 
     Reference:
@@ -154,7 +156,8 @@ class DeepDefense(ModelLoss):
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         rho = self.rho(step)
         exponent = ops.where(step.prepared.is_correct, -self.c * rho, self.d * rho)
-        penalty = ops.exp(ops.minimum(exponent, _LARGEST_EXPONENT))
+        excess = ops.maximum(exponent - _LARGEST_EXPONENT, 0.0)
+        penalty = ops.exp(ops.minimum(exponent, _LARGEST_EXPONENT)) * (1.0 + excess)
         values = self.classification_loss(y_true, y_pred)
         return values + ops.cast(weights.current(self.weight) * penalty, values.dtype)
 

@@ -94,7 +94,7 @@ class FisherInformation(keras.losses.Loss):
         step = current_step()
         if step is not None and not step.training:
             return cross_entropy
-        zeta = weights.current(self.weight)
+        zeta = weights.current(self.weight, maximum=1.0)
         log_trace = ops.logsumexp(-log_p, axis=-1)
         log_limit = math.log(self.max_inverse)
         trace = ops.exp(ops.minimum(log_trace, log_limit))

@@ -150,7 +150,7 @@ class LatentDisparity(PairLoss):
         return ops.split(outputs, 2)[0]
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
-        xi = weights.current(self.weight)
+        xi = weights.current(self.weight, maximum=1.0)
         differences = [benign - adversarial for benign, adversarial in step.kept]
         norm = self._norm([benign for benign, _ in step.kept])
         ratio = self._norm(differences) / ops.maximum(norm, keras.config.epsilon())

@@ -28,8 +28,8 @@ def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
     return validation.check_number(name, value, maximum=maximum)
 
 
-def current(weight: Any) -> Any:
-    """The weight in the training step under way."""
+def current(weight: Any, maximum: float = float("inf")) -> Any:
+    """The weight in the training step under way; NaN where it has left 0 to `maximum`."""
     if isinstance(weight, float):
         return weight
     step = current_step()
@@ -38,9 +38,9 @@ def current(weight: Any) -> Any:
             "A weight that is a `keras.Variable` or a schedule is known to a "
             "`keras_robust.RobustModel` alone: wrap the model. Received: a loss in another model"
         )
-    if isinstance(weight, Schedule):
-        return ops.cast(weight(step.iterations), "float32")
-    return ops.cast(weight, "float32")
+    value = weight(step.iterations) if isinstance(weight, Schedule) else weight
+    value = ops.cast(value, "float32")
+    return ops.where((value >= 0) & (value <= maximum), value, float("nan"))
 
 
 def saved(weight: Any) -> Any:

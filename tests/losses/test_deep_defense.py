@@ -120,6 +120,18 @@ def test_value_on_a_linear_binary_model(y):
     assert found == pytest.approx(expected.mean(), rel=1e-4)
 
 
+def test_beyond_an_exponent_of_five_the_penalty_grows_linearly():
+    weights, y = WEIGHTS[:, :2], Y % 2
+    rho, correct = linear_rho(X, y, weights, "l2")
+    exponent = np.where(correct, -25 * rho, 60 * rho)
+    assert sum(exponent < 5) > 3
+    assert sum(exponent > 6) > 1
+    penalty = np.where(exponent < 5, np.exp(exponent), np.exp(5) * (exponent - 4))
+    expected = cross_entropy(X.reshape(12, -1) @ weights, y) + 15 * penalty
+    loss = kr.losses.DeepDefense(d=60.0, gradient_offset=0.0)
+    assert value_of(loss, linear_model(weights), y=y) == pytest.approx(expected.mean(), rel=1e-4)
+
+
 def test_reduction_and_sample_weight():
     weights, y = WEIGHTS[:, :2], Y % 2
     rho, correct = linear_rho(X, y, weights, "l2")
@@ -204,14 +216,14 @@ def reference_loss(weights, norm, offset=0.01):
     w1, b1, w2, b2 = weights
     rho, correct = reference_rho(weights, X, Y, norm, 5, 0.02, offset)
     z = np.tanh(X.reshape(12, -1) @ w1 + b1) @ w2 + b2
-    return (cross_entropy(z) + 2 * np.where(correct, np.exp(-4 * rho), np.exp(3 * rho))).mean()
+    return (cross_entropy(z) + 2 * np.where(correct, np.exp(-4 * rho), np.exp(rho))).mean()
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_value_and_gradient_through_five_steps(norm):
     model = smooth_model()
     weights = [w.astype("float64") for w in model.get_weights()]
-    loss = kr.losses.DeepDefense(weight=2.0, c=4.0, d=3.0, norm=norm, gradient_offset=0.01)
+    loss = kr.losses.DeepDefense(weight=2.0, c=4.0, d=1.0, norm=norm, gradient_offset=0.01)
     choices = loss.prepare(model, ops.convert_to_tensor(X), Y, None)[1]
     taken = ops.convert_to_numpy(choices.is_taken).sum(0)
     assert taken.max() >= 3

@@ -56,6 +56,15 @@ def test_a_callback_changes_a_variable(linear, name):
     assert len(robust.trainable_variables) == len(robust.base_model.weights) == 1
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), float("inf")])
+def test_a_variable_out_of_range_shows_in_the_loss(linear, value):
+    variable = keras.Variable(0.5, trainable=False)
+    callbacks = [Assign(variable, [0.5, value])]
+    found, _ = linear.fit(LOSSES["fisher"](variable), epochs=2, eager=False, callbacks=callbacks)
+    assert np.isfinite(found[0])
+    assert np.isnan(found[1])
+
+
 @pytest.mark.parametrize("name", ["fisher", "in-a-sum"])
 def test_a_schedule_follows_the_optimizer(linear, name):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0, 2], [0.0, 0.5, 1.0])
