@@ -12,6 +12,9 @@ PGD with restarts by two losses, and Square, and the median L2 distance that Car
 attack needs, both on some of the test images, taken at equal intervals. As in the paper FGSM's
 images are not clipped, so that they leave [0, 1], and neither are the worst case's; C&W's are.
 
+`--input-scale S` has the network begin with S (x - mean). How much a learning rate moves it depends
+on S: the paper names the rate, but not the scale of its images.
+
 Interrupted, the same command continues: networks and results are kept in `--output`.
 """
 
@@ -43,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="of fine-tuning")
+    parser.add_argument("--input-scale", type=float, default=None, help="default: x as it is")
     parser.add_argument("--reference-epochs", type=int, default=None)
     parser.add_argument("--num-train", type=int, default=60_000)
     parser.add_argument("--num-test", type=int, default=10_000)
@@ -75,8 +79,11 @@ def lenet(constraint: Any = None) -> list[Any]:
     ]  # fmt: skip
 
 
-def network(name: str, constraint: Any = None) -> keras.Model:
-    layers = {"mlp": mlp, "lenet": lenet}[name](constraint)
+def network(args: argparse.Namespace, mean: np.ndarray, constraint: Any = None) -> keras.Model:
+    layers = {"mlp": mlp, "lenet": lenet}[args.network](constraint)
+    if args.input_scale is not None:
+        variance = np.full_like(mean, args.input_scale**-2)
+        layers.insert(0, L.Normalization(axis=(1, 2, 3), mean=mean, variance=variance))
     return keras.Sequential([keras.Input((28, 28, 1)), *layers])
 
 
@@ -105,7 +112,7 @@ METHODS = {
 def train_reference(args: argparse.Namespace, train: tuple, test: tuple) -> keras.Model:
     """Adam, whose rate falls to 0 by a cosine, for no longer than the paper's accuracy takes."""
     epochs = args.reference_epochs or REFERENCE_EPOCHS[args.network]
-    model = network(args.network)
+    model = network(args, train[0].mean(axis=0))
     steps = -(-len(train[0]) // 100) * epochs
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps))
     model.compile(optimizer, CROSS_ENTROPY, metrics=["accuracy"])
@@ -119,7 +126,7 @@ def fine_tune(
     """The method's network, from the reference."""
     mean = train[0].mean(axis=0)
     constraint = kr.constraints.ParsevalTightness(beta=1e-4) if method == "Parseval" else None
-    model = network(args.network, constraint)
+    model = network(args, mean, constraint)
     model.set_weights(reference.get_weights())
     x, y = train
     if method == "Adv. Train I":
@@ -159,7 +166,8 @@ def deepfool_set(
 
 def key(args: argparse.Namespace, method: str) -> str:
     epochs = f"{args.epochs} epochs at {args.learning_rate}" if METHODS[method] else "trained"
-    return f"{args.network}, {method}, {epochs}, {args.num_train} images, seed {args.seed}"
+    scale = "" if args.input_scale is None else f", inputs times {args.input_scale:g}"
+    return f"{args.network}, {method}, {epochs}, {args.num_train} images, seed {args.seed}{scale}"
 
 
 def saved_model(

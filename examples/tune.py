@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import keras
 import keras_tuner
 import numpy as np
+from records import made_by
 
 import keras_robust as kr
 from keras_robust.evaluation.arrays import as_arrays
@@ -223,7 +224,9 @@ def main() -> None:
     best = max(trials, key=lambda trial: trial["val_robust_accuracy"])
     print(f"\nThe best weight is {best['weight']:.4g}.")
     plot(trials, folder / "tuning.png", args.defence, chance=1 / num_classes)
-    results = {"arguments": vars(args) | {"output": str(args.output)}, "trials": trials}
+    results = {
+        "arguments": vars(args) | {"output": str(args.output)}, "trials": trials, **made_by()
+    }  # fmt: skip
     (folder / "trials.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"The plot and the figures are in {folder}/")
 

@@ -1,6 +1,6 @@
 """The examples run, and show what they promise."""
 
-import importlib.util
+import importlib
 import json
 import os
 import pathlib
@@ -14,17 +14,11 @@ import pytest
 import keras_robust as kr
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(EXAMPLES))
 
 
 def run(name, monkeypatch, *arguments):
-    module = load(name)
+    module = importlib.import_module(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     module.main()
 
@@ -90,7 +84,7 @@ def test_tuning_writes_what_it_says(monkeypatch, tmp_path, capsys):
 
 def test_every_defence_that_can_be_tuned_trains(small_data):
     pytest.importorskip("keras_tuner")
-    tune = load("tune")
+    tune = importlib.import_module("tune")
     x, y = small_data
     attack = kr.attacks.PGD(0.1, num_steps=1)
     for defence in tune.DEFENCES.values():
