@@ -224,8 +224,8 @@ def tuning() -> str:
             for t in run["trials"]
         ]
         parts.append(
-            f"\n### {arguments['defence']}, {arguments['dataset']}, epsilon {arguments['epsilon']}, "
-            f"seed {arguments['seed']}\n"
+            f"\n### {arguments['defence']}, {arguments['dataset']}, "
+            f"epsilon {arguments['epsilon']}, seed {arguments['seed']}\n"
         )
         parts.append(table(["weight", "clean", "under PGD-20"], rows))
         parts.append(f"\n![Both accuracies against the weight](images/{path.stem}.png)")
