@@ -18,6 +18,7 @@ the same command continues at the next method; with more `--folds`, at the next 
 """
 
 import argparse
+import functools
 import pathlib
 from typing import Any
 
@@ -109,13 +110,26 @@ def fgsm(model: keras.Model, x: np.ndarray, y: np.ndarray, epsilon: float) -> np
     return kr.evaluation.perturbed.perturbed_images(model, x, y, attack, 500, 0)
 
 
-def pairs(model: keras.Model, x: Any, y: Any, noise: bool, seed: int) -> tuple[Any, Any, Any]:
-    """The paper's fine-tuning set: benign images, their counterparts, labels."""
-    perturbed = [fgsm(model, x, y, epsilon) for epsilon in TRAINED_AT]
-    if noise:
-        perturbed.append(noisy(x, seed))
-    count = len(perturbed)
-    return np.concatenate([x] * count), np.concatenate(perturbed), np.concatenate([y] * count)
+class Fold:
+    """Images of a fold, and what the undefended network makes of them, once for all methods."""
+
+    def __init__(self, number: int, undefended: keras.Model, train: tuple, test: tuple) -> None:
+        self.number, self.undefended, self.train, self.test = number, undefended, train, test
+
+    @functools.cached_property
+    def perturbed(self) -> list[np.ndarray]:
+        return [fgsm(self.undefended, *self.train, epsilon) for epsilon in TRAINED_AT]
+
+    @functools.cached_property
+    def transferred(self) -> dict[float, np.ndarray]:
+        return {epsilon: fgsm(self.undefended, *self.test, epsilon) for epsilon in TESTED_AT}
+
+    def pairs(self, noise: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The paper's fine-tuning set: benign images, their counterparts, labels."""
+        x, y = self.train
+        perturbed = self.perturbed + ([noisy(x, self.number)] if noise else [])
+        count = len(perturbed)
+        return np.concatenate([x] * count), np.concatenate(perturbed), np.concatenate([y] * count)
 
 
 def noisy(x: np.ndarray, seed: int) -> np.ndarray:
@@ -123,18 +137,17 @@ def noisy(x: np.ndarray, seed: int) -> np.ndarray:
     return (x + draws).astype("float32")
 
 
-def defended(
-    args: argparse.Namespace, method: str, undefended: keras.Model, train: tuple, fold: int
-) -> keras.Model:
+def defended(args: argparse.Namespace, method: str, fold: Fold) -> keras.Model:
     """The network after fine-tuning by a method."""
     import tensorflow as tf
 
-    keras.utils.set_random_seed(100 * args.seed + fold)
+    keras.utils.set_random_seed(100 * args.seed + fold.number)
+    train = fold.train
     model = vgg(train[0].shape[1:], args.width)
-    model.set_weights(undefended.get_weights())
+    model.set_weights(fold.undefended.get_weights())
     if method == "undefended":
         return model
-    x, x_a, y = pairs(undefended, *train, "noise" in method, fold)
+    x, x_a, y = fold.pairs("noise" in method)
     loss: Any = CROSS_ENTROPY
     takes_pairs = method.startswith(("HLDR", "HGD"))
     if method.startswith("HLDR"):
@@ -150,20 +163,20 @@ def defended(
         if "noise" not in method:
             x, y = train
         else:  # As for AGNT, beside the benign images.
-            x, y = np.concatenate([train[0], noisy(train[0], fold)]), np.tile(train[1], 2)
+            x, y = np.concatenate([train[0], noisy(train[0], fold.number)]), np.tile(train[1], 2)
     elif method == "stability":
         loss = kr.losses.StabilityTraining(weight=0.01, stddev=NOISE_STDDEV)
         x, y = train
     elif method == "AGNT":
-        x, y = noisy(train[0], fold), train[1]
+        x, y = noisy(train[0], fold.number), train[1]
     else:  # cross-entropy: benign images alone, as a control.
         x, y = train
-    order = np.random.default_rng(fold).permutation(len(x))
+    order = np.random.default_rng(fold.number).permutation(len(x))
     images = (x[order], x_a[order]) if takes_pairs else x[order]
     data = tf.data.Dataset.from_tensor_slices((images, y[order]))
     held_out = len(x) // 10
     validation = data.take(held_out).batch(500)
-    data = data.skip(held_out).shuffle(20_000, seed=fold).batch(100)
+    data = data.skip(held_out).shuffle(20_000, seed=fold.number).batch(100)
     # As many steps for each method as the pairs ask for.
     epochs = args.epochs if takes_pairs else args.epochs * max(1, round(len(x_a) / len(x)))
     robust = kr.RobustModel(model)
@@ -183,12 +196,11 @@ def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
     return float((model.predict(x, batch_size=500, verbose=0).argmax(axis=1) == y).mean())
 
 
-def measure(
-    args: argparse.Namespace, model: keras.Model, undefended: keras.Model, x: Any, y: Any
-) -> dict[str, Any]:
+def measure(args: argparse.Namespace, model: keras.Model, fold: Fold) -> dict[str, Any]:
+    x, y = fold.test
     found: dict[str, Any] = {"clean": accuracy(model, x, y)}
-    for epsilon in TESTED_AT:
-        found[f"transfer {255 * epsilon:.0f}"] = accuracy(model, fgsm(undefended, x, y, epsilon), y)
+    for epsilon, x_adv in fold.transferred.items():
+        found[f"transfer {255 * epsilon:.0f}"] = accuracy(model, x_adv, y)
     some = slice(args.num_attacked)
     for epsilon in TESTED_AT:
         attacks = {
@@ -209,7 +221,7 @@ def measure(
     prefix = "" if inner is model else f"{inner.name}/"
     names = [prefix + name for name in layer_names(inner)]
     errors = kr.evaluation.perturbation_error(
-        model, x[some], fgsm(undefended, x[some], y[some], 8 / 255), layers=names, batch_size=500
+        model, x[some], fold.transferred[8 / 255][some], layers=names, batch_size=500
     )
     found["errors"] = [errors[name] for name in names]
     return found
@@ -287,22 +299,18 @@ def main() -> None:
         f"{args.dataset}, width {args.width}, {args.num_finetune} images, {args.epochs} epochs, "
         f"seed {args.seed}"
     )
-    for fold, (train, test) in zip(range(args.folds), folds, strict=False):
-        chosen = rest[train[: args.num_finetune]]
-        tested = rest[test[: args.num_test]]
-
-        def compute(
-            method: str, fold: int = fold, chosen: Any = chosen, tested: Any = tested
-        ) -> Any:
-            model = defended(args, method, undefended, (x[chosen], y[chosen]), fold)
-            return measure(args, model, undefended, x[tested], y[tested])
-
+    for number, (train, test) in zip(range(args.folds), folds, strict=False):
+        chosen, tested = rest[train[: args.num_finetune]], rest[test[: args.num_test]]
+        fold = Fold(number, undefended, (x[chosen], y[chosen]), (x[tested], y[tested]))
         for method in args.methods:
             found = records.run(
-                f"{settings}, fold {fold}, {method}", lambda method=method: compute(method)
-            )
+                f"{settings}, fold {number}, {method}",
+                lambda fold=fold, method=method: measure(
+                    args, defended(args, method, fold), fold
+                ),
+            )  # fmt: skip
             runs[method].append(found)
-            print(f"fold {fold}  {method:15} clean {found['clean']:.1%}  "
+            print(f"fold {number}  {method:15} clean {found['clean']:.1%}  "
                   f"transfer 16: {found['transfer 16']:.1%}  "
                   f"white-box 16: {found['white-box 16']:.1%}", flush=True)  # fmt: skip
     columns = ["clean", "transfer 8", "transfer 16", "transfer 32", "white-box 8", "white-box 16",
