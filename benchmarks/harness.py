@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import json
 import math
-import os
 import pathlib
 import platform
 import re
@@ -66,20 +65,6 @@ def summary(samples: list[float], floor: list[float] | None = None) -> dict[str,
     return result
 
 
-def machine() -> str:
-    """The kind of machine: the GPU's name, or the processor's and the number of its cores."""
-    device = backend.device()
-    if device.lower() != "cpu":
-        return device
-    processor = platform.processor() or platform.machine()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        name = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
-        processor = name.group(1) if name else processor
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor}, {cores} cores"
-
-
 def run_description() -> dict[str, Any]:
     """What a figure needs beside it: versions, date and command."""
     name = keras.backend.backend()
@@ -108,7 +93,7 @@ class Results:
     """
 
     def __init__(self, benchmark: str, folder: pathlib.Path) -> None:
-        self.machine = machine()
+        self.machine = backend.device()
         slug = re.sub(r"[^a-z0-9]+", "-", self.machine.lower()).strip("-")
         self.path = folder / f"{benchmark}-{slug}-{keras.backend.backend()}.json"
 

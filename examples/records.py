@@ -1,10 +1,7 @@
 """What the long examples share: results that are written as they come, and are not repeated."""
 
 import json
-import os
 import pathlib
-import platform
-import re
 import shlex
 import sys
 import time
@@ -41,20 +38,10 @@ class Records:
 
 
 def made_by() -> dict[str, str]:
-    """The command and the machine."""
+    """The command and the machine, with the versions that a figure depends on."""
     command = shlex.join(["python", f"examples/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]])
-    return {"command": command, "machine": machine()}
-
-
-def machine() -> str:
-    """Processor or GPU, and the versions that a figure depends on."""
-    device = backend.device()
-    if device.lower() == "cpu":
-        cpuinfo = pathlib.Path("/proc/cpuinfo")
-        text = cpuinfo.read_text() if cpuinfo.exists() else ""
-        name = re.search(r"model name\s*:\s*(.+)", text)
-        device = f"{name.group(1) if name else platform.machine()}, {os.cpu_count()} cores"
-    return f"{device}, Keras {keras.__version__}, {keras.backend.backend()}"
+    versions = f"Keras {keras.__version__}, {keras.backend.backend()}"
+    return {"command": command, "machine": f"{backend.device()}, {versions}"}
 
 
 def interval(values: Sequence[float]) -> str:

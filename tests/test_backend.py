@@ -1,6 +1,7 @@
 """Compiled functions are made once, and live as long as their model."""
 
 import gc
+import os
 import weakref
 
 import keras
@@ -81,3 +82,11 @@ def test_rounded_is_a_cast_to_and_fro_even_in_a_compiled_function(dtype):
     result = ops.convert_to_numpy(function(x))
     np.testing.assert_array_equal(result, expected)
     assert (result != x).any() == (dtype != "float32")
+
+
+def test_the_device_is_named():
+    if backend.peak_memory() is not None:
+        pytest.skip("the name of a GPU is whatever its maker calls it")
+    name, cores = backend.device().rsplit(", ", 1)
+    assert len(name) > 2
+    assert int(cores.removesuffix(" cores")) <= os.cpu_count()

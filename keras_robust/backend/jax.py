@@ -8,6 +8,7 @@ import jax
 import keras
 
 from keras_robust.backend.cache import cached
+from keras_robust.backend.processor import processor
 from keras_robust.backend.switches import fixed, switches
 
 # Whether a compiled function takes batches of every size without being compiled anew.
@@ -154,8 +155,8 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
 
 
 def device() -> str:
-    """The name of the device that is computed on."""
-    return jax.devices()[0].device_kind
+    """The name of the GPU, or of the processor."""
+    return processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
 
 
 def synchronize(x: Any) -> None:

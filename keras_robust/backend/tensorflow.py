@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_robust.backend.cache import cached
 from keras_robust.backend.no_gradient import NoGradientError
+from keras_robust.backend.processor import processor
 from keras_robust.backend.switches import fixed, switches
 
 # Whether a compiled function takes batches of every size without being compiled anew.
@@ -153,10 +154,10 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
 
 
 def device() -> str:
-    """The name of the device that is computed on."""
+    """The name of the GPU, or of the processor."""
     accelerators = [d for d in tf.config.list_physical_devices() if d.device_type != "CPU"]
     if not accelerators:
-        return "cpu"
+        return processor()
     return tf.config.experimental.get_device_details(accelerators[0]).get("device_name", "gpu")
 
 
