@@ -62,17 +62,21 @@ class DifferentiableDeepFool:
         candidates = other_classes(logits, y)[:, : self.num_candidates - 1]
         sign = ops.where(is_correct, 1.0, -1.0)
 
-        def differences(x: Any) -> Any:
-            z = inference.logits(model, x, self.from_logits)
+        def differences(z: Any) -> Any:
             return ops.take_along_axis(z, candidates, axis=1) - ops.expand_dims(of_class(z, y), 1)
+
+        def differences_at(x: Any) -> Any:
+            return differences(inference.logits(model, x, self.from_logits))
+
+        def is_unfinished(values: Any) -> Any:
+            lead = ops.max(values, axis=1)
+            return ops.where(is_correct, lead <= 0, lead > 0)
 
         def unfinished(i: Any, x_i: Any, active: Any, chosen: Any, is_taken: Any) -> Any:
             return ops.logical_and(i < self.num_steps, ops.any(active))
 
         def step(i: Any, x_i: Any, active: Any, chosen: Any, is_taken: Any) -> tuple[Any, ...]:
-            values, normals = backend.value_and_jacobian(differences, x_i)
-            lead = ops.max(values, axis=1)
-            active = ops.logical_and(active, ops.where(is_correct, lead <= 0, lead > 0))
+            values, normals = backend.value_and_jacobian(differences_at, x_i)
             index = ops.where(
                 is_correct, self._nearest(values, normals), ops.argmax(values, axis=1)
             )
@@ -84,14 +88,14 @@ class DifferentiableDeepFool:
             is_now = ops.reshape(ops.arange(self.num_steps) == i, (-1, 1))
             label = ops.squeeze(ops.take_along_axis(candidates, index[:, None], axis=1), 1)
             return (
-                i + 1, x_next, active,
+                i + 1, x_next, ops.logical_and(active, is_unfinished(differences_at(x_next))),
                 ops.where(is_now, label, chosen),
                 ops.where(is_now, active, is_taken),
             )  # fmt: skip
 
         shape = (self.num_steps, ops.shape(x)[0])
         start = (
-            ops.convert_to_tensor(0, "int32"), x, ops.ones_like(y, dtype="bool"),
+            ops.convert_to_tensor(0, "int32"), x, is_unfinished(differences(logits)),
             ops.zeros(shape, "int32"), ops.zeros(shape, "bool"),
         )  # fmt: skip
         chosen, is_taken = ops.while_loop(unfinished, step, start)[3:]
