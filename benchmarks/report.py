@@ -30,7 +30,7 @@ PAPER_002 = {
 }
 
 
-METHODS = list(PAPER_002["mlp"]) + ["Clean", "FGS training", "Deep Defense + FGS"]
+METHODS = [*PAPER_002["mlp"], "Clean", "FGS training", "Deep Defense + FGS"]
 DEEP_DEFENSE_FINDINGS = (
     "The paper's rate, 5e-4, moves our networks less than theirs. How much a rate moves a network "
     "depends on the scale of its images, which the paper does not name: with the mean subtracted "
