@@ -32,13 +32,14 @@ PAPER_002 = {
 
 METHODS = [*PAPER_002["mlp"], "Clean", "FGS training", "Deep Defense + FGS"]
 DEEP_DEFENSE_FINDINGS = (
-    "The paper's rate, 5e-4, moves our networks less than theirs. How much a rate moves a network "
-    "depends on the scale of its images, which the paper does not name: with the mean subtracted "
-    "and the difference times 10, rho_2 grows more at this rate than with images in [0, 1], "
-    "and clean accuracy does not fall. At 5e-3 it grows most. FGSM training (half of the loss at "
-    "epsilon 0.1; not in the paper's Table 1) leaves more than Deep Defense at epsilon_ref under "
-    "every attack, for less clean accuracy; both together leave the most. The worst case lies "
-    "below FGSM wherever a network was trained: FGSM alone overstates every one of them."
+    "The paper's rate, 5e-4, moves our networks less than theirs: rho_2 grows by less, and the "
+    "MLP's clean accuracy falls, while LeNet's rises. One possible reason is the scale of the "
+    "images, on which a rate's effect depends and which the paper does not name; try "
+    "`--input-scale 10`. At 5e-3 rho_2 of the MLP grows nearly as in the paper. FGSM training "
+    "(half of the loss at epsilon 0.1; not in the paper's Table 1) leaves the MLP more than Deep "
+    "Defense at epsilon_ref under every attack, for less clean accuracy; both together leave the "
+    "most. At epsilon_ref the worst case lies far below FGSM for every network: FGSM alone "
+    "overstates them."
 )
 
 
@@ -231,7 +232,9 @@ def tuning() -> str:
         "## Tuning of a weight\n",
         "KerasTuner's random search; each trial trains the same small network with another weight "
         "and is judged by its best epoch's accuracy under PGD-20 on held-out images. That is one "
-        "attack: what the chosen weight is worth, `kr.evaluate` tells.",
+        "attack: what the chosen weight is worth, `kr.evaluate` tells. With the Fisher information "
+        "robust accuracy falls as the weight grows: against an attack on the network itself it "
+        "defends nothing here.",
     ]
     for path in sorted(RESULTS.glob("tune_*.json")):
         run = json.loads(path.read_text())
