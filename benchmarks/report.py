@@ -96,25 +96,22 @@ def deep_defense() -> str:
         settings, epsilon = next(
             (k, v["epsilon"]) for k, v in runs.items() if k.startswith("epsilon_ref, ")
         )
-        _, network, _, schedule, *_, seed = settings.split(", images times")[0].split(", ")[:6]
+        _, network, _, schedule, _, *details, _ = settings.split(", ")
         found = {key.split(", ")[1]: run for key, run in runs.items() if "C&W L2" in run}
         reference, paper_reference = found["Reference"]["rho_2"], PAPER_002[network]["Reference"][1]
         rows = []
-        for method in sorted(found, key=lambda name: METHODS.index(name)):
+        for method in sorted(found, key=METHODS.index):
             run, paper = found[method], PAPER_002[network].get(method)
             ours = [f"{run[n]:.3f}" if n == "rho_2" else percent(run[n]) for n in columns]
             ours.insert(2, f"{run['rho_2'] / reference:.2f}")
             if paper:
-                theirs = [f"{paper[0]}%", f"{paper[1]:.3f}", f"{paper[1] / paper_reference:.2f}"]
-                theirs += [f"{value:.2f}%" for value in paper[2:]]
+                theirs = [f"{value:.2f}%" for value in (paper[0], *paper[2:])]
+                theirs[1:1] = [f"{paper[1]:.3f}", f"{paper[1] / paper_reference:.2f}"]
                 ours = [" / ".join(pair) for pair in zip(ours, theirs, strict=True)]
             ours += [f"{run[n]:.2f}" if n == "C&W L2" else percent(run[n]) for n in more]
             rows.append([method, *ours])
-        scale = re.search(r"inputs times (\S+?),", settings)
-        parts.append(
-            f"\n### {network.upper()}, {schedule}{f', inputs times {scale[1]}' if scale else ''}, "
-            f"epsilon_ref = {epsilon:.3f}, {seed}\n"
-        )
+        title = [network.upper(), schedule, f"epsilon_ref = {epsilon:.3f}", *details]
+        parts.append(f"\n### {', '.join(title)}\n")
         parts.append(table(["", *columns[:2], gain, *columns[2:], *more], rows))
         parts.append(made_by(list(found.values())))
     return "\n".join(parts) if len(parts) > 3 else ""

@@ -87,6 +87,7 @@ def test_every_defence_that_can_be_tuned_trains(small_data):
     tune = importlib.import_module("tune")
     x, y = small_data
     attack = kr.attacks.PGD(0.1, num_steps=1)
+    assert set(tune.DEFENCES) >= {"fisher", "trades", "mart", "stability", "angular", "parseval"}
     for defence in tune.DEFENCES.values():
         parts = defence.build(defence.low, attack)
         loss = parts.pop("loss", tune.CROSS_ENTROPY)

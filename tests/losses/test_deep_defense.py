@@ -216,14 +216,16 @@ def reference_loss(weights, norm, offset=0.01):
     w1, b1, w2, b2 = weights
     rho, correct = reference_rho(weights, X, Y, norm, 5, 0.02, offset)
     z = np.tanh(X.reshape(12, -1) @ w1 + b1) @ w2 + b2
-    return (cross_entropy(z) + 2 * np.where(correct, np.exp(-4 * rho), np.exp(rho))).mean()
+    exponent = np.where(correct, -4 * rho, 3 * rho)
+    penalty = np.where(exponent < 5, np.exp(exponent), np.exp(5) * (exponent - 4))
+    return (cross_entropy(z) + 2 * penalty).mean()
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_value_and_gradient_through_five_steps(norm):
     model = smooth_model()
     weights = [w.astype("float64") for w in model.get_weights()]
-    loss = kr.losses.DeepDefense(weight=2.0, c=4.0, d=1.0, norm=norm, gradient_offset=0.01)
+    loss = kr.losses.DeepDefense(weight=2.0, c=4.0, d=3.0, norm=norm, gradient_offset=0.01)
     choices = loss.prepare(model, ops.convert_to_tensor(X), Y, None)[1]
     taken = ops.convert_to_numpy(choices.is_taken).sum(0)
     assert taken.max() >= 3
