@@ -36,12 +36,14 @@ class Defence(NamedTuple):
     """The range that its weight is sought in, and what of a model it replaces.
 
     `build(weight, attack)` returns a dictionary with any of `loss`, `head` (a function of the
-    number of classes) and `constraint` (of the hidden kernels).
+    number of classes) and `constraint` (of the hidden kernels). `callbacks` are called with the
+    training images and labels.
     """
 
     low: float
     high: float
     build: Callable[[float, kr.attacks.Attack], dict[str, Any]]
+    callbacks: tuple[Callable[..., keras.callbacks.Callback], ...] = ()
 
 
 def mixed(weight: float, attack: kr.attacks.Attack) -> dict[str, Any]:
@@ -84,7 +86,7 @@ DEFENCES = {
     "trades": Defence(
         0.3, 30, lambda weight, attack: {"loss": kr.losses.TRADES(attack, beta=weight)}
     ),
-    "wnll": Defence(0.01, 10, wnll),
+    "wnll": Defence(0.01, 10, wnll, callbacks=(kr.callbacks.TemplateUpdate,)),
 }  # fmt: skip
 
 
@@ -186,9 +188,10 @@ def main() -> None:
         model.compile(optimizer="adam", loss=loss, metrics=["accuracy"])
         return model
 
-    callbacks = [kr.callbacks.RobustAccuracy(judge, *validation)]
-    if args.defence == "wnll":
-        callbacks.insert(0, kr.callbacks.TemplateUpdate(x[kept], y[kept]))
+    callbacks = [
+        *(make(x[kept], y[kept]) for make in defence.callbacks),
+        kr.callbacks.RobustAccuracy(judge, *validation),
+    ]
     search = {"random": keras_tuner.RandomSearch, "bayesian": keras_tuner.BayesianOptimization}
     tuner = search[args.search](
         build,
