@@ -16,11 +16,15 @@ What a step is made of is timed by itself, in the same process and the same roun
 The floor of a loss is the sum of those that its formula asks for (`FLOORS`). Both kinds of training
 step are timed by how much longer an epoch of `fit` takes than an epoch of one step, divided by the
 number of further steps. The model is the small CNN of `models.py`, on batches of 128 random images.
+
+The last three are timed as in the latent disparity paper, Table I: its VGG-16 and its denoiser of
+11 million parameters, on batches of 32 pairs that were made before.
 """
 
 import argparse
 import pathlib
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +39,11 @@ import keras_robust as kr
 from keras_robust import backend, inference
 from keras_robust.ops import of_class, other_classes
 
-EPSILON, BATCH = 0.1, 128
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
+from vgg import layer_names, vgg
+
+EPSILON = 0.1
+IN_PAPER = ", VGG-16"
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -59,6 +67,11 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "Deep Defense": kr.losses.DeepDefense,
     "Parseval": lambda: CROSS_ENTROPY,
     "Max-Mahalanobis": kr.losses.MaxMahalanobis,
+    "Fisher information, VGG-16": kr.losses.FisherInformation,
+    "latent disparity, pairs, VGG-16": lambda: kr.losses.LatentDisparity(
+        None, layers=layer_names(network(IN_PAPER))
+    ),
+    "guided denoising, pairs, VGG-16": lambda: kr.losses.GuidedDenoising(None),
 }
 FLOORS: dict[str, dict[str, int]] = {
     "adversarial training, PGD-7": {"gradient": 7, "step": 1},
@@ -71,6 +84,9 @@ FLOORS: dict[str, dict[str, int]] = {
     "Deep Defense": {"jacobian": 5, "penalty step": 5, "step": -4},
     "Parseval": {"step": 1},
     "Max-Mahalanobis": {"step": 1},
+    "Fisher information, VGG-16": {"step": 1},
+    "latent disparity, pairs, VGG-16": {"double step": 1},
+    "guided denoising, pairs, VGG-16": {"forward": 1, "denoiser step": 1},
 }
 
 
@@ -97,12 +113,17 @@ class InputGradientPenalty(kr.losses.ModelLoss):
         return self.classification_loss(y_true, y_pred) + penalty
 
 
+def network(name: str) -> keras.Model:
+    """The undefended classifier that a loss is used with."""
+    return vgg((28, 28, 1), width=1.0) if name.endswith(IN_PAPER) else models.small_cnn()
+
+
 def model_of(name: str) -> keras.Model:
-    """The classifier that a loss is used with."""
+    """That classifier with what the loss needs in it."""
     keras.utils.set_random_seed(0)
-    if name == "guided denoising, FGSM":
-        return denoised()
-    model = models.small_cnn()
+    if name.startswith("guided denoising"):
+        return denoised(name)
+    model = network(name)
     if name == "Parseval":
         for layer in model.layers:
             if hasattr(layer, "kernel"):
@@ -112,11 +133,12 @@ def model_of(name: str) -> keras.Model:
     return model
 
 
-def denoised() -> keras.Model:
-    classifier = models.small_cnn()
+def denoised(name: str) -> keras.Model:
+    classifier = network(name)
     classifier.trainable = False
+    widths = {} if name.endswith(IN_PAPER) else {"widths": (16, 32, 64)}
     return keras.Sequential(
-        [keras.Input((28, 28, 1)), kr.layers.GuidedDenoiser(widths=(16, 32, 64)), classifier]
+        [keras.Input((28, 28, 1)), kr.layers.GuidedDenoiser(**widths), classifier]
     )
 
 
@@ -129,10 +151,12 @@ def compiled(model: keras.Model, loss: Any) -> kr.RobustModel:
 def measure(name: str, repeats: int, sample_seconds: float) -> dict[str, Any]:
     """The figures of one loss, and of the parts of its floor."""
     rng = np.random.default_rng(0)
-    x = rng.random((BATCH, 28, 28, 1), dtype="float32")
-    y = rng.integers(0, 10, BATCH, dtype="int32")
+    batch_size = 32 if name.endswith(IN_PAPER) else 128
+    x = rng.random((batch_size, 28, 28, 1), dtype="float32")
+    y = rng.integers(0, 10, batch_size, dtype="int32")
     twice = np.concatenate([x, x]), np.concatenate([y, y])
-    plain = models.small_cnn()
+    pairs = ((x, x), y) if ", pairs" in name else (x, y)
+    plain = network(name)
     on_device = ops.convert_to_tensor(x), ops.convert_to_tensor(y)
 
     def step(model: keras.Model, loss: Any, data: tuple = (x, y)) -> tuple[Any, float]:
@@ -143,17 +167,17 @@ def measure(name: str, repeats: int, sample_seconds: float) -> dict[str, Any]:
         return measured(lambda: built(*args), sample_seconds)
 
     parts: dict[str, Callable[[], tuple[Any, float]]] = {
-        "step": lambda: step(models.small_cnn(), CROSS_ENTROPY),
-        "double step": lambda: step(models.small_cnn(), CROSS_ENTROPY, twice),
+        "step": lambda: step(network(name), CROSS_ENTROPY),
+        "double step": lambda: step(network(name), CROSS_ENTROPY, twice),
         "gradient": lambda: function("gradient", input_gradient, *on_device),
         "jacobian": lambda: function("jacobian", jacobian, *on_device),
-        "penalty step": lambda: step(models.small_cnn(), InputGradientPenalty(None)),
+        "penalty step": lambda: step(network(name), InputGradientPenalty(None)),
         "forward": lambda: function("forward", inference.call, on_device[0]),
-        "denoiser step": lambda: step(denoised(), CROSS_ENTROPY),
+        "denoiser step": lambda: step(denoised(name), CROSS_ENTROPY),
     }
     # An ordinary step always: a ratio to it is given too.
     needed = {part: parts[part]()[0] for part in {**FLOORS[name], "step": 1}}
-    needed["loss"], compile_seconds = step(model_of(name), LOSSES[name]())
+    needed["loss"], compile_seconds = step(model_of(name), LOSSES[name](), pairs)
     samples = harness.interleave(needed, repeats)
     floor = [
         sum(count * samples[part][i] for part, count in FLOORS[name].items())
@@ -164,12 +188,12 @@ def measure(name: str, repeats: int, sample_seconds: float) -> dict[str, Any]:
     )
     return {
         "floor": FLOORS[name],
-        "batch_size": BATCH,
+        "batch_size": batch_size,
         "repeats": repeats,
         **harness.summary(samples["loss"], floor),
         "ratio_to_step": over_step,
         "compile_seconds": compile_seconds,
-        "milliseconds_per_sample": 1000 * statistics.median(samples["loss"]) / BATCH,
+        "milliseconds_per_sample": 1000 * statistics.median(samples["loss"]) / batch_size,
         "parts_seconds": {part: statistics.median(samples[part]) for part in needed},
     }
 

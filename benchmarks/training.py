@@ -64,14 +64,14 @@ def measured(
 
 
 def measured_fit(
-    model: keras.Model, x: np.ndarray, y: np.ndarray, sample_seconds: float
+    model: keras.Model, x: Any, y: np.ndarray, sample_seconds: float
 ) -> tuple[Any, float]:
-    """As `measured`, for one training step of a compiled model."""
+    """As `measured`, for one training step of a compiled model. `x` may be a pair of arrays."""
 
     def epoch_seconds(steps: int) -> float:
         clock = EpochClock()
-        images, labels = np.concatenate([x] * steps), np.concatenate([y] * steps)
-        model.fit(images, labels, batch_size=len(x), shuffle=False, verbose=0, callbacks=[clock])
+        images, labels = keras.tree.map_structure(lambda a: np.concatenate([a] * steps), (x, y))
+        model.fit(images, labels, batch_size=len(y), shuffle=False, verbose=0, callbacks=[clock])
         return clock.seconds
 
     def step_seconds(steps: int) -> float:
@@ -81,7 +81,7 @@ def measured_fit(
     compile_seconds = max(0.0, first - one_step)
     for _ in range(2):  # The second time, what is done once an epoch weighs little.
         steps = harness.calls_to_fill(sample_seconds, one_step)
-        steps = min(steps, max(1, _MAX_ARRAY_BYTES // x.nbytes))
+        steps = min(steps, max(1, _MAX_ARRAY_BYTES // sum(a.nbytes for a in keras.tree.flatten(x))))
         one_step = epoch_seconds(1 + steps) / (1 + steps)
     return lambda: step_seconds(steps), compile_seconds
 

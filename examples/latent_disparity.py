@@ -26,13 +26,13 @@ import keras
 import numpy as np
 from records import Records, center_and_half, interval
 from sklearn.model_selection import StratifiedKFold
+from vgg import layer_names, vgg
 
 import keras_robust as kr
 from keras_robust.evaluation.arrays import as_arrays
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 TRAINED_AT = (0.0, 16 / 255, 32 / 255)
 TESTED_AT = (8 / 255, 16 / 255, 24 / 255, 32 / 255)
 NOISE = (16 / 255, 32 / 255, 64 / 255)
@@ -59,32 +59,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("latent_disparity"))
     return parser.parse_args()
-
-
-def vgg(shape: tuple, width: float) -> keras.Model:
-    """VGG-16 for small images: ELU, batch norm after each convolution, one dense layer of 512."""
-    decay = keras.regularizers.L2(5e-5)
-
-    def channels(count: int) -> int:
-        return max(4, round(width * count))
-
-    model = keras.Sequential([keras.Input(shape)])
-    for number, block in enumerate(BLOCKS, start=1):
-        for place, count in enumerate(block, start=1):
-            model.add(L.Conv2D(
-                channels(count), 3, padding="same", activation="elu", kernel_regularizer=decay,
-            ))  # fmt: skip
-            model.add(L.BatchNormalization(name=f"block{number}_{place}"))
-        model.add(L.MaxPooling2D(padding="same"))
-    model.add(L.Flatten())
-    model.add(L.Dense(channels(512), activation="elu", kernel_regularizer=decay, name="dense"))
-    model.add(L.Dense(10, name="logits"))
-    return model
-
-
-def layer_names(model: keras.Model) -> list[str]:
-    """What the paper compares: the batch norms after the convolutions, and the dense layer."""
-    return [layer.name for layer in model.layers if layer.name.startswith(("block", "dense"))]
 
 
 def pretrained(args: argparse.Namespace, data: tuple) -> keras.Model:

@@ -246,6 +246,44 @@ def test_value_and_gradient_through_five_steps(norm):
         assert slope == pytest.approx((ahead - behind) / 2e-6, rel=2e-3, abs=2e-3)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX says what it allocates")
+def test_memory_grows_by_as_much_with_each_step_and_choosing_records_nothing():
+    import jax
+
+    keras.utils.set_random_seed(0)
+    convolution = keras.layers.Conv2D(8, 5, activation="tanh")
+    layers = [convolution, keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((28, 28, 1)), *layers])
+    x = ops.convert_to_tensor(RNG.uniform(size=(32, 28, 28, 1)), "float32")
+    y = np.arange(32) % 10
+    weights = [v.value for v in model.trainable_variables]
+
+    def allocated(function, *arguments):
+        compiled = jax.jit(function).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def of_gradient(num_steps):
+        loss = kr.losses.DeepDefense(num_steps=num_steps)
+        choices = loss.prepare(model, x, y, None)[1]
+
+        def total(values):
+            mapping = list(zip(model.trainable_variables, values, strict=True))
+            with keras.StatelessScope(state_mapping=mapping):
+                return ops.sum(loss.rho(Step(model, x, choices)))
+
+        return allocated(jax.grad(total), weights)
+
+    def of_choices(num_steps):
+        loss = kr.losses.DeepDefense(num_steps=num_steps)
+        return allocated(lambda x: loss.prepare(model, x, y, None)[1].target, x)
+
+    sizes = {num_steps: of_gradient(num_steps) for num_steps in (2, 4, 8)}
+    a_step = (sizes[4] - sizes[2]) / 2
+    assert a_step > x.nbytes
+    assert 0.5 * a_step < (sizes[8] - sizes[4]) / 4 < 1.25 * a_step
+    assert of_choices(8) - of_choices(2) < x.nbytes
+
+
 def step_in_weights(**arguments):
     """What one step of SGD changes in each weight of the smooth model."""
     arguments = {"num_steps": 2, **arguments}
