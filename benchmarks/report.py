@@ -6,11 +6,13 @@ python benchmarks/report.py
 import json
 import pathlib
 import re
+import sys
 from typing import Any
 
-from keras_robust.evaluation import KFold
-
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.append(str(ROOT / "examples"))
+from records import interval  # noqa: E402
+
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 
 # Yan et al., Table 1: accuracy, rho_2, accuracy under FGSM at 0.2, 0.5 and 1.0 of epsilon_ref.
@@ -56,14 +58,6 @@ def load(name: str) -> dict[str, Any]:
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f}%"
-
-
-def interval(values: list[float]) -> str:
-    """Mean and half of the 95% interval by Student's t, in percent."""
-    if len(values) < 2:
-        return f"{100 * values[0]:.1f}%"
-    low, high = KFold([{"value": value} for value in values]).interval("value")
-    return f"{50 * (low + high):.1f}% +- {50 * (high - low):.1f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
