@@ -62,7 +62,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def pretrained(args: argparse.Namespace, data: tuple) -> keras.Model:
-    path = args.output / f"pretrained-{args.width}-{args.num_pretrain}-{args.seed}.keras"
+    path = args.output / (
+        f"pretrained-{args.dataset}-{args.width}-{args.num_pretrain}-{args.pretrain_epochs}-"
+        f"{args.seed}.keras"
+    )
     if not path.exists():
         keras.utils.set_random_seed(args.seed)
         model = vgg(data[0].shape[1:], args.width)
@@ -270,8 +273,9 @@ def main() -> None:
     folds = StratifiedKFold(10, shuffle=True, random_state=args.seed).split(rest, y[rest])
     runs: dict[str, list[dict[str, Any]]] = {method: [] for method in args.methods}
     settings = (
-        f"{args.dataset}, width {args.width}, {args.num_finetune} images, {args.epochs} epochs, "
-        f"seed {args.seed}"
+        f"{args.dataset}, width {args.width}, {args.num_pretrain} images for "
+        f"{args.pretrain_epochs} epochs, {args.num_finetune} for {args.epochs}, "
+        f"{args.num_test} tested, {args.num_attacked} attacked, seed {args.seed}"
     )
     for number, (train, test) in zip(range(args.folds), folds, strict=False):
         chosen, tested = rest[train[: args.num_finetune]], rest[test[: args.num_test]]

@@ -71,10 +71,13 @@ def neighbor_distances(features: np.ndarray, num_neighbors: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def wnll(train: tuple, test: tuple, distances: Any, batch_size: int, settings: dict) -> float:
+def wnll(
+    train: tuple, test: tuple, distances: Callable[[], Any], batch_size: int, settings: dict
+) -> float:
     head = kr.layers.WNLLHead(int(train[1].max()) + 1, template_size=len(train[0]), **settings)
     model = keras.Sequential([keras.Input(train[0].shape[1:]), head])
-    head.adapt(*train, distances=distances[:, : head.num_neighbors])
+    large = len(train[0]) > 2000  # Only then the head keeps lists of neighbors.
+    head.adapt(*train, distances=distances()[:, : head.num_neighbors] if large else None)
     logits = model.predict(test[0], batch_size=batch_size, verbose=2)
     return float(np.mean(logits.argmax(axis=1) == test[1]))
 
@@ -100,7 +103,7 @@ def main() -> None:
 
     measured("softmax regression", lambda: softmax_regression(train, test, args.epochs))
     for name, settings in SETTINGS.items():
-        measured(name, lambda s=settings: wnll(train, test, distances(), args.batch_size, s))
+        measured(name, lambda s=settings: wnll(train, test, distances, args.batch_size, s))
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 

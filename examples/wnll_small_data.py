@@ -53,6 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-train", type=int, default=NUM_TRAIN)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("wnll_small_data.json"))
     args = parser.parse_args()
+    if args.epochs < 12:
+        parser.error(f"--epochs must be at least 12, some for each stage. Received: {args.epochs}")
     args.methods = args.methods or (METHODS if args.epsilon is None else ADVERSARIAL)
     if args.epsilon is not None and not set(args.methods) <= set(ADVERSARIAL):
         parser.error(f"--epsilon is for the methods {ADVERSARIAL}")

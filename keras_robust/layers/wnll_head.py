@@ -250,8 +250,8 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         if distances is not None and not self._can_use_distances:
             raise ValueError(
                 "Argument `distances` must be None, but for a head without a buffer block that "
-                "uses all points as one large template. Received: distances, and a head with "
-                f"units={self.units}, template_batches={self.template_batches}, "
+                "uses all points as one template of more than 2,000. Received: distances, and a "
+                f"head with units={self.units}, template_batches={self.template_batches}, "
                 f"template_size={self.template_size}"
             )
         features, labels, distances = self.template.checked(features, labels, distances)
