@@ -166,8 +166,12 @@ def deepfool_set(
 
 def key(args: argparse.Namespace, method: str) -> str:
     epochs = f"{args.epochs} epochs at {args.learning_rate}" if METHODS[method] else "trained"
-    scale = "" if args.input_scale is None else f", inputs times {args.input_scale:g}"
-    return f"{args.network}, {method}, {epochs}, {args.num_train} images, seed {args.seed}{scale}"
+    other = "" if args.dataset == "mnist" else f", {args.dataset}"
+    if args.reference_epochs is not None:
+        other += f", reference trained for {args.reference_epochs}"
+    if args.input_scale is not None:
+        other += f", inputs times {args.input_scale:g}"
+    return f"{args.network}, {method}, {epochs}, {args.num_train} images, seed {args.seed}{other}"
 
 
 def saved_model(
@@ -280,7 +284,8 @@ def main() -> None:
     rows = {}
     for method, model in models.items():
         rows[method] = records.run(
-            f"{key(args, method)}, {args.num_test} test images, {args.num_attacked} attacked",
+            f"{key(args, method)}, {args.num_test} test images, {args.num_attacked} attacked, "
+            f"{args.num_carlini} by C&W, epsilon_ref {epsilon:.4f}",
             lambda model=model: {
                 **clean_and_rho(model, *test, mean),
                 **at_radii(args, model, *test, epsilon),
