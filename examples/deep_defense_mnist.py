@@ -1,7 +1,8 @@
 """Table 1 of the Deep Defense paper on MNIST, and what stronger attacks leave of it.
 
     python examples/deep_defense_mnist.py --data-dir DIR
-    python examples/deep_defense_mnist.py --data-dir DIR --network lenet --epochs 1 --num-train 6000
+    python examples/deep_defense_mnist.py --data-dir DIR --network lenet --learning-rate 5e-3
+    python examples/deep_defense_mnist.py --data-dir DIR --epochs 1 --num-train 6000
 
 A reference network is trained, then fine-tuned for some epochs by each method, with the paper's
 settings: SGD at 5e-4 with momentum 0.9 and weight decay 5e-4, batches of 100, the rate halved for
@@ -12,6 +13,7 @@ PGD with restarts by two losses, and Square, and the median L2 distance that Car
 attack needs, both on some of the test images, taken at equal intervals. As in the paper FGSM's
 images are not clipped, so that they leave [0, 1], and neither are the worst case's; C&W's are.
 
+`--learning-rate 5e-3` moves these networks about as far as the paper's rate has moved theirs.
 `--input-scale S` has the network begin with S (x - mean). How much a learning rate moves it depends
 on S: the paper names the rate, but not the scale of its images.
 
