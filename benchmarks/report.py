@@ -266,7 +266,9 @@ def costs() -> str:
             ]
             for name, v in content["cases"].items()
         ]  # fmt: skip
-        parts.append(f"\n### A training step of each loss: {content['backend']}, {content['machine']}\n")
+        parts.append(
+            f"\n### A training step of each loss: {content['backend']}, {content['machine']}\n"
+        )
         parts.append(table(["", "ms", "/ ordinary step", "/ floor", "floor"], rows))
         parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
         if PAPER_004.keys() <= content["cases"].keys():

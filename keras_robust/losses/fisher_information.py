@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.losses import weight as weights
+from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import current_step
 from keras_robust.ops.labels import is_one_hot
 
@@ -16,7 +17,7 @@ _MAX_INVERSE = 1e30
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
-class FisherInformation(keras.losses.Loss):
+class FisherInformation(Additive, keras.losses.Loss):
     """Cross-entropy, and a penalty on the Fisher information of the output.
 
         L = (1 - zeta) CE(z, y) + zeta * cut(sum_j 1 / p_j),    p = softmax(z)

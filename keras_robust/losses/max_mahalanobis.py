@@ -5,11 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_robust.losses.additive import Additive
 from keras_robust.ops.labels import is_one_hot
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
-class MaxMahalanobis(keras.losses.Loss):
+class MaxMahalanobis(Additive, keras.losses.Loss):
     """Pulls the features of each image to the centre of its class.
 
         L = ||z - mu_y||^2

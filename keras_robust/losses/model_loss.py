@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_robust.attacks import Attack
+from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import Step, current_step
 from keras_robust.ops.labels import is_one_hot
 
@@ -17,7 +18,7 @@ def stated_from_logits(loss: Any) -> bool | None:
     return loss.get_config().get("from_logits")
 
 
-class ModelLoss(keras.losses.Loss):
+class ModelLoss(Additive, keras.losses.Loss):
     """Base class: a loss that needs the model and the images, not the predictions alone.
 
     It is passed to `compile` like any loss; the model must be a `kr.RobustModel`. A training
@@ -153,16 +154,6 @@ class ModelLoss(keras.losses.Loss):
                 f"Received: loss with from_logits={not from_logits}, {self.attack!r}"
             )
         return loss
-
-    def __add__(self, other: Any) -> Any:
-        from keras_robust.losses.sum import Sum
-
-        return Sum([self, other])
-
-    def __radd__(self, other: Any) -> Any:
-        from keras_robust.losses.sum import Sum
-
-        return Sum([other, self])
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -17,11 +17,12 @@ class Sum(ModelLoss):
 
         L = w_1 L_1 + ... + w_n L_n
 
-    `loss_1 + loss_2` is `Sum([loss_1, loss_2])`, where one of them is a `kr.losses.ModelLoss`.
-    Each keeps what it is alone: it prepares its own images, and has its own predictions on them.
-    Losses that are computed from the same images (the clean ones, say) share one pass through the
-    model. So `DeepDefense(...) + AdversarialTraining(FGSM(...))`, which is how the Deep Defense
-    paper combines the two, is
+    `loss_1 + loss_2` is `Sum([loss_1, loss_2])`, where one of them is a loss of this package, and
+    `sum([loss_1, loss_2])` is too. Each keeps what it is alone: it prepares its own images, and
+    has its own predictions on them. Losses that are computed from the same images (the clean
+    ones, say) share one pass through the model. So
+    `DeepDefense(...) + AdversarialTraining(FGSM(...))`, which is how the Deep Defense paper
+    combines the two, is
 
         CE(x, y) + lambda R(x, y) + CE(x_adv, y)
 
@@ -148,12 +149,6 @@ class Sum(ModelLoss):
         is_model_loss = isinstance(first, ModelLoss)
         return (first.classification_loss if is_model_loss else first.call)(y_true, y_pred)
 
-    def __add__(self, other: Any) -> Any:
-        return Sum([*self.losses, other], [*self.weights, 1.0], self.reduction)
-
-    def __radd__(self, other: Any) -> Any:
-        return Sum([other, *self.losses], [1.0, *self.weights], self.reduction)
-
     def check(self, model: Any, x: Any, y: Any) -> None:
         for loss, given in self._given(x):
             if isinstance(loss, ModelLoss):
@@ -172,6 +167,22 @@ class Sum(ModelLoss):
     def from_config(cls, config: dict[str, Any]) -> "Sum":
         losses = [keras.saving.deserialize_keras_object(loss) for loss in config["losses"]]
         return cls(**{**config, "losses": losses})
+
+
+def added(first: Any, second: Any) -> Sum:
+    """The sum of two losses, into which those of a sum come one by one."""
+    losses: list[Any] = []
+    factors: list[Any] = []
+    settings: dict[str, Any] = {}
+    for term in (first, second):
+        if isinstance(term, Sum):
+            losses += term.losses
+            factors += term.weights
+            settings.setdefault("reduction", term.reduction)
+        else:
+            losses.append(term)
+            factors.append(1.0)
+    return Sum(losses, factors, **settings)
 
 
 def _forward(loss: Any, part: Step) -> Any:

@@ -124,6 +124,22 @@ def test_plain_losses_on_both_sides(linear):
         assert linear.fit(loss)[0][0] == pytest.approx(expected, rel=1e-4)
 
 
+def test_losses_of_the_predictions_add_up_and_the_builtin_sum_adds(linear):
+    model = linear.make_model()
+    model.compile("sgd", FISHER + FISHER)
+    expected = 2 * fisher(linear, linear.x).mean()
+    assert model.evaluate(linear.x, linear.y, verbose=0) == pytest.approx(expected, rel=1e-5)
+    mahalanobis = kr.losses.MaxMahalanobis()
+    assert (mahalanobis + FISHER).losses == [mahalanobis, FISHER]
+    assert (AT + kr.losses.Sum([FISHER], reduction="sum")).reduction == "sum"
+    total = sum([FISHER, AT, AT])
+    assert total.losses == [FISHER, AT, AT]
+    assert total.weights == [1, 1, 1]
+    for other in (1, "mse", None):
+        with pytest.raises(ValueError, match="Argument `losses`"):
+            FISHER + other
+
+
 def test_plain_losses_alone_need_no_robust_model(linear):
     plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = linear.make_model()
@@ -156,6 +172,7 @@ def test_nested_sums(linear):
         expected = (own + 0.5 * adversarial + 2 * own).mean()
         assert linear.fit(joined)[0][0] == pytest.approx(expected, rel=1e-4)
     both = inner + inner
+    assert len(both.losses) == 4
     assert linear.fit(both)[0][0] == pytest.approx((adversarial + 4 * own).mean(), rel=1e-4)
 
 
