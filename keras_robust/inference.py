@@ -6,9 +6,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend
+from keras_robust import backend, validation
 from keras_robust.layer_access import all_layers, without_softmax
 from keras_robust.ops.logits import probabilities_to_logits
+
+# Outputs are looked at on so many images.
+_NUM_PROBED = 8
 
 
 def call(model: Any, x: Any) -> Any:
@@ -32,6 +35,22 @@ def logits(model: Any, x: Any, from_logits: bool) -> Any:
     with without_softmax(model) as left_out:
         outputs = call(model, x)
     return outputs if left_out else probabilities_to_logits(outputs)
+
+
+def check(
+    model: Any, x: np.ndarray, y: np.ndarray, bounds: tuple[float, float] | None, from_logits: bool
+) -> int:
+    """Raises a `ValueError` for images, labels or outputs that no classifier can have.
+
+    Returns:
+        The number of classes.
+    """
+    validation.check_images(x, bounds)
+    probe = x[:_NUM_PROBED]
+    found = outputs(model, probe)
+    validation.check_outputs(found, len(probe), from_logits)
+    validation.check_labels(y, len(x), found.shape[1])
+    return found.shape[1]
 
 
 def takes_any_batch_size(model: Any) -> bool:

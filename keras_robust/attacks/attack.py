@@ -16,7 +16,6 @@ from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.rounds import Rounds
 from keras_robust.ops import per_example_where, sparse_labels
 
-_NUM_PROBED = 8
 # What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
 _ATTACKED, _JUDGED = 1_000_001, 1_000_002
 
@@ -208,12 +207,7 @@ class Attack:
         Returns:
             The number of classes.
         """
-        validation.check_images(x, self.bounds)
-        probe = x[:_NUM_PROBED]
-        outputs = inference.outputs(model, probe)
-        validation.check_outputs(outputs, len(probe), self.from_logits)
-        validation.check_labels(y, len(x), outputs.shape[1])
-        return outputs.shape[1]
+        return inference.check(model, x, y, self.bounds, self.from_logits)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import validation
+from keras_robust import inference, validation
 from keras_robust.layer_access import frozen_batch_norm, named_layers
 from keras_robust.losses import weight as weights
 from keras_robust.losses.differentiable_deepfool import DifferentiableDeepFool
@@ -69,9 +69,10 @@ class DeepDefense(ModelLoss):
         name: string. Defaults to `None`: the class's name.
 
     Raises:
-        ValueError: if an argument is out of its range; if the model has no layer with weights of
-            a name in `layers`, with the names that it has; when called by a model that is not a
-            `kr.RobustModel`.
+        ValueError: if an argument is out of its range; before training, if images, labels or the
+            model's outputs are not those of a classifier, or `from_logits` or `mean` does not fit
+            them; if the model has no layer with weights of a name in `layers`, with the names
+            that it has; when called by a model that is not a `kr.RobustModel`.
 
     Example:
 
@@ -141,7 +142,17 @@ class DeepDefense(ModelLoss):
         )
 
     def check(self, model: Any, x: Any, y: Any) -> None:
-        validation.check_images(x, None)
+        inference.check(model, x, y, None, self.from_logits)
+        shape = (1, *x.shape[1:])
+        try:
+            fits = np.broadcast_shapes(self.mean.shape, shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"Argument `mean` must be a number, or of the images' shape {shape[1:]}. "
+                f"Received: mean of shape {self.mean.shape}"
+            )
         self._regularized(model)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:

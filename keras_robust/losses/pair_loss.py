@@ -4,10 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_robust import inference, validation
+from keras_robust import inference
 from keras_robust.losses.model_loss import ModelLoss
-
-_NUM_PROBED = 8
 
 
 class PairLoss(ModelLoss):
@@ -28,11 +26,7 @@ class PairLoss(ModelLoss):
             super().check(model, x, y)
             return
         for images in x:
-            validation.check_images(images, None)
-        probe = x[0][:_NUM_PROBED]
-        outputs = inference.outputs(model, probe)
-        validation.check_outputs(outputs, len(probe), self.from_logits)
-        validation.check_labels(y, len(x[0]), outputs.shape[1])
+            inference.check(model, images, y, None, self.from_logits)
 
     def _is_pair(self, x: Any) -> bool:
         """Whether `x` is a pair, which it must be without an attack, and must not with one."""

@@ -77,10 +77,7 @@ class StabilityTraining(ModelLoss):
         return x, ops.cast(noisy, x.dtype)
 
     def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> None:
-        validation.check_images(x, None)
-        outputs = inference.outputs(model, x[:8])
-        validation.check_outputs(outputs, len(x[:8]), self.from_logits)
-        validation.check_labels(y, len(x), outputs.shape[1])
+        inference.check(model, x, y, None, self.from_logits)
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         noisy = ops.cast(step.model(step.prepared, training=True), y_pred.dtype)

@@ -428,6 +428,34 @@ def test_arguments(arguments, message):
         kr.losses.DeepDefense(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "x", "y", "head", "message"),
+    [
+        ({}, X, Y, "softmax", "`from_logits=True` was given, but the model ends in a softmax"),
+        ({"from_logits": False}, X, Y, None, "`from_logits=False` was given"),
+        ({}, X, Y + 3, None, "Labels in argument `y` must be from 0 to 2"),
+        ({}, X, Y + 0.5, None, "Argument `y` must hold integer labels"),
+        ({}, X * np.nan, Y, None, "Argument `x` must be finite"),
+        ({"mean": np.zeros((3, 2, 1))}, X, Y, None, "Argument `mean` must be a number, or of the"),
+        ({"mean": np.zeros((12, 2, 3, 1))}, X, Y, None, r"Received: mean of shape \(12, 2, 3, 1\)"),
+    ],
+)
+def test_data_are_refused_before_training(arguments, x, y, head, message):
+    model = keras.Sequential([keras.Input((2, 3, 1)), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(3, activation=head))
+    robust = kr.RobustModel(model)
+    robust.compile("sgd", kr.losses.DeepDefense(num_steps=1, **arguments))
+    with pytest.raises(ValueError, match=message):
+        robust.fit(x, y, batch_size=12, verbose=0)
+
+
+def test_the_mean_may_have_the_shape_of_an_image_or_of_a_part_of_it():
+    for mean in (np.zeros((2, 3, 1)), np.zeros((1, 2, 3, 1)), np.zeros(1), np.zeros((2, 1, 1))):
+        robust = kr.RobustModel(linear_model())
+        robust.compile("sgd", kr.losses.DeepDefense(num_steps=1, mean=mean), run_eagerly=True)
+        assert robust.fit(X, Y, batch_size=12, verbose=0).history["loss"][0] > 0
+
+
 def test_outside_of_a_robust_model():
     model = linear_model()
     model.compile("sgd", kr.losses.DeepDefense())
