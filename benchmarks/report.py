@@ -47,9 +47,9 @@ DEEP_DEFENSE_FINDINGS = (
     "does most of what 5e-3 does. Deep Defense's rho_2 is then larger than that of Adv. Train I, "
     "as in the paper. FGSM training (half of the loss at epsilon 0.1; not in the paper's Table 1) "
     "leaves more than Deep Defense at epsilon_ref under every attack and has the larger rho_2, on "
-    "the MLP for less clean accuracy; both together have the largest rho_2 there, and at 5e-3 "
-    "the highest clean accuracy too. At epsilon_ref the worst case lies far below FGSM for every "
-    "network: FGSM alone overstates them."
+    "the MLP for less clean accuracy; both together have the largest rho_2, and on the MLP at "
+    "5e-3 the highest clean accuracy too. At epsilon_ref the worst case lies far below FGSM for "
+    "every network: FGSM alone overstates them."
 )
 
 
