@@ -253,7 +253,7 @@ def plot(trials: list[dict[str, float]], path: pathlib.Path, name: str, chance: 
     axes.set_ylim(0, 100)
     axes.set_xlabel(f"weight of {name}")
     axes.set_ylabel("validation accuracy (%)")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
