@@ -143,16 +143,13 @@ class DeepDefense(ModelLoss):
 
     def check(self, model: Any, x: Any, y: Any) -> None:
         inference.check(model, x, y, None, self.from_logits)
-        shape = (1, *x.shape[1:])
         try:
-            fits = np.broadcast_shapes(self.mean.shape, shape) == shape
+            np.broadcast_to(self.mean, (1, *x.shape[1:]))
         except ValueError:
-            fits = False
-        if not fits:
             raise ValueError(
-                f"Argument `mean` must be a number, or of the images' shape {shape[1:]}. "
+                f"Argument `mean` must be a number, or of the images' shape {x.shape[1:]}. "
                 f"Received: mean of shape {self.mean.shape}"
-            )
+            ) from None
         self._regularized(model)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:

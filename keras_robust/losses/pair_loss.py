@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_robust import inference
+from keras_robust import inference, validation
 from keras_robust.losses.model_loss import ModelLoss
 
 
@@ -25,8 +25,9 @@ class PairLoss(ModelLoss):
         if not self._is_pair(x):
             super().check(model, x, y)
             return
-        for images in x:
-            inference.check(model, images, y, None, self.from_logits)
+        images, adversarial = x
+        validation.check_images(adversarial, None)
+        inference.check(model, images, y, None, self.from_logits)
 
     def _is_pair(self, x: Any) -> bool:
         """Whether `x` is a pair, which it must be without an attack, and must not with one."""
