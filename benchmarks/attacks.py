@@ -31,9 +31,10 @@ from peers import PEERS
 from training import input_gradient
 
 import keras_robust as kr
-from keras_robust import backend, inference
+from keras_robust import backend
 from keras_robust.attacks.result import perturbation_norms
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_arrays
 
 _SLOW_SECONDS = 60.0
 PERTURB = "keras_robust, unjudged"

@@ -36,7 +36,8 @@ from keras import ops
 from training import input_gradient, measured, measured_fit
 
 import keras_robust as kr
-from keras_robust import backend, inference
+from keras_robust import backend
+from keras_robust.model import classifier as inference
 from keras_robust.ops import of_class, other_classes
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))

@@ -28,7 +28,8 @@ import numpy as np
 from cases import CASES, Case, random_batch
 
 import keras_robust as kr
-from keras_robust import backend, inference
+from keras_robust import backend
+from keras_robust.model import classifier as inference
 from keras_robust.ops import log_odds_against
 
 _MAX_ARRAY_BYTES = 2**30

@@ -29,7 +29,7 @@ from sklearn.model_selection import StratifiedKFold
 from vgg import layer_names, vgg
 
 import keras_robust as kr
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model.arrays import as_arrays
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

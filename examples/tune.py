@@ -26,7 +26,7 @@ import numpy as np
 from records import made_by
 
 import keras_robust as kr
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model.arrays import as_arrays
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -21,7 +21,7 @@ import numpy as np
 from records import Records
 
 import keras_robust as kr
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model.arrays import as_arrays
 
 # Neighbours m and n are counted without the point itself.
 SETTINGS = {

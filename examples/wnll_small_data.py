@@ -22,7 +22,7 @@ import numpy as np
 from records import Records, interval
 
 import keras_robust as kr
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model.arrays import as_arrays
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -1,12 +1,14 @@
 """What the tests share. They run on the backend that KERAS_BACKEND names."""
 
 import os
+import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_robust as kr
 
@@ -34,19 +36,19 @@ SLOW_ON_JAX = (
     "attacks/test_wnll_attacks.py",
     "callbacks/test_template_update.py",
     "datasets/test_load.py",
-    "evaluation/test_activations.py",
+    "metrics/test_activations.py",
     "evaluation/test_check.py",
-    "evaluation/test_curves.py",
-    "evaluation/test_geometry.py",
-    "evaluation/test_html.py",
-    "evaluation/test_k_fold.py",
-    "evaluation/test_noise.py",
-    "evaluation/test_perturbation_error.py",
+    "metrics/test_curves.py",
+    "metrics/test_geometry.py",
+    "report/test_html.py",
+    "metrics/test_k_fold.py",
+    "metrics/test_noise.py",
+    "metrics/test_perturbation_error.py",
     "evaluation/test_pictures.py",
-    "evaluation/test_reference.py",
+    "metrics/test_reference.py",
     "evaluation/test_resume.py",
-    "evaluation/test_rho.py",
-    "evaluation/test_transfer.py",
+    "metrics/test_rho.py",
+    "metrics/test_transfer.py",
     "integration/test_base_models.py::test_unbuilt_models_are_built_by_whatever_comes_first",
     "integration/test_callbacks.py::test_checkpoint_keeps_the_most_robust_epoch",
     "integration/test_execution.py::test_eager_and_graph_equal_default",
@@ -135,7 +137,7 @@ def _reproducible():
 def embedded_data():
     """The embedded data as arrays: (x_train, y_train), (x_test, y_test)."""
     return tuple(
-        kr.evaluation.arrays.as_arrays(kr.datasets.load("fashion_mnist_subset", split))
+        kr.model.arrays.as_arrays(kr.datasets.load("fashion_mnist_subset", split))
         for split in ("train", "test")
     )
 
@@ -174,3 +176,77 @@ def trained_model(embedded_data):
     model.compile(optimizer="adam", loss=loss)
     model.fit(x, y, batch_size=128, epochs=5, verbose=0)
     return model
+
+
+class NearestBoundary(kr.attacks.Attack):
+    """The smallest perturbation of an affine model `x W + b`, times `1 + overshoot`."""
+
+    def __init__(self, kernel, bias, overshoot=0.0, norm="l2", bounds=(-10.0, 10.0)):
+        super().__init__(bounds=bounds)
+        self.kernel, self.bias, self.overshoot, self.norm = kernel, bias, overshoot, norm
+
+    def get_config(self):
+        return {"overshoot": self.overshoot}
+
+    def generate(self, problem, x, start, index, seed):
+        scores = ops.matmul(x, self.kernel) + self.bias
+        label = ops.one_hot(problem.y, self.kernel.shape[1])
+        normals = self.kernel[None] - ops.expand_dims(ops.matmul(label, self.kernel.T), -1)
+        gaps = ops.sum(scores * label, 1, keepdims=True) - scores
+        lengths = ops.sqrt(ops.sum(normals**2, 1))
+        distances = ops.where(label > 0, 1e9, gaps / ops.maximum(lengths, 1e-9))
+        nearest = ops.one_hot(ops.argmin(distances, axis=1), self.kernel.shape[1])
+        distance = ops.sum(distances * nearest, axis=1)
+        direction = ops.sum(normals * nearest[:, None], axis=2)
+        direction = direction / ops.norm(direction, axis=1, keepdims=True)
+        return x + ((1 + self.overshoot) * distance)[:, None] * direction, 1, 0
+
+
+@pytest.fixture
+def linear():
+    """A linear model of 3 classes, its attack, images, and their distances to the boundary."""
+    rng = np.random.default_rng(1)
+    kernel, bias = rng.normal(size=(5, 3)).astype("float32"), np.array([0.1, 0.0, -0.1], "float32")
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    model.set_weights([kernel, bias])
+    x = rng.normal(size=(60, 5)).astype("float32")
+    scores = x.astype("float64") @ kernel + bias
+    classes = scores.argmax(axis=1)
+    distances = np.array(
+        [
+            min(
+                (z[c] - z[j]) / np.linalg.norm(kernel[:, c].astype("float64") - kernel[:, j])
+                for j in range(3)
+                if j != c
+            )
+            for z, c in zip(scores, classes, strict=True)
+        ]
+    )
+
+    def attack(**arguments):
+        return NearestBoundary(kernel, bias, **arguments)
+
+    return types.SimpleNamespace(
+        model=model, attack=attack, x=x, classes=classes, distances=distances
+    )
+
+
+@pytest.fixture
+def threshold():
+    """Makes models of one pixel that predict class 1 where it is above a threshold."""
+
+    def make(value):
+        def model(x):
+            z = 10 * (x[:, 0, 0, 0] - value)
+            return ops.stack([-z, z], axis=1)
+
+        return model
+
+    return make
+
+
+@pytest.fixture
+def pixels():
+    """40 images of one pixel, evenly spaced and not symmetric around 0.5, and their classes."""
+    x = np.linspace(0.003, 0.983, 40, dtype="float32").reshape(40, 1, 1, 1)
+    return x, (x[:, 0, 0, 0] > 0.5).astype("int32")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_robust as kr
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model.arrays import as_arrays
 
 PGD = kr.attacks.PGD(0.1, num_steps=2)
 SMALL = (np.full((8, 4, 4, 1), 0.5, "float32"), np.arange(8) % 3)

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference, validation
+from keras_robust import backend, validation
 from keras_robust.attacks.inputs import as_seed, working
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.rounds import Rounds
+from keras_robust.model import classifier as inference
 from keras_robust.ops import per_example_where, sparse_labels
 
 # What a round's seed is folded with for the draws of a random model: in the attack, to judge it.

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import inference
-from keras_robust.layer_access import all_layers, replaced
+from keras_robust.model import classifier as inference
+from keras_robust.model.patching import all_layers, replaced
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")

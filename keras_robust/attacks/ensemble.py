@@ -8,12 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference
+from keras_robust import backend
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.inputs import as_seed, working
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
 from keras_robust.attacks.rounds import filled_up
+from keras_robust.model import classifier as inference
 from keras_robust.ops import per_example, sparse_labels
 
 # What must be the same for all attacks of an ensemble.

@@ -5,8 +5,9 @@ from typing import Any
 
 from keras import ops
 
-from keras_robust import backend, inference
-from keras_robust.layer_access import attacked_as
+from keras_robust import backend
+from keras_robust.model import classifier as inference
+from keras_robust.model.patching import attacked_as
 from keras_robust.ops import logit_range, margin
 
 # A loss: from class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`,

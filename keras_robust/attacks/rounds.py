@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference
+from keras_robust import backend
 from keras_robust.attacks.inputs import working
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
 from keras_robust.attacks.without_gradient import may_stand
+from keras_robust.model import classifier as inference
 from keras_robust.ops import sparse_labels
 
 

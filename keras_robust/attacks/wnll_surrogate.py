@@ -4,8 +4,9 @@ from typing import Any
 
 import keras
 
-from keras_robust import inference, validation
-from keras_robust.layer_access import all_layers, attacked_as
+from keras_robust import validation
+from keras_robust.model import classifier as inference
+from keras_robust.model.patching import all_layers, attacked_as
 
 SURROGATES = ("linear", "straight_through", "exact", "soft_neighbors")
 

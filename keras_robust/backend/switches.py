@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_robust.backend.scope import scope
-from keras_robust.layer_access import all_layers
+from keras_robust.model.patching import all_layers
 
 _fixed: contextvars.ContextVar[dict[int, int] | None] = contextvars.ContextVar(
     "fixed_switches", default=None

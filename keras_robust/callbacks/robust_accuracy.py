@@ -7,8 +7,8 @@ import keras
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.evaluation import robust_accuracy
-from keras_robust.evaluation.accuracy import check_attack
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.metrics.accuracy import check_attack
+from keras_robust.model.arrays import as_arrays
 
 
 class RobustAccuracy(keras.callbacks.Callback):

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_robust import validation
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model.arrays import as_arrays
 from keras_robust.training.adapt_template import adapt_template
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_robust import inference, validation
+from keras_robust import validation
 from keras_robust.datasets.load import load
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_arrays
 
 _PROBED = 64
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.row import CLEAN, WORST_CASE
+from keras_robust.report.row import CLEAN, WORST_CASE
 
 # What is the same for all attacks on a model is not part of their names.
 _LEFT_OUT = ("bounds", "from_logits")

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_robust import inference, validation
+from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.arrays import as_arrays, padded_batches, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import check_attack, radii
-from keras_robust.evaluation.check_result import CheckResult
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.registry import run_checks
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_arrays, padded_batches, predicted_classes, sparse
+from keras_robust.report.check_result import CheckResult
 
 NUM_EXAMPLES = 100
 NORMS = ("linf", "l2")

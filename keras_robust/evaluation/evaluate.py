@@ -12,18 +12,18 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.attacks.without_gradient import standing_without_gradient
-from keras_robust.evaluation import plots
-from keras_robust.evaluation.accuracy import attack_in_batches
-from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import named_attacks, radii, union
 from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
 from keras_robust.evaluation.progress import Progress
-from keras_robust.evaluation.report import Report
-from keras_robust.evaluation.row import CLEAN, WORST_CASE, Row
-from keras_robust.evaluation.samples import Samples
 from keras_robust.evaluation.surrogates import with_surrogates
+from keras_robust.metrics.accuracy import attack_in_batches
+from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.report import plots
+from keras_robust.report.report import Report
+from keras_robust.report.row import CLEAN, WORST_CASE, Row
+from keras_robust.report.samples import Samples
 
 _NUM_SAMPLES = 8
 

@@ -7,14 +7,14 @@ import keras
 import numpy as np
 
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.accuracy import attack_standing
-from keras_robust.evaluation.activations import features
-from keras_robust.evaluation.analysis import require_scikit_learn
-from keras_robust.evaluation.curves import config_of, robustness_curve
-from keras_robust.evaluation.geometry import feature_geometry
 from keras_robust.evaluation.progress import Arrays, Progress
-from keras_robust.evaluation.report import Report
-from keras_robust.evaluation.steps_curve import steps_curve
+from keras_robust.metrics.accuracy import attack_standing
+from keras_robust.metrics.activations import features
+from keras_robust.metrics.analysis import require_scikit_learn
+from keras_robust.metrics.curves import config_of, robustness_curve
+from keras_robust.metrics.geometry import feature_geometry
+from keras_robust.metrics.steps_curve import steps_curve
+from keras_robust.report.report import Report
 
 _MULTIPLES = (0, 0.25, 0.5, 1, 2, 4)
 _NUM_STEPS = (1, 2, 5, 10, 20, 50)

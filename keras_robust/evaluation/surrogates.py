@@ -6,7 +6,7 @@ from typing import Any
 from keras_robust.attacks import Attack, Ensemble, WNLLSurrogate
 from keras_robust.attacks.wnll_surrogate import SURROGATES
 from keras_robust.evaluation.attack_list import radii
-from keras_robust.layer_access import all_layers
+from keras_robust.model.patching import all_layers
 
 
 def with_surrogates(model: Any, attacks: Mapping[str, Attack]) -> dict[str, Attack]:

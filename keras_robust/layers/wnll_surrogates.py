@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_robust.layer_access import replaced
+from keras_robust.model.patching import replaced
 from keras_robust.ops.nearest import squared_distances
 from keras_robust.ops.neighbor_graph import own_sigma
 

@@ -8,12 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import inference, validation
-from keras_robust.layer_access import frozen_batch_norm, named_layers
+from keras_robust import validation
 from keras_robust.losses import weight as weights
 from keras_robust.losses.differentiable_deepfool import DifferentiableDeepFool
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
+from keras_robust.model import classifier as inference
+from keras_robust.model.patching import frozen_batch_norm, named_layers
 from keras_robust.ops import sparse_labels
 
 # From here on the exponential is continued by its tangent.

@@ -11,7 +11,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_robust import backend, inference
+from keras_robust import backend
+from keras_robust.model import classifier as inference
 from keras_robust.ops import of_class, other_classes, per_example, per_example_where
 
 # What squared lengths are at least, so that square roots have a gradient.

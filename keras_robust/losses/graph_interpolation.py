@@ -8,12 +8,12 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.layer_access import output_layer
 from keras_robust.layers import WNLLHead
 from keras_robust.layers.in_batch import InBatchTemplate, template_scope
 from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
+from keras_robust.model.patching import output_layer
 from keras_robust.ops import per_example_where, sparse_labels
 from keras_robust.ops.labels import is_one_hot
 

@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from keras_robust.attacks import Attack
-from keras_robust.layer_calls import LayerCall, noted_calls
 from keras_robust.layers import GuidedDenoiser
 from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
+from keras_robust.model.calls import LayerCall, noted_calls
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")

@@ -8,10 +8,10 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.layer_calls import LayerCall, noted_calls
 from keras_robust.losses import weight as weights
 from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
+from keras_robust.model.calls import LayerCall, noted_calls
 
 _REDUCTIONS = ("batch", "sample")
 # Layers that hand on what they are given, or part of it.

@@ -4,8 +4,9 @@ from typing import Any
 
 from keras import ops
 
-from keras_robust import inference, validation
+from keras_robust import validation
 from keras_robust.losses.model_loss import ModelLoss
+from keras_robust.model import classifier as inference
 
 
 class PairLoss(ModelLoss):

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference, validation
+from keras_robust import backend, validation
 from keras_robust.losses import weight as weights
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
+from keras_robust.model import classifier as inference
 from keras_robust.ops import kl_divergence, log_probabilities
 
 

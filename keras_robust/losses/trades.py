@@ -5,11 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import backend, inference, validation
+from keras_robust import backend, validation
 from keras_robust.attacks import PGD, Attack
 from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
+from keras_robust.model import classifier as inference
 from keras_robust.ops import kl_divergence, log_probabilities
 
 

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference, validation
-from keras_robust.evaluation.arrays import as_arrays, padded_batches
-from keras_robust.layer_access import output_layer, replaced
+from keras_robust import backend, validation
 from keras_robust.layers import WNLLHead
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_arrays, padded_batches
+from keras_robust.model.patching import output_layer, replaced
 
 
 def adapt_template(model: Any, x: Any, y: Any = None, batch_size: int = 128, seed: int = 0) -> None:

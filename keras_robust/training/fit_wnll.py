@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_robust import inference, validation
-from keras_robust.evaluation.arrays import as_arrays, sparse
+from keras_robust import validation
 from keras_robust.losses import ModelLoss
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.training.adapt_template import adapt_template, wnll_head
 from keras_robust.training.robust_model import RobustModel
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import keras
 
-from keras_robust import backend, inference
+from keras_robust import backend
 from keras_robust.losses import ModelLoss, weight
 from keras_robust.losses.step import Step, current_step, step_scope
+from keras_robust.model import classifier as inference
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_robust as kr
-from keras_robust.evaluation.arrays import predicted_classes
+from keras_robust.model.arrays import predicted_classes
 
 pytestmark = [
     pytest.mark.slow,

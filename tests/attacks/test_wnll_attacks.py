@@ -8,8 +8,8 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust.evaluation.perturbed import batch_seed, perturbed_images
 from keras_robust.evaluation.surrogates import with_surrogates
+from keras_robust.metrics.perturbed import batch_seed, perturbed_images
 
 evaluate = functools.partial(kr.evaluate, checks=False, verbose=0)
 RNG = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import keras_robust as kr
-from keras_robust.evaluation.arrays import as_arrays
+from keras_robust.model.arrays import as_arrays
 
 
 @pytest.mark.parametrize(("split", "per_class"), [("train", 1000), ("test", 200)])

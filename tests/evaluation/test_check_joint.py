@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust.evaluation.checks.registry import CHECKS
-from keras_robust.evaluation.perturbed import perturbed_images
+from keras_robust.metrics.perturbed import perturbed_images
 
 NO_WEAKER, MORE_STEPS, SINGLE_STEP, SQUARE, TRANSFER, NOISE, CHANCE = list(CHECKS)[1:8]
 NOT_ZERO, DIFFERENCES, LOGITS = list(CHECKS)[10:13]

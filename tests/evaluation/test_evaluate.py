@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust.evaluation.row import wilson_interval
+from keras_robust.report.row import wilson_interval
 
 # The checks of the figures' validity have tests of their own, and cost more than these.
 evaluate = functools.partial(kr.evaluate, checks=False)

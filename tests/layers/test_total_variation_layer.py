@@ -124,13 +124,13 @@ def test_data_augmentation():
     layer = kr.layers.TotalVariation(seed=0)
     batches = data.batch(8)
     minimized = batches.map(lambda x, y: (layer(x), y), num_parallel_calls=2)
-    x, y = kr.evaluation.arrays.as_arrays(batches.concatenate(minimized).unbatch())
+    x, y = kr.model.arrays.as_arrays(batches.concatenate(minimized).unbatch())
     assert x.shape == (48, 28, 28, 1)
     np.testing.assert_array_equal(y[:24], y[24:])
     originals, reconstructed = x[:24], x[24:]
-    np.testing.assert_array_equal(originals, kr.evaluation.arrays.as_arrays(data)[0])
+    np.testing.assert_array_equal(originals, kr.model.arrays.as_arrays(data)[0])
     assert 0.01 < abs(originals - reconstructed).mean() < 0.1
-    epochs = [kr.evaluation.arrays.as_arrays(minimized)[0] for _ in range(2)]
+    epochs = [kr.model.arrays.as_arrays(minimized)[0] for _ in range(2)]
     assert abs(epochs[0] - epochs[1]).mean() > 0.005
 
 

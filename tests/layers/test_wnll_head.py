@@ -8,8 +8,9 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust import backend, inference
+from keras_robust import backend
 from keras_robust.layers import wnll_template
+from keras_robust.model import classifier as inference
 
 SETTINGS = {"num_neighbors": 8, "sigma_neighbor": 4}
 needs_float64 = pytest.mark.skipif(

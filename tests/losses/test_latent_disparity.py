@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust.layer_calls import noted_calls
 from keras_robust.losses.step import Step, step_scope
+from keras_robust.model.calls import noted_calls
 
 RNG = np.random.default_rng(0)
 X = RNG.random((6, 2, 2, 1)).astype("float32")

@@ -7,7 +7,7 @@ import numpy as np
 from keras_robust.attacks import PGD, Square
 from keras_robust.evaluation.checks.case import NUM_STEPS, Case
 from keras_robust.evaluation.checks.outcome import Outcome, compared
-from keras_robust.evaluation.perturbed import perturbed_images
+from keras_robust.metrics.perturbed import perturbed_images
 
 # Far from what Square needs to come near PGD on a sound model, and enough to overtake it where
 # the gradient leads nowhere.

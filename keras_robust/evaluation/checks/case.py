@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference
+from keras_robust import backend
 from keras_robust.attacks import PGD, Attack
 from keras_robust.attacks.pgd import LOSSES
-from keras_robust.evaluation.arrays import padded_batches, predicted_classes
 from keras_robust.evaluation.attack_list import radii
-from keras_robust.evaluation.perturbed import batch_seed
+from keras_robust.metrics.perturbed import batch_seed
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import padded_batches, predicted_classes
 
 # PGD's default step of 2.5 epsilon / NUM_STEPS then crosses the ball.
 NUM_STEPS = 20

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference
+from keras_robust import backend
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.gradients import failed_without
 from keras_robust.evaluation.checks.outcome import Outcome
-from keras_robust.layer_access import all_layers
+from keras_robust.model import classifier as inference
+from keras_robust.model.patching import all_layers
 from keras_robust.ops import log_odds_against
 
 # Ordinary networks stay below 0.05 in float32: ReLU networks below 0.01, those with max pooling

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from keras_robust import inference
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
+from keras_robust.model import classifier as inference
 
 # Parallel sums come in any order on a GPU: the same network's outputs differ by a few units in
 # the last place, about 1e-6 of their range in float32 and 1e-3 in float16.

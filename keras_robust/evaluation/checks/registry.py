@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import keras
 
-from keras_robust.evaluation.check_result import CheckResult
 from keras_robust.evaluation.checks import (
     below_clean,
     black_box,
@@ -17,6 +16,7 @@ from keras_robust.evaluation.checks import (
 )
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
+from keras_robust.report.check_result import CheckResult
 
 CHECKS: dict[str, Callable[[Case], Outcome]] = {
     "robust accuracy is below clean accuracy": below_clean.below_clean,

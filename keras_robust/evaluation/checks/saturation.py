@@ -6,11 +6,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference
-from keras_robust.evaluation.activations import call_names, features, layer_calls
+from keras_robust import backend
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
-from keras_robust.layer_calls import LayerCall
+from keras_robust.metrics.activations import call_names, features, layer_calls
+from keras_robust.model import classifier as inference
+from keras_robust.model.calls import LayerCall
 
 # In float32 a softmax is exactly 1 from a margin of about 17 on: ordinary networks reach it on
 # some images, not on most.

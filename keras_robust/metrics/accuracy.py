@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_robust import inference, validation
+from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.arrays import as_arrays, model_batches, predicted_classes, sparse
 from keras_robust.evaluation.attack_list import check_attack as check_attack
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_arrays, model_batches, predicted_classes, sparse
 
 
 def attack_in_batches(

@@ -8,9 +8,9 @@ import keras
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.accuracy import attack_standing, check_attack
-from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
-from keras_robust.evaluation.curves import config_of, robustness_curve, with_epsilon
+from keras_robust.metrics.accuracy import attack_standing, check_attack
+from keras_robust.metrics.curves import config_of, robustness_curve, with_epsilon
+from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
 
 # Where the search begins, and where the bisection ends at the latest: shares of the largest radius.
 _FIRST, _SMALLEST = 2.0**-6, 1e-6

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_robust import inference, validation
+from keras_robust import validation
+from keras_robust.model import classifier as inference
 from keras_robust.ops.labels import is_one_hot
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import keras
 
 from keras_robust import backend
-from keras_robust.evaluation import html, plots
-from keras_robust.evaluation.check_result import CheckResult
-from keras_robust.evaluation.feature_plots import plot_geometry
-from keras_robust.evaluation.geometry import FeatureGeometry
-from keras_robust.evaluation.row import WORST_CASE, Row
-from keras_robust.evaluation.samples import Samples
-from keras_robust.evaluation.text import text_summary
+from keras_robust.metrics.geometry import FeatureGeometry
+from keras_robust.report import html, plots
+from keras_robust.report.check_result import CheckResult
+from keras_robust.report.feature_plots import plot_geometry
+from keras_robust.report.row import WORST_CASE, Row
+from keras_robust.report.samples import Samples
+from keras_robust.report.text import text_summary
 
 _JSON, _PAGE = "report.json", "report.html"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from keras_robust.evaluation.report import Report
+    from keras_robust.report.report import Report
 
 
 def text_summary(report: "Report") -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend, validation
-from keras_robust.layer_access import all_layers, without_softmax
+from keras_robust.model.patching import all_layers, without_softmax
 from keras_robust.ops.logits import probabilities_to_logits
 
 # Outputs are looked at on so many images.

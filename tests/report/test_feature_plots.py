@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_robust as kr
-from keras_robust.evaluation import feature_plots
+from keras_robust.report import feature_plots
 
 RNG = np.random.default_rng(0)
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from keras_robust.evaluation.row import COSTS, NORMS, Row
+from keras_robust.report.row import COSTS, NORMS, Row
 
 if TYPE_CHECKING:
-    from keras_robust.evaluation.check_result import CheckResult
-    from keras_robust.evaluation.report import Report
+    from keras_robust.report.check_result import CheckResult
+    from keras_robust.report.report import Report
 
 _TITLE = "Robustness report"
 _STYLE = """

@@ -7,9 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_robust import validation
-from keras_robust.evaluation.activations import features
-from keras_robust.evaluation.analysis import require_scikit_learn
-from keras_robust.evaluation.arrays import predicted_classes, sparse
+from keras_robust.metrics.activations import features
+from keras_robust.metrics.analysis import require_scikit_learn
+from keras_robust.model.arrays import predicted_classes, sparse
 
 
 @dataclasses.dataclass(frozen=True)

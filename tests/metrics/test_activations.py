@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust.evaluation import features
-from keras_robust.evaluation.activations import call_names
+from keras_robust.metrics.activations import call_names
 
 X = np.random.default_rng(0).random((10, 4, 4, 1), "float32")
 FLAT = X.reshape(10, 16).astype("float64")

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, inference, validation
-from keras_robust.evaluation.arrays import padded_batches
-from keras_robust.layer_calls import LayerCall, noted_calls
+from keras_robust import backend, validation
 from keras_robust.layers import TanhClassifier
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import padded_batches
+from keras_robust.model.calls import LayerCall, noted_calls
 
 
 def layer_calls(model: Any, x: Any) -> list[LayerCall]:

@@ -10,11 +10,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from keras_robust.evaluation.check_result import CheckResult
-from keras_robust.evaluation.geometry import FeatureGeometry
-from keras_robust.evaluation.report import Report
-from keras_robust.evaluation.row import Row
-from keras_robust.evaluation.samples import Samples
+from keras_robust.metrics.geometry import FeatureGeometry
+from keras_robust.report.check_result import CheckResult
+from keras_robust.report.report import Report
+from keras_robust.report.row import Row
+from keras_robust.report.samples import Samples
 
 EVIL = "<script>document.title = 'evil'</script> & \"$x^$\" 'quotes'"
 CHECKS = [

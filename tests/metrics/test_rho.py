@@ -77,7 +77,7 @@ def test_failures_are_told_and_their_perturbations_count(linear):
 
 def test_data_sets(trained_model):
     data = kr.datasets.load("fashion_mnist_subset", "test").take(20)
-    x, _ = kr.evaluation.arrays.as_arrays(data)
+    x, _ = kr.model.arrays.as_arrays(data)
     attack = kr.attacks.PGD(5.0, norm="l2", num_steps=10)
     results = [rho(trained_model, images, attack, verbose=0) for images in (x, data.batch(8))]
     assert results[0] == results[1] > 0

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_robust import inference, validation
-from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
+from keras_robust import validation
+from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.attacks.result import perturbation_norms
-from keras_robust.evaluation.accuracy import attack_standing, check_attack
-from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.metrics.accuracy import attack_standing, check_attack
+from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
 
 
 def robustness_curve(

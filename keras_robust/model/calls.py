@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from keras_robust.layer_access import named_layers, wrapped_call
+from keras_robust.model.patching import named_layers, wrapped_call
 
 
 @dataclasses.dataclass(frozen=True)

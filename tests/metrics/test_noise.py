@@ -85,7 +85,7 @@ def test_bad_input(threshold, pixels, arguments, message):
 
 def test_data_sets(trained_model):
     data = kr.datasets.load("fashion_mnist_subset", "test").take(30)
-    x, y = kr.evaluation.arrays.as_arrays(data)
+    x, y = kr.model.arrays.as_arrays(data)
     results = [
         noise_accuracy(trained_model, *given, stddevs=[0.2], num_draws=2, verbose=0)[0.2].accuracies
         for given in ((x, y), (data,), (x, np.eye(10)[y]))

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.arrays import model_batches
+from keras_robust.model.arrays import model_batches
 
 
 def batch_seed(seed: int, number: int) -> int:

@@ -10,9 +10,9 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.attacks.result import perturbation_norms
-from keras_robust.evaluation.accuracy import check_attack
-from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
-from keras_robust.evaluation.perturbed import perturbed_images
+from keras_robust.metrics.accuracy import check_attack
+from keras_robust.metrics.perturbed import perturbed_images
+from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
 
 
 def rho(

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 
 from keras_robust import validation
-from keras_robust.evaluation.analysis import require_scikit_learn
-from keras_robust.evaluation.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.metrics.analysis import require_scikit_learn
+from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
 
 
 @dataclasses.dataclass(frozen=True)

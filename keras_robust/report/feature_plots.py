@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_robust.evaluation.geometry import FeatureGeometry
-from keras_robust.evaluation.nearest import NearestImages
-from keras_robust.evaluation.plots import _figure, _plain, are_images
-from keras_robust.evaluation.transfer import TransferMatrix
+from keras_robust.metrics.geometry import FeatureGeometry
+from keras_robust.metrics.nearest import NearestImages
+from keras_robust.metrics.transfer import TransferMatrix
+from keras_robust.report.plots import _figure, _plain, are_images
 
 _MOST_LEGEND_ENTRIES = 20
 _IMAGE_INCHES = 1.2

@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend, validation
-from keras_robust.evaluation.activations import call_names, check_layer, layer_calls
-from keras_robust.evaluation.arrays import padded_batches
+from keras_robust.metrics.activations import call_names, check_layer, layer_calls
+from keras_robust.model.arrays import padded_batches
 
 
 def perturbation_error(

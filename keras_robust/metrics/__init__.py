@@ -1,0 +1,1 @@
+"""Figures of robustness, one a file; users find them in `kr.evaluation`."""

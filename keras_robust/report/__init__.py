@@ -1,0 +1,1 @@
+"""What an evaluation has found: as text, JSON, pictures and a page."""
