@@ -12,6 +12,7 @@ from keras_robust import ops as ops
 from keras_robust import regularizers as regularizers
 from keras_robust import training as training
 from keras_robust.evaluation import evaluate as evaluate
+from keras_robust.model.black_box import BlackBox as BlackBox
 from keras_robust.training import RobustModel as RobustModel
 
 __version__ = "0.1.0"

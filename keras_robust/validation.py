@@ -1,13 +1,14 @@
 """Checks of what users pass in: `ValueError`s in Keras's form, before any work."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_robust.ops.labels import is_one_hot
+_DATA_FORMATS = ("channels_last", "channels_first")
 
 
 def check_number(
@@ -85,107 +86,28 @@ def check_names(name: str, names: Any) -> list[str] | None:
     return found
 
 
-def check_images(x: np.ndarray, bounds: tuple[float, float] | None) -> None:
-    """Images: floating, not empty, finite, inside `bounds` (but for rounding) where given."""
-    if x.ndim < 2 or x.size == 0:
-        raise ValueError(
-            "Argument `x` must hold at least one example, with shape `(batch_size, ...)`. "
-            f"Received: x.shape={x.shape}"
-        )
-    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
-        raise ValueError(
-            "Argument `x` must be floating: an attack moves it by fractions of its unit. Convert "
-            "integer images with `x.astype('float32')` (and divide by 255 for bounds of "
-            f"(0.0, 1.0)). Received: x.dtype={x.dtype}"
-        )
-    low, high = (float(np.min(x)), float(np.max(x)))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(
-            f"Argument `x` must be finite. Received: {int(np.sum(~np.isfinite(x)))} NaN or "
-            "infinite values"
-        )
-    if bounds is None:
-        return
-    rounding = 4 * float(np.finfo(np.float32).eps) * max(abs(bounds[0]), abs(bounds[1]))
-    if x.dtype.itemsize < 4:
-        rounding = max(abs(bounds[0]), abs(bounds[1])) * 2.0**-7
-    if low < bounds[0] - rounding or high > bounds[1] + rounding:
-        raise ValueError(
-            "Argument `x` must lie inside the attack's `bounds`: scale the images, or pass the "
-            f"range they are in as `bounds`. Received: bounds={bounds}, x.min()={low:g}, "
-            f"x.max()={high:g}"
-        )
+def check_data_format(data_format: Any) -> str:
+    """One of Keras's two orders of an image's axes; the one that is set in Keras for `None`."""
+    if data_format is None:
+        return keras.config.image_data_format()
+    return check_choice("data_format", data_format, _DATA_FORMATS)
 
 
-def check_labels(y: np.ndarray, num_examples: int, num_classes: int) -> None:
-    """Labels: integers in range, or one-hot rows; one for each example."""
-    one_hot = is_one_hot(y)
-    if y.ndim not in (1, 2) or (one_hot and y.shape[1] != num_classes):
-        raise ValueError(
-            "Argument `y` must be integer labels of shape `(batch_size,)` or one-hot labels of "
-            f"shape `(batch_size, {num_classes})`, to match the model's {num_classes} outputs. "
-            f"Received: y.shape={y.shape}"
-        )
-    if len(y) != num_examples:
-        raise ValueError(
-            "Arguments `x` and `y` must have the same number of examples. "
-            f"Received: {num_examples} in x, {len(y)} in y"
-        )
-    if one_hot:
-        if y.dtype.kind not in "iufb" and y.dtype.name != "bfloat16":
-            raise ValueError(f"Argument `y` must be numeric. Received: y.dtype={y.dtype}")
-        rows = np.asarray(y, "float64")
-        if np.isnan(rows).any() or (rows < 0).any() or (abs(rows.sum(axis=1) - 1) > 1e-3).any():
-            raise ValueError(
-                "One-hot (or smoothed) labels in argument `y` must be non-negative, with rows "
-                f"that sum to 1. Received: y.min()={rows.min():g}, row sums from "
-                f"{rows.sum(axis=1).min():g} to {rows.sum(axis=1).max():g}"
-            )
-        return
-    if y.dtype.kind not in "iu":
-        raise ValueError(
-            f"Argument `y` must hold integer labels. Received: y.dtype={y.dtype}, y.shape={y.shape}"
-        )
-    if y.min() < 0 or y.max() >= num_classes:
-        raise ValueError(
-            f"Labels in argument `y` must be from 0 to {num_classes - 1}, to match the model's "
-            f"{num_classes} outputs. Received: y.min()={y.min()}, y.max()={y.max()}"
-        )
+def warn_of_other_data_format(shape: Any, data_format: str) -> None:
+    """Warns of a batch's shape that looks like images of the other order.
 
-
-def check_outputs(outputs: np.ndarray, num_examples: int, from_logits: bool | None) -> None:
-    """A classifier's outputs: one row of at least two finite numbers for each example.
-
-    They must also be what `from_logits` says, unless it is `None`.
+    That is: the axis of the channels is long, and the one that would be theirs in the other order
+    has 1 or 3 entries and is the shortest. An unknown length counts as a long one.
     """
-    if outputs.ndim != 2 or outputs.shape[0] != num_examples or outputs.shape[1] < 2:
-        raise ValueError(
-            "The model must return one row of at least two class scores for each example (a "
-            "binary classifier needs two outputs). Received: outputs of shape "
-            f"{outputs.shape} for {num_examples} examples"
-        )
-    if not np.isfinite(outputs).all():
-        raise ValueError(
-            "The model must return finite outputs. Received: "
-            f"{int(np.sum(~np.isfinite(outputs)))} NaN or infinite values for {num_examples} "
-            "examples"
-        )
-    if from_logits is None:
+    if len(shape) != 4:
         return
-    sums = outputs.astype("float64").sum(axis=1)
-    are_probabilities = bool((outputs >= 0).all() and (abs(sums - 1) < 1e-2).all())
-    if from_logits and are_probabilities:
-        raise ValueError(SOFTMAX_MESSAGE)
-    if not from_logits and not are_probabilities:
-        raise ValueError(
-            "`from_logits=False` was given, but the model's outputs are no probabilities. Pass "
-            f"`from_logits=True`. Received: outputs from {outputs.min():g} to "
-            f"{outputs.max():g}, row sums from {sums.min():g} to {sums.max():g}"
+    first, middle, last = (math.inf if size is None else size for size in shape[1:])
+    channels, other = (last, first) if data_format == "channels_last" else (first, last)
+    if other in (1, 3) and channels not in (1, 3) and other < min(channels, middle):
+        other_format = _DATA_FORMATS[data_format == "channels_last"]
+        warnings.warn(
+            f'Images of shape {tuple(shape[1:])} look like "{other_format}", but `data_format` is '
+            f'"{data_format}": pass `data_format="{other_format}"`, or call '
+            f'`keras.config.set_image_data_format("{other_format}")` first.',
+            stacklevel=2,
         )
-
-
-SOFTMAX_MESSAGE = (
-    "`from_logits=True` was given, but the model ends in a softmax: its outputs are "
-    "probabilities. Pass `from_logits=False`, or (better: no precision is lost) remove the "
-    "softmax from the model's end."
-)

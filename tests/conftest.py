@@ -1,5 +1,6 @@
 """What the tests share. They run on the backend that KERAS_BACKEND names."""
 
+import gc
 import os
 import types
 
@@ -133,6 +134,18 @@ def _reproducible():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _memory_maps():
+    """Frees memory maps, of which Linux allows a process 65,530: JAX keeps eager operations'."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        gc.collect()  # Keras's models are in reference cycles.
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def embedded_data():
     """The embedded data as arrays: (x_train, y_train), (x_test, y_test)."""
@@ -199,7 +212,7 @@ class NearestBoundary(kr.attacks.Attack):
         distance = ops.sum(distances * nearest, axis=1)
         direction = ops.sum(normals * nearest[:, None], axis=2)
         direction = direction / ops.norm(direction, axis=1, keepdims=True)
-        return x + ((1 + self.overshoot) * distance)[:, None] * direction, 1, 0
+        return x + ((1 + self.overshoot) * distance)[:, None] * direction
 
 
 @pytest.fixture

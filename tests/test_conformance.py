@@ -152,12 +152,16 @@ def config_of(value):
     return keras.saving.serialize_keras_object(value)["config"]
 
 
+RESULTS = (kr.attacks.AttackResult, kr.attacks.RoundResult)
+
+
 def test_the_table_is_complete():
     with_config = set(PUBLIC_CLASSES) - {
         kr.RobustModel,
         kr.callbacks.RobustAccuracy,
         kr.callbacks.TemplateUpdate,
         kr.attacks.AttackResult,
+        kr.attacks.RoundResult,
         kr.neighbors.ExactIndex,
         kr.neighbors.ScannIndex,
     }
@@ -218,7 +222,7 @@ def test_documented_defaults_are_those_of_the_signature(value):
 
 
 @pytest.mark.parametrize(
-    "value", [v for v in PUBLIC_CLASSES if v is not kr.attacks.AttackResult],
+    "value", [v for v in PUBLIC_CLASSES if v not in RESULTS],
     ids=lambda v: v.__name__,
 )  # fmt: skip
 def test_docstrings_say_what_is_raised_and_show_an_example(value):

@@ -15,5 +15,6 @@ from keras_robust.attacks.mim import MIM as MIM
 from keras_robust.attacks.multi_targeted import MultiTargeted as MultiTargeted
 from keras_robust.attacks.pgd import PGD as PGD
 from keras_robust.attacks.result import AttackResult as AttackResult
+from keras_robust.attacks.result import RoundResult as RoundResult
 from keras_robust.attacks.square import Square as Square
 from keras_robust.attacks.wnll_surrogate import WNLLSurrogate as WNLLSurrogate

@@ -66,10 +66,10 @@ class AdamSearch:
         part = index % self.attack.rounds_per_search
         first = ops.cast(part * self.attack.steps_per_round, "int32")
         last = ops.minimum(first + self.attack.steps_per_round, self.attack.num_steps)
-        search = ops.cond(
+        search = problem.cond(
             ops.equal(index, 0),
             lambda: self._without_misclassified(problem, x, search),
-            lambda: ops.cond(
+            lambda: problem.cond(
                 ops.equal(part, 0), lambda: self._with_next_const(x, search), lambda: search
             ),
         )
@@ -77,7 +77,7 @@ class AdamSearch:
         def body(step: Any, best: Any, search: Search) -> tuple[Any, Any, Search]:
             return step + 1, *self._step(problem.at(step), x, best, search, step, index)
 
-        step, best, after = ops.while_loop(
+        step, best, after = problem.while_loop(
             lambda step, best, search: ops.logical_and(step < last, ops.any(active)),
             body,
             (first, best, search),
@@ -164,7 +164,7 @@ class AdamSearch:
             return ops.where(is_wanted, near, middle), ops.where(is_wanted, middle, far)
 
         shares = (ops.zeros_like(search.const), ops.ones_like(search.const))
-        far = ops.fori_loop(0, _NUM_HALVINGS, halve, shares)[1]
+        far = problem.fori_loop(0, _NUM_HALVINGS, halve, shares)[1]
         is_moved = ops.logical_and(far < 1, search.shortest < float("inf"))
         num_evaluations = ops.convert_to_tensor(_NUM_HALVINGS * self.attack.num_samples, "int32")
         return (

@@ -7,10 +7,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import validation
+from keras_robust import scheduled, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.pgd import LOSSES
 from keras_robust.attacks.problem import Loss, Problem
+from keras_robust.attacks.result import RoundResult
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import (
     dlr_targeted,
     of_class,
@@ -143,7 +145,7 @@ class APGD(Attack):
             objective=objective,
             num_samples=num_samples,
         )
-        self.epsilon = validation.check_number("epsilon", epsilon)
+        self.epsilon = scheduled.check_scheduled("epsilon", epsilon)
         self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
         self.loss = validation.check_choice("loss", loss, (*LOSSES, *TARGETED_LOSSES))
         self.num_steps = validation.check_count("num_steps", num_steps)
@@ -162,22 +164,20 @@ class APGD(Attack):
                 f"the classes in `y`. Received: loss={loss!r}"
             )
 
-    def check(self, model: Any, x: Any, y: Any) -> int:
-        num_classes = super().check(model, x, y)
+    def check_classifier(self, classifier: Classifier, x: Any) -> None:
+        super().check_classifier(classifier, x)
+        num_classes = classifier.num_classes
         if num_classes < _MIN_CLASSES.get(self.loss, 2):
             raise ValueError(
                 f"Argument `loss` must be another one for a model of {num_classes} classes (a "
                 f'"margin", say): {self.loss!r} compares {_MIN_CLASSES[self.loss]} logits. '
                 f"Received: loss={self.loss!r}"
             )
-        return num_classes
 
     def num_rounds(self, num_classes: int) -> int:
         return self._num_classes_aimed_at(num_classes) * self.num_restarts
 
-    def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
+    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
         start = x
         if self.random_start:
             project = projection(x, self.epsilon, self.norm, self.bounds)
@@ -186,7 +186,9 @@ class APGD(Attack):
         num_evaluations = 1 + (self.loss in TARGETED_LOSSES)
         if self.objective is not None:
             num_evaluations += self.num_steps
-        return x_adv, self.num_steps * self.num_samples, num_evaluations * self.num_samples
+        return RoundResult(
+            x_adv, self.num_steps * self.num_samples, num_evaluations * self.num_samples
+        )
 
     def ascend(self, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
         """The iterate with the largest margin, of those that lead up `loss` from `start`."""
@@ -238,13 +240,13 @@ class APGD(Attack):
             "halved": ops.ones_like(zeros, dtype="bool"),
             "checked": infinite,
         }
-        state = ops.fori_loop(0, self.num_steps, step, state)
+        state = problem.fori_loop(0, self.num_steps, step, state)
         margins = problem.at(self.num_steps).margin(state["x"])
         return _better(state["x"], ops.cast(margins, x.dtype), *state["found"])[0]
 
     def get_config(self) -> dict[str, Any]:
         return {
-            "epsilon": self.epsilon,
+            "epsilon": scheduled.saved(self.epsilon),
             "norm": self.norm,
             "loss": self.loss,
             "num_steps": self.num_steps,

@@ -1,27 +1,45 @@
 """The base class of all attacks."""
 
+import copy
 import inspect
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, validation
+from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.inputs import as_seed, working
 from keras_robust.attacks.problem import Problem
-from keras_robust.attacks.result import AttackResult
+from keras_robust.attacks.result import AttackResult, RoundResult
 from keras_robust.attacks.rounds import Rounds
-from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_array, single
+from keras_robust.model.classifier import Classifier
+from keras_robust.model.keys import value_key
 from keras_robust.ops import per_example_where, sparse_labels
 
 # What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
 _ATTACKED, _JUDGED = 1_000_001, 1_000_002
 
 
-class Attack:
+class _Value(type):
+    """Freezes an object when its constructor has returned."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        attack = super().__call__(*args, **kwargs)
+        object.__setattr__(attack, "_is_frozen", True)
+        return attack
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the constructor, which `inspect` would not see behind `__call__`."""
+        constructor = inspect.signature(cls.__init__)
+        return constructor.replace(parameters=list(constructor.parameters.values())[1:])
+
+
+class Attack(metaclass=_Value):
     """Base class: holds an attack's configuration, checks the input, runs the attack compiled.
 
     An attack is called as `attack(model, x, y, seed=None)` and returns `x_adv`; an example on
@@ -30,10 +48,20 @@ class Attack:
     training. The model runs in inference mode (`training=False`): batch-norm statistics are used
     and stay as they are.
 
+    An attack is a value: its attributes cannot be set once it is made.
+    `attack.replace(epsilon=0.1)` returns another one.
+
     A subclass implements `generate`, one round of the attack, with `keras.ops` alone; it is
     compiled once for each model and shape of the input, so a loop over steps must be a
-    `keras.ops.fori_loop` or `while_loop`. `num_rounds` says how many rounds there are (restarts,
-    target classes). Between rounds `run` drops the examples on which the attack has succeeded.
+    `problem.fori_loop` or `problem.while_loop`. `num_rounds` says how many rounds there are
+    (restarts, target classes). Between rounds `run` drops the examples on which the attack has
+    succeeded.
+
+    What is compiled is kept for the configuration, that is for the values of all attributes: arrays
+    count by their content, functions by their code and what they are bound to. The attributes
+    named in `data_names` do not count: they are passed to what is compiled, and so are tensors in
+    `generate`. An object as `objective` counts by its attributes too; state that it keeps elsewhere
+    (in a file, in C) is not noticed when it changes.
 
     Inside of a function under construction (a custom `train_step`, a `tf.function`) a call
     becomes part of that function, and the values of its input cannot be checked.
@@ -75,6 +103,10 @@ class Attack:
 
     # Whether an example is done with as soon as the model is fooled on it.
     stops_when_fooled = True
+    # Whether `generate` differentiates the model.
+    uses_gradient = True
+    # Numbers that what is compiled is given as data.
+    data_names: ClassVar[tuple[str, ...]] = ("epsilon", "step_size")
 
     def __init__(
         self,
@@ -113,7 +145,7 @@ class Attack:
 
     def generate(
         self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
-    ) -> tuple[Any, ...]:
+    ) -> Any:
         """One round of the attack; implemented by subclasses.
 
         Args:
@@ -126,8 +158,8 @@ class Attack:
             *state: the tensors of `initial_state`, as the round before has returned them.
 
         Returns:
-            The images; how many gradients were computed for each; how many times the model was
-            run on each without one; and the state.
+            The images, or `kr.attacks.RoundResult`: with how many gradients were computed for each
+            example, how many times the model was run on each without one, and the state.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `generate`.")
 
@@ -139,6 +171,7 @@ class Attack:
         return new_margin > best_margin
 
     def __call__(self, model: Any, x: Any, y: Any, seed: Any = None) -> Any:
+        x = single(x)
         if not backend.is_tracing(x):
             return ops.convert_to_tensor(self.run(model, x, y, seed).x_adv)
         if seed is None:
@@ -146,58 +179,85 @@ class Attack:
                 "Argument `seed` must be given where an attack is part of a compiled function: "
                 "without it, every call would draw the same numbers. Received: seed=None"
             )
-        x_adv = self.perturb(model, x, y, seed)
-        margin = Problem(self, model, sparse_labels(y), as_seed(seed)).margin(working(x_adv))
-        return per_example_where(margin > 0, x_adv, x)
+        classifier = Classifier.of(model)
+        x_adv = self.perturb(classifier, x, y, seed)
+        judge = Problem(self, classifier, sparse_labels(y), as_seed(seed))
+        return per_example_where(judge.margin(working(x_adv)) > 0, x_adv, x)
 
-    def run(self, model: Any, x: Any, y: Any, seed: Any = None) -> AttackResult:
+    def run(self, model: Any, x: Any, y: Any, seed: Any = None, verbose: int = 0) -> AttackResult:
         """Attacks arrays, and tells what came of it.
 
-        Arguments and errors are those of a call.
+        Arguments and errors are those of a call; `verbose=1` shows progress where there is any.
 
         Returns:
             `kr.attacks.AttackResult`.
         """
-        x, y = ops.convert_to_numpy(x), ops.convert_to_numpy(y)
-        num_rounds = self.num_rounds(self.check(model, x, y))
+        classifier = Classifier.of(model)
+        x, y = as_array(x), as_array(y, "y")
+        self.check(classifier, x, y)
+        return self.run_checked(classifier, x, y, seed, verbose)
+
+    def run_checked(
+        self,
+        classifier: Classifier,
+        x: np.ndarray,
+        y: np.ndarray,
+        seed: Any = None,
+        verbose: int = 0,
+        needs_gradient: bool = True,
+    ) -> AttackResult:
+        """`run` on arrays that have been checked.
+
+        Args:
+            needs_gradient: bool. Whether it is an error if there is no gradient: otherwise the
+                attack fails on its examples, and the result says so.
+        """
+        num_rounds = self.num_rounds(classifier.num_classes)
         seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
-        return Rounds(self, model, x, y, seed).run(num_rounds)
+        return Rounds(self, classifier, x, y, seed, needs_gradient).run(num_rounds)
 
     def perturb(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
         """The attack in tensor operations, as it is used in training.
 
-        Nothing is checked, and an example on which the attack fails keeps the strongest
+        No values are checked, and an example on which the attack fails keeps the strongest
         perturbation that was found: that is what an adversarial loss is computed on.
 
         Args:
             model: Keras model, or a callable `x -> logits`.
-            x: tensor, shape `(batch_size, ...)`.
+            x: floating tensor, shape `(batch_size, ...)`.
             y: labels, integer or one-hot.
             seed: int, or a seed of `keras_robust.backend`.
 
         Returns:
             Tensor, same shape and dtype as `x`.
         """
-        x = ops.convert_to_tensor(x)
-        seed, labels, work = as_seed(seed), sparse_labels(y), working(x)
-        best, _, _, *state = self.round(model, x, labels, work, self.initial_state(work), 0, seed)
-        num_rounds = self.num_rounds(self.judge(model, labels, seed, 0).num_classes(work))
+        classifier, x = Classifier.of(model), ops.convert_to_tensor(single(x))
+        attack, labels = self.at(None, working(x).dtype), sparse_labels(single(y, "y"))
+        return attack.perturb_images(classifier, x, labels, as_seed(seed))
+
+    def perturb_images(self, classifier: Classifier, x: Any, labels: Any, seed: Any) -> Any:
+        """`perturb` for integer labels, with radii that are numbers or tensors."""
+        work = working(x)
+        first = self.round(classifier, x, labels, work, self.initial_state(work), 0, seed)
+        best, state = first.x_adv, first.state
+        num_rounds = self.num_rounds(self.judge(classifier, labels, seed, 0).num_classes(work))
         if num_rounds > 1:
 
             def unfinished(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
                 return ops.any(best_margin <= 0) if self.stops_when_fooled else index < num_rounds
 
             def try_again(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
-                new, _, _, *handed_on = self.round(model, x, labels, best, state, index, seed)
-                new_margin = self.judge(model, labels, seed, index).margin(new)
+                found = self.round(classifier, x, labels, best, state, index, seed)
+                new = found.x_adv
+                new_margin = self.judge(classifier, labels, seed, index).margin(new)
                 better = self.improves(work, new, new_margin, best, best_margin)
                 if self.stops_when_fooled:
                     better = ops.logical_and(better, best_margin <= 0)
                 best_margin = ops.where(better, new_margin, best_margin)
-                return index + 1, per_example_where(better, new, best), best_margin, *handed_on
+                return index + 1, per_example_where(better, new, best), best_margin, *found.state
 
-            margin = self.judge(model, labels, seed, 0).margin(best)
-            best = ops.while_loop(
+            margin = self.judge(classifier, labels, seed, 0).margin(best)
+            best = classifier.while_loop(
                 unfinished, try_again, (1, best, margin, *state), maximum_iterations=num_rounds - 1
             )[1]
         return ops.cast(ops.clip(best, *self.bounds), x.dtype)
@@ -208,7 +268,93 @@ class Attack:
         Returns:
             The number of classes.
         """
-        return inference.check(model, x, y, self.bounds, self.from_logits)
+        classifier = Classifier.of(model)
+        num_classes = classifier.check(x, y, (self.bounds, self.from_logits))
+        self.check_classifier(classifier, x)
+        return num_classes
+
+    def check_classifier(self, classifier: Classifier, x: np.ndarray) -> None:
+        """Raises a `ValueError` for a checked model and images that this attack cannot work on."""
+        if classifier.is_black_box and self.uses_gradient and self.objective is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the model's gradient, which a "
+                "`keras_robust.BlackBox` has not: attack it by `keras_robust.attacks.Square`, or "
+                f"with a surrogate as `objective`. Received: model={classifier.model!r}"
+            )
+
+    def replace(self, **changes: Any) -> "Attack":
+        """Another attack, with other arguments of its constructor.
+
+        >>> import keras_robust as kr
+        >>> kr.attacks.PGD(epsilon=0.1).replace(epsilon=0.2).epsilon
+        0.2
+        """
+        names = inspect.signature(type(self)).parameters
+        for name in changes:
+            if name not in names:
+                raise ValueError(
+                    f"{type(self).__name__} has no argument `{name}`. Expected one of "
+                    f"{list(names)}. Received: {name}={changes[name]!r}"
+                )
+        return type(self)(**{name: getattr(self, name) for name in names} | changes)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if getattr(self, "_is_frozen", False):
+            raise AttributeError(
+                f"{type(self).__name__}.{name} cannot be set: an attack stays as it was made. "
+                f"`attack.replace({name}=...)` returns another one."
+            )
+        super().__setattr__(name, value)
+
+    def changed(self, **attributes: Any) -> "Attack":
+        """A copy with other attributes, whatever the constructor would say to them."""
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        return other
+
+    def at(self, iterations: Any, dtype: Any = "float32") -> "Attack":
+        """The attack in one step of training: variables and schedules become tensors.
+
+        Args:
+            iterations: int tensor, how many steps the optimizer has taken. `None` outside of
+                training, where schedules have no value.
+            dtype: of the tensors.
+        """
+        values = {name: getattr(self, name, None) for name in self.data_names}
+        if iterations is None:
+            for name, value in values.items():
+                if isinstance(value, scheduled.Schedule):
+                    scheduled.number(name, value)
+        new = {n: scheduled.value_at(v, iterations, dtype=dtype) for n, v in values.items()}
+        changes = {name: value for name, value in new.items() if value is not values[name]}
+        return self.changed(**changes) if changes else self
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables among its radii."""
+        values = [getattr(self, name, None) for name in self.data_names]
+        return [value for value in values if isinstance(value, keras.Variable)]
+
+    @property
+    def data(self) -> dict[str, float]:
+        """The numbers of `data_names` that it has, as they are now."""
+        values = {name: getattr(self, name, None) for name in self.data_names}
+        return {n: scheduled.number(n, value) for n, value in values.items() if value is not None}
+
+    @property
+    def key(self) -> Hashable:
+        """What the attack is compiled for: the values of all attributes but `data`."""
+        data = self.data
+        return value_key((type(self), {n: v for n, v in vars(self).items() if n not in data}))
+
+    def data_arrays(self) -> list[np.ndarray]:
+        """The values of `data`, to be passed to what is compiled."""
+        return [np.asarray(value, "float64") for value in self.data.values()]
+
+    def with_data(self, values: Sequence[Any], dtype: Any) -> "Attack":
+        """The attack with the tensors of `data_arrays` in their places."""
+        tensors = (ops.cast(value, dtype) for value in values)
+        return self.changed(**dict(zip(self.data, tensors, strict=True)))
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
@@ -234,24 +380,48 @@ class Attack:
         return f"{type(self).__name__}({arguments})"
 
     def round(
-        self, model: Any, x: Any, y: Any, start: Any, state: Any, index: Any, seed: Any
-    ) -> tuple[Any, ...]:
-        """Round `index` in tensor operations: what `generate` returns."""
-        problem = _problem(self, model, y, seed, index, _ATTACKED, x.dtype)
+        self,
+        classifier: Classifier,
+        x: Any,
+        y: Any,
+        start: Any,
+        state: Any,
+        index: Any,
+        seed: Any,
+    ) -> RoundResult:
+        """Round `index` in tensor operations."""
+        problem = _problem(self, classifier, y, seed, index, _ATTACKED, x.dtype)
         seed = backend.fold_in(seed, index)
-        return self.generate(problem, working(x), start, index, seed, *state)
+        found = self.generate(problem, working(x), start, index, seed, *state)
+        if isinstance(found, RoundResult):
+            return found
+        if not hasattr(found, "shape"):
+            raise ValueError(
+                f"`{type(self).__name__}.generate` must return the images, or a "
+                "`keras_robust.attacks.RoundResult`. "
+                f"Received: a value of type {type(found).__name__}"
+            )
+        return RoundResult(found)
 
-    def judge(self, model: Any, y: Any, seed: Any, index: Any, dtype: str | None = None) -> Problem:
+    def judge(
+        self, classifier: Classifier, y: Any, seed: Any, index: Any, dtype: str | None = None
+    ) -> Problem:
         """What judges the images of round `index`: other draws of a random model than attacked."""
-        return _problem(self, model, y, seed, index, _JUDGED, dtype)
+        return _problem(self, classifier, y, seed, index, _JUDGED, dtype)
 
-    def takes_any_batch_size(self, model: Any) -> bool:
+    def takes_any_batch_size(self, classifier: Classifier) -> bool:
         """Whether one compiled function serves all batch sizes: a user's own may not."""
-        return self.objective is None and inference.takes_any_batch_size(model)
+        return self.objective is None and classifier.takes_any_batch_size
 
 
 def _problem(
-    attack: Attack, model: Any, y: Any, seed: Any, index: Any, purpose: int, dtype: str | None
+    attack: Attack,
+    classifier: Classifier,
+    y: Any,
+    seed: Any,
+    index: Any,
+    purpose: int,
+    dtype: str | None,
 ) -> Problem:
     seed = backend.fold_in(backend.fold_in(seed, index), purpose)
-    return Problem(attack, model, y, seed, dtype)
+    return Problem(attack, classifier, y, seed, dtype)

@@ -5,18 +5,16 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_robust import validation
+from keras_robust import scheduled, validation
 from keras_robust.attacks.apgd import APGD
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.ensemble import Ensemble
 from keras_robust.attacks.fab import FAB
-from keras_robust.attacks.inputs import as_seed
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.square import Square
-from keras_robust.ops import sparse_labels
+from keras_robust.model.classifier import Classifier
 
 # How many draws of a random model each version averages over.
 _NUM_SAMPLES = {"standard": 1, "rand": 20}
@@ -96,13 +94,14 @@ class AutoAttack(Attack):
             objective=objective,
             num_samples=_NUM_SAMPLES[version],
         )
-        self.epsilon = validation.check_number("epsilon", epsilon)
+        self.epsilon = scheduled.check_scheduled("epsilon", epsilon)
         self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
 
     def ensemble(self, num_classes: int) -> Ensemble:
         """The attacks that are run on a model of so many classes."""
+        attacks: list[Attack]
         search: dict[str, Any] = {
-            "epsilon": self.epsilon,
+            "epsilon": 0.0,
             "norm": self.norm,
             "bounds": self.bounds,
             "from_logits": self.from_logits,
@@ -110,32 +109,35 @@ class AutoAttack(Attack):
         climb = {**search, "objective": self.objective, "num_samples": self.num_samples}
         if self.version == "rand":
             dlr = "dlr" if num_classes >= 3 else "margin"
-            return Ensemble([APGD(loss="ce", **climb), APGD(loss=dlr, **climb)])
-        dlr = "dlr_targeted" if num_classes >= 4 else "margin_targeted"
-        return Ensemble(
-            [
+            attacks = [APGD(loss="ce", **climb), APGD(loss=dlr, **climb)]
+        else:
+            dlr = "dlr_targeted" if num_classes >= 4 else "margin_targeted"
+            attacks = [
                 APGD(loss="ce", **climb),
                 APGD(loss=dlr, num_targets=9, **climb),
                 FAB(num_targets=9, **climb),
                 Square(num_queries=5000, **search),
             ]
-        )
+        # Set afterwards: in a function under construction the radius is a tensor.
+        return Ensemble([attack.changed(epsilon=self.epsilon) for attack in attacks])
 
-    def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> int:
-        return self.ensemble(super().check(model, x, y)).check(model, x, y)
+    def check_classifier(self, classifier: Classifier, x: np.ndarray) -> None:
+        self.ensemble(classifier.num_classes).check_classifier(classifier, x)
 
-    def run(self, model: Any, x: Any, y: Any, seed: Any = None, verbose: int = 0) -> AttackResult:
-        x, y = ops.convert_to_numpy(x), ops.convert_to_numpy(y)
-        num_classes = super().check(model, x, y)
-        return self.ensemble(num_classes).run(model, x, y, seed, verbose)
+    def run_checked(self, classifier: Classifier, *args: Any, **kwargs: Any) -> AttackResult:
+        return self.ensemble(classifier.num_classes).run_checked(classifier, *args, **kwargs)
 
-    def perturb(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
-        x = ops.convert_to_tensor(x)
-        problem = Problem(self, model, sparse_labels(y), as_seed(seed))
-        return self.ensemble(problem.num_classes(x)).perturb(model, x, y, seed)
+    def perturb_images(self, classifier: Classifier, x: Any, labels: Any, seed: Any) -> Any:
+        num_classes = Problem(self, classifier, labels, seed).num_classes(x)
+        return self.ensemble(num_classes).perturb_images(classifier, x, labels, seed)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for name in ("targeted", "num_samples"):
             del config[name]
-        return {"epsilon": self.epsilon, "norm": self.norm, "version": self.version, **config}
+        return {
+            "epsilon": scheduled.saved(self.epsilon),
+            "norm": self.norm,
+            "version": self.version,
+            **config,
+        }

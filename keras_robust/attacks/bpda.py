@@ -7,8 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust.model import classifier as inference
-from keras_robust.model.patching import all_layers, replaced
+from keras_robust.model.classifier import Classifier
+from keras_robust.model.layers import all_layers
+from keras_robust.model.patching import replaced
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -84,7 +85,7 @@ class BPDA:
 
     def __call__(self, model: Any, x: Any, y: Any) -> Any:
         model = getattr(model, "base_model", model)
-        by_name = {layer.name: layer for layer in all_layers(model)}
+        by_name = {layer.name: layer for layer in all_layers(model)[1:]}
         with contextlib.ExitStack() as stack:
             for name in self.layers:
                 if name not in by_name:
@@ -94,7 +95,7 @@ class BPDA:
                     )
                 layer = by_name[name]
                 stack.enter_context(replaced(layer, "call", self._substitute(layer)))
-            return inference.logits(model, x, self.from_logits)
+            return Classifier.of(model).logits(x, self.from_logits)
 
     def get_config(self) -> dict[str, Any]:
         backward = self.backward

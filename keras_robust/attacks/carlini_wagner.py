@@ -10,6 +10,7 @@ from keras_robust import validation
 from keras_robust.attacks.adam_search import AdamSearch, Search
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
+from keras_robust.attacks.result import RoundResult
 from keras_robust.ops import per_example_where
 
 _MIN_STEPS_PER_ROUND = 10
@@ -149,17 +150,17 @@ class CarliniWagnerL2(Attack):
 
     def generate(
         self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
-    ) -> tuple[Any, ...]:
+    ) -> RoundResult:
         before, active = Search(*state), self.is_active(index, None, state)
         adam = AdamSearch(self)
-        best, num_gradients, num_evaluations, after = ops.cond(
+        best, num_gradients, num_evaluations, after = problem.cond(
             ops.equal(index, self.num_rounds(0) - 1),
             lambda: adam.approach(problem, x, start, before),
             lambda: adam.descend(problem, x, start, index, before, active),
         )
         best = per_example_where(active, best, start)
-        after = (per_example_where(active, *values) for values in zip(after, before, strict=True))
-        return best, num_gradients, num_evaluations, *after
+        state = tuple(per_example_where(active, *pair) for pair in zip(after, before, strict=True))
+        return RoundResult(best, num_gradients, num_evaluations, state)
 
     @property
     def steps_per_round(self) -> int:

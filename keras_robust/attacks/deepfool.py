@@ -9,6 +9,7 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
+from keras_robust.attacks.result import RoundResult
 from keras_robust.ops import (
     euclidean_norm,
     of_class,
@@ -128,9 +129,7 @@ class DeepFool(Attack):
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
         return best_margin <= 0  # A round goes on from where the one before it has ended.
 
-    def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
+    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
         classes = other_classes(problem.scores(x), problem.y)[:, : self.num_candidates - 1]
         first = index * _STEPS_PER_ROUND
         last = ops.minimum(first + _STEPS_PER_ROUND, self.num_steps)
@@ -154,9 +153,10 @@ class DeepFool(Attack):
             return step + 1, x_adv, now.margin(now.as_returned(x_adv))
 
         first = ops.convert_to_tensor(first, "int32")
-        step, x_adv, _ = ops.while_loop(unfinished, body, (first, start, problem.margin(start)))
+        state = (first, start, problem.margin(start))
+        step, x_adv, _ = problem.while_loop(unfinished, body, state)
         num_gradients = (step - first) * classes.shape[1] * self.num_samples
-        return x_adv, num_gradients, (step - first + 2) * self.num_samples
+        return RoundResult(x_adv, num_gradients, (step - first + 2) * self.num_samples)
 
     def _nearest(self, values: Any, normals: Any) -> tuple[Any, Any]:
         """`f_l` and `w_l` of the class whose linearised boundary is nearest."""

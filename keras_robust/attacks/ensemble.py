@@ -1,7 +1,7 @@
 """The worst case of several attacks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import keras
@@ -14,8 +14,8 @@ from keras_robust.attacks.inputs import as_seed, working
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
 from keras_robust.attacks.rounds import filled_up
-from keras_robust.model import classifier as inference
-from keras_robust.ops import per_example, sparse_labels
+from keras_robust.model.classifier import Classifier
+from keras_robust.ops import per_example
 
 # What must be the same for all attacks of an ensemble.
 _COMMON = ("targeted", "bounds", "from_logits")
@@ -77,49 +77,86 @@ class Ensemble(Attack):
         num_samples = max(attack.num_samples for attack in self.attacks)
         super().__init__(**common, num_samples=num_samples)
 
-    def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> int:
+    def check_classifier(self, classifier: Classifier, x: np.ndarray) -> None:
         for attack in self.attacks:
-            num_classes = attack.check(model, x, y)
-        return num_classes
+            attack.check_classifier(classifier, x)
 
-    def run(self, model: Any, x: Any, y: Any, seed: Any = None, verbose: int = 0) -> AttackResult:
-        x, y = ops.convert_to_numpy(x), ops.convert_to_numpy(y)
-        self.check(model, x, y)
+    def run_checked(
+        self,
+        classifier: Classifier,
+        x: np.ndarray,
+        y: np.ndarray,
+        seed: Any = None,
+        verbose: int = 0,
+        needs_gradient: bool = True,
+    ) -> AttackResult:
         seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
-
-        is_joint = inference.depends_on_batch(model)
+        is_joint = classifier.depends_on_batch
         best, success = x.copy(), np.zeros(len(x), bool)
         counts = np.zeros((2, len(x)), int)
+        without_gradient: list[str] = []
         bar = keras.utils.Progbar(len(self.attacks), verbose=verbose, stateful_metrics=["fooled"])
         for number, attack in enumerate(self.attacks):
             standing = np.flatnonzero(~success)
             if len(standing):
-                batch = filled_up(self, model, standing, len(x))
+                batch = filled_up(self, classifier, standing, len(x))
                 places: Any = slice(len(standing))
                 if is_joint:
                     batch, places = np.arange(len(x)), standing
-                result = attack.run(model, x[batch], y[batch], backend.fold_in(seed, number))
+                result = attack.run_checked(
+                    classifier,
+                    x[batch],
+                    y[batch],
+                    backend.fold_in(seed, number),
+                    needs_gradient=needs_gradient,
+                )
                 best[standing] = result.x_adv[places]
                 success[standing] = result.success[places]
                 new_counts = np.array([result.num_gradients, result.num_evaluations])
                 counts[:, standing] += new_counts[:, places]
+                without_gradient += result.without_gradient
             bar.add(1, [("fooled", success.mean())])
-        return AttackResult(best, success, perturbation_norms(x, best), *counts)
+        names = tuple(dict.fromkeys(without_gradient))
+        return AttackResult(best, success, perturbation_norms(x, best), *counts, names)
 
-    def perturb(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
-        x = ops.convert_to_tensor(x)
-        seed, labels = as_seed(seed), sparse_labels(y)
-        best = self.attacks[0].perturb(model, x, y, backend.fold_in(seed, 0))
+    def perturb_images(self, classifier: Classifier, x: Any, labels: Any, seed: Any) -> Any:
+        best = self.attacks[0].perturb_images(classifier, x, labels, backend.fold_in(seed, 0))
         if len(self.attacks) > 1:
-            judge = Problem(self, model, labels, seed)
+            judge = Problem(self, classifier, labels, seed)
             margin = judge.margin(working(best))
             for number, attack in enumerate(self.attacks[1:], start=1):
-                new = attack.perturb(model, x, y, backend.fold_in(seed, number))
+                new = attack.perturb_images(classifier, x, labels, backend.fold_in(seed, number))
                 new_margin = judge.margin(working(new))
                 better = ops.logical_and(margin <= 0, new_margin > margin)
                 best = ops.where(per_example(better, new), new, best)
                 margin = ops.where(better, new_margin, margin)
         return best
+
+    def at(self, iterations: Any, dtype: Any = "float32") -> Attack:
+        return self.changed(attacks=[attack.at(iterations, dtype) for attack in self.attacks])
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return [variable for attack in self.attacks for variable in attack.variables]
+
+    @property
+    def data(self) -> dict[str, float]:
+        return {}
+
+    @property
+    def key(self) -> Hashable:
+        return type(self), tuple(attack.key for attack in self.attacks)
+
+    def data_arrays(self) -> list[np.ndarray]:
+        return [value for attack in self.attacks for value in attack.data_arrays()]
+
+    def with_data(self, values: Sequence[Any], dtype: Any) -> Attack:
+        given = iter(values)
+        parts = [
+            attack.with_data([next(given) for _ in attack.data_arrays()], dtype)
+            for attack in self.attacks
+        ]
+        return self.changed(attacks=parts)
 
     def get_config(self) -> dict[str, Any]:
         return {"attacks": [keras.saving.serialize_keras_object(attack) for attack in self.attacks]}
@@ -132,5 +169,5 @@ class Ensemble(Attack):
         ]
         return cls(attacks)
 
-    def takes_any_batch_size(self, model: Any) -> bool:
-        return all(attack.takes_any_batch_size(model) for attack in self.attacks)
+    def takes_any_batch_size(self, classifier: Classifier) -> bool:
+        return all(attack.takes_any_batch_size(classifier) for attack in self.attacks)

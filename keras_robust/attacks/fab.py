@@ -6,9 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import backend, validation
+from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
+from keras_robust.attacks.result import RoundResult
 from keras_robust.ops import (
     euclidean_norm,
     logit_range,
@@ -127,7 +128,7 @@ class FAB(Attack):
             bounds=bounds, from_logits=from_logits, objective=objective, num_samples=num_samples
         )
         if epsilon is not None:
-            epsilon = validation.check_number("epsilon", epsilon)
+            epsilon = scheduled.check_scheduled("epsilon", epsilon)
         self.epsilon = epsilon
         self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
         self.num_steps = validation.check_count("num_steps", num_steps)
@@ -148,9 +149,7 @@ class FAB(Attack):
             return new_margin > 0  # `generate` returns `start` where it finds nothing nearer.
         return super().improves(x, new, new_margin, best, best_margin)
 
-    def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
+    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
         length = NORMS[self.norm]
         scores = problem.scores(x)
         num_targets = self._num_targets(scores.shape[-1])
@@ -177,8 +176,10 @@ class FAB(Attack):
             found = nearer(start, problem.margin(start), *found)
         found = nearer(x, x_margin, *found)
 
+        enough = 0.0 if self.epsilon is None else self.epsilon
+
         def unfinished(step: Any, z: Any, found: Any) -> Any:
-            return ops.logical_and(step < self.num_steps, ops.any(found[2] > (self.epsilon or 0)))
+            return ops.logical_and(step < self.num_steps, ops.any(found[2] > enough))
 
         def advance(step: Any, z: Any, found: Any) -> tuple[Any, Any, Any]:
             current = problem.at(step)
@@ -202,7 +203,7 @@ class FAB(Attack):
             return step + 1, problem.as_returned(new), nearer(z, margins, *found)
 
         z = problem.as_returned(self._start(x, found[2], index // num_targets, seed))
-        num_steps, z, found = ops.while_loop(unfinished, advance, (0, z, found))
+        num_steps, z, found = problem.while_loop(unfinished, advance, (0, z, found))
         last = problem.at(self.num_steps)
         x_adv, margins, distance = nearer(z, last.margin_from(last.scores(z), z), *found)
         x_adv = self._towards(last, x, x_margin, x_adv, margins)
@@ -213,13 +214,13 @@ class FAB(Attack):
         num_evaluations = 2 + _NUM_SEARCH_STEPS + (self.epsilon is None)
         if self.objective is not None:
             num_evaluations = num_evaluations + 2 + num_steps
-        return x_adv, num_steps * self.num_samples, num_evaluations * self.num_samples
+        return RoundResult(x_adv, num_steps * self.num_samples, num_evaluations * self.num_samples)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["targeted"]
         return {
-            "epsilon": self.epsilon,
+            "epsilon": scheduled.saved(self.epsilon),
             "norm": self.norm,
             "num_steps": self.num_steps,
             "num_restarts": self.num_restarts,
@@ -264,4 +265,4 @@ class FAB(Attack):
             )
 
         ends = (x, x_margin, x_adv, margins)
-        return ops.fori_loop(0, _NUM_SEARCH_STEPS, step, ends)[2]
+        return problem.fori_loop(0, _NUM_SEARCH_STEPS, step, ends)[2]

@@ -39,6 +39,9 @@ class GaussianNoise(Attack):
     >>> attack = kr.attacks.GaussianNoise(stddev=0.1)
     """
 
+    uses_gradient = False
+    data_names = ("stddev",)
+
     def __init__(
         self,
         stddev: float,
@@ -49,10 +52,8 @@ class GaussianNoise(Attack):
         super().__init__(bounds=bounds, from_logits=from_logits, num_samples=num_samples)
         self.stddev = validation.check_number("stddev", stddev)
 
-    def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
-        return x + self.stddev * backend.normal(ops.shape(x), seed, x.dtype), 0, 0
+    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> Any:
+        return x + self.stddev * backend.normal(ops.shape(x), seed, x.dtype)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

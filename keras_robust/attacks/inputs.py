@@ -7,11 +7,13 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
+from keras_robust.model.arrays import check_floating
 
 
 def working(x: Any) -> Any:
     """A tensor in the precision that attacks compute in."""
     x = ops.convert_to_tensor(x)
+    check_floating(x)
     low = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
     return ops.cast(x, "float32") if low else x
 

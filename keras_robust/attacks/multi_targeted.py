@@ -9,6 +9,7 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.attacks.pgd import PGD
 from keras_robust.attacks.problem import Problem
+from keras_robust.attacks.result import RoundResult
 from keras_robust.ops import of_class, other_classes
 
 
@@ -94,9 +95,7 @@ class MultiTargeted(PGD):
     def num_rounds(self, num_classes: int) -> int:
         return min(self.num_targets or num_classes - 1, num_classes - 1)
 
-    def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
+    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
         targets = ops.take(other_classes(problem.scores(x), problem.y), index, axis=1)
 
         def towards_target(scores: Any, y: Any) -> Any:
@@ -106,7 +105,7 @@ class MultiTargeted(PGD):
             return problem.at(step).gradient(towards_target, z)
 
         x_adv = self.ascend(gradient, x, self.start(x, seed))
-        return x_adv, self.num_steps * self.num_samples, self.num_samples
+        return RoundResult(x_adv, self.num_steps * self.num_samples, self.num_samples)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -6,9 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import validation
+from keras_robust import scheduled, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
+from keras_robust.attacks.result import RoundResult
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import (
     dlr,
     log_odds_against,
@@ -122,9 +124,9 @@ class PGD(Attack):
             objective=objective,
             num_samples=num_samples,
         )
-        self.epsilon = validation.check_number("epsilon", epsilon)
+        self.epsilon = scheduled.check_scheduled("epsilon", epsilon)
         if step_size is not None:
-            step_size = validation.check_number("step_size", step_size, exclusive=True)
+            step_size = scheduled.check_scheduled("step_size", step_size, exclusive=True)
         self.step_size = step_size
         self.num_steps = validation.check_count("num_steps", num_steps)
         self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
@@ -140,23 +142,25 @@ class PGD(Attack):
     def num_rounds(self, num_classes: int) -> int:
         return self.num_restarts
 
-    def check(self, model: Any, x: Any, y: Any) -> int:
-        num_classes = super().check(model, x, y)
-        if self.loss == "dlr" and num_classes < 3:
+    def check_classifier(self, classifier: Classifier, x: Any) -> None:
+        super().check_classifier(classifier, x)
+        if self.loss == "dlr" and classifier.num_classes < 3:
             raise ValueError(
                 'Argument `loss` must be "ce" or "margin" for a model of 2 classes: the third '
                 f'largest logit is part of "dlr". Received: loss={self.loss!r}'
             )
-        return num_classes
 
-    def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
+    @property
+    def data(self) -> dict[str, float]:
+        data = super().data
+        return {"step_size": 2.5 * data["epsilon"] / self.num_steps, **data}
+
+    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
         def gradient(z: Any, step: Any) -> Any:
             return problem.at(step).gradient(LOSSES[self.loss], z)
 
         num_gradients = self.num_steps * self.num_samples
-        return self.ascend(gradient, x, self.start(x, seed)), num_gradients, 0
+        return RoundResult(self.ascend(gradient, x, self.start(x, seed)), num_gradients)
 
     def ascend(self, gradient: Callable[[Any, Any], Any], x: Any, start: Any) -> Any:
         """Steps along `gradient`, a function of images and the number of the step, from `start`.
@@ -186,8 +190,8 @@ class PGD(Attack):
 
     def get_config(self) -> dict[str, Any]:
         return {
-            "epsilon": self.epsilon,
-            "step_size": self.step_size,
+            "epsilon": scheduled.saved(self.epsilon),
+            "step_size": scheduled.saved(self.step_size),
             "num_steps": self.num_steps,
             "norm": self.norm,
             "random_start": self.random_start,

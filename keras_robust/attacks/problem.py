@@ -6,7 +6,7 @@ from typing import Any
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.model import classifier as inference
+from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import attacked_as
 from keras_robust.ops import logit_range, margin
 
@@ -26,31 +26,32 @@ class Problem:
 
     Args:
         attack: `kr.attacks.Attack`.
-        model: the model.
+        classifier: the model.
         y: int32 tensor of labels, shape `(batch_size,)`.
         seed: tensor, seed of the model's own random numbers.
         dtype: what the user's images are in. Defaults to `None`: as the attack computes.
     """
 
     def __init__(
-        self, attack: Any, model: Any, y: Any, seed: Any, dtype: str | None = None
+        self, attack: Any, classifier: Classifier, y: Any, seed: Any, dtype: str | None = None
     ) -> None:
         self.y = y
         self.sign = -1.0 if attack.targeted else 1.0
+        self.while_loop, self.fori_loop = classifier.while_loop, classifier.fori_loop
+        self.cond = classifier.cond
         self._attack = attack
-        self._model = model
-        self._random_state = inference.random_state(model)
+        self._classifier = classifier
         self._seed = seed
         self._dtype = dtype
 
     def at(self, step: Any) -> "Problem":
         """The same problem with other draws of a random model, to be used in step `step`."""
         seed = backend.fold_in(self._seed, step)
-        return Problem(self._attack, self._model, self.y, seed, self._dtype)
+        return Problem(self._attack, self._classifier, self.y, seed, self._dtype)
 
     def with_labels(self, y: Any) -> "Problem":
         """The same problem with other labels."""
-        return Problem(self._attack, self._model, y, self._seed, self._dtype)
+        return Problem(self._attack, self._classifier, y, self._seed, self._dtype)
 
     def as_returned(self, x: Any) -> Any:
         """`x` clipped to the bounds, and rounded to what the user's images are in.
@@ -78,7 +79,7 @@ class Problem:
 
     def margin_from(self, scores: Any, x: Any) -> Any:
         """`margin(x)`, where `scores(x)` is known: the model is run only where it differs."""
-        with attacked_as(self._model) as is_other:
+        with attacked_as(self._classifier.model) as is_other:
             pass
         is_model = self._attack.objective is None and not is_other
         return self._margin(scores) if is_model else self.margin(x)
@@ -126,7 +127,7 @@ class Problem:
         )
 
     def _logits(self, x: Any) -> Any:
-        return inference.logits(self._model, x, self._attack.from_logits)
+        return self._classifier.logits(x, self._attack.from_logits)
 
     def _margin(self, logits: Any) -> Any:
         predicted = ops.cast(ops.argmax(logits, axis=-1), self.y.dtype)
@@ -154,16 +155,16 @@ class Problem:
     def _objective(self, x: Any) -> Any:
         """Class scores, or one value for each example."""
         if self._attack.objective is None:
-            with attacked_as(self._model):
+            with attacked_as(self._classifier.model):
                 return self._logits(x)
-        values = self._attack.objective(self._model, x, self.y)
+        values = self._attack.objective(self._classifier.model, x, self.y)
         if len(values.shape) not in (1, 2):
             raise ValueError(
                 "Argument `objective` must return one value for each example, shape "
                 "`(batch_size,)`, or class scores, shape `(batch_size, num_classes)`. "
                 f"Received: values of shape {tuple(values.shape)}"
             )
-        return ops.cast(values, "float32") if values.dtype != x.dtype else values
+        return ops.cast(values, x.dtype) if values.dtype != x.dtype else values
 
     def _scores(self, x: Any) -> Any:
         scores = self._objective(x)
@@ -178,7 +179,7 @@ class Problem:
         """The mean over draws of the model's random numbers, of tensors or tuples of tensors."""
 
         def draw(number: Any) -> list[Any]:
-            with backend.seeded(self._random_state, backend.fold_in(self._seed, number)):
+            with backend.seeded(self._classifier.random_state, backend.fold_in(self._seed, number)):
                 values = compute()
             return list(values) if isinstance(values, tuple) else [values]
 
@@ -188,6 +189,6 @@ class Problem:
         total = draw(0)
         num_samples = self._attack.num_samples
         if num_samples > 1:
-            total = ops.fori_loop(1, num_samples, add, total)
+            total = self.fori_loop(1, num_samples, add, total)
             total = [value / num_samples for value in total]
         return tuple(total) if len(total) > 1 else total[0]

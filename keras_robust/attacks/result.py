@@ -1,8 +1,27 @@
 """What an attack has found."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class RoundResult(NamedTuple):
+    """What one round of an attack, `generate`, returns beside images alone.
+
+    Args:
+        x_adv: tensor, the images.
+        num_gradients: int, or int tensor: how many gradients were computed for each example.
+            Defaults to `0`.
+        num_evaluations: int, or int tensor: how many times the model was run on each without one.
+            Defaults to `0`.
+        state: tuple of the tensors of `initial_state`, for the next round. Defaults to `()`.
+    """
+
+    x_adv: Any
+    num_gradients: Any = 0
+    num_evaluations: Any = 0
+    state: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +39,8 @@ class AttackResult:
             computed for each example.
         num_evaluations: int array, shape `(num_examples,)`: how many times the model was run
             without a gradient.
+        without_gradient: tuple of strings, the classes of attacks that have found no gradient, and
+            so have failed, where that is no error. Defaults to `()`.
     """
 
     x_adv: np.ndarray
@@ -27,6 +48,7 @@ class AttackResult:
     norms: dict[str, np.ndarray]
     num_gradients: np.ndarray
     num_evaluations: np.ndarray
+    without_gradient: tuple[str, ...] = ()
 
     @property
     def success_rate(self) -> float:

@@ -1,6 +1,5 @@
 """An attack on arrays: round after round, each compiled once, on the examples not yet done."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,7 @@ from keras_robust import backend
 from keras_robust.attacks.inputs import working
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
-from keras_robust.attacks.without_gradient import may_stand
-from keras_robust.model import classifier as inference
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import sparse_labels
 
 
@@ -24,28 +22,41 @@ class Rounds:
 
     Args:
         attack: `kr.attacks.Attack`.
-        model: the model.
+        classifier: the model.
         x: array, shape `(batch_size, ...)`.
         y: array of labels, integer or one-hot.
         seed: seed of `keras_robust.backend`.
+        needs_gradient: bool. Whether it is an error if the attack finds no gradient.
     """
 
-    def __init__(self, attack: Any, model: Any, x: np.ndarray, y: np.ndarray, seed: Any) -> None:
-        self.attack, self.model, self.x, self.y, self.seed = attack, model, x, y, seed
+    def __init__(
+        self,
+        attack: Any,
+        classifier: Classifier,
+        x: np.ndarray,
+        y: np.ndarray,
+        seed: Any,
+        needs_gradient: bool,
+    ) -> None:
+        self.attack, self.classifier, self.x, self.y, self.seed = attack, classifier, x, y, seed
+        self.needs_gradient = needs_gradient
         self.state = tuple(np.array(value) for value in attack.initial_state(working(x)))
         self.best, self.margins = x.copy(), np.full(len(x), -np.inf)
         self.counts = np.zeros((2, len(x)), int)
-        self.is_joint = inference.depends_on_batch(model)
+        self.is_joint = classifier.depends_on_batch
 
     def run(self, num_rounds: int) -> AttackResult:
+        without_gradient: tuple[str, ...] = ()
         try:
             self._run_all(num_rounds)
         except backend.NoGradientError:
-            if not may_stand(self.attack):
+            if self.needs_gradient:
                 raise
+            without_gradient = (type(self.attack).__name__,)
+        self._check_ball()
         self._give_back_originals()
         norms = perturbation_norms(self.x, self.best)
-        return AttackResult(self.best, self.margins > 0, norms, *self.counts)
+        return AttackResult(self.best, self.margins > 0, norms, *self.counts, without_gradient)
 
     def _run_all(self, num_rounds: int) -> None:
         run_round = self._compiled("round", _traced_round, 3 + len(self.state))
@@ -57,7 +68,7 @@ class Rounds:
     def _run_round(self, run_round: Callable[..., Any], index: int, active: np.ndarray) -> None:
         batch, places = self._batch(active)
         images = (values[batch] for values in (self.x, self.y, self.best, *self.state))
-        results = run_round(*images, np.int32(index), self.seed)
+        results = run_round(*images, np.int32(index), self.seed, *self.attack.data_arrays())
         num_computed = np.array([ops.convert_to_numpy(value) for value in results[2:4]], int)
         new, new_margins, *new_state = (
             ops.convert_to_numpy(values)[places] for values in (*results[:2], *results[4:])
@@ -93,19 +104,17 @@ class Rounds:
         """What the model is run on for these examples, and where they are in it."""
         if self.is_joint:
             return np.arange(len(self.x)), indices
-        batch = filled_up(self.attack, self.model, indices, len(self.x))
+        batch = filled_up(self.attack, self.classifier, indices, len(self.x))
         return batch, slice(len(indices))
 
     def _compiled(
         self, name: str, function: Callable[..., Any], num_batched: int
     ) -> Callable[..., Any]:
-        attack = copy.copy(self.attack)
-        key = (name, type(attack), repr(sorted(vars(attack).items())))
-        return backend.compiled(
-            self.model,
-            key,
+        attack = self.attack
+        return self.classifier.compiled(
+            (name, attack.key),
             lambda *args: function(attack, *args),
-            num_batched=num_batched if attack.takes_any_batch_size(self.model) else 0,
+            num_batched=num_batched if attack.takes_any_batch_size(self.classifier) else 0,
         )
 
     def _check_finite(self, x: np.ndarray, margins: np.ndarray) -> None:
@@ -115,10 +124,31 @@ class Rounds:
                 "gradient are not finite somewhere in the reach of the attack."
             )
 
+    def _check_ball(self) -> None:
+        """Raises a `ValueError` for images outside of the ball that the attack claims."""
+        epsilon = self.attack.data.get("epsilon")
+        norm = getattr(self.attack, "norm", "linf")
+        norms = perturbation_norms(self.x, self.best)
+        if epsilon is None or norm not in norms:
+            return
+        largest = float(norms[norm].max())
+        info = np.finfo("float32" if self.x.dtype.itemsize > 2 else "float16")
+        # Each value is rounded to the precision of the images.
+        rounding = 4 * float(info.eps) * float(np.abs(self.x).max() + epsilon)
+        if norm == "l2":
+            rounding *= float(np.sqrt(self.x[0].size))
+        if largest > epsilon * (1 + 1e-3) + rounding:
+            raise ValueError(
+                f"{self.attack!r} has left its ball: images must be within `epsilon`, {epsilon:g} "
+                f"in the {norm} norm, of the originals. Received: a perturbation of {largest:g}"
+            )
 
-def filled_up(attack: Any, model: Any, indices: np.ndarray, batch_size: int) -> np.ndarray:
+
+def filled_up(
+    attack: Any, classifier: Classifier, indices: np.ndarray, batch_size: int
+) -> np.ndarray:
     """The indices; where each size is compiled anew, filled up to one of a few sizes."""
-    if attack.takes_any_batch_size(model):
+    if attack.takes_any_batch_size(classifier):
         return indices
     while batch_size >= 4 * len(indices):
         batch_size //= 4
@@ -126,19 +156,20 @@ def filled_up(attack: Any, model: Any, indices: np.ndarray, batch_size: int) -> 
 
 
 def _traced_round(
-    attack: Any, model: Any, x: Any, y: Any, start: Any, *rest: Any
+    attack: Any, classifier: Classifier, x: Any, y: Any, start: Any, *rest: Any
 ) -> tuple[Any, ...]:
     """A round, judged on the images as they will be returned: clipped, in the dtype of `x`."""
-    *state, index, seed = rest
+    count = len(rest) - len(attack.data)
+    *state, index, seed = rest[:count]
+    attack = attack.with_data(rest[count:], working(x).dtype)
     y = sparse_labels(y)
-    x_adv, num_gradients, num_evaluations, *state = attack.round(
-        model, x, y, working(start), state, index, seed
-    )
-    judge = attack.judge(model, y, seed, index, x.dtype)
-    x_adv = judge.as_returned(x_adv)
-    counts = (ops.cast(num_gradients, "int32"), ops.cast(num_evaluations + 1, "int32"))
-    return ops.cast(x_adv, x.dtype), judge.margin(x_adv), *counts, *state
+    found = attack.round(classifier, x, y, working(start), state, index, seed)
+    judge = attack.judge(classifier, y, seed, index, x.dtype)
+    x_adv = judge.as_returned(found.x_adv)
+    counts = (found.num_gradients, found.num_evaluations + 1)
+    counts = tuple(ops.cast(count, "int32") for count in counts)
+    return ops.cast(x_adv, x.dtype), judge.margin(x_adv), *counts, *found.state
 
 
-def _traced_margin(attack: Any, model: Any, x: Any, y: Any, seed: Any) -> Any:
-    return Problem(attack, model, sparse_labels(y), seed).margin(working(x))
+def _traced_margin(attack: Any, classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+    return Problem(attack, classifier, sparse_labels(y), seed).margin(working(x))

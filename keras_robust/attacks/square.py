@@ -6,10 +6,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import backend, validation
+from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
+from keras_robust.attacks.result import RoundResult
 from keras_robust.attacks.square_search import SEARCHES
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import per_example
 
 # A round ends when the number of queries has grown by this factor.
@@ -19,6 +21,27 @@ _FIRST_CHUNK, _GROWTH = 10, 1.25
 @keras.saving.register_keras_serializable(package="keras_robust")
 class Square(Attack):
     """Perturbs inputs by random search with square-shaped changes: needs no gradient.
+
+    From `z_0` in the ball around `x`, with the projection `P` to the ball and to `bounds`,
+
+        z_i = P(z_{i-1} + delta_i) if m(P(z_{i-1} + delta_i)) > m(z_{i-1}), else z_{i-1}
+
+    for `i = 1, ..., N - 1`, where `m(z) = max_{j != y} f_j(z) - f_y(z)` is the margin of the
+    logits `f`. An example is done once its margin is positive. `delta_i` changes a window at a
+    random place, a square of side `h_i = round(sqrt(p_i * height * width))`. `p_i` is `p` at first,
+    and halved after query 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000, or the same
+    shares of `N`. With random signs `r`, drawn for each channel:
+
+    - L-infinity: `z_0 = x + epsilon * r` with signs for each column too, that is in vertical
+      stripes. `delta_i` makes the window `x + epsilon * r`.
+    - L2: `z_0 - x` is 5 x 5 tiles of `r * eta`, of length `epsilon` together. `eta` has a positive
+      and a negative half, each largest in its middle (eq. 2), and length 1. Of the perturbation
+      `nu = z_{i-1} - x`, the window `W_1` takes over what a second one, `W_2`, gives up:
+
+          t = r * eta + nu_{W_1} / ||nu_{W_1}||_2
+          nu_{W_1}, nu_{W_2} <- t / ||t||_2 * sqrt(||nu_{W_1 + W_2}||_2^2 + u / channels), 0
+
+      in each channel, where `u = epsilon^2 - ||nu||_2^2` is what the perturbation leaves unused.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
@@ -35,14 +58,31 @@ class Square(Attack):
             Defaults to `True`.
         num_samples: int. How many draws of a random model each query is averaged over.
             Defaults to `1`.
+        data_format: `"channels_last"`: `x` has the shape `(batch_size, height, width, channels)`.
+            `"channels_first"`: `(batch_size, channels, height, width)`. It makes no difference to
+            vectors and to inputs of shape `(batch_size, width, channels)`. Defaults to `None`:
+            `keras.config.image_data_format()` when the attack is made.
 
-    Call arguments, returns, raises: as `kr.attacks.PGD`.
+    Call arguments, returns, raises: as `kr.attacks.PGD`. It warns where the shape of `x` looks
+    like the other `data_format`.
 
     Example:
 
     >>> import keras_robust as kr
     >>> attack = kr.attacks.Square(epsilon=8 / 255, num_queries=1000)
+
+    Departures from the authors' code: in L2 it makes the sides of windows odd and at least 3, and
+    stretches each perturbation to the length `epsilon` before it clips to `bounds`. Here a window
+    may be a single pixel, and what clipping takes away is left to the next windows. A window that
+    would be higher or wider than the image keeps its area instead of its shape: a vector is an
+    image of one row.
+
+    Reference:
+
+    - [Andriushchenko et al., 2020](https://arxiv.org/abs/1912.00049), Algorithms 1 to 3
     """
+
+    uses_gradient = False
 
     def __init__(
         self,
@@ -55,17 +95,23 @@ class Square(Attack):
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
         num_samples: int = 1,
+        data_format: str | None = None,
     ) -> None:
         super().__init__(
             targeted=targeted, bounds=bounds, from_logits=from_logits, num_samples=num_samples
         )
-        self.epsilon = validation.check_number("epsilon", epsilon)
+        self.epsilon = scheduled.check_scheduled("epsilon", epsilon)
         self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
         self.num_queries = validation.check_count("num_queries", num_queries)
         self.initial_fraction = validation.check_number(
             "initial_fraction", initial_fraction, exclusive=True
         )
         self.num_restarts = validation.check_count("num_restarts", num_restarts)
+        self.data_format = validation.check_data_format(data_format)
+
+    def check_classifier(self, classifier: Classifier, x: Any) -> None:
+        super().check_classifier(classifier, x)
+        validation.warn_of_other_data_format(x.shape, self.data_format)
 
     def num_rounds(self, num_classes: int) -> int:
         return self.num_restarts * len(self._chunks())
@@ -74,23 +120,27 @@ class Square(Attack):
         # Within a restart margins never fall; a new restart takes the place of the old one.
         return new_margin > -float("inf")
 
-    def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any
-    ) -> tuple[Any, Any, Any]:
+    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
         ends = self._chunks()
         chunk = index % len(ends)
         begins = ops.convert_to_tensor([1, *ends[:-1]], dtype="int32")
         first = ops.take(begins, chunk)
         end = ops.take(ops.convert_to_tensor(ends, dtype="int32"), chunk)
         search = SEARCHES[self.norm](
-            x, self.epsilon, self.norm, self.bounds, self.num_queries, self.initial_fraction
+            x,
+            self.epsilon,
+            self.norm,
+            self.bounds,
+            self.num_queries,
+            self.initial_fraction,
+            self.data_format,
         )
 
-        def margin_of(images: Any, query: Any) -> Any:
-            return problem.at(query).margin(ops.reshape(images, ops.shape(x)))
+        def margin_of(z: Any, query: Any) -> Any:
+            return problem.at(query).margin(search.to_model(z))
 
         initial = search.initial(backend.fold_in(seed, 0))
-        begin = ops.where(chunk > 0, ops.reshape(start, ops.shape(initial)), initial)
+        begin = ops.where(chunk > 0, search.from_model(start), initial)
         margin = margin_of(begin, 0)
 
         def unfinished(query: Any, z: Any, margin: Any) -> Any:
@@ -103,8 +153,9 @@ class Square(Attack):
             z = ops.where(per_example(better, z), new, z)
             return query + 1, z, ops.where(better, new_margin, margin)
 
-        query, z, _ = ops.while_loop(unfinished, step, (first, begin, margin))
-        return ops.reshape(z, ops.shape(x)), 0, (query - first + 1) * self.num_samples
+        query, z, _ = problem.while_loop(unfinished, step, (first, begin, margin))
+        num_queries = (query - first + 1) * self.num_samples
+        return RoundResult(search.to_model(z), 0, num_queries)
 
     def _chunks(self) -> list[int]:
         """After how many queries each round ends."""
@@ -117,10 +168,11 @@ class Square(Attack):
         config = super().get_config()
         del config["objective"]
         return {
-            "epsilon": self.epsilon,
+            "epsilon": scheduled.saved(self.epsilon),
             "norm": self.norm,
             "num_queries": self.num_queries,
             "initial_fraction": self.initial_fraction,
             "num_restarts": self.num_restarts,
             **config,
+            "data_format": self.data_format,
         }

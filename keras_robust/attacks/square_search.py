@@ -40,7 +40,7 @@ def window_sides(
 
 
 class _Search:
-    """Images as height, width and channels, and random windows of them.
+    """Images as height, width and channels, whatever the order of `x`, and random windows of them.
 
     Args:
         x: tensor, shape `(batch_size, ...)`, the original images.
@@ -49,6 +49,8 @@ class _Search:
         bounds: pair of floats. Valid range of `x`.
         num_queries: int. How many proposals there will be, which decides when windows shrink.
         initial_fraction: float. Share of the image that the first windows cover.
+        data_format: `"channels_last"` or `"channels_first"`, the order of the axes of `x`. Examples
+            of fewer than 3 axes are taken as they are.
     """
 
     def __init__(
@@ -59,7 +61,11 @@ class _Search:
         bounds: tuple[float, float],
         num_queries: int,
         initial_fraction: float,
+        data_format: str,
     ) -> None:
+        self.is_moved = data_format == "channels_first" and len(x.shape) > 3
+        x = ops.moveaxis(x, 1, -1) if self.is_moved else x
+        self.shape_with_channels_last = ops.shape(x)
         self.shape = (ops.shape(x)[0], *image_shape(x))
         self.x, self.epsilon = ops.reshape(x, self.shape), epsilon
         self.project = projection(self.x, epsilon, norm, bounds)
@@ -67,6 +73,15 @@ class _Search:
         sides, levels = window_sides(num_queries, initial_fraction, height, width)
         self.all_sides = sides
         self.sides, self.levels = ops.convert_to_tensor(sides), ops.convert_to_tensor(levels)
+
+    def from_model(self, x: Any) -> Any:
+        """Images in the order of the model's input, as the search has them."""
+        return ops.reshape(ops.moveaxis(x, 1, -1) if self.is_moved else x, self.shape)
+
+    def to_model(self, z: Any) -> Any:
+        """The search's images in the order of the model's input."""
+        z = ops.reshape(z, self.shape_with_channels_last)
+        return ops.moveaxis(z, -1, 1) if self.is_moved else z
 
     def signs(self, shape: tuple[int, ...], seed: Any) -> Any:
         """-1 or 1, shape `(batch_size, *shape)`."""

@@ -5,8 +5,9 @@ from typing import Any
 import keras
 
 from keras_robust import validation
-from keras_robust.model import classifier as inference
-from keras_robust.model.patching import all_layers, attacked_as
+from keras_robust.model.classifier import Classifier
+from keras_robust.model.layers import HasSurrogate, all_layers
+from keras_robust.model.patching import attacked_as
 
 SURROGATES = ("linear", "straight_through", "exact", "soft_neighbors")
 
@@ -51,13 +52,13 @@ class WNLLSurrogate:
         self.from_logits = bool(from_logits)
 
     def __call__(self, model: Any, x: Any, y: Any) -> Any:
-        if not any(hasattr(layer, "attacked_as") for layer in [model, *all_layers(model)]):
+        if not any(isinstance(layer, HasSurrogate) for layer in all_layers(model)):
             raise ValueError(
                 "The model has no `keras_robust.layers.WNLLHead` to find a surrogate for. "
                 f"Received: model={model!r}"
             )
         with attacked_as(model, self.surrogate):
-            return inference.logits(model, x, self.from_logits)
+            return Classifier.of(model).logits(x, self.from_logits)
 
     def get_config(self) -> dict[str, Any]:
         return {"surrogate": self.surrogate, "from_logits": self.from_logits}

@@ -6,9 +6,7 @@ here, once for each backend, under the same names:
 - `input_gradient(function, x)`: the gradient of a scalar function of a tensor;
   `value_and_gradient`, `value_and_jacobian`: with the value.
 - `NoGradientError`: what these raise on TensorFlow where there is none; on JAX it is 0.
-- `compiled(model, key, function)`: `function(model, ...)` compiled once per model, key and shapes.
-- `fixed_switch(layer)`: of a layer that computes one of several things, which one a compiled
-  function is built for.
+- `compiled(model, key, function)`: `function(...)` compiled once per model, key and shapes.
 - `is_tracing(x)`: whether a compiled function is being traced, so that `x` has no values yet.
 - `DYNAMIC_BATCH`: whether a compiled function takes batches of every size.
 - `make_seed`, `fold_in`, `uniform`, `normal`: random numbers without state.
@@ -25,7 +23,6 @@ here, once for each backend, under the same names:
 import keras
 
 from keras_robust.backend.no_gradient import NoGradientError as NoGradientError
-from keras_robust.backend.switches import fixed_switch as fixed_switch
 
 if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import DYNAMIC_BATCH as DYNAMIC_BATCH

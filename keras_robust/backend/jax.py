@@ -9,7 +9,6 @@ import keras
 
 from keras_robust.backend.cache import cached
 from keras_robust.backend.processor import processor
-from keras_robust.backend.switches import fixed, switches
 
 # Whether a compiled function takes batches of every size without being compiled anew.
 DYNAMIC_BATCH = False
@@ -56,38 +55,35 @@ class _Recorder(keras.StatelessScope):
 def compiled(
     model: Any, key: Hashable, function: Callable[..., Any], num_batched: int = 0
 ) -> Callable[..., Any]:
-    """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes.
-
-    Anew, too, where a switch of one of the model's layers stands otherwise (`switches`).
+    """`function(*tensors)`, compiled once for each `(model, key)` and tensor shapes.
 
     On TensorFlow, the first axis of the first `num_batched` tensors may have any size.
 
     The Keras variables that it reads, which a first trace finds, go in as arguments: the
-    compiled function sees their new values, as it does on TensorFlow. Any other value that
-    `model` has captured is the one it was when the function was compiled.
+    compiled function sees their new values, as it does on TensorFlow.
     """
 
     def run(*args: Any) -> Any:
-        positions = switches(model)
         args = tuple(jax.numpy.asarray(arg) for arg in args)
-        specs = tuple((arg.shape, str(arg.dtype)) for arg in args)
+        specs = tuple((arg.shape, str(arg.dtype), arg.sharding) for arg in args)
 
-        def build(reference: Callable[[], Any]) -> Any:
-            body = fixed(function, positions)
+        def build() -> Any:
             with _Recorder() as recorder:
-                jax.eval_shape(lambda *args: body(reference(), *args), *args)
+                jax.eval_shape(function, *args)
             variables = list(recorder.variables.values())
 
-            @jax.jit
             def stateless(values: list[Any], *args: Any) -> Any:
                 mapping = list(zip(variables, values, strict=True))
                 with keras.StatelessScope(state_mapping=mapping):
-                    return body(reference(), *args)
+                    return function(*args)
 
-            return stateless, variables
+            # Compiled now, so that one executable is kept and the variables: what `jax.jit`
+            # returns would keep `function`, and an executable for each kind of argument.
+            values = [variable.value for variable in variables]
+            return jax.jit(stateless).lower(values, *args).compile(), variables
 
-        stateless, variables = cached(model, (key, specs, positions), build)
-        return stateless([variable.value for variable in variables], *args)
+        executable, variables = cached(model, (key, specs), build)
+        return executable([variable.value for variable in variables], *args)
 
     return run
 
@@ -184,5 +180,5 @@ class TrainStep:
             with keras.StatelessScope(state_mapping=mapping):
                 step = keras.ops.convert_to_tensor(self.optimizer.iterations)
                 seed = fold_in(make_seed(self.seed), step)
-                x = stack.enter_context(self.prepared_step(x, y, seed))
+                x, y = stack.enter_context(self.prepared_step(x, y, seed))
             return super().train_step(state, (x, y, sample_weight))  # type: ignore[misc]

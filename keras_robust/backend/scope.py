@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def scope(variable: contextvars.ContextVar[T | None], value: T) -> Iterator[T]:
-    """Inside, the variable is `value`, which is given back; what it was before, outside."""
+    """Sets `variable` to `value`, yields it, and restores the variable on exit."""
     token = variable.set(value)
     try:
         yield value

@@ -10,7 +10,6 @@ import tensorflow as tf
 from keras_robust.backend.cache import cached
 from keras_robust.backend.no_gradient import NoGradientError
 from keras_robust.backend.processor import processor
-from keras_robust.backend.switches import fixed, switches
 
 # Whether a compiled function takes batches of every size without being compiled anew.
 DYNAMIC_BATCH = True
@@ -57,15 +56,12 @@ def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any
 def compiled(
     model: Any, key: Hashable, function: Callable[..., Any], num_batched: int = 0
 ) -> Callable[..., Any]:
-    """`function(model, *tensors)`, compiled once for each `(model, key)` and tensor shapes.
-
-    Anew, too, where a switch of one of the model's layers stands otherwise (`switches`).
+    """`function(*tensors)`, compiled once for each `(model, key)` and tensor shapes.
 
     The first axis of the first `num_batched` tensors may have any size.
     """
 
     def run(*args: Any) -> Any:
-        positions = switches(model)
         args = tuple(tf.convert_to_tensor(arg) for arg in args)
         shapes = [[None, *arg.shape[1:]] for arg in args[:num_batched]]
         shapes += [arg.shape for arg in args[num_batched:]]
@@ -73,12 +69,10 @@ def compiled(
             tf.TensorSpec(shape, arg.dtype) for shape, arg in zip(shapes, args, strict=True)
         )
 
-        def build(reference: Callable[[], Any]) -> Any:
-            body = fixed(function, positions)
-            traced = tf.function(lambda *args: body(reference(), *args), autograph=False)
-            return traced.get_concrete_function(*specs)
+        def build() -> Any:
+            return tf.function(function, autograph=False).get_concrete_function(*specs)
 
-        return cached(model, (key, specs, positions), build)(*args)
+        return cached(model, (key, specs), build)(*args)
 
     return run
 
@@ -185,5 +179,5 @@ class TrainStep:
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
             seed = fold_in(seed, replica.replica_id_in_sync_group)
-        with self.prepared_step(x, y, seed) as x:
+        with self.prepared_step(x, y, seed) as (x, y):
             return super().train_step((x, y, sample_weight))  # type: ignore[misc]

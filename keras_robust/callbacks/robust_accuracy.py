@@ -6,9 +6,9 @@ import keras
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.evaluation import robust_accuracy
-from keras_robust.metrics.accuracy import check_attack
-from keras_robust.model.arrays import as_arrays
+from keras_robust.metrics.accuracy import robust_accuracy
+from keras_robust.metrics.radii import check_attack
+from keras_robust.model.arrays import as_arrays, check_images, check_range
 
 
 class RobustAccuracy(keras.callbacks.Callback):
@@ -25,12 +25,13 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     Args:
         attack: `kr.attacks.Attack`, untargeted.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels, batched or not. A few hundred do: the cost is that of the attack.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`. A few hundred do: the cost is that of the attack.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
         name: string. What it is logged as. Defaults to `"val_robust_accuracy"`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack; when training begins, if the attack
@@ -58,11 +59,12 @@ class RobustAccuracy(keras.callbacks.Callback):
         batch_size: int = 128,
         seed: int = 0,
         name: str = "val_robust_accuracy",
+        steps: int | None = None,
     ) -> None:
         super().__init__()
         self.attack = check_attack(attack)
-        self.x, self.y = as_arrays(x, y)
-        validation.check_images(self.x, attack.bounds)
+        self.x, self.y = as_arrays(x, y, steps)
+        check_range(*check_images(self.x), self.x.dtype, attack.bounds)
         self.batch_size = validation.check_count("batch_size", batch_size)
         self.seed = int(seed)
         self.name = name

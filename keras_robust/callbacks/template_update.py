@@ -24,6 +24,7 @@ class TemplateUpdate(keras.callbacks.Callback):
         every: int. How many epochs a template lasts. Defaults to `1`.
         batch_size: int, of the forward passes. Defaults to `128`.
         seed: int. Seed of the drawing, which is the same each time. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
 
     Raises:
         ValueError: if an argument is out of its range; by `fit`, if the model does not end with
@@ -43,10 +44,16 @@ class TemplateUpdate(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, x: Any, y: Any = None, every: int = 1, batch_size: int = 128, seed: int = 0
+        self,
+        x: Any,
+        y: Any = None,
+        every: int = 1,
+        batch_size: int = 128,
+        seed: int = 0,
+        steps: int | None = None,
     ) -> None:
         super().__init__()
-        self.x, self.y = as_arrays(x, y)
+        self.x, self.y = as_arrays(x, y, steps)
         self.every = validation.check_count("every", every)
         self.batch_size = validation.check_count("batch_size", batch_size)
         self.seed = int(seed)

@@ -11,10 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_robust import validation
 from keras_robust.datasets.load import load
-from keras_robust.model import classifier as inference
 from keras_robust.model.arrays import as_arrays
+from keras_robust.model.classifier import Classifier, check_outputs
 
 _PROBED = 64
 
@@ -74,19 +73,22 @@ def load_data(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def returns_logits(model: Any, x: np.ndarray, given: bool | None) -> bool:
-    """Whether the model returns logits: as the user says, or as its outputs look."""
+    """Whether the model returns logits: as the user says, or as it looks."""
+    classifier = Classifier.of(model)
+    classifier.check_structure()
     probe = x[:_PROBED]
     try:
-        outputs = inference.outputs(model, probe)
+        outputs = classifier.predict(probe)
     except Exception as error:  # backends raise errors of their own
         raise ValueError(
             f"the model cannot be run on images of shape {x.shape[1:]}: {error}"
         ) from error
-    validation.check_outputs(outputs, len(probe), from_logits=given)
+    check_outputs(outputs, len(probe))
     if given is not None:
+        classifier.check_from_logits(outputs, given)
         return given
     try:
-        validation.check_outputs(outputs, len(probe), from_logits=False)
+        classifier.check_from_logits(outputs, False)
     except ValueError:
         print("The model's outputs look like logits (--from-logits).")
         return True

@@ -5,20 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_robust.attacks import Attack
+from keras_robust.metrics.radii import check_attack
 from keras_robust.report.row import CLEAN, WORST_CASE
 
 # What is the same for all attacks on a model is not part of their names.
 _LEFT_OUT = ("bounds", "from_logits")
-
-
-def check_attack(attack: Any) -> Attack:
-    """An untargeted attack."""
-    if not isinstance(attack, Attack) or attack.targeted:
-        raise ValueError(
-            "Robust accuracy needs an untargeted `keras_robust.attacks.Attack`. "
-            f"Received: {attack!r}"
-        )
-    return attack
 
 
 def named_attacks(attacks: Any) -> dict[str, Attack]:
@@ -38,23 +29,6 @@ def named_attacks(attacks: Any) -> dict[str, Attack]:
             )
         check_attack(attack)
     return dict(attacks)
-
-
-def radii(attack: Any) -> dict[str, float]:
-    """The largest radius that an attack may use in each norm; empty where there is no limit."""
-    if getattr(attack, "epsilon", None) is not None:
-        return {getattr(attack, "norm", "linf"): float(attack.epsilon)}
-    members = [radii(member) for member in getattr(attack, "attacks", ())]
-    return union(members) if members and all(members) else {}
-
-
-def union(all_radii: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The largest radius in each norm."""
-    largest: dict[str, float] = {}
-    for each in all_radii:
-        for norm, radius in each.items():
-            largest[norm] = max(radius, largest.get(norm, radius))
-    return largest
 
 
 def _with_names(attacks: Sequence[Attack]) -> dict[str, Attack]:

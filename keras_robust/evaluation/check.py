@@ -7,11 +7,11 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.attack_list import check_attack, radii
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.registry import run_checks
-from keras_robust.model import classifier as inference
-from keras_robust.model.arrays import as_arrays, padded_batches, predicted_classes, sparse
+from keras_robust.metrics.radii import check_attack, radii
+from keras_robust.model.arrays import as_arrays, padded_batches, sparse
+from keras_robust.model.classifier import Classifier
 from keras_robust.report.check_result import CheckResult
 
 NUM_EXAMPLES = 100
@@ -31,6 +31,7 @@ def check(
     chance: float | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> list[CheckResult]:
     """Checks that an attack's failure means that the model is robust.
@@ -64,8 +65,8 @@ def check(
 
     Args:
         model: Keras model, `kr.RobustModel`, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack`, untargeted, whose success on `model` is to be judged. Its
             `bounds`, `from_logits`, `objective` and `num_samples` are those of the attacks that
@@ -84,6 +85,7 @@ def check(
             the number of classes.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the choice of examples and of all random numbers. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -117,20 +119,21 @@ def check(
     if chance is not None:
         chance = validation.check_number("chance", chance, exclusive=True, maximum=1.0)
     num_examples = validation.check_count("num_examples", num_examples)
-    x, y = as_arrays(x, y)
-    attack.check(model, x, y)
-    check_transfer_from(transfer_from, attack, x, y)
+    classifier = Classifier.of(model)
+    x, y = as_arrays(x, y, steps)
+    attack.check(classifier, x, y)
+    other = check_transfer_from(transfer_from, attack, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
 
     labels = sparse(y)
-    if inference.depends_on_batch(model):
+    if classifier.depends_on_batch:
         first = slice(batch_size)
-        chosen, counted = _whole(predicted_classes(model, x[first], batch_size) == labels[first])
+        chosen, counted = _whole(classifier.classes(x[first], batch_size) == labels[first])
     else:
-        chosen = _choose(model, x, labels, num_examples, batch_size, seed)
+        chosen = _choose(classifier, x, labels, num_examples, batch_size, seed)
         counted = np.arange(len(chosen))
     case = Case(
-        model=model,
+        classifier=classifier,
         x=x[chosen],
         y=labels[chosen],
         attack=attack,
@@ -140,14 +143,14 @@ def check(
         batch_size=max(min(batch_size, len(chosen)), 1),
         seed=seed,
         chance=chance,
-        transfer_from=transfer_from,
+        transfer_from=other,
         counted=counted,
     )
     return run_checks(case, verbose)
 
 
 def check_evaluation(
-    model: Any,
+    classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
     clean: np.ndarray,
@@ -155,7 +158,7 @@ def check_evaluation(
     correct: Mapping[str, np.ndarray],
     batch_size: int,
     seed: int,
-    transfer_from: Any,
+    transfer_from: Classifier | None,
     verbose: int,
 ) -> list[CheckResult]:
     """Checks the attack of an evaluation that has left the fewest examples standing.
@@ -178,7 +181,7 @@ def check_evaluation(
         return [CheckResult("the figures can be checked", None, sentence)]
     strongest = min(names, key=lambda name: correct[name].mean())
     norm, epsilon = next(iter(balls[strongest].items()))
-    if inference.depends_on_batch(model):
+    if classifier.depends_on_batch:
         chosen, counted = _whole(clean[:batch_size])
     else:
         chosen = np.random.default_rng(seed).permutation(np.flatnonzero(clean))[:NUM_EXAMPLES]
@@ -186,7 +189,7 @@ def check_evaluation(
     if verbose:
         print(f"checks of {strongest} on {len(counted)} of {len(x)} examples")
     case = Case(
-        model=model,
+        classifier=classifier,
         x=x[chosen],
         y=labels[chosen],
         attack=attacks[strongest],
@@ -203,18 +206,22 @@ def check_evaluation(
     return run_checks(case, verbose)
 
 
-def check_transfer_from(transfer_from: Any, attack: Attack, x: np.ndarray, y: np.ndarray) -> None:
-    """Raises a `ValueError` for what is no other model for the same data."""
+def check_transfer_from(
+    transfer_from: Any, attack: Attack, x: np.ndarray, y: np.ndarray
+) -> Classifier | None:
+    """The other model; raises a `ValueError` for what is no model for the same data."""
     if transfer_from is None:
-        return
+        return None
+    classifier = Classifier.of(transfer_from)
     try:
-        attack.check(transfer_from, x, y)
+        attack.check(classifier, x, y)
     except Exception as error:  # backends raise errors of their own
         raise ValueError(
             "Argument `transfer_from` must be another model for the same images and labels, with "
             f"outputs as the attack's `from_logits` says. {type(error).__name__}: {error} "
             f"Received: transfer_from={transfer_from!r}"
         ) from error
+    return classifier
 
 
 def _ball(attack: Attack, epsilon: float | None, norm: str | None) -> tuple[float, str]:
@@ -248,14 +255,19 @@ def _whole(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _choose(
-    model: Any, x: np.ndarray, labels: np.ndarray, num_examples: int, batch_size: int, seed: int
+    classifier: Classifier,
+    x: np.ndarray,
+    labels: np.ndarray,
+    num_examples: int,
+    batch_size: int,
+    seed: int,
 ) -> np.ndarray:
     """The indices of examples that are classified correctly, in random order."""
     order = np.random.default_rng(seed).permutation(len(x))
     chosen: list[int] = []
     for number, batch in enumerate(padded_batches(order, batch_size)):
         count = min(batch_size, len(order) - number * batch_size)
-        correct = predicted_classes(model, x[batch], batch_size) == labels[batch]
+        correct = classifier.classes(x[batch], batch_size) == labels[batch]
         chosen += batch[:count][correct[:count]].tolist()
         if len(chosen) >= num_examples:
             break

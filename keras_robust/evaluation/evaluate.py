@@ -11,15 +11,16 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.attacks.without_gradient import standing_without_gradient
-from keras_robust.evaluation.attack_list import named_attacks, radii, union
+from keras_robust.evaluation.attack_list import named_attacks
 from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
 from keras_robust.evaluation.progress import Progress
 from keras_robust.evaluation.surrogates import with_surrogates
 from keras_robust.metrics.accuracy import attack_in_batches
-from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.metrics.radii import radii, union
+from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.classifier import Classifier
 from keras_robust.report import plots
 from keras_robust.report.report import Report
 from keras_robust.report.row import CLEAN, WORST_CASE, Row
@@ -42,6 +43,7 @@ def evaluate(
     transfer_from: Any = None,
     pictures: bool = False,
     notes: Mapping[str, str] | None = None,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> Report:
     """Measures a classifier's accuracy on clean images and under attacks.
@@ -64,10 +66,11 @@ def evaluate(
     the checks look at the first of them.
 
     Args:
-        model: Keras model, `kr.RobustModel`, or a callable `x -> logits`. It is run in inference
-            mode.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels, batched or not. All of it is held in memory.
+        model: Keras model, `kr.RobustModel`, `kr.BlackBox`, or a callable `x -> logits`. It is run
+            in inference mode, as it is when the evaluation begins.
+        x: images, shape `(num_examples, ...)`; or a data set of pairs of images and labels, as
+            for Keras's `fit`: a `tf.data.Dataset` (batched or not), a `keras.utils.PyDataset`, a
+            torch `DataLoader`, or a generator with `steps`. All of it is held in memory.
         y: integer labels, shape `(num_examples,)`, or one-hot labels, shape
             `(num_examples, num_classes)`. Defaults to `None`, for a data set.
         attacks: mapping of names to `kr.attacks.Attack`s, untargeted, at least one; or a list of
@@ -96,6 +99,7 @@ def evaluate(
             for which scikit-learn must be installed. Defaults to `False`.
         notes: mapping of strings to strings, what else the report is to say about the model, the
             data and how it was made. Defaults to `None`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar for each attack, 2 a line, 0 nothing. Defaults to
             `1`.
 
@@ -132,23 +136,25 @@ def evaluate(
             "Argument `transfer_from` is for the checks, and needs `checks=True`. "
             "Received: checks=False"
         )
-    x, y = as_arrays(x, y)
-    attacks = with_surrogates(model, attacks)
+    classifier = Classifier.of(model)
+    x, y = as_arrays(x, y, steps)
+    attacks = with_surrogates(classifier, attacks)
+    classifier.check(x, y, *((attack.bounds, attack.from_logits) for attack in attacks.values()))
     for attack in attacks.values():
-        attack.check(model, x, y)
-    check_transfer_from(transfer_from, next(iter(attacks.values())), x, y)
+        attack.check_classifier(classifier, x)
+    other = check_transfer_from(transfer_from, next(iter(attacks.values())), x, y)
     if output is not None:
         plots.require_matplotlib()
     if pictures:
-        check_pictures(model, x)
+        check_pictures(classifier, x)
 
     batch_size = min(batch_size, len(x))
     labels = sparse(y)
-    classes = predicted_classes(model, x, batch_size)
+    classes = classifier.classes(x, batch_size)
     progress = Progress()
     if output is not None:
         facts = fingerprint(
-            model, x, y, classes, attacks,
+            classifier.model, x, y, classes, attacks,
             seed=seed, batch_size=batch_size, worst_case_only=worst_case_only,
         )  # fmt: skip
         progress = Progress(pathlib.Path(output) / "progress", facts, resume)
@@ -174,7 +180,9 @@ def evaluate(
             print(f"{name} on {standing.sum()} of {len(x)} examples")
         bar = keras.utils.Progbar(-(-int(standing.sum()) // batch_size) or None, verbose=verbose)
         fooled: list[tuple[int, np.ndarray, int]] = []
-        batches = attack_in_batches(model, x, labels, attack, standing, batch_size, seed)
+        batches = attack_in_batches(
+            classifier, x, labels, attack, standing, batch_size, seed, needs_gradient=False
+        )
         for batch_number, (batch, attack_batch) in enumerate(batches):
             compute = functools.partial(_attack_batch, attack_batch)
             found = progress.arrays(f"{number:02}-{batch_number:05}", compute)
@@ -190,10 +198,10 @@ def evaluate(
     if checks:
         correct = {name: report.row(name).correct for name in attacks}
         report.checks = check_evaluation(
-            model, x, labels, clean, attacks, correct, batch_size, seed, transfer_from, verbose
+            classifier, x, labels, clean, attacks, correct, batch_size, seed, other, verbose
         )
     if pictures:
-        add_pictures(report, model, x, labels, attacks, progress, verbose)
+        add_pictures(report, classifier, x, labels, attacks, progress, verbose)
     report.add(Row(WORST_CASE, worst, radii=union([radii(attacks[name]) for name in limited])))
     if output is not None:
         report.save(output)
@@ -202,9 +210,7 @@ def evaluate(
 
 def _attack_batch(attack_batch: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What is kept of an attacked batch: of the images, only some that the report may show."""
-    with standing_without_gradient() as names:
-        found = attack_batch()
-    found["without_gradient"] = np.array(names, str)
+    found = attack_batch()
     found["shown"] = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
     found["x_adv"] = found["x_adv"][found["shown"]].astype("float32")
     return found

@@ -1,5 +1,6 @@
 """Curves and the geometry of features, added to a report."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,10 @@ from keras_robust.evaluation.progress import Arrays, Progress
 from keras_robust.metrics.accuracy import attack_standing
 from keras_robust.metrics.activations import features
 from keras_robust.metrics.analysis import require_scikit_learn
-from keras_robust.metrics.curves import config_of, robustness_curve
+from keras_robust.metrics.curves import robustness_curve
 from keras_robust.metrics.geometry import feature_geometry
 from keras_robust.metrics.steps_curve import steps_curve
+from keras_robust.model.classifier import Classifier
 from keras_robust.report.report import Report
 
 _MULTIPLES = (0, 0.25, 0.5, 1, 2, 4)
@@ -21,16 +23,16 @@ _NUM_STEPS = (1, 2, 5, 10, 20, 50)
 _NUM_POINTS, _FEWEST_POINTS = 400, 4
 
 
-def check_pictures(model: Any, x: np.ndarray) -> None:
+def check_pictures(classifier: Classifier, x: np.ndarray) -> None:
     """Raises, before any work, what `add_pictures` would raise after it."""
-    if isinstance(model, keras.Model):
+    if isinstance(classifier.model, keras.Model):
         require_scikit_learn()
-        features(model, x[:1])
+        features(classifier, x[:1])
 
 
 def add_pictures(
     report: Report,
-    model: Any,
+    classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
     attacks: Mapping[str, Attack],
@@ -43,11 +45,12 @@ def add_pictures(
     and the principal components of the features of images that are classified correctly, if the
     model is made of layers. Attacks that have found no gradient cannot be run again for it.
     """
-    configs = {name: config_of(attack) for name, attack in attacks.items()}
-    names = [n for n in configs if "epsilon" in configs[n] and not report.row(n).without_gradient]
+    arguments = {n: inspect.signature(type(attack)).parameters for n, attack in attacks.items()}
+    names = [n for n, known in arguments.items() if "epsilon" in known]
+    names = [name for name in names if not report.row(name).without_gradient]
     if not names:
         return
-    with_steps = [name for name in names if "num_steps" in configs[name]]
+    with_steps = [name for name in names if "num_steps" in arguments[name]]
     name = min(with_steps or names, key=report.accuracy)
     attack: Any = attacks[name]
     options: dict[str, Any] = {
@@ -59,10 +62,10 @@ def add_pictures(
 
     def over_epsilon() -> Arrays:
         epsilons = [multiple * attack.epsilon for multiple in _MULTIPLES]
-        return _arrays(robustness_curve(model, x, labels, epsilons=epsilons, **options))
+        return _arrays(robustness_curve(classifier, x, labels, epsilons=epsilons, **options))
 
     def over_steps() -> Arrays:
-        return _arrays(steps_curve(model, x, labels, num_steps=_NUM_STEPS, **options))
+        return _arrays(steps_curve(classifier, x, labels, num_steps=_NUM_STEPS, **options))
 
     curves = {"epsilon": over_epsilon}
     if name in with_steps:
@@ -75,11 +78,13 @@ def add_pictures(
         report.curves[axis] = {name: dict(pairs)}
 
     chosen = np.flatnonzero(report.row("clean").correct)[:_NUM_POINTS]
-    if isinstance(model, keras.Model) and len(chosen) >= _FEWEST_POINTS:
+    if isinstance(classifier.model, keras.Model) and len(chosen) >= _FEWEST_POINTS:
         x, labels, size = x[chosen], labels[chosen], min(report.batch_size, len(chosen))
         standing = np.ones(len(chosen), bool)
-        x_adv, _ = attack_standing(model, x, labels, labels, attack, standing, size, report.seed)
-        report.geometry = feature_geometry(model, x, labels, x_adv, batch_size=size)
+        x_adv, _ = attack_standing(
+            classifier, x, labels, labels, attack, standing, size, report.seed
+        )
+        report.geometry = feature_geometry(classifier, x, labels, x_adv, batch_size=size)
 
 
 def _arrays(curve: Mapping[Any, float]) -> Arrays:

@@ -64,6 +64,8 @@ class InBatchTemplate:
         return ops.sum(classes * ops.cumsum(classes, axis=0), axis=1) % self.num_folds
 
 
+# A context variable, because the replicas of `MirroredStrategy` share the head and run in threads
+# that interleave, each with the labels of its own part of the batch.
 _template: contextvars.ContextVar[InBatchTemplate | None] = contextvars.ContextVar(
     "in_batch_template", default=None
 )

@@ -50,10 +50,14 @@ class TotalVariation(keras.layers.Layer):
         gradient: `"identity"`: the layer's gradient is that of the identity. `"exact"`: that of
             the steps with the mask held fixed, which costs several times as much. Defaults to
             `"identity"`.
+        data_format: `"channels_last"`: images have the shape `(height, width, channels)`.
+            `"channels_first"`: `(channels, height, width)`. Defaults to `None`:
+            `keras.config.image_data_format()` when the layer is made.
         **kwargs: `name`, `dtype` and the like, as for any Keras layer.
 
     Call arguments:
-        inputs: tensor of images, shape `(batch_size, height, width, channels)`.
+        inputs: tensor of images, shape `(batch_size, height, width, channels)`, or
+            `(batch_size, channels, height, width)` with `"channels_first"`.
 
     Returns:
         Tensor of the same shape. It is computed in float32 also where the layer's dtype is
@@ -61,6 +65,7 @@ class TotalVariation(keras.layers.Layer):
 
     Raises:
         ValueError: if an argument is out of its range; when called, if the input is not of rank 4.
+            The layer warns where the shape of its first input looks like the other `data_format`.
 
     Example:
 
@@ -109,6 +114,7 @@ class TotalVariation(keras.layers.Layer):
         num_steps: int = 10,
         seed: int | None = None,
         gradient: str = "identity",
+        data_format: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -122,11 +128,17 @@ class TotalVariation(keras.layers.Layer):
         self.num_steps = validation.check_count("num_steps", num_steps)
         self.seed = seed
         self.gradient = validation.check_choice("gradient", gradient, _GRADIENTS)
+        self.data_format = validation.check_data_format(data_format)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
+    def build(self, input_shape: Any) -> None:
+        validation.warn_of_other_data_format(input_shape, self.data_format)
+
     def call(self, inputs: Any) -> Any:
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        if self.data_format == "channels_first":
+            x = ops.moveaxis(x, 1, -1)
         if self.drop_rate > 0:
             draws = keras.random.uniform(ops.shape(x), dtype=x.dtype, seed=self.seed_generator)
             mask = draws >= self.drop_rate
@@ -135,6 +147,8 @@ class TotalVariation(keras.layers.Layer):
         z = total_variation(x, mask, self.weight, self.num_steps)
         if self.gradient == "identity":
             z = x + ops.stop_gradient(z - x)
+        if self.data_format == "channels_first":
+            z = ops.moveaxis(z, -1, 1)
         return ops.cast(z, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -148,4 +162,5 @@ class TotalVariation(keras.layers.Layer):
             "num_steps": self.num_steps,
             "seed": self.seed,
             "gradient": self.gradient,
+            "data_format": self.data_format,
         }

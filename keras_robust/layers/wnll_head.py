@@ -5,10 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import backend, validation
+from keras_robust import validation
 from keras_robust.layers.in_batch import current_template
 from keras_robust.layers.wnll_surrogates import WNLLSurrogates
 from keras_robust.layers.wnll_template import WNLLTemplate
+from keras_robust.model.layers import all_layers, output_layer
 from keras_robust.ops.wnll import check_graph
 
 _PHASES = ("linear", "wnll")
@@ -119,6 +120,9 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
       Minimization, section 2
     """
+
+    # What a function under construction is built for, see `switch`.
+    fixed_switch: int | None = None
 
     def __init__(
         self,
@@ -275,9 +279,8 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
             lambda: self._logits(self._interpolate(features, True), linear),
             lambda: self._logits(self._interpolate(features, False), linear),
         ]
-        branch = backend.fixed_switch(self)
-        if branch is not None:
-            return branches[branch]()
+        if self.fixed_switch is not None:
+            return branches[self.fixed_switch]()
         phase = ops.convert_to_tensor(self._is_wnll)
         return ops.switch(phase * (2 - ops.convert_to_tensor(self._is_joint)), branches)
 
@@ -356,6 +359,18 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     @property
     def _precision(self) -> str:
         return "float64" if self.compute_dtype == "float64" else "float32"
+
+
+def wnll_head(model: Any) -> WNLLHead:
+    """The WNLL head that a model, or a layer made of layers, ends with."""
+    last = output_layer(model)
+    heads = [v for v in all_layers(model if last is None else last) if isinstance(v, WNLLHead)]
+    if len(heads) != 1:
+        raise ValueError(
+            "Argument `model` must end with a `keras_robust.layers.WNLLHead`. "
+            f"Received: a model that ends with {last!r}"
+        )
+    return heads[0]
 
 
 def _log(u: Any) -> Any:

@@ -1,17 +1,17 @@
 """Addition of losses."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 
 class Additive:
     """What all losses here share: `a + b` is `Sum([a, b])`, and `sum(losses)` works too."""
 
-    def __add__(self, other: Any) -> Any:
-        from keras_robust.losses.sum import added
+    # `losses/sum.py` sets it: a sum is a loss that can be added itself.
+    added: ClassVar[Callable[[Any, Any], Any]]
 
-        return added(self, other)
+    def __add__(self, other: Any) -> Any:
+        return Additive.added(self, other)
 
     def __radd__(self, other: Any) -> Any:
-        from keras_robust.losses.sum import added
-
-        return self if isinstance(other, int) and other == 0 else added(other, self)
+        return self if isinstance(other, int) and other == 0 else Additive.added(other, self)

@@ -58,7 +58,7 @@ class AdversarialTraining(ModelLoss):
         super().__init__(attack, loss, reduction, name)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        return self.attack.perturb(model, x, y, seed), None
+        return self.current_attack(x).perturb(model, x, y, seed), None
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         return self.classification_loss(y_true, y_pred)

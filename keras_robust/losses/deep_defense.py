@@ -13,8 +13,9 @@ from keras_robust.losses import weight as weights
 from keras_robust.losses.differentiable_deepfool import DifferentiableDeepFool
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.model import classifier as inference
-from keras_robust.model.patching import frozen_batch_norm, named_layers
+from keras_robust.model.classifier import Classifier
+from keras_robust.model.layers import named_layers
+from keras_robust.model.patching import frozen_batch_norm
 from keras_robust.ops import sparse_labels
 
 # From here on the exponential is continued by its tangent.
@@ -143,7 +144,7 @@ class DeepDefense(ModelLoss):
         )
 
     def check(self, model: Any, x: Any, y: Any) -> None:
-        inference.check(model, x, y, None, self.from_logits)
+        Classifier.of(model).check(x, y, (None, self.from_logits))
         try:
             np.broadcast_to(self.mean, (1, *x.shape[1:]))
         except ValueError:
@@ -155,7 +156,7 @@ class DeepDefense(ModelLoss):
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
         work = ops.cast(x, "float32")
-        return x, self.deepfool.choose(model, work, sparse_labels(y))
+        return x, self.deepfool.choose(Classifier.of(model), work, sparse_labels(y))
 
     def forward(self, step: Step) -> Any:
         frozen = frozen_batch_norm(step.model)
@@ -174,7 +175,7 @@ class DeepDefense(ModelLoss):
         """The relative length of DeepFool's perturbation of each example."""
         x = ops.cast(step.x, "float32")
         with self._masked(step.model):
-            delta = self.deepfool.perturbation(step.model, x, step.prepared)
+            delta = self.deepfool.perturbation(Classifier.of(step.model), x, step.prepared)
         return self.deepfool.length(delta) / self.deepfool.length(x - self.mean)
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.model import classifier as inference
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import of_class, other_classes, per_example, per_example_where
 
 # What squared lengths are at least, so that square roots have a gradient.
@@ -56,9 +56,9 @@ class DifferentiableDeepFool:
     gradient_offset: float
     from_logits: bool
 
-    def choose(self, model: Any, x: Any, y: Any) -> Choices:
+    def choose(self, classifier: Classifier, x: Any, y: Any) -> Choices:
         """Runs the steps; `x` is float32, `y` int32 labels of shape `(batch_size,)`."""
-        logits = inference.logits(model, x, self.from_logits)
+        logits = classifier.logits(x, self.from_logits)
         is_correct = ops.cast(ops.argmax(logits, axis=-1), y.dtype) == y
         candidates = other_classes(logits, y)[:, : self.num_candidates - 1]
         sign = ops.where(is_correct, 1.0, -1.0)
@@ -67,7 +67,7 @@ class DifferentiableDeepFool:
             return ops.take_along_axis(z, candidates, axis=1) - ops.expand_dims(of_class(z, y), 1)
 
         def differences_at(x: Any) -> Any:
-            return differences(inference.logits(model, x, self.from_logits))
+            return differences(classifier.logits(x, self.from_logits))
 
         def is_unfinished(values: Any) -> Any:
             lead = ops.max(values, axis=1)
@@ -108,13 +108,13 @@ class DifferentiableDeepFool:
             is_correct=is_correct,
         )
 
-    def perturbation(self, model: Any, x: Any, choices: Choices) -> Any:
+    def perturbation(self, classifier: Classifier, x: Any, choices: Choices) -> Any:
         """`x_{num_steps} - x`, differentiable in the weights of the model."""
         delta = ops.zeros_like(x)
         for i in range(self.num_steps):
 
             def difference(x: Any, i: int = i) -> tuple[Any, Any]:
-                z = inference.logits(model, x, self.from_logits)
+                z = classifier.logits(x, self.from_logits)
                 value = of_class(z, choices.target[i]) - of_class(z, choices.source[i])
                 return ops.sum(value), value
 

@@ -8,12 +8,11 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.layers import WNLLHead
 from keras_robust.layers.in_batch import InBatchTemplate, template_scope
+from keras_robust.layers.wnll_head import wnll_head
 from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.model.patching import output_layer
 from keras_robust.ops import per_example_where, sparse_labels
 from keras_robust.ops.labels import is_one_hot
 
@@ -106,16 +105,12 @@ class GraphInterpolation(ModelLoss):
             )
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        if not isinstance(output_layer(model), WNLLHead):
-            raise ValueError(
-                "The model must end with a `keras_robust.layers.WNLLHead`. "
-                f"Received: a model that ends with {output_layer(model)!r}"
-            )
+        wnll_head(model)
         labels = sparse_labels(y)
         if self.attack is None:
             return x, labels
         with template_scope(InBatchTemplate(labels, self.num_folds, in_inference=True)):
-            x_adv = self.attack.perturb(model, x, ops.maximum(labels, 0), seed)
+            x_adv = self.current_attack(x).perturb(model, x, ops.maximum(labels, 0), seed)
         return per_example_where(labels >= 0, x_adv, x), labels
 
     def check(self, model: Any, x: Any, y: Any) -> None:

@@ -9,7 +9,8 @@ from keras_robust.attacks import Attack
 from keras_robust.layers import GuidedDenoiser
 from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
-from keras_robust.model.calls import LayerCall, noted_calls
+from keras_robust.model.calls import LayerCall, noted_calls, parts
+from keras_robust.model.classifier import single_output
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -119,7 +120,7 @@ class GuidedDenoising(PairLoss):
     def _guide(self, classifier: Any, x: Any) -> tuple[Any, Any]:
         """The classifier's outputs in inference mode, and what the guiding layer computes."""
         with noted_calls(classifier) as calls:
-            outputs = classifier(x, training=False)
+            outputs = single_output(classifier(x, training=False))
         return outputs, keras.tree.flatten(self._chosen(calls).outputs)[0]
 
     def _chosen(self, calls: list[LayerCall]) -> LayerCall:
@@ -131,7 +132,7 @@ class GuidedDenoising(PairLoss):
                     f"Received: layer={self.layer!r}"
                 )
             return calls[names.index(self.layer)]
-        convolutions = [c for c in calls if any(len(w.shape) == 4 for w in c.layer.weights)]
+        convolutions = [c for c in parts(calls) if any(len(w.shape) == 4 for w in c.layer.weights)]
         if not convolutions:
             raise ValueError(
                 "The classifier has no convolution to guide the denoiser: name one of its layers "

@@ -11,7 +11,7 @@ from keras_robust.attacks import Attack
 from keras_robust.losses import weight as weights
 from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
-from keras_robust.model.calls import LayerCall, noted_calls
+from keras_robust.model.calls import LayerCall, noted_calls, parts
 
 _REDUCTIONS = ("batch", "sample")
 # Layers that hand on what they are given, or part of it.
@@ -49,8 +49,9 @@ class LatentDisparity(PairLoss):
       one layer is `"dense:1"`;
     - layers of models inside of the model, not these models' outputs once more, by their path,
       `"encoder/conv2d"`;
-    - in a subclassed model those layers that it has as attributes, or in lists. A layer that is
-      made of layers, without being a model, counts as one.
+    - in a subclassed model, and in a layer of yours that does nothing but call others, those
+      layers that it has as attributes, in lists or in dicts, by their path, `"block/conv2d"`. The
+      block itself, `"block"`, counts where `layers` names it. Keras's own layers count as one.
 
     The paper's choice for its VGG is the batch norms, one after each convolution, and the dense
     layer before the logits: pass their names. It leaves out the convolutions and poolings.
@@ -144,7 +145,7 @@ class LatentDisparity(PairLoss):
 
     def forward(self, step: Step) -> Any:
         with noted_calls(step.model) as calls:
-            outputs = step.model(ops.concatenate([step.x, step.prepared]), training=True)
+            outputs = step.predict(ops.concatenate([step.x, step.prepared]))
         values = [v for call in self._chosen(calls) for v in _floating(call)]
         step.kept = [ops.split(_working(value), 2) for value in values]
         return ops.split(outputs, 2)[0]
@@ -193,6 +194,7 @@ class LatentDisparity(PairLoss):
                     f"Received: layers={self.layers}, of which {missing} are not among them"
                 )
             return [by_name[name] for name in self.layers]
+        calls = parts(calls)
         with_weights = [number for number, call in enumerate(calls) if call.layer.weights]
         last = with_weights[-1] if with_weights else 0
         hidden = [call for call in calls[:last] if not isinstance(call.layer, _NOT_HIDDEN)]

@@ -78,10 +78,10 @@ class MART(ModelLoss):
         self.beta = weight.check_weight("beta", beta)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        return self.attack.perturb(model, x, y, seed), x
+        return self.current_attack(x).perturb(model, x, y, seed), x
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
-        clean = ops.cast(step.model(step.prepared, training=True), y_pred.dtype)
+        clean = ops.cast(step.predict(step.prepared), y_pred.dtype)
         log_p_clean = log_probabilities(clean, self.from_logits)
         log_p = log_probabilities(y_pred, self.from_logits)
         is_label = ops.one_hot(sparse_labels(y_true), log_p.shape[-1], dtype=log_p.dtype)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_robust.attacks import Attack
+from keras_robust.attacks.inputs import working
 from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import Step, current_step
 from keras_robust.ops.labels import is_one_hot
@@ -92,7 +93,7 @@ class ModelLoss(Additive, keras.losses.Loss):
 
     def forward(self, step: Step) -> Any:
         """The step's predictions, under the tape; may leave something in `step.kept`."""
-        return step.model(step.x, training=True)
+        return step.predict(step.x)
 
     def check(self, model: Any, x: Any, y: Any) -> None:
         """Raises a `ValueError` for a first batch of arrays that cannot be trained on."""
@@ -114,6 +115,11 @@ class ModelLoss(Additive, keras.losses.Loss):
         if step.training:
             return self.training_loss(step, y_true, y_pred)
         return self.classification_loss(y_true, y_pred)
+
+    def current_attack(self, x: Any) -> Attack:
+        """The attack with its radii as they are in this step, to be run on `x`."""
+        step = current_step()
+        return self.attack.at(None if step is None else step.iterations, working(x).dtype)
 
     def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
         """The plain loss for each example, shape `(batch_size,)`."""

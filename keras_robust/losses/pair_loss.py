@@ -4,9 +4,9 @@ from typing import Any
 
 from keras import ops
 
-from keras_robust import validation
 from keras_robust.losses.model_loss import ModelLoss
-from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import check_images
+from keras_robust.model.classifier import Classifier
 
 
 class PairLoss(ModelLoss):
@@ -18,7 +18,7 @@ class PairLoss(ModelLoss):
     def pair(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
         """The images and their adversarial copies: those of a pair, or the attack's."""
         if not self._is_pair(x):
-            return x, self.attack.perturb(model, x, y, seed)
+            return x, self.current_attack(x).perturb(model, x, y, seed)
         x, x_a = x
         return x, ops.cast(x_a, x.dtype)
 
@@ -27,8 +27,8 @@ class PairLoss(ModelLoss):
             super().check(model, x, y)
             return
         images, adversarial = x
-        validation.check_images(adversarial, None)
-        inference.check(model, images, y, None, self.from_logits)
+        check_images(adversarial)
+        Classifier.of(model).check(images, y, (None, self.from_logits))
 
     def _is_pair(self, x: Any) -> bool:
         """Whether `x` is a pair, which it must be without an attack, and must not with one."""

@@ -10,7 +10,7 @@ from keras_robust import backend, validation
 from keras_robust.losses import weight as weights
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.model import classifier as inference
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import kl_divergence, log_probabilities
 
 
@@ -78,10 +78,10 @@ class StabilityTraining(ModelLoss):
         return x, ops.cast(noisy, x.dtype)
 
     def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> None:
-        inference.check(model, x, y, None, self.from_logits)
+        Classifier.of(model).check(x, y, (None, self.from_logits))
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
-        noisy = ops.cast(step.model(step.prepared, training=True), y_pred.dtype)
+        noisy = ops.cast(step.predict(step.prepared), y_pred.dtype)
         divergence = kl_divergence(
             log_probabilities(y_pred, self.from_logits), log_probabilities(noisy, self.from_logits)
         )

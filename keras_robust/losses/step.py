@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from keras_robust.backend.scope import scope
+from keras_robust.model.classifier import single_output
 
 
 @dataclasses.dataclass
@@ -35,6 +36,10 @@ class Step:
     iterations: Any = None
     losses: Any = None
     kept: Any = None
+
+    def predict(self, x: Any) -> Any:
+        """The model's outputs in training mode."""
+        return single_output(self.model(x, training=True))
 
 
 _step: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_robust.losses import weight
+from keras_robust.losses.additive import Additive
 from keras_robust.losses.model_loss import ModelLoss, stated_from_logits
 from keras_robust.losses.step import Step, current_step
 
@@ -185,6 +186,9 @@ def added(first: Any, second: Any) -> Sum:
     return Sum(losses, factors, **settings)
 
 
+Additive.added = staticmethod(added)
+
+
 def _forward(loss: Any, part: Step) -> Any:
     """A loss's predictions on its own images."""
-    return loss.forward(part) if isinstance(loss, ModelLoss) else part.model(part.x, training=True)
+    return loss.forward(part) if isinstance(loss, ModelLoss) else part.predict(part.x)

@@ -10,7 +10,7 @@ from keras_robust.attacks import PGD, Attack
 from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.model import classifier as inference
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import kl_divergence, log_probabilities
 
 
@@ -81,8 +81,10 @@ class TRADES(ModelLoss):
         self.start_stddev = validation.check_number("start_stddev", start_stddev, exclusive=True)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+        classifier = Classifier.of(model)
+
         def log_p(z: Any) -> Any:
-            return log_probabilities(inference.call(model, z), self.attack.from_logits)
+            return log_probabilities(classifier.outputs(z), self.attack.from_logits)
 
         work = ops.cast(x, "float32")
         log_p_clean = ops.stop_gradient(log_p(work))
@@ -93,12 +95,13 @@ class TRADES(ModelLoss):
                 lambda z: ops.sum(kl_divergence(log_p_clean, log_p(z))), z
             )
 
-        x_adv = self.attack.ascend(gradient, work, work + self.start_stddev * noise)
+        attack = self.current_attack(work)
+        x_adv = attack.ascend(gradient, work, work + self.start_stddev * noise)
         return x, ops.cast(x_adv, x.dtype)
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         from_logits = self.attack.from_logits
-        adversarial = ops.cast(step.model(step.prepared, training=True), y_pred.dtype)
+        adversarial = ops.cast(step.predict(step.prepared), y_pred.dtype)
         divergence = kl_divergence(
             log_probabilities(y_pred, from_logits), log_probabilities(adversarial, from_logits)
         )

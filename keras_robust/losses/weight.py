@@ -1,31 +1,17 @@
-"""Weights of losses that may change while a model is trained."""
+"""Weights of losses and radii of their attacks, which may change while a model is trained."""
 
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_robust import validation
 from keras_robust.losses.step import current_step
-
-Schedule = keras.optimizers.schedules.LearningRateSchedule
+from keras_robust.scheduled import check_scheduled, value_at
+from keras_robust.scheduled import saved as saved
 
 
 def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
     """A finite number from 0 to `maximum`; a `keras.Variable` that holds one; or a schedule."""
-    if isinstance(value, dict):
-        value = restored(value)
-    if isinstance(value, Schedule):
-        return value
-    if isinstance(value, keras.Variable):
-        if value.shape != ():
-            raise ValueError(
-                f"A variable passed as argument `{name}` must be a scalar. "
-                f"Received: {name} with shape {tuple(value.shape)}"
-            )
-        validation.check_number(name, float(ops.convert_to_numpy(value)), maximum=maximum)
-        return value
-    return validation.check_number(name, value, maximum=maximum)
+    return check_scheduled(name, value, maximum=maximum)
 
 
 def current(weight: Any, maximum: float = float("inf")) -> Any:
@@ -38,31 +24,15 @@ def current(weight: Any, maximum: float = float("inf")) -> Any:
             "A weight that is a `keras.Variable` or a schedule is known to a "
             "`keras_robust.RobustModel` alone: wrap the model. Received: a loss in another model"
         )
-    value = weight(step.iterations) if isinstance(weight, Schedule) else weight
-    value = ops.cast(value, "float32")
-    return ops.where((value >= 0) & (value <= maximum), value, float("nan"))
-
-
-def saved(weight: Any) -> Any:
-    """What a configuration has for it: of a variable, its value."""
-    if isinstance(weight, Schedule):
-        return keras.saving.serialize_keras_object(weight)
-    if isinstance(weight, keras.Variable):
-        return {"variable": float(ops.convert_to_numpy(weight))}
-    return weight
-
-
-def restored(config: dict[str, Any]) -> Any:
-    """The opposite of `saved`."""
-    if "variable" in config:
-        return keras.Variable(config["variable"], trainable=False, dtype="float32")
-    return keras.saving.deserialize_keras_object(config)
+    return value_at(weight, step.iterations, maximum)
 
 
 def variables(loss: Any) -> list[keras.Variable]:
-    """The variables among a loss's weights, and those of the losses that it is made of."""
+    """The variables among a loss's weights and radii, and those of the losses in it."""
+    attack = getattr(loss, "attack", None)
     found = [value for value in vars(loss).values() if isinstance(value, keras.Variable)]
     found += [value for value in getattr(loss, "weights", []) if isinstance(value, keras.Variable)]
+    found += [] if attack is None else attack.variables
     for part in [*getattr(loss, "losses", []), getattr(loss, "loss", None)]:
         found += variables(part) if isinstance(part, keras.losses.Loss) else []
     return list({id(variable): variable for variable in found}.values())

@@ -7,19 +7,21 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.attack_list import check_attack as check_attack
-from keras_robust.model import classifier as inference
-from keras_robust.model.arrays import as_arrays, model_batches, predicted_classes, sparse
+from keras_robust.metrics.perturbed import batch_seed
+from keras_robust.metrics.radii import check_attack
+from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.classifier import Classifier
 
 
 def attack_in_batches(
-    model: Any,
+    classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
     attack: Attack,
     standing: np.ndarray,
     batch_size: int,
     seed: int,
+    needs_gradient: bool = True,
 ) -> Iterator[tuple[np.ndarray, Callable[[], dict[str, np.ndarray]]]]:
     """The examples that are still standing, in batches, with what attacks them.
 
@@ -35,12 +37,12 @@ def attack_in_batches(
     Yields:
         The indices of a batch's examples, and a function that attacks them and returns arrays
         with one value for each: those of `kr.attacks.AttackResult`, the norms by their names,
-        and `classes`, what the model predicts, -1 where that is a matter of chance.
+        and `classes`, what the model predicts, -1 where that is a matter of chance; and
+        `without_gradient`, names, where a gradient is not needed.
     """
-    is_joint = inference.depends_on_batch(model)
+    is_joint = classifier.depends_on_batch
     indices = np.arange(len(x)) if is_joint else np.flatnonzero(standing)
-    for number, batch in enumerate(model_batches(model, indices, batch_size)):
-        batch_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
+    for number, batch in enumerate(classifier.batches(indices, batch_size)):
         places = np.arange(min(batch_size, len(indices) - number * batch_size))
         if is_joint:
             places = np.flatnonzero(standing[batch])
@@ -48,22 +50,29 @@ def attack_in_batches(
                 continue
 
         def attack_batch(
-            batch: np.ndarray = batch, seed: int = batch_seed, places: np.ndarray = places
+            batch: np.ndarray = batch, number: int = number, places: np.ndarray = places
         ) -> dict[str, np.ndarray]:
-            result = attack.run(model, x[batch], labels[batch], seed=seed)
-            classes = predicted_classes(model, result.x_adv, batch_size)
+            result = attack.run_checked(
+                classifier,
+                x[batch],
+                labels[batch],
+                batch_seed(seed, number),
+                needs_gradient=needs_gradient,
+            )
+            classes = classifier.classes(result.x_adv, batch_size)
             # A random model may recover when it is asked again: what the attack saw counts.
             classes[result.success & (classes == labels[batch])] = -1
             classes = np.where(result.success, classes, labels[batch])
             arrays = {**vars(result), **result.norms, "classes": classes}
-            del arrays["norms"]
-            return {name: values[places] for name, values in arrays.items()}
+            del arrays["norms"], arrays["without_gradient"]
+            found = {name: values[places] for name, values in arrays.items()}
+            return {**found, "without_gradient": np.array(result.without_gradient, str)}
 
         yield batch[places], attack_batch
 
 
 def attack_standing(
-    model: Any,
+    classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
     classes: np.ndarray,
@@ -84,7 +93,7 @@ def attack_standing(
         The images, perturbed where an attack has succeeded, and the classes predicted for them.
     """
     x_adv, classes = x.copy(), classes.copy()
-    batches = attack_in_batches(model, x, labels, attack, standing, batch_size, seed)
+    batches = attack_in_batches(classifier, x, labels, attack, standing, batch_size, seed)
     for batch, attack_batch in batches:
         attacked = attack_batch()
         x_adv[batch], classes[batch] = attacked["x_adv"], attacked["classes"]
@@ -93,18 +102,26 @@ def attack_standing(
 
 
 def robust_accuracy(
-    model: Any, x: Any, y: Any = None, *, attack: Attack, batch_size: int = 128, seed: int = 0
+    model: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    attack: Attack,
+    batch_size: int = 128,
+    seed: int = 0,
+    steps: int | None = None,
 ) -> float:
     """Share of examples that are classified correctly, and still are after the attack.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack`, untargeted.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
 
     Returns:
         Float from 0 to 1.
@@ -120,11 +137,12 @@ def robust_accuracy(
     >>> kr.evaluation.robust_accuracy(model, x, y, attack=kr.attacks.FGSM(epsilon=1.0))
     0.0
     """
-    x, y = as_arrays(x, y)
-    check_attack(attack).check(model, x, y)
+    classifier = Classifier.of(model)
+    x, y = as_arrays(x, y, steps)
+    check_attack(attack).check(classifier, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
     labels = sparse(y)
-    classes = predicted_classes(model, x, batch_size)
+    classes = classifier.classes(x, batch_size)
     standing = classes == labels
-    _, classes = attack_standing(model, x, labels, classes, attack, standing, batch_size, seed)
+    _, classes = attack_standing(classifier, x, labels, classes, attack, standing, batch_size, seed)
     return float((classes == labels).mean())

@@ -1,36 +1,37 @@
 """What the layers of a model compute."""
 
+import functools
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, validation
+from keras_robust import validation
 from keras_robust.layers import TanhClassifier
-from keras_robust.model import classifier as inference
-from keras_robust.model.arrays import padded_batches
-from keras_robust.model.calls import LayerCall, noted_calls
+from keras_robust.model.arrays import as_array, check_images, padded_batches
+from keras_robust.model.calls import LayerCall, noted_calls, parts
+from keras_robust.model.classifier import Classifier
 
 
-def layer_calls(model: Any, x: Any) -> list[LayerCall]:
+def layer_calls(classifier: Classifier, x: Any) -> list[LayerCall]:
     """Runs a Keras model in inference mode and notes the calls of its layers, in their order."""
-    with noted_calls(model) as calls:
-        inference.call(getattr(model, "base_model", model), x)
+    with noted_calls(classifier.model) as calls:
+        classifier.outputs(x)
     return calls
 
 
-def call_names(model: Any, x: np.ndarray) -> list[str]:
-    """The names of the calls that `layer_calls` notes, from a run on one example."""
-    inference.build(model, x)
-    calls = layer_calls(model, ops.convert_to_tensor(x[:1]))
+def calls_of_one(classifier: Classifier, x: np.ndarray) -> list[LayerCall]:
+    """What `layer_calls` notes in a run on one example, of which only names are of use."""
+    classifier.build(x)
+    calls = layer_calls(classifier, ops.convert_to_tensor(x[:1]))
     if not calls:
         raise ValueError(
             "No layers were found in argument `model`. It must be a Keras model that is made of "
             "layers: functional, sequential, or subclassed with its layers as attributes. "
-            f"Received: model={model!r}"
+            f"Received: model={classifier.model!r}"
         )
-    return [call.name for call in calls]
+    return calls
 
 
 def check_layer(layer: str, names: list[str]) -> str:
@@ -78,15 +79,13 @@ def features(model: Any, x: Any, layer: str | None = None, batch_size: int = 128
     - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
       Minimization, section 4.1.3: "the 64D features from the layer before the softmax"
     """
-    x = ops.convert_to_numpy(x)
-    validation.check_images(x, None)
+    classifier, x = Classifier.of(model), as_array(x)
+    check_images(x)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
-    names = call_names(model, x)
+    names = [call.name for call in calls_of_one(classifier, x)]
     if layer is not None:
         check_layer(layer, names)
-    function = backend.compiled(
-        model, ("features", layer), lambda model, x: _features(model, x, layer)
-    )
+    function = classifier.compiled(("features", layer), functools.partial(_features, layer=layer))
     batches = [
         ops.convert_to_numpy(function(x[indices]))
         for indices in padded_batches(np.arange(len(x)), batch_size)
@@ -94,9 +93,10 @@ def features(model: Any, x: Any, layer: str | None = None, batch_size: int = 128
     return np.concatenate(batches)[: len(x)]
 
 
-def _features(model: Any, x: Any, layer: str | None) -> Any:
-    calls = layer_calls(model, x)
+def _features(classifier: Classifier, x: Any, layer: str | None) -> Any:
+    calls = layer_calls(classifier, x)
     if layer is None:
+        calls = parts(calls)
         with_weights = [call for call in calls if call.layer.weights]
         last = (with_weights or calls)[-1]
         is_tanh = isinstance(last.layer, TanhClassifier)

@@ -1,6 +1,6 @@
 """Accuracy against the radius of the ball."""
 
-import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.attacks.result import perturbation_norms
-from keras_robust.metrics.accuracy import attack_standing, check_attack
-from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.metrics.accuracy import attack_standing
+from keras_robust.metrics.radii import check_attack
+from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.classifier import Classifier
 
 
 def robustness_curve(
@@ -24,6 +26,7 @@ def robustness_curve(
     norm: str | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> dict[float, float]:
     """Accuracy under one attack at several radii.
@@ -39,8 +42,8 @@ def robustness_curve(
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack`, untargeted.
         epsilons: the radii, in units of `x`.
@@ -48,6 +51,7 @@ def robustness_curve(
             `epsilon`. Defaults to `None`: the attack's own `norm`.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -73,7 +77,7 @@ def robustness_curve(
     radii = sorted({validation.check_number("epsilons", epsilon) for epsilon in epsilons})
     if not radii:
         raise ValueError("Argument `epsilons` must not be empty. Received: epsilons=[]")
-    has_epsilon = config_of(attack).get("epsilon") is not None
+    has_epsilon = "epsilon" in attack.data
     if hasattr(attack, "attacks"):
         raise ValueError(
             "An ensemble has no radius of its own: draw a curve for each of its attacks. "
@@ -87,13 +91,16 @@ def robustness_curve(
     if not has_epsilon:
         norm = norm or getattr(attack, "norm", None)
         validation.check_choice("norm", norm, ("l1", "l2", "linf"))
-    x, y = as_arrays(x, y)
-    attack.check(model, x, y)
+    classifier = Classifier.of(model)
+    x, y = as_arrays(x, y, steps)
+    attack.check(classifier, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
     labels = sparse(y)
-    classes = predicted_classes(model, x, batch_size)
+    classes = classifier.classes(x, batch_size)
     if norm is not None:
-        distances = _distances(model, x, labels, classes, attack, norm, batch_size, seed, verbose)
+        distances = _distances(
+            classifier, x, labels, classes, attack, norm, batch_size, seed, verbose
+        )
         return {epsilon: float((distances > epsilon).mean()) for epsilon in radii}
 
     bar = keras.utils.Progbar(len(radii), verbose=verbose)
@@ -103,41 +110,25 @@ def robustness_curve(
             scaled = with_epsilon(attack, epsilon)
             standing = classes == labels
             _, classes = attack_standing(
-                model, x, labels, classes, scaled, standing, batch_size, seed
+                classifier, x, labels, classes, scaled, standing, batch_size, seed
             )
         curve[epsilon] = float((classes == labels).mean())
         bar.add(1)
     return curve
 
 
-def config_of(attack: Attack) -> dict[str, Any]:
-    """The arguments of an attack's constructor, without its objective.
-
-    That may be a function which Keras can save with a warning at best.
-    """
-    plain = copy.copy(attack)
-    plain.objective = None
-    return plain.get_config()
-
-
-def remade(attack: Attack, **changes: Any) -> Attack:
-    """The same attack but for some arguments of its constructor."""
-    again = type(attack).from_config({**config_of(attack), **changes})
-    again.objective = attack.objective
-    return again
-
-
 def with_epsilon(attack: Attack, epsilon: float) -> Attack:
     """The attack at another radius, with a step size that is scaled with it."""
-    config = config_of(attack)
     changes = {"epsilon": epsilon}
-    if config.get("step_size") is not None and config["epsilon"] > 0:
-        changes["step_size"] = config["step_size"] * epsilon / config["epsilon"]
-    return remade(attack, **changes)
+    step_size = getattr(attack, "step_size", None)
+    is_argument = "step_size" in inspect.signature(type(attack)).parameters
+    if is_argument and step_size is not None and attack.data["epsilon"] > 0:
+        changes["step_size"] = attack.data["step_size"] * epsilon / attack.data["epsilon"]
+    return attack.replace(**changes)
 
 
 def _distances(
-    model: Any,
+    classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
     classes: np.ndarray,
@@ -151,6 +142,6 @@ def _distances(
     standing = classes == labels
     bar = keras.utils.Progbar(-(-int(standing.sum()) // batch_size) or None, verbose=verbose)
     x_adv, classes = attack_standing(
-        model, x, labels, classes, attack, standing, batch_size, seed, lambda _: bar.add(1)
+        classifier, x, labels, classes, attack, standing, batch_size, seed, lambda _: bar.add(1)
     )
     return np.where(classes == labels, np.inf, perturbation_norms(x, x_adv)[norm])

@@ -9,7 +9,8 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.metrics.activations import features
 from keras_robust.metrics.analysis import require_scikit_learn
-from keras_robust.model.arrays import predicted_classes, sparse
+from keras_robust.model.arrays import sparse
+from keras_robust.model.classifier import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,9 @@ def feature_geometry(
             "Arguments `x`, `y` and `x_adv` must hold the same examples, at least 4. Received: "
             f"x.shape={x.shape}, y.shape={y.shape}, x_adv.shape={x_adv.shape}"
         )
+    classifier = Classifier.of(model)
     clean, attacked = (
-        features(model, images, layer, batch_size).reshape(len(x), -1) for images in (x, x_adv)
+        features(classifier, images, layer, batch_size).reshape(len(x), -1) for images in (x, x_adv)
     )
     if clean.shape[1] < 2:
         raise ValueError(
@@ -110,8 +112,8 @@ def feature_geometry(
             f"Received: features of shape {clean.shape}"
         )
     batch_size = min(batch_size, len(x))
-    clean_classes = predicted_classes(model, x, batch_size)
-    attacked_classes = predicted_classes(model, x_adv, batch_size)
+    clean_classes = classifier.classes(x, batch_size)
+    attacked_classes = classifier.classes(x_adv, batch_size)
     explained = None
     if method == "pca":
         clean, attacked, explained = _principal_components(clean, attacked)

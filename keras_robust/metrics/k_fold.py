@@ -14,7 +14,8 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.metrics.analysis import require_scikit_learn
-from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.model.arrays import as_arrays, check_images, check_labels, sparse
+from keras_robust.model.classifier import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,7 @@ def k_fold(
     num_folds: int = 10,
     output: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> KFold:
     """Stratified cross-validation, with 95% confidence intervals over the folds.
@@ -95,8 +97,8 @@ def k_fold(
     Args:
         fit: `(x_train, y_train) -> model`, which makes a new model and trains it. What it returns
             is only passed on to `measure`: it may be several models.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         measure: `(model, x_test, y_test) -> mapping` of names to finite numbers, the same names
             in each fold. Defaults to `None`: the accuracy, as `"accuracy"`.
@@ -106,6 +108,7 @@ def k_fold(
             other ones, that is an error. Changes of `fit` and `measure` are not noticed: they
             need a new folder. Defaults to `None`: nothing is saved.
         seed: int. Seed of the division and of the folds. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -141,9 +144,9 @@ def k_fold(
 
     if validation.check_count("num_folds", num_folds) < 2:
         raise ValueError(f"Argument `num_folds` must be at least 2. Received: {num_folds=}")
-    x, y = as_arrays(x, y)
-    validation.check_images(x, None)
-    validation.check_labels(y, len(x), y.shape[1] if y.ndim == 2 else int(y.max(initial=0)) + 1)
+    x, y = as_arrays(x, y, steps)
+    check_images(x)
+    check_labels(y, len(x), y.shape[1] if y.ndim == 2 else int(y.max(initial=0)) + 1)
     labels = sparse(y)
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < num_folds:
@@ -177,7 +180,7 @@ def k_fold(
 
 
 def _accuracy(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    classes = predicted_classes(model, x, min(128, len(x)))
+    classes = Classifier.of(model).classes(x, min(128, len(x)))
     return {"accuracy": float((classes == sparse(y)).mean())}
 
 

@@ -9,7 +9,8 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.metrics.activations import features
 from keras_robust.metrics.analysis import require_scikit_learn
-from keras_robust.model.arrays import predicted_classes, sparse
+from keras_robust.model.arrays import sparse
+from keras_robust.model.classifier import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +94,9 @@ def nearest_images(
             f"x_adv.shape={x_adv.shape}, x_train.shape={x_train.shape}, "
             f"y_train.shape={y_train.shape}, k={k}"
         )
+    classifier = Classifier.of(model)
     queries, points = (
-        features(model, images, layer, batch_size).reshape(len(images), -1)
+        features(classifier, images, layer, batch_size).reshape(len(images), -1)
         for images in (x_adv, x_train)
     )
     # A tree is of no use in so many dimensions.
@@ -102,7 +104,7 @@ def nearest_images(
     distances, indices = index.kneighbors(queries)
     return NearestImages(
         queries=x_adv,
-        classes=predicted_classes(model, x_adv, min(batch_size, len(x_adv))),
+        classes=classifier.classes(x_adv, min(batch_size, len(x_adv))),
         images=x_train[indices],
         labels=sparse(y_train)[indices],
         distances=distances,

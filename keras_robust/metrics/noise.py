@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from keras_robust import validation
-from keras_robust.model import classifier as inference
-from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.classifier import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ def noise_accuracy(
     bounds: tuple[float, float] | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> dict[float, NoiseAccuracy]:
     """Accuracy under Gaussian noise of several strengths.
@@ -55,8 +56,8 @@ def noise_accuracy(
 
     Args:
         model: Keras model, or a callable `x -> logits` (or probabilities).
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         stddevs: the strengths `sigma`, in units of `x`.
         num_draws: int, at least 2. How many times to draw the noise. Defaults to `10`.
@@ -65,6 +66,7 @@ def noise_accuracy(
             images that could be stored.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the noise. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -99,11 +101,10 @@ def noise_accuracy(
         )
     if bounds is not None:
         bounds = validation.check_bounds(bounds)
-    x, y = as_arrays(x, y)
-    validation.check_images(x, bounds)
+    classifier = Classifier.of(model)
+    x, y = as_arrays(x, y, steps)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
-    outputs = inference.outputs(model, x[:1])
-    validation.check_labels(y, len(x), outputs.shape[1])
+    classifier.check(x, y, (bounds, None))
 
     labels = sparse(y)
     accuracies = np.empty((len(strengths), num_draws))
@@ -114,7 +115,7 @@ def noise_accuracy(
             noisy = (x + stddev * noise).astype(x.dtype)
             if bounds is not None:
                 noisy = np.clip(noisy, *bounds)
-            classes = predicted_classes(model, noisy, batch_size)
+            classes = classifier.classes(noisy, batch_size)
             accuracies[row, draw] = (classes == labels).mean()
             bar.add(1)
     return dict(zip(strengths, map(NoiseAccuracy, accuracies), strict=True))

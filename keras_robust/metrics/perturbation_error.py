@@ -7,9 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, validation
-from keras_robust.metrics.activations import call_names, check_layer, layer_calls
-from keras_robust.model.arrays import padded_batches
+from keras_robust import validation
+from keras_robust.metrics.activations import calls_of_one, check_layer, layer_calls
+from keras_robust.model.arrays import as_array, check_images, padded_batches
+from keras_robust.model.classifier import Classifier
 
 
 def perturbation_error(
@@ -58,18 +59,21 @@ def perturbation_error(
     - Schwartz & Ditzler, Bolstering Adversarial Robustness with Latent Disparity
       Regularization, Figure 6, which shows the hidden convolutions alone (`layers` chooses)
     """
-    x, x_adv = ops.convert_to_numpy(x), ops.convert_to_numpy(x_adv)
+    classifier, x, x_adv = Classifier.of(model), as_array(x), as_array(x_adv, "x_adv")
     for images in (x, x_adv):
-        validation.check_images(images, None)
+        check_images(images)
     if x.shape != x_adv.shape:
         raise ValueError(
             "Arguments `x` and `x_adv` must have the same shape. "
             f"Received: x.shape={x.shape}, x_adv.shape={x_adv.shape}"
         )
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
-    names = call_names(model, x)
-    chosen = names if layers is None else [check_layer(layer, names) for layer in layers]
-    function = backend.compiled(model, "perturbation_error", _errors)
+    calls = calls_of_one(classifier, x)
+    names = [call.name for call in calls]
+    chosen = [call.name for call in calls if not call.is_whole]
+    if layers is not None:
+        chosen = [check_layer(layer, names) for layer in layers]
+    function = classifier.compiled("perturbation_error", _errors)
     batches = [
         np.stack([ops.convert_to_numpy(error) for error in function(x[indices], x_adv[indices])])
         for indices in padded_batches(np.arange(len(x)), batch_size)
@@ -79,9 +83,9 @@ def perturbation_error(
     return {name: errors[name] for name in chosen}
 
 
-def _errors(model: Any, x: Any, x_adv: Any) -> list[Any]:
+def _errors(classifier: Classifier, x: Any, x_adv: Any) -> list[Any]:
     """For each call of a layer, the ratio of each example."""
-    pairs = zip(layer_calls(model, x), layer_calls(model, x_adv), strict=True)
+    pairs = zip(layer_calls(classifier, x), layer_calls(classifier, x_adv), strict=True)
     return [_ratio(clean.outputs, perturbed.outputs) for clean, perturbed in pairs]
 
 

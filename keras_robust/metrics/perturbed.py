@@ -1,5 +1,6 @@
 """Perturbed images, whether they fool the model or not."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,8 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks import Attack
-from keras_robust.model.arrays import model_batches
+from keras_robust.attacks.inputs import working
+from keras_robust.model.classifier import Classifier
 
 
 def batch_seed(seed: int, number: int) -> int:
@@ -17,7 +19,7 @@ def batch_seed(seed: int, number: int) -> int:
 
 
 def perturbed_images(
-    model: Any,
+    classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
     attack: Attack,
@@ -34,15 +36,13 @@ def perturbed_images(
         labels: int array, shape `(num_examples,)`.
         progress: called after each batch.
     """
-    perturb = backend.compiled(
-        model,
-        ("perturb", type(attack), repr(sorted(vars(attack).items()))),
-        lambda model, x, y, seed: attack.perturb(model, x, y, seed),
-    )
+    perturb = classifier.compiled(("perturb", attack.key), functools.partial(_perturbed, attack))
+    values = attack.data_arrays()
     x_adv = np.empty_like(x)
-    for number, indices in enumerate(model_batches(model, np.arange(len(x)), batch_size)):
+    for number, indices in enumerate(classifier.batches(np.arange(len(x)), batch_size)):
         seed_of_batch = backend.make_seed(batch_seed(seed, number))
-        x_adv[indices] = ops.convert_to_numpy(perturb(x[indices], labels[indices], seed_of_batch))
+        found = perturb(x[indices], labels[indices], seed_of_batch, *values)
+        x_adv[indices] = ops.convert_to_numpy(found)
         progress()
     if not np.isfinite(x_adv.astype("float32")).all():
         raise ValueError(
@@ -50,3 +50,9 @@ def perturbed_images(
             "somewhere in its reach."
         )
     return x_adv
+
+
+def _perturbed(
+    attack: Attack, classifier: Classifier, x: Any, y: Any, seed: Any, *data: Any
+) -> Any:
+    return attack.with_data(data, working(x).dtype).perturb(classifier, x, y, seed)

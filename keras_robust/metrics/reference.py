@@ -8,9 +8,11 @@ import keras
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.metrics.accuracy import attack_standing, check_attack
-from keras_robust.metrics.curves import config_of, robustness_curve, with_epsilon
-from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.metrics.accuracy import attack_standing
+from keras_robust.metrics.curves import robustness_curve, with_epsilon
+from keras_robust.metrics.radii import check_attack
+from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.classifier import Classifier
 
 # Where the search begins, and where the bisection ends at the latest: shares of the largest radius.
 _FIRST, _SMALLEST = 2.0**-6, 1e-6
@@ -27,13 +29,14 @@ def reference_epsilon(
     tolerance: float = 0.001,
     batch_size: int = 128,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> float:
     """The smallest radius at which an attack fools a model on half of the images.
 
         epsilon_ref = min {epsilon : share of x in D that are misclassified within epsilon >= 0.5}
 
-    found by doubling the radius and then by bisection, with the attack made anew at each. An
+    found by doubling the radius and then by bisection, with the attack run anew at each. An
     image that the attack fools at one radius is fooled at every larger one too, because the same
     perturbed image lies in the larger ball; without that, the error of a single-step attack may
     fall again as the radius grows. Images that are misclassified to begin with are in the half.
@@ -41,12 +44,10 @@ def reference_epsilon(
     In the paper the reference is not the undefended model but the authors' defended one: its
     accuracy at `1.0 * epsilon_ref` is 50.00% in each row of their Table 1.
 
-    The attack is compiled for each radius, some 15 times, which takes longer than a small model.
-
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack` that has an `epsilon`, untargeted. The paper takes FGSM.
         error_rate: float, greater than 0, at most 1. Defaults to `0.5`.
@@ -56,6 +57,7 @@ def reference_epsilon(
             Defaults to `0.001`.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -83,12 +85,13 @@ def reference_epsilon(
       "the smallest epsilon such that 50% of the perturbed images are misclassified by our
       regularized models"
     """
-    if config_of(check_attack(attack)).get("epsilon") is None:
+    if "epsilon" not in check_attack(attack).data:
         raise ValueError(f"Argument `attack` must have an `epsilon`. Received: attack={attack!r}")
     validation.check_number("error_rate", error_rate, exclusive=True, maximum=1.0)
     tolerance = validation.check_number("tolerance", tolerance, exclusive=True)
-    x, y = as_arrays(x, y)
-    attack.check(model, x, y)
+    classifier = Classifier.of(model)
+    x, y = as_arrays(x, y, steps)
+    attack.check(classifier, x, y)
     if max_epsilon is None:
         max_epsilon = attack.bounds[1] - attack.bounds[0]
         if getattr(attack, "norm", "linf") == "l2":
@@ -104,12 +107,14 @@ def reference_epsilon(
         bar.add(1)
         attacked = with_epsilon(attack, epsilon)
         standing = classes == labels
-        return attack_standing(model, x, labels, classes, attacked, standing, batch_size, seed)[1]
+        return attack_standing(
+            classifier, x, labels, classes, attacked, standing, batch_size, seed
+        )[1]
 
     def enough(classes: Any) -> bool:
         return bool((classes != labels).mean() >= error_rate)
 
-    classes = predicted_classes(model, x, batch_size)
+    classes = classifier.classes(x, batch_size)
     if enough(classes):
         return 0.0
     low, high = 0.0, _FIRST * max_epsilon
@@ -141,6 +146,7 @@ def accuracy_at(
     fractions: Sequence[float] = (0.2, 0.5, 1.0),
     batch_size: int = 128,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> dict[float, float]:
     """Accuracy under an attack at fractions of a radius, such as a reference model's.
@@ -150,8 +156,8 @@ def accuracy_at(
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack`, untargeted. The paper takes FGSM.
         epsilon: float, the radius, in units of `x`: what `kr.evaluation.reference_epsilon`
@@ -159,6 +165,7 @@ def accuracy_at(
         fractions: the fractions. Defaults to `(0.2, 0.5, 1.0)`.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -191,6 +198,7 @@ def accuracy_at(
         epsilons=[part * epsilon for part in parts],
         batch_size=batch_size,
         seed=seed,
+        steps=steps,
         verbose=verbose,
     )
     return {part: curve[part * epsilon] for part in parts}

@@ -5,14 +5,21 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.attacks.result import perturbation_norms
-from keras_robust.metrics.accuracy import check_attack
 from keras_robust.metrics.perturbed import perturbed_images
-from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.metrics.radii import check_attack
+from keras_robust.model.arrays import (
+    as_array,
+    as_arrays,
+    check_images,
+    check_range,
+    is_data_set,
+    sparse,
+)
+from keras_robust.model.classifier import Classifier
 
 
 def rho(
@@ -25,6 +32,7 @@ def rho(
     mean: Any = 0.0,
     batch_size: int = 128,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> float:
     """Mean relative size of the perturbations that an attack needs.
@@ -57,6 +65,7 @@ def rho(
             for a model that does this itself, pass that mean to get the paper's figure.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -85,13 +94,15 @@ def rho(
     check_attack(attack)
     validation.check_choice("norm", norm, ("l1", "l2", "linf"))
     validation.check_count("batch_size", batch_size)
-    x = as_arrays(x, y)[0] if hasattr(x, "as_numpy_iterator") else ops.convert_to_numpy(x)
-    validation.check_images(x, attack.bounds)
+    classifier = Classifier.of(model)
+    x = as_arrays(x, y, steps)[0] if is_data_set(x) else as_array(x)
+    check_range(*check_images(x), x.dtype, attack.bounds)
     batch_size = min(batch_size, len(x))
     if y is None:
-        y = predicted_classes(model, x, batch_size)
-    y = ops.convert_to_numpy(y)
-    attack.check(model, x, y)
+        classifier.check_structure()
+        y = classifier.classes(x, batch_size)
+    y = as_array(y, "y")
+    attack.check(classifier, x, y)
     sizes = perturbation_norms(np.broadcast_to(np.asarray(mean), x.shape), x)[norm]
     if not (sizes > 0).all():
         raise ValueError(
@@ -102,9 +113,9 @@ def rho(
     labels = sparse(y)
     bar = keras.utils.Progbar(-(-len(x) // batch_size), verbose=verbose)
     x_adv = perturbed_images(
-        model, x, labels, attack, batch_size, seed, progress=lambda: bar.add(1)
+        classifier, x, labels, attack, batch_size, seed, progress=lambda: bar.add(1)
     )
-    num_failed = int((predicted_classes(model, x_adv, batch_size) == labels).sum())
+    num_failed = int((classifier.classes(x_adv, batch_size) == labels).sum())
     if num_failed:
         warnings.warn(
             f"{type(attack).__name__} has failed on {num_failed} of {len(x)} images: what it "

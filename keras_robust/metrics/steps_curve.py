@@ -1,5 +1,6 @@
 """Accuracy against the number of steps of an attack."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +8,10 @@ import keras
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.metrics.accuracy import attack_standing, check_attack
-from keras_robust.metrics.curves import config_of, remade
-from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.metrics.accuracy import attack_standing
+from keras_robust.metrics.radii import check_attack
+from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.classifier import Classifier
 
 
 def steps_curve(
@@ -21,6 +23,7 @@ def steps_curve(
     num_steps: Sequence[int],
     batch_size: int = 128,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> dict[int, float]:
     """Accuracy under one attack with several numbers of steps.
@@ -36,13 +39,14 @@ def steps_curve(
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack` that has a `num_steps`, untargeted.
         num_steps: the numbers of steps.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -68,27 +72,28 @@ def steps_curve(
     - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
       Minimization, Figure 6 (a)
     """
-    if "num_steps" not in config_of(check_attack(attack)):
+    if "num_steps" not in inspect.signature(type(check_attack(attack))).parameters:
         raise ValueError(f"Argument `attack` must have a `num_steps`. Received: attack={attack!r}")
     counts = sorted({validation.check_count("num_steps", count) for count in num_steps})
     if not counts:
         raise ValueError("Argument `num_steps` must not be empty. Received: num_steps=[]")
-    x, y = as_arrays(x, y)
-    attack.check(model, x, y)
+    classifier = Classifier.of(model)
+    x, y = as_arrays(x, y, steps)
+    attack.check(classifier, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
 
     labels = sparse(y)
-    clean = predicted_classes(model, x, batch_size)
+    clean = classifier.classes(x, batch_size)
     standing = clean == labels
     bar = keras.utils.Progbar(len(counts), verbose=verbose)
     curve = {}
     for count in counts:
         _, classes = attack_standing(
-            model,
+            classifier,
             x,
             labels,
             clean,
-            remade(attack, num_steps=count),
+            attack.replace(num_steps=count),
             standing,
             batch_size,
             seed,

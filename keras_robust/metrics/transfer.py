@@ -9,9 +9,10 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.metrics.accuracy import check_attack
 from keras_robust.metrics.perturbed import perturbed_images
-from keras_robust.model.arrays import as_arrays, predicted_classes, sparse
+from keras_robust.metrics.radii import check_attack
+from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.classifier import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ def transfer_matrix(
     attack: Attack | Mapping[str, Attack],
     batch_size: int = 128,
     seed: int = 0,
+    steps: int | None = None,
     verbose: int = 1,
 ) -> TransferMatrix:
     """Makes adversarial examples on each of several models, and has all of them classify them.
@@ -69,14 +71,15 @@ def transfer_matrix(
 
     Args:
         models: mapping of names to Keras models, or callables `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
+            as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack`, untargeted, or a mapping with one for each name in `models`:
             where some of them return logits and others probabilities, say, each needs one with
             its own `from_logits`.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
 
     Returns:
@@ -114,23 +117,24 @@ def transfer_matrix(
             "A mapping passed as `attack` must have the names in `models`. "
             f"Received: {sorted(attacks)} for {sorted(models)}"
         )
-    x, y = as_arrays(x, y)
-    for name, model in models.items():
-        check_attack(attacks[name]).check(model, x, y)
+    x, y = as_arrays(x, y, steps)
+    classifiers = {name: Classifier.of(model) for name, model in models.items()}
+    for name, classifier in classifiers.items():
+        check_attack(attacks[name]).check(classifier, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
     labels = sparse(y)
 
     def accuracies(images: np.ndarray) -> dict[str, float]:
         return {
-            name: float((predicted_classes(model, images, batch_size) == labels).mean())
-            for name, model in models.items()
+            name: float((classifier.classes(images, batch_size) == labels).mean())
+            for name, classifier in classifiers.items()
         }
 
     matrix = TransferMatrix(accuracies(x), {}, len(x))
     bar = keras.utils.Progbar(len(models) * -(-len(x) // batch_size), verbose=verbose)
-    for name, model in models.items():
+    for name, classifier in classifiers.items():
         x_adv = perturbed_images(
-            model, x, labels, attacks[name], batch_size, seed, progress=lambda: bar.add(1)
+            classifier, x, labels, attacks[name], batch_size, seed, progress=lambda: bar.add(1)
         )
         matrix.accuracy[name] = accuracies(x_adv)
     return matrix

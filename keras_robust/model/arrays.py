@@ -1,54 +1,164 @@
-"""Evaluation data as checked NumPy arrays."""
+"""Data of any kind as arrays, and the checks of images and labels."""
 
+import contextlib
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_robust import validation
-from keras_robust.model import classifier as inference
 from keras_robust.ops.labels import is_one_hot
 
 
-def as_arrays(x: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels as arrays, from arrays, tensors or a `tf.data.Dataset` of pairs.
+def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels as arrays, from anything that Keras's `fit` takes.
 
-    A data set may be batched or not: it is not where its labels are scalars.
+    Args:
+        x: arrays or tensors; or a `tf.data.Dataset` (batched or not), `keras.utils.PyDataset`,
+            torch `DataLoader` or generator of `(images, labels)`.
+        y: labels, where `x` is an array or tensor.
+        steps: int. How many batches to read; all by default. A generator needs it, as does a data
+            set that repeats for ever.
     """
-    if hasattr(x, "as_numpy_iterator"):
-        if y is not None:
+    if not is_data_set(x):
+        if y is None:
+            raise ValueError("Argument `y` must be given where `x` is an array. Received: y=None")
+        return as_array(x), as_array(y, "y")
+    if y is not None:
+        raise ValueError(
+            "Argument `y` must be None where `x` is a data set: it holds the labels. "
+            f"Received: y of type {type(y).__name__}"
+        )
+    pairs = [_pair(element, x) for element in _elements(x, steps)]
+    if not pairs:
+        raise ValueError(
+            "A data set passed as `x` must hold at least one pair of images and labels. "
+            f"Received: x={x}"
+        )
+    join = np.concatenate if _is_batched(x, *pairs[0]) else np.stack
+    return join([pair[0] for pair in pairs]), join([pair[1] for pair in pairs])
+
+
+def is_data_set(x: Any) -> bool:
+    """Whether `x` brings its own labels, rather than being an array or a structure of arrays."""
+    is_plain = isinstance(x, np.ndarray | list | tuple | Mapping) or hasattr(x, "__array__")
+    return not is_plain and (hasattr(x, "__iter__") or isinstance(x, keras.utils.PyDataset))
+
+
+def as_array(value: Any, name: str = "x") -> np.ndarray:
+    """One array, also out of a list or a dict of one."""
+    return ops.convert_to_numpy(single(value, name))
+
+
+def single(value: Any, name: str = "x") -> Any:
+    """What a list, tuple or dict of one array holds; an array as it is."""
+    if isinstance(value, Mapping) or (
+        isinstance(value, list | tuple) and any(len(getattr(v, "shape", ())) > 0 for v in value)
+    ):
+        parts = list(value.values()) if isinstance(value, Mapping) else list(value)
+        if len(parts) != 1:
             raise ValueError(
-                "Argument `y` must be None where `x` is a data set: it holds the labels. "
-                f"Received: y of type {type(y).__name__}"
+                f"Argument `{name}` must be one array or tensor: models with several inputs or "
+                "outputs cannot be attacked. Make a model of one input and one output, "
+                '`keras.Model(m.input, m.output["logits"])`. '
+                f"Received: {name} with {len(parts)} parts"
             )
-        pairs = list(x.as_numpy_iterator())
-        if not pairs or not isinstance(pairs[0], tuple) or len(pairs[0]) < 2:
-            raise ValueError(
-                "A data set passed as `x` must hold at least one pair of images and labels. "
-                f"Received: x={x}"
-            )
-        join = np.stack if np.ndim(pairs[0][1]) == 0 else np.concatenate
-        return join([pair[0] for pair in pairs]), join([pair[1] for pair in pairs])
-    if y is None:
-        raise ValueError("Argument `y` must be given where `x` is an array. Received: y=None")
-    return ops.convert_to_numpy(x), ops.convert_to_numpy(y)
+        return parts[0]
+    return value
 
 
-def predicted_classes(model: Any, x: np.ndarray, batch_size: int) -> np.ndarray:
-    """The class with the highest score for each example."""
-    classes = []
-    for indices in model_batches(model, np.arange(len(x)), batch_size):
-        outputs = inference.outputs(model, x[indices])
-        validation.check_outputs(outputs, len(indices), from_logits=None)
-        classes.append(outputs.argmax(axis=1))
-    return np.concatenate(classes)[: len(x)]
+def first_batch(x: Any, y: Any = None) -> tuple[Any, Any, Any]:
+    """The images and labels of the first batch, and `x` to be read from its beginning again.
+
+    `None` for images and labels where there are none to look at.
+    """
+    if not is_data_set(x):
+        return x, y, x
+    again = x
+    if isinstance(x, Iterator):
+        first = next(x, None)
+        # What Keras takes is a generator.
+        again = (element for element in itertools.chain([] if first is None else [first], x))
+    elif isinstance(x, keras.utils.PyDataset):
+        first = x[0]
+    elif hasattr(x, "take"):
+        first = next(iter(x.take(1)), None)
+    elif hasattr(x, "element_spec"):  # Distributed to several devices: each has its own part.
+        return None, None, x
+    else:
+        with _torch_numbers_kept():
+            first = next(iter(x), None)
+    if first is None:
+        raise ValueError("Argument `x` must not be empty. Received: an empty data set")
+    images, labels, _ = keras.utils.unpack_x_y_sample_weight(
+        tuple(first) if isinstance(first, list) else first
+    )
+    return images, labels, again
 
 
-def model_batches(model: Any, indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Batches of one size; where answers depend on the batch, without anything added to them."""
-    if inference.depends_on_batch(model):
-        return np.split(indices, range(batch_size, len(indices), batch_size))
-    return padded_batches(indices, batch_size)
+def _elements(x: Any, steps: int | None) -> Iterator[Any]:
+    """The elements of a data set, as many as are to be read."""
+    if steps is not None:
+        steps = validation.check_count("steps", steps)
+    if isinstance(x, keras.utils.PyDataset):
+        count = x.num_batches if steps is None else steps
+        if count is None:
+            raise ValueError(_endless(x))
+        return (x[number] for number in range(count))
+    if steps is None and (isinstance(x, Iterator) or _cardinality(x) == -1):
+        raise ValueError(_endless(x))
+    # A data set of TensorFlow is not read beyond what is needed.
+    source = x.take(-1 if steps is None else steps) if hasattr(x, "take") else x
+    return itertools.islice(iter(source), steps)
+
+
+def _cardinality(x: Any) -> int | None:
+    """The number of elements of a `tf.data.Dataset`: -1 where it repeats for ever."""
+    return int(x.cardinality()) if hasattr(x, "cardinality") else None
+
+
+def _endless(x: Any) -> str:
+    return (
+        "A data set that has no end is read for `steps` batches: pass `steps`, or a data set that "
+        f"ends. Received: x={x!r}, steps=None"
+    )
+
+
+def _pair(element: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(element, list | tuple) or len(element) < 2:
+        raise ValueError(
+            "A data set passed as `x` must hold at least one pair of images and labels. "
+            f"Received: x={x}, which holds elements of type {type(element).__name__}"
+        )
+    return as_array(element[0]), as_array(element[1], "y")
+
+
+def _is_batched(x: Any, images: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether the first element is a batch: only a `tf.data.Dataset` may hold single images."""
+    if not hasattr(x, "element_spec"):
+        return True
+    if images.ndim == 0 or labels.ndim == 0 or len(images) != len(labels):
+        return False
+    # An image of as many rows as there are classes, with a one-hot label, looks like a batch.
+    may_be_one_image = images.ndim == 3 and labels.ndim == 1 and labels.dtype.kind == "f"
+    return not (may_be_one_image and keras.tree.flatten(x.element_spec)[0].shape[0] is not None)
+
+
+def _torch_numbers_kept() -> AbstractContextManager[Any]:
+    """Restores torch's random numbers on exit, from which a `DataLoader` draws its order."""
+    torch = sys.modules.get("torch")
+    return contextlib.nullcontext() if torch is None else torch.random.fork_rng(devices=[])
+
+
+def sparse(y: np.ndarray) -> np.ndarray:
+    """Integer labels, shape `(num_examples,)`."""
+    return y.argmax(axis=1) if is_one_hot(y) else y.reshape(-1)
 
 
 def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -58,6 +168,81 @@ def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.split(np.concatenate([indices, padding]), count) if count else []
 
 
-def sparse(y: np.ndarray) -> np.ndarray:
-    """Integer labels, shape `(num_examples,)`."""
-    return y.argmax(axis=1) if is_one_hot(y) else y.reshape(-1)
+def check_images(x: np.ndarray) -> tuple[float, float]:
+    """Raises a `ValueError` for images that are not floating, empty or not finite.
+
+    Returns:
+        The smallest and the largest value.
+    """
+    if x.ndim < 2 or x.size == 0:
+        raise ValueError(
+            "Argument `x` must hold at least one example, with shape `(batch_size, ...)`. "
+            f"Received: x.shape={x.shape}"
+        )
+    check_floating(x)
+    low, high = (float(np.min(x)), float(np.max(x)))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"Argument `x` must be finite. Received: {int(np.sum(~np.isfinite(x)))} NaN or "
+            "infinite values"
+        )
+    return low, high
+
+
+def check_floating(x: Any) -> None:
+    """Raises a `ValueError` for an array or tensor of integers."""
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
+        raise ValueError(
+            "Argument `x` must be floating: an attack moves it by fractions of its unit. Convert "
+            "integer images with `x.astype('float32')` (and divide by 255 for bounds of "
+            f"(0.0, 1.0)). Received: x.dtype={x.dtype}"
+        )
+
+
+def check_range(low: float, high: float, dtype: Any, bounds: tuple[float, float]) -> None:
+    """Raises a `ValueError` for images that leave `bounds`, but for rounding."""
+    rounding = 4 * float(np.finfo(np.float32).eps) * max(abs(bounds[0]), abs(bounds[1]))
+    if np.dtype(dtype).itemsize < 4:
+        rounding = max(abs(bounds[0]), abs(bounds[1])) * 2.0**-7
+    if low < bounds[0] - rounding or high > bounds[1] + rounding:
+        raise ValueError(
+            "Argument `x` must lie inside the attack's `bounds`: scale the images, or pass the "
+            f"range they are in as `bounds`. Received: bounds={bounds}, x.min()={low:g}, "
+            f"x.max()={high:g}"
+        )
+
+
+def check_labels(y: np.ndarray, num_examples: int, num_classes: int) -> None:
+    """Labels: integers in range, or one-hot rows; one for each example."""
+    one_hot = is_one_hot(y)
+    if y.ndim not in (1, 2) or (one_hot and y.shape[1] != num_classes):
+        raise ValueError(
+            "Argument `y` must be integer labels of shape `(batch_size,)` or one-hot labels of "
+            f"shape `(batch_size, {num_classes})`, to match the model's {num_classes} outputs. "
+            f"Received: y.shape={y.shape}"
+        )
+    if len(y) != num_examples:
+        raise ValueError(
+            "Arguments `x` and `y` must have the same number of examples. "
+            f"Received: {num_examples} in x, {len(y)} in y"
+        )
+    if one_hot:
+        if y.dtype.kind not in "iufb" and y.dtype.name != "bfloat16":
+            raise ValueError(f"Argument `y` must be numeric. Received: y.dtype={y.dtype}")
+        rows = np.asarray(y, "float64")
+        if np.isnan(rows).any() or (rows < 0).any() or (abs(rows.sum(axis=1) - 1) > 1e-3).any():
+            raise ValueError(
+                "One-hot (or smoothed) labels in argument `y` must be non-negative, with rows "
+                f"that sum to 1. Received: y.min()={rows.min():g}, row sums from "
+                f"{rows.sum(axis=1).min():g} to {rows.sum(axis=1).max():g}"
+            )
+        return
+    if y.dtype.kind not in "iu":
+        raise ValueError(
+            f"Argument `y` must hold integer labels. Received: y.dtype={y.dtype}, y.shape={y.shape}"
+        )
+    if y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(
+            f"Labels in argument `y` must be from 0 to {num_classes - 1}, to match the model's "
+            f"{num_classes} outputs. Received: y.min()={y.min()}, y.max()={y.max()}"
+        )

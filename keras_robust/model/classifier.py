@@ -1,94 +1,311 @@
-"""A model, or any callable, in inference mode."""
+"""One model under test: everything that the library knows of it, found out once."""
 
+import functools
+import weakref
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, validation
-from keras_robust.model.patching import all_layers, without_softmax
+from keras_robust import backend
+from keras_robust.model.arrays import check_images, check_labels, check_range, padded_batches
+from keras_robust.model.black_box import BlackBox
+from keras_robust.model.keys import value_key
+from keras_robust.model.layers import all_layers, held_by
+from keras_robust.model.patching import (
+    final_activation,
+    fixed_switches,
+    switches,
+    without_final_activation,
+)
 from keras_robust.ops.logits import probabilities_to_logits
 
 # Outputs are looked at on so many images.
 _NUM_PROBED = 8
+Setting = tuple[tuple[float, float] | None, bool | None]
 
 
-def call(model: Any, x: Any) -> Any:
-    """The outputs of `model` on `x` with `training=False`, in float32 where they were lower."""
-    is_layer = isinstance(model, keras.layers.Layer)
-    outputs = model(x, training=False) if is_layer else model(x)
-    if keras.backend.standardize_dtype(outputs.dtype) in ("float16", "bfloat16"):
-        outputs = ops.cast(outputs, "float32")
-    return outputs
+class Classifier:
+    """A model as it is now, in inference mode.
 
+    It is made once for an evaluation, an attack or a training run, and handed down. A model that
+    changes afterwards (another layer, another activation) needs another one; new weights do not.
 
-def logits(model: Any, x: Any, from_logits: bool) -> Any:
-    """What `call` returns, as logits.
-
-    A saturated softmax has lost them: its outputs are exactly 0 and 1 and its gradient is 0.
-    Where the softmax is the last thing that a Keras model does, it is left out; elsewhere (a
-    callable, a subclassed model) the logarithm of the probabilities is taken.
+    Args:
+        model: Keras model, `kr.RobustModel`, `kr.BlackBox`, or a callable `x -> outputs`.
     """
-    if from_logits:
-        return call(model, x)
-    with without_softmax(model) as left_out:
-        outputs = call(model, x)
-    return outputs if left_out else probabilities_to_logits(outputs)
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.is_keras = isinstance(model, keras.layers.Layer)
+        self.is_black_box = isinstance(model, BlackBox)
+        self.num_classes = 0  # As `check` finds it.
+
+    @classmethod
+    def of(cls, model: Any) -> "Classifier":
+        """The classifier of a model; one that is a classifier already, as it is."""
+        return model if isinstance(model, cls) else cls(model)
+
+    @functools.cached_property
+    def layers(self) -> list[Any]:
+        """The model and all layers inside of it."""
+        return all_layers(self.model)
+
+    @functools.cached_property
+    def structure(self) -> Hashable:
+        """What a function of the model is compiled for: all but the values of variables."""
+        return value_key(self.model)
+
+    @functools.cached_property
+    def random_state(self) -> list[Any]:
+        """The states of a Keras model's seed generators, which dropout and noise draw from."""
+        if not self.is_keras:
+            return []
+        states = {
+            id(generator.state): generator.state
+            for layer in self.layers
+            for generator in held_by(layer, keras.random.SeedGenerator)
+        }
+        in_order = [v for v in self.model.non_trainable_variables if id(v) in states]
+        known = {id(state) for state in in_order}
+        return in_order + [state for number, state in states.items() if number not in known]
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether the answer to one example depends on the others in its batch."""
+        return any(getattr(layer, "depends_on_batch", False) for layer in self.layers)
+
+    @property
+    def takes_any_batch_size(self) -> bool:
+        """Whether a function of the model that is compiled once takes batches of every size."""
+        return self.is_black_box or (backend.DYNAMIC_BATCH and self.is_keras)
+
+    def outputs(self, x: Any) -> Any:
+        """The outputs on a tensor, in the precision of `x`, or float32 where that is lower."""
+        if self.is_keras:
+            outputs = self.model(x, training=False)
+        elif self.is_black_box or not backend.is_tracing(x):
+            outputs = self.model(x)
+        else:
+            outputs = self._traced(x)
+        outputs = single_output(outputs)
+        dtype = keras.backend.result_type(x.dtype, "float32")
+        return ops.cast(outputs, dtype) if outputs.dtype != dtype else outputs
+
+    def logits(self, x: Any, from_logits: bool) -> Any:
+        """What `outputs` returns, as logits.
+
+        A saturated softmax or sigmoid has lost them: its outputs are exactly 0 and 1 and its
+        gradient is 0. Where it is the last thing that a Keras model does, it is left out;
+        elsewhere (a callable, a subclassed model) the logarithm of the probabilities is taken.
+        """
+        if from_logits:
+            return self.outputs(x)
+        with without_final_activation(self.model) as left_out:
+            outputs = self.outputs(x)
+        return outputs if left_out else probabilities_to_logits(outputs)
+
+    def while_loop(self, condition: Any, body: Any, state: Any, **options: Any) -> Any:
+        """`keras.ops.while_loop`; around a black box a loop of Python."""
+        if not self.is_black_box:
+            return ops.while_loop(condition, body, state, **options)
+        count = options.get("maximum_iterations")
+        while condition(*state) and count != 0:
+            state = body(*state)
+            count = None if count is None else count - 1
+        return state
+
+    def fori_loop(self, lower: int, upper: int, body: Any, state: Any) -> Any:
+        """`keras.ops.fori_loop`; around a black box a loop of Python."""
+        if not self.is_black_box:
+            return ops.fori_loop(lower, upper, body, state)
+        for number in range(lower, upper):
+            state = body(number, state)
+        return state
+
+    def cond(self, condition: Any, if_true: Any, if_false: Any) -> Any:
+        """`keras.ops.cond`; around a black box a choice of Python."""
+        if not self.is_black_box:
+            return ops.cond(condition, if_true, if_false)
+        return if_true() if condition else if_false()
+
+    def compiled(
+        self, key: Hashable, function: Callable[..., Any], num_batched: int = 0
+    ) -> Callable[..., Any]:
+        """`function(classifier, *tensors)`, compiled once for each key, structure and shapes.
+
+        The first axis of the first `num_batched` tensors may have any size, on TensorFlow. A black
+        box is not compiled.
+        """
+        if self.is_black_box:
+            return lambda *args: function(self, *map(ops.convert_to_tensor, args))
+        # What is kept must not hold the model, or it would never be freed.
+        reference, positions = weakref.ref(self), switches(self.model)
+
+        def traced(*args: Any) -> Any:
+            classifier = reference()
+            assert classifier is not None
+            with fixed_switches(classifier.model, positions):
+                return function(classifier, *args)
+
+        key = (self.structure, positions, key)
+        run = backend.compiled(self.model, key, traced, num_batched)
+        return functools.partial(_run_with, self, run)
+
+    def build(self, x: Any) -> None:
+        """Creates a Keras model's weights, which cannot be done while a function is compiled."""
+        if self.is_keras and not self.model.built:
+            self.model(ops.convert_to_tensor(x[:1]), training=False)
+            vars(self).pop("layers", None)
+
+    def predict(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
+        """The outputs on one batch, by a function compiled once.
+
+        A random model draws from `seed`, and its own generators stay as they are.
+        """
+        self.build(x)
+        num_batched = int(self.takes_any_batch_size)
+        function = self.compiled("outputs", _seeded_outputs, num_batched=num_batched)
+        return ops.convert_to_numpy(function(ops.convert_to_tensor(x), backend.make_seed(seed)))
+
+    def classes(self, x: np.ndarray, batch_size: int) -> np.ndarray:
+        """The class with the highest score for each example."""
+        classes = []
+        for indices in self.batches(np.arange(len(x)), batch_size):
+            outputs = self.predict(x[indices])
+            check_outputs(outputs, len(indices))
+            classes.append(outputs.argmax(axis=1))
+        return np.concatenate(classes)[: len(x)]
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        """Batches of one size, filled up by their last index.
+
+        Where answers depend on the batch, or cost queries, nothing is added.
+        """
+        if self.depends_on_batch or self.is_black_box:
+            return np.split(indices, range(batch_size, len(indices), batch_size))
+        return padded_batches(indices, batch_size)
+
+    def check(self, x: np.ndarray, y: np.ndarray, *settings: Setting) -> int:
+        """Raises a `ValueError` for images, labels or outputs that no classifier can have.
+
+        Args:
+            x: images.
+            y: labels.
+            *settings: pairs of `bounds` and `from_logits` that must be true.
+
+        Returns:
+            The number of classes.
+        """
+        settings = tuple(dict.fromkeys(settings))
+        low, high = check_images(x)
+        for bounds in dict.fromkeys(bounds for bounds, _ in settings if bounds is not None):
+            check_range(low, high, x.dtype, bounds)
+        self.check_structure()
+        outputs = self.predict(x[:_NUM_PROBED])
+        check_outputs(outputs, min(len(x), _NUM_PROBED))
+        for from_logits in dict.fromkeys(from_logits for _, from_logits in settings):
+            if from_logits is not None:
+                self.check_from_logits(outputs, from_logits)
+        self.num_classes = outputs.shape[1]
+        check_labels(y, len(x), self.num_classes)
+        return self.num_classes
+
+    def check_structure(self) -> None:
+        """Raises a `ValueError` for a Keras model of several inputs or outputs."""
+        for name in ("inputs", "outputs"):
+            tensors = getattr(self.model, name, None) if self.is_keras else None
+            if isinstance(tensors, list | tuple) and len(tensors) > 1:
+                raise ValueError(several(name, [tensor.name for tensor in tensors]))
+
+    def check_from_logits(self, outputs: np.ndarray, from_logits: bool) -> None:
+        """Raises a `ValueError` where the outputs are not what `from_logits` says.
+
+        The activation of the last layer decides; where that is not known, the outputs do.
+        """
+        activation = final_activation(self.model) if self.is_keras else None
+        if activation is None:
+            activation = "softmax" if are_probabilities(outputs) else "linear"
+        if from_logits and activation != "linear":
+            raise ValueError(_NOT_LOGITS.format(activation=activation))
+        if not from_logits and activation == "linear":
+            sums = outputs.astype("float64").sum(axis=1)
+            raise ValueError(
+                "`from_logits=False` was given, but the model's outputs are no probabilities. "
+                f"Pass `from_logits=True`. Received: outputs from {outputs.min():g} to "
+                f"{outputs.max():g}, row sums from {sums.min():g} to {sums.max():g}"
+            )
+
+    def _traced(self, x: Any) -> Any:
+        """A callable's outputs on a symbol; one of NumPy arrays is told what it should be."""
+        try:
+            return self.model(x)
+        except (ValueError, backend.NoGradientError):
+            raise
+        except Exception as error:  # whatever the callable makes of a symbol
+            raise ValueError(
+                f"The function {self.model!r} cannot be compiled: it must be made of operations "
+                "of `keras.ops` or Keras models. A function of NumPy arrays is attacked as "
+                f"`keras_robust.BlackBox(function)`. {type(error).__name__}: {error}"
+            ) from error
 
 
-def check(
-    model: Any, x: np.ndarray, y: np.ndarray, bounds: tuple[float, float] | None, from_logits: bool
-) -> int:
-    """Raises a `ValueError` for images, labels or outputs that no classifier can have.
-
-    Returns:
-        The number of classes.
-    """
-    validation.check_images(x, bounds)
-    probe = x[:_NUM_PROBED]
-    found = outputs(model, probe)
-    validation.check_outputs(found, len(probe), from_logits)
-    validation.check_labels(y, len(x), found.shape[1])
-    return found.shape[1]
+def single_output(outputs: Any) -> Any:
+    """The one tensor among a model's outputs, which may be in a list or a dict."""
+    if hasattr(outputs, "shape"):
+        return outputs
+    tensors = keras.tree.flatten(outputs)
+    if len(tensors) != 1:
+        names = list(outputs) if isinstance(outputs, dict) else None
+        raise ValueError(several("outputs", names or [str(n) for n in range(len(tensors))]))
+    return tensors[0]
 
 
-def takes_any_batch_size(model: Any) -> bool:
-    """Whether a function of the model that is compiled once takes batches of every size."""
-    return backend.DYNAMIC_BATCH and isinstance(model, keras.layers.Layer)
-
-
-def depends_on_batch(model: Any) -> bool:
-    """Whether the answer to one example depends on the others in its batch, as a layer may say."""
-    layers = [model, *all_layers(model)]
-    return any(getattr(layer, "depends_on_batch", False) for layer in layers)
-
-
-def random_state(model: Any) -> list[Any]:
-    """The states of a Keras model's seed generators: what dropout and noise layers draw from."""
-    if not isinstance(model, keras.layers.Layer):
-        return []
-    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
-
-
-def build(model: Any, x: Any) -> None:
-    """Creates a Keras model's weights, which cannot be done while a function is compiled."""
-    if isinstance(model, keras.layers.Layer) and not model.built:
-        model(ops.convert_to_tensor(x[:1]), training=False)
-
-
-def outputs(model: Any, x: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The outputs of `model` on one batch, by a function compiled once.
-
-    A random model draws from `seed`, and its own generators stay as they are.
-    """
-    build(model, x)
-    function = backend.compiled(
-        model, "outputs", _seeded_call, num_batched=int(takes_any_batch_size(model))
+def several(what: str, names: list[str]) -> str:
+    """The message for a model of several inputs or outputs."""
+    return (
+        "The model must have one input and one output, the class scores. Pick the output, as in "
+        '`keras.Model(m.input, m.output["logits"])`, and fix other inputs in a model of one. '
+        f"Received: a model with {len(names)} {what}, {names}"
     )
-    return ops.convert_to_numpy(function(ops.convert_to_tensor(x), backend.make_seed(seed)))
 
 
-def _seeded_call(model: Any, x: Any, seed: Any) -> Any:
-    with backend.seeded(random_state(model), seed):
-        return call(model, x)
+def check_outputs(outputs: np.ndarray, num_examples: int) -> None:
+    """A classifier's outputs: one row of at least two finite numbers for each example."""
+    if outputs.ndim != 2 or outputs.shape[0] != num_examples or outputs.shape[1] < 2:
+        raise ValueError(
+            "The model must return one row of at least two class scores for each example (a "
+            "binary classifier needs two outputs). Received: outputs of shape "
+            f"{outputs.shape} for {num_examples} examples"
+        )
+    if not np.isfinite(outputs).all():
+        raise ValueError(
+            "The model must return finite outputs. Received: "
+            f"{int(np.sum(~np.isfinite(outputs)))} NaN or infinite values for {num_examples} "
+            "examples"
+        )
+
+
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Whether outputs look like those of a softmax."""
+    sums = outputs.astype("float64").sum(axis=1)
+    return bool((outputs >= 0).all() and (abs(sums - 1) < 1e-2).all())
+
+
+_NOT_LOGITS = (
+    "`from_logits=True` was given, but the model ends in a {activation}: its outputs are "
+    "probabilities. Pass `from_logits=False`, or (better: no precision is lost) remove the "
+    "{activation} from the model's end."
+)
+
+
+def _seeded_outputs(classifier: Classifier, x: Any, seed: Any) -> Any:
+    with backend.seeded(classifier.random_state, seed):
+        return classifier.outputs(x)
+
+
+def _run_with(classifier: Classifier, run: Callable[..., Any], *args: Any) -> Any:
+    """Runs what was compiled; holds the classifier, which tracing needs, as long as it can run."""
+    return run(*args)

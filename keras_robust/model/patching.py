@@ -1,4 +1,4 @@
-"""Finding a model's layers, and replacing what one does while a function is traced or run."""
+"""Replacing what a layer does while a function is traced or run."""
 
 import contextlib
 import functools
@@ -8,51 +8,16 @@ from typing import Any
 
 import keras
 
+from keras_robust.model.layers import HasSurrogate, all_layers, output_layer
+
 _lock = threading.RLock()
 # For each layer that is inside of `wrapped_call`: how many times, and what undoes it.
 _wrapped: dict[tuple[int, Any], tuple[int, Callable[[], None]]] = {}
 
 
-def all_layers(model: Any) -> list[Any]:
-    """The layers of a model and of the models inside of it."""
-    layers = []
-    for layer in getattr(model, "layers", []):
-        layers += [layer, *all_layers(layer)]
-    return layers
-
-
-def named_layers(model: Any, prefix: str = "") -> dict[str, Any]:
-    """The layers that are no models themselves, each once, by their paths: `"encoder/conv2d"`."""
-    found: dict[str, Any] = {}
-    for layer in model.layers if isinstance(model, keras.Model) else []:
-        if isinstance(layer, keras.Model):
-            inner = named_layers(layer, f"{prefix}{layer.name}/")
-        else:
-            inner = {prefix + layer.name: layer}
-        known = {id(layer) for layer in found.values()}
-        found.update({name: leaf for name, leaf in inner.items() if id(leaf) not in known})
-    return found
-
-
-def output_layer(model: Any) -> Any:
-    """The layer that the model's outputs come from; `None` where that cannot be told."""
-    if hasattr(model, "base_model"):
-        return output_layer(model.base_model)
-    if isinstance(model, keras.Sequential):
-        return output_layer(model.layers[-1]) if model.layers else None
-    if isinstance(model, keras.Model):
-        outputs = getattr(model, "outputs", None) or []
-        for layer in model.layers if len(outputs) == 1 else []:
-            with contextlib.suppress(AttributeError, ValueError):
-                if layer.output is outputs[0]:
-                    return output_layer(layer)
-        return None
-    return model if isinstance(model, keras.layers.Layer) else None
-
-
 @contextlib.contextmanager
 def replaced(layer: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside, the attribute `name` of a layer is `value`. One thread at a time."""
+    """Sets the attribute `name` of a layer to `value` and restores it. One thread at a time."""
     with _lock:
         undo = _replace(layer, name, value)
         try:
@@ -71,7 +36,7 @@ def _replace(layer: Any, name: str, value: Any) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def wrapped_call(layer: Any, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Inside, a call of the layer is `wrapper(layer, call, ...)`; in all threads.
+    """Makes each call of the layer `wrapper(layer, call, ...)`, in all threads.
 
     Unlike `replaced` it may last over points at which threads wait for each other, as the
     replicas of `MirroredStrategy` do at a synchronized batch norm: they may be inside together,
@@ -99,7 +64,7 @@ def wrapped_call(layer: Any, wrapper: Callable[..., Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_batch_norm(model: Any) -> Iterator[None]:
-    """Inside, batch norm uses and keeps its moving statistics, in training mode too."""
+    """Makes batch norm use and keep its moving statistics, in training mode too."""
     with contextlib.ExitStack() as stack:
         for layer in all_layers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
@@ -111,24 +76,58 @@ def _in_inference(layer: Any, call: Any, inputs: Any, training: Any = None, **kw
     return call(inputs, training=False, **kwargs)
 
 
-@contextlib.contextmanager
-def without_softmax(model: Any) -> Iterator[bool]:
-    """Inside, a softmax that ends the model is left out. Gives whether one was found."""
+def final_activation(model: Any) -> str | None:
+    """`"softmax"`, `"sigmoid"` or `"linear"`, as the model's last layer says.
+
+    `None` where that cannot be told: a layer without weights may hand on a softmax's outputs.
+    """
     layer = output_layer(model)
     if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    activation = getattr(layer, "activation", None)
+    for name in ("softmax", "sigmoid"):
+        if activation is getattr(keras.activations, name):
+            return name
+    is_linear = activation is keras.activations.linear and bool(layer.weights)
+    return "linear" if is_linear else None
+
+
+@contextlib.contextmanager
+def without_final_activation(model: Any) -> Iterator[bool]:
+    """Leaves out a softmax or sigmoid that ends the model; yields whether there is one."""
+    layer = output_layer(model)
+    if final_activation(model) not in ("softmax", "sigmoid"):
+        yield False
+    elif isinstance(layer, keras.layers.Softmax):
         with replaced(layer, "call", lambda inputs, mask=None: inputs):
             yield True
-    elif getattr(layer, "activation", None) is keras.activations.softmax:
+    else:
         with replaced(layer, "activation", keras.activations.linear):
             yield True
-    else:
-        yield False
 
 
 @contextlib.contextmanager
 def attacked_as(model: Any, surrogate: str | None = None) -> Iterator[bool]:
-    """Inside, layers that have a surrogate compute it; gives whether the output is another."""
-    layers = [layer for layer in [model, *all_layers(model)] if hasattr(layer, "attacked_as")]
+    """Makes layers that have a surrogate compute it; yields whether the output is another."""
+    layers = [layer for layer in all_layers(model) if isinstance(layer, HasSurrogate)]
     with contextlib.ExitStack() as stack:
         differs = [stack.enter_context(layer.attacked_as(surrogate)) for layer in layers]
         yield any(differs)
+
+
+def switches(model: Any) -> tuple[int, ...]:
+    """How the switches of a model's layers stand."""
+    return tuple(layer.switch for layer in _switched(model))
+
+
+@contextlib.contextmanager
+def fixed_switches(model: Any, positions: tuple[int, ...]) -> Iterator[None]:
+    """Makes layers with a switch compute what it says in `positions`, and nothing else."""
+    with contextlib.ExitStack() as stack:
+        for layer, position in zip(_switched(model), positions, strict=True):
+            stack.enter_context(replaced(layer, "fixed_switch", position))
+        yield
+
+
+def _switched(model: Any) -> list[Any]:
+    return [layer for layer in all_layers(model) if hasattr(type(layer), "switch")]

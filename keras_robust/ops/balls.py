@@ -8,6 +8,9 @@ from keras import ops
 
 from keras_robust import backend
 
+# A length to divide by, where both the length and the radius are 0.
+_SMALLEST = 1e-30
+
 
 def per_example(values: Any, like: Any) -> Any:
     """Shape `(batch_size,)` to `(batch_size, 1, ..., 1)`, to go with `like`."""
@@ -45,7 +48,7 @@ def steepest_direction(gradient: Any, norm: str) -> Any:
 
 
 def projection(
-    x: Any, epsilon: float, norm: str, bounds: tuple[float, float]
+    x: Any, epsilon: Any, norm: str, bounds: tuple[float, float]
 ) -> Callable[[Any], Any]:
     """The projection to the ball of radius `epsilon` around `x`, then to `bounds`.
 
@@ -61,13 +64,13 @@ def projection(
     def project(x_adv: Any) -> Any:
         delta = x_adv - x
         length = euclidean_norm(delta)
-        factor = epsilon / ops.maximum(length, epsilon) if epsilon > 0 else ops.zeros_like(length)
+        factor = epsilon / ops.maximum(ops.maximum(length, epsilon), _SMALLEST)
         return ops.clip(x + delta * per_example(factor, delta), *bounds)
 
     return project
 
 
-def random_in_ball(x: Any, epsilon: float, norm: str, seed: Any) -> Any:
+def random_in_ball(x: Any, epsilon: Any, norm: str, seed: Any) -> Any:
     """Draws uniformly from the ball of radius `epsilon` around each `x`."""
     shape = ops.shape(x)
     if norm == "linf":

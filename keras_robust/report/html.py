@@ -3,13 +3,10 @@
 import base64
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import TYPE_CHECKING
 
+from keras_robust.report.check_result import CheckResult
+from keras_robust.report.data import ReportData
 from keras_robust.report.row import COSTS, NORMS, Row
-
-if TYPE_CHECKING:
-    from keras_robust.report.check_result import CheckResult
-    from keras_robust.report.report import Report
 
 _TITLE = "Robustness report"
 _STYLE = """
@@ -62,7 +59,7 @@ _COLUMNS = (
 )
 
 
-def page(report: "Report", pictures: Mapping[str, bytes]) -> str:
+def page(report: ReportData, pictures: Mapping[str, bytes]) -> str:
     """The page.
 
     Args:
@@ -112,7 +109,7 @@ def _section(heading: str, *parts: str) -> str:
     return "\n".join([f"<section>\n<h2>{escape(heading)}</h2>", *parts, "</section>"])
 
 
-def _verdict(report: "Report") -> str:
+def _verdict(report: ReportData) -> str:
     failed = "".join(
         f"<li>{escape(check.name)}: {escape(check.sentence)}</li>" for check in report.failed_checks
     )
@@ -151,7 +148,7 @@ def _row(name: str, cells: Iterable[str], note: str = "") -> str:
     return f'<tr><th scope="row">{heading}</th>{data}</tr>'
 
 
-def _accuracies(report: "Report") -> str:
+def _accuracies(report: ReportData) -> str:
     caption = (
         f"{report.num_examples} examples. Norms, in units of the images, are those of the "
         "perturbations that fool the classifier; gradients and evaluations are means over the "
@@ -179,7 +176,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _checks(checks: "Iterable[CheckResult]") -> str:
+def _checks(checks: Iterable[CheckResult]) -> str:
     rows = []
     for check in sorted(checks, key=lambda check: check.status != "FAILED"):
         figures = "<br>".join(
@@ -209,7 +206,7 @@ def _picture(pictures: Mapping[str, bytes], name: str, text: str) -> str:
     return f'<figure><img{wide} alt="{escape(text)}" src="data:image/png;base64,{data}"></figure>'
 
 
-def _facts(report: "Report") -> str:
+def _facts(report: ReportData) -> str:
     facts = [
         *report.notes.items(),
         *((f"attack: {row.name}", row.attack) for row in report.rows if row.attack is not None),

@@ -1,13 +1,11 @@
 """Reports as text."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from keras_robust.report.report import Report
+from keras_robust.report.data import ReportData
 
 
-def text_summary(report: "Report") -> str:
+def text_summary(report: ReportData) -> str:
     """Failed checks, the table of accuracies, and what it means."""
     lines = []
     if report.failed_checks:
@@ -40,7 +38,7 @@ def text_summary(report: "Report") -> str:
     return "\n".join(lines)
 
 
-def comparison_table(reports: "Mapping[str, Report]") -> str:
+def comparison_table(reports: Mapping[str, ReportData]) -> str:
     """A table of several models' reports with the same attacks, one column for each model.
 
     Args:

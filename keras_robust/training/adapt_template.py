@@ -5,14 +5,21 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, validation
-from keras_robust.layers import WNLLHead
-from keras_robust.model import classifier as inference
-from keras_robust.model.arrays import as_arrays, padded_batches
-from keras_robust.model.patching import output_layer, replaced
+from keras_robust import validation
+from keras_robust.layers.wnll_head import wnll_head
+from keras_robust.model.arrays import as_arrays, check_images, padded_batches
+from keras_robust.model.classifier import Classifier
+from keras_robust.model.patching import replaced
 
 
-def adapt_template(model: Any, x: Any, y: Any = None, batch_size: int = 128, seed: int = 0) -> None:
+def adapt_template(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    steps: int | None = None,
+) -> None:
     """Fills the template of the model's WNLL head, and puts it in its WNLL phase.
 
     The features of x are computed in inference mode. It must be done again when the network
@@ -20,12 +27,13 @@ def adapt_template(model: Any, x: Any, y: Any = None, batch_size: int = 128, see
 
     Args:
         model: Keras model that ends with a `kr.layers.WNLLHead`; or a `kr.RobustModel` of one.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels. Of more examples than the template holds, some are drawn at random.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels, as for
+            `kr.evaluate`. Of more examples than the template holds, some are drawn at random.
         y: integer or one-hot labels; -1 marks an unlabeled example. Defaults to `None`, for a
             data set.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the drawing. Defaults to `0`.
+        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
 
     Raises:
         ValueError: if the model does not end with a `WNLLHead`; if there are too few examples,
@@ -41,32 +49,23 @@ def adapt_template(model: Any, x: Any, y: Any = None, batch_size: int = 128, see
     >>> kr.training.adapt_template(model, x, y)
     """
     head = wnll_head(model)
-    x, y = as_arrays(x, y)
-    validation.check_images(x, None)
+    x, y = as_arrays(x, y, steps)
+    check_images(x)
     head.adapt(head_inputs(model, x, batch_size), y, seed)
-
-
-def wnll_head(model: Any) -> WNLLHead:
-    """The WNLL head that a model ends with."""
-    head = output_layer(model)
-    if not isinstance(head, WNLLHead):
-        raise ValueError(
-            "Argument `model` must end with a `keras_robust.layers.WNLLHead`. "
-            f"Received: a model that ends with {head!r}"
-        )
-    return head
 
 
 def head_inputs(model: Any, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
     """What enters the head for each image, in inference mode."""
-    inference.build(model, x)
-    function = backend.compiled(model, "head inputs", _head_inputs)
+    classifier = Classifier.of(model)
+    classifier.build(x)
+    function = classifier.compiled("head inputs", _head_inputs)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
     batches = padded_batches(np.arange(len(x)), batch_size)
     found = [ops.convert_to_numpy(function(x[indices])) for indices in batches]
     return np.concatenate(found)[: len(x)]
 
 
-def _head_inputs(model: Any, x: Any) -> Any:
-    with replaced(wnll_head(model), "call", lambda inputs, training=None: inputs):
-        return inference.call(model, x)
+def _head_inputs(classifier: Classifier, x: Any) -> Any:
+    head = wnll_head(classifier.model)
+    with replaced(head, "call", lambda inputs, training=None: inputs):
+        return classifier.outputs(x)

@@ -11,10 +11,12 @@ import keras
 import numpy as np
 
 from keras_robust import validation
+from keras_robust.layers.wnll_head import wnll_head
 from keras_robust.losses import ModelLoss
-from keras_robust.model import classifier as inference
-from keras_robust.model.arrays import as_arrays, sparse
-from keras_robust.training.adapt_template import adapt_template, wnll_head
+from keras_robust.model.arrays import as_arrays, check_images, sparse
+from keras_robust.model.classifier import Classifier
+from keras_robust.model.layers import all_layers
+from keras_robust.training.adapt_template import adapt_template
 from keras_robust.training.robust_model import RobustModel
 
 
@@ -138,10 +140,11 @@ def fit_wnll(
     template, rest = np.sort(order[:split]), np.sort(order[split:])
     unlabeled = np.flatnonzero(labels < 0) if head.unlabeled_size else order[:0]
     template = np.concatenate([template, unlabeled])
-    validation.check_images(x, None)
+    check_images(x)
     head.template.check_labels(labels)
     head.template.check_labels(labels[template])
-    inference.build(model, x)
+    classifier = Classifier.of(model)
+    classifier.build(x)
     schedule = {
         "passes": passes, "linear_epochs": linear_epochs, "wnll_epochs": wnll_epochs,
         "linear_batch_size": linear_batch_size, "wnll_batch_size": wnll_batch_size,
@@ -155,7 +158,7 @@ def fit_wnll(
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         stage = stages.num_done
         keras.utils.set_random_seed(seed + stage)
-        for number, state in enumerate(inference.random_state(model)):
+        for number, state in enumerate(classifier.random_state):
             state.assign([seed + stage, number])
         trained = RobustModel(model, seed=seed + stage) if isinstance(loss, ModelLoss) else model
         optimizer = make_optimizer(stage // 2, -(-len(rows) // size))
@@ -194,8 +197,8 @@ def _wnll_sgd(number: int, steps_per_epoch: int) -> Any:
 
 @contextlib.contextmanager
 def _buffer_alone(model: Any, head: Any) -> Iterator[None]:
-    """Inside, nothing but the head's buffer block is trainable."""
-    layers = list(model._flatten_layers())
+    """Makes nothing but the head's buffer block trainable, and restores what was."""
+    layers = all_layers(model)
     # A layer hands its flag down, so what is inside comes after it, and the weights last.
     before = [(part, part.trainable) for part in [*layers, *model.weights]]
     for layer in layers[1:]:

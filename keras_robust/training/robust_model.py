@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,12 @@ import keras
 from keras_robust import backend
 from keras_robust.losses import ModelLoss, weight
 from keras_robust.losses.step import Step, current_step, step_scope
-from keras_robust.model import classifier as inference
+from keras_robust.model.arrays import as_array, first_batch, is_data_set, single
+from keras_robust.model.classifier import Classifier, single_output
+
+# The loss that each model's first batch has been checked for. It is no attribute, which would count
+# as part of the model's structure.
+_checked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -84,7 +90,8 @@ class RobustModel(backend.TrainStep, keras.Model):
             return self.loss.forward(step)
         if self._takes_pairs and isinstance(inputs, tuple | list):
             inputs = inputs[0]
-        return self.base_model(inputs, training=training)
+        outputs = self.base_model(inputs, training=training)
+        return single_output(outputs) if self.needs_preparation else outputs
 
     @property
     def needs_preparation(self) -> bool:
@@ -106,13 +113,14 @@ class RobustModel(backend.TrainStep, keras.Model):
 
     @contextlib.contextmanager
     def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
-        """Lets the loss prepare; yields the images to compute the predictions from."""
+        """Lets the loss prepare; yields the images to compute the predictions from, and labels."""
         step = Step(self.base_model, x, training=True)
         step.iterations = keras.ops.convert_to_tensor(self.optimizer.iterations)
-        if self.needs_preparation:
-            step.x, step.prepared = self.loss.prepare(self.base_model, x, y, seed)
         with step_scope(step):
-            yield step.x
+            if self.needs_preparation:
+                x, y = x if self._takes_pairs else single(x), single(y, "y")
+                step.x, step.prepared = self.loss.prepare(self.base_model, x, y, seed)
+            yield step.x, y
 
     def compute_loss(
         self,
@@ -144,28 +152,30 @@ class RobustModel(backend.TrainStep, keras.Model):
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.compiled and self.needs_preparation:
-            self._check_first_batch(x, y)
+            x = self._check_first_batch(x, y)
+            if not is_data_set(x):
+                x, y = x if self._takes_pairs else single(x), single(y, "y")
         return super().fit(x, y, *args, **kwargs)
 
-    def _check_first_batch(self, x: Any, y: Any) -> None:
-        """Checks arrays, or the first batch of a data set that can be read more than once."""
-        if isinstance(x, keras.utils.PyDataset):
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(x[0])
-        elif hasattr(x, "take") and hasattr(x, "element_spec"):
-            batch = next(iter(x.take(1)), None)
-            if batch is None:
-                raise ValueError("Argument `x` must not be empty. Received: an empty dataset")
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if self.compiled and self.needs_preparation and _checked.get(self) is not self.loss:
+            self._check_first_batch(x, y)
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    def _check_first_batch(self, x: Any, y: Any) -> Any:
+        """Checks arrays, or the first batch of a data set; gives `x` to be read anew."""
+        x, y, again = first_batch(x, y)
+        if x is None:
+            return again
         is_pair = self._takes_pairs and isinstance(x, tuple | list)
-        parts = list(x) if is_pair else [x]
-        if not all(hasattr(part, "shape") for part in [*parts, y]):
-            return
-        images = [keras.ops.convert_to_numpy(part) for part in parts]
+        images = [as_array(part) for part in (x if is_pair else [x])]
         strategy = getattr(self, "distribute_strategy", None)
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
-            inference.build(self, images[0])
-        labels = keras.ops.convert_to_numpy(y)
+            Classifier.of(self).build(images[0])
+        labels = as_array(y, "y")
         self.loss.check(self.base_model, tuple(images) if is_pair else images[0], labels)
+        _checked[self] = self.loss
+        return again
 
     def get_config(self) -> dict[str, Any]:
         return {

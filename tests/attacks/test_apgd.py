@@ -14,6 +14,7 @@ from keras_robust import backend
 from keras_robust.attacks.apgd import TARGETED_LOSSES, _windows
 from keras_robust.attacks.pgd import LOSSES
 from keras_robust.attacks.problem import Problem
+from keras_robust.model.classifier import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_iterates_are_those_of_algorithm_1(norm, name):
         problem = Iterate(attack, model, y, backend.make_seed(0), wanted=wanted)
         return attack.ascend(problem, loss, x, x)
 
-    function = backend.compiled(model, "iterate", iterate)
+    function = Classifier(model).compiled("iterate", iterate)
     for wanted in range(num_steps + 1):
         found = ops.convert_to_numpy(function(x, y.astype("int32"), np.int32(wanted)))
         np.testing.assert_allclose(
@@ -206,7 +207,7 @@ def test_the_margin_on_a_linear_model_is_the_largest(norm):
     x = np.random.default_rng(1).uniform(0.4, 0.6, (16, 20)).astype("float32")
     attack = kr.attacks.APGD(0.3, norm, num_steps=30)
     model = linear(weights)
-    function = backend.compiled(model, norm, lambda m, *args: attack.perturb(m, *args))
+    function = Classifier(model).compiled(norm, lambda m, *args: attack.perturb(m, *args))
     x_adv = ops.convert_to_numpy(function(x, np.zeros(16, "int32"), backend.make_seed(0)))
     w = (weights[:, 1] - weights[:, 0]).astype("float64")
     largest = x @ w + 0.3 * np.linalg.norm(w, {"linf": 1, "l2": 2}[norm])
@@ -288,7 +289,7 @@ def test_a_step_runs_the_model_once():
             return attack.generate(problem, x, x, 0, backend.make_seed(0))[0]
 
         calls.clear()
-        backend.compiled(model, repr(attack), ascent)(
+        Classifier(model).compiled(repr(attack), ascent)(
             np.full((3, 1), 0.5, "float32"), np.zeros(3, "int32")
         )
         return len(calls)

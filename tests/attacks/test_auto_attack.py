@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 
 @keras.saving.register_keras_serializable(package="test_auto_attack")
@@ -91,7 +92,7 @@ def test_in_a_compiled_function():
     )
     x, y = np.full((3, 2, 2, 1), 0.5, "float32"), np.zeros(3, int)
     attack = kr.attacks.AutoAttack(0.4)
-    function = backend.compiled(model, "traced", lambda m, *args: attack(m, *args))
+    function = Classifier(model).compiled("traced", lambda m, *args: attack(m, *args))
     x_adv = ops.convert_to_numpy(function(x, y, backend.make_seed(0)))
     expected = attack.run(model, x, y, seed=0)
     fooled = ops.convert_to_numpy(model(x_adv)).argmax(1) != 0

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +126,10 @@ def test_a_model_without_a_gradient():
 
 def test_a_compiled_function_must_pass_a_seed(model):
     attack = kr.attacks.PGD(0.1, num_steps=1)
-    function = backend.compiled(model, "no seed", lambda model, x: attack(model, x, Y))
+    function = Classifier(model).compiled("no seed", lambda model, x: attack(model, x, Y))
     with pytest.raises(ValueError, match="`seed` must be given"):
         function(ops.convert_to_tensor(X))
-    function = backend.compiled(model, "seed", lambda model, x: attack(model, x, Y, seed=3))
+    function = Classifier(model).compiled("seed", lambda model, x: attack(model, x, Y, seed=3))
     np.testing.assert_array_equal(
         ops.convert_to_numpy(function(ops.convert_to_tensor(X))),
         ops.convert_to_numpy(attack(model, X, Y, seed=3)),

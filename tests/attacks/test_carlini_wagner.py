@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 SETTINGS = {"learning_rate": 0.02, "num_steps": 200, "initial_const": 0.1}
 
@@ -152,7 +153,7 @@ def test_rounds_and_the_graph_are_the_reference(num_searches, num_steps, const):
         binary_search_steps=num_searches,
     )
     result = attack.run(model, x, y)
-    perturb = backend.compiled(model, repr(attack), lambda m, *args: attack.perturb(m, *args))
+    perturb = Classifier(model).compiled(attack.key, lambda m, *args: attack.perturb(m, *args))
     in_graph = ops.convert_to_numpy(perturb(x, y, backend.make_seed(0)))
     assert result.success.any()
     for index in range(len(x)):

@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 NORMS = ("l2", "linf")
 
@@ -24,7 +25,7 @@ def linear_model(num_classes, scale=1.0, seed=0):
 
 def perturbed(attack, model, x, y):
     """`attack.perturb`, compiled."""
-    function = backend.compiled(model, repr(attack), lambda m, *args: attack.perturb(m, *args))
+    function = Classifier(model).compiled(attack.key, lambda m, *args: attack.perturb(m, *args))
     return ops.convert_to_numpy(function(x, y, backend.make_seed(0)))
 
 

@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 EPSILON = 0.3
 
@@ -64,7 +65,7 @@ def test_a_call_returns_what_run_does(problem):
     attack = kr.attacks.Ensemble(MEMBERS)
     expected = attack.run(model, x, y).x_adv
     np.testing.assert_array_equal(ops.convert_to_numpy(attack(model, x, y)), expected)
-    function = backend.compiled(model, "call", lambda m, *args: attack(m, *args))
+    function = Classifier(model).compiled("call", lambda m, *args: attack(m, *args))
     traced = ops.convert_to_numpy(function(x, y, backend.make_seed(0)))
     np.testing.assert_allclose(traced, expected, atol=1e-6)
 
@@ -73,7 +74,7 @@ def test_perturb_takes_the_largest_margin_until_the_model_is_fooled(problem):
     model, x, y = problem
 
     def perturbed(attack):
-        function = backend.compiled(model, repr(attack), lambda m, *args: attack.perturb(m, *args))
+        function = Classifier(model).compiled(attack.key, lambda m, *args: attack.perturb(m, *args))
         return ops.convert_to_numpy(function(x, y, backend.make_seed(0)))
 
     images = np.array([perturbed(attack) for attack in MEMBERS])

@@ -8,6 +8,7 @@ from scipy import optimize
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 NORMS = ["linf", "l2"]
 
@@ -153,7 +154,7 @@ def test_succeeds_where_the_boundary_is_in_the_ball(norm):
     assert result.norms[norm].max() <= epsilon * (1 + 1e-6)
     np.testing.assert_array_equal(result.x_adv[~result.success], x[~result.success])
 
-    function = backend.compiled(model, "fab", lambda m, *args: attack.perturb(m, *args))
+    function = Classifier(model).compiled("fab", lambda m, *args: attack.perturb(m, *args))
     everywhere = ops.convert_to_numpy(function(x, y, backend.make_seed(0)))
     delta = (everywhere - x).reshape(40, -1)
     lengths = np.linalg.norm(delta, {"linf": np.inf, "l2": 2}[norm], axis=1)

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
+from keras_robust.model.classifier import Classifier
 
 
 @keras.saving.register_keras_serializable(package="test_objective")
@@ -195,8 +196,8 @@ def test_more_samples_see_through_noise():
 
 
 def perturbation(attack, model, x, y):
-    function = kr.backend.compiled(
-        model, repr(attack), lambda model, x, y: attack.perturb(model, x, y, 0)
+    function = Classifier(model).compiled(
+        attack.key, lambda model, x, y: attack.perturb(model, x, y, 0)
     )
     return ops.convert_to_numpy(function(x, y)) - x
 

@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 TABLE = {
     "fgsm": kr.attacks.FGSM(0.1),
@@ -53,7 +54,7 @@ def run(attack, *args, **kwargs):
 
 def perturbed(attack, model, x, y, seed=0):
     """What the attack does to every example, those included on which it fails."""
-    function = backend.compiled(model, repr(attack), lambda m, *args: attack.perturb(m, *args))
+    function = Classifier(model).compiled(attack.key, lambda m, *args: attack.perturb(m, *args))
     return ops.convert_to_numpy(function(x, y, backend.make_seed(seed)))
 
 
@@ -291,13 +292,19 @@ def test_a_changed_model_is_not_attacked_by_its_old_weights():
     np.testing.assert_allclose(perturbed(attack, model, x, y) - x, x - first, atol=1e-6)
 
 
-def test_a_changed_attack_is_compiled_anew():
+def test_an_attack_is_a_value():
     model, _ = linear_model()
     x, y = images(low=0.4, high=0.6), np.zeros(16, "int32")
     attack = kr.attacks.IFGSM(0.1, num_steps=3)
     run(attack, model, x, y)
-    attack.epsilon = 0.2
-    np.testing.assert_allclose(abs(run(attack, model, x, y) - x).max(), 0.2, atol=1e-6)
+    with pytest.raises(AttributeError, match=r"attack.replace\(epsilon=...\)"):
+        attack.epsilon = 0.2
+    larger = attack.replace(epsilon=0.2)
+    assert attack.epsilon == 0.1
+    assert larger.get_config() == {**attack.get_config(), "epsilon": 0.2}
+    np.testing.assert_allclose(abs(run(larger, model, x, y) - x).max(), 0.2, atol=1e-6)
+    with pytest.raises(ValueError, match="no argument `size`"):
+        attack.replace(size=0.2)
 
 
 def test_the_model_stays_as_it_is():

@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
+from keras_robust.model.classifier import Classifier
 
 ATTACKS = {
     "fgsm": kr.attacks.FGSM(0.03),
@@ -75,7 +76,7 @@ def test_rounds_after_the_first_get_only_what_stands(trained_model, embedded_dat
 def test_training_gets_the_perturbation_of_a_failed_attack_too(trained_model, embedded_data):
     x, y = (values[:64] for values in embedded_data[1])
     attack = kr.attacks.PGD(0.02, num_steps=3)
-    function = kr.backend.compiled(trained_model, "p", lambda m, x: attack.perturb(m, x, y, 0))
+    function = Classifier(trained_model).compiled("p", lambda m, x: attack.perturb(m, x, y, 0))
     moved = abs(ops.convert_to_numpy(function(x)) - x).reshape(64, -1).max(1)
     np.testing.assert_allclose(moved, 0.02, atol=1e-6)
     assert (attack.run(trained_model, x, y, seed=0).norms["linf"] == 0).any()

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 ATTACKS = {
     "fgsm": kr.attacks.FGSM(0.1),
@@ -45,11 +45,11 @@ def test_mixed_precision_leaves_no_image_where_it_is(trained_model, data):
     x, y = data
     model = in_mixed_precision(trained_model)
     attack = kr.attacks.FGSM(0.1)
-    function = backend.compiled(model, "p", lambda model, x: attack.perturb(model, x, y, 0))
+    function = Classifier(model).compiled("p", lambda model, x: attack.perturb(model, x, y, 0))
     moved = abs(ops.convert_to_numpy(function(x)) - x).reshape(len(x), -1)
     assert (moved.max(1) > 0.09).all()
     # The dark background can only become brighter: half of all values or more move.
-    plain = backend.compiled(trained_model, "p", lambda model, x: attack.perturb(model, x, y, 0))
+    plain = Classifier(trained_model).compiled("p", lambda model, x: attack.perturb(model, x, y, 0))
     expected = abs(ops.convert_to_numpy(plain(x)) - x).reshape(len(x), -1)
     np.testing.assert_allclose((moved > 0).mean(), (expected > 0).mean(), atol=0.02)
 
@@ -93,8 +93,8 @@ def test_arrays_tensors_and_one_hot_labels_are_the_same(attack, trained_model, d
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_attacks_work_in_graph_mode(attack, trained_model, data):
     x, y = (values[:8] for values in data)
-    function = backend.compiled(
-        trained_model, repr(attack), lambda model, x: attack(model, x, y, seed=0)
+    function = Classifier(trained_model).compiled(
+        attack.key, lambda model, x: attack(model, x, y, seed=0)
     )
     x_adv = ops.convert_to_numpy(function(x))
     success = attack.run(trained_model, x, y, seed=0).success

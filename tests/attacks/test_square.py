@@ -63,3 +63,144 @@ def test_is_no_stronger_than_the_gradient_on_a_linear_model():
     assert 0.1 < possible.mean() < 0.95
     assert not (result.success & ~possible).any()
     assert (result.success & possible).sum() > 0.9 * possible.sum()
+
+
+def channels_first(x):
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1))
+
+
+def with_channels_first(model):
+    """The model behind a transposition."""
+    return lambda x: model(ops.moveaxis(x, 1, -1))
+
+
+def whole_numbers(shape):
+    """A model whose logits are sums of whole numbers: exact, in whatever order it adds them."""
+    kernel = np.random.default_rng(1).integers(-3, 4, (np.prod(shape), 3)).astype("float32")
+    return lambda x: ops.matmul(ops.round(ops.reshape(x, (-1, len(kernel))) * 64), kernel)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(9, 8, 3), (4, 6, 5, 2)], ids=["images", "volumes"])
+def test_channels_first_is_the_same_search_transposed(shape, norm):
+    model, x = whole_numbers(shape), np.random.default_rng(0).random((12, *shape), "float32")
+    y = ops.convert_to_numpy(model(x)).argmax(1)
+    epsilon = {"linf": 0.02, "l2": 0.3}[norm]
+    attack = kr.attacks.Square(epsilon, norm, num_queries=60, num_restarts=2)
+    last = attack.run(model, x, y, seed=3)
+    first = attack.replace(data_format="channels_first").run(
+        with_channels_first(model), channels_first(x), y, seed=3
+    )
+    assert 0 < last.success.sum() < len(x)
+    np.testing.assert_array_equal(first.x_adv, channels_first(last.x_adv))
+    np.testing.assert_array_equal(first.num_evaluations, last.num_evaluations)
+    perturbed = attack.perturb(model, x, y, 3)
+    transposed = attack.replace(data_format="channels_first").perturb(
+        with_channels_first(model), channels_first(x), y, 3
+    )
+    np.testing.assert_array_equal(transposed, channels_first(ops.convert_to_numpy(perturbed)))
+
+
+@pytest.mark.parametrize("shape", [(30,), (12, 3)], ids=["vectors", "rows"])
+def test_the_data_format_is_for_images_alone(shape):
+    model, x = whole_numbers(shape), np.random.default_rng(0).random((12, *shape), "float32")
+    y = ops.convert_to_numpy(model(x)).argmax(1)
+    last, first = (
+        kr.attacks.Square(0.4, num_queries=20, data_format=data_format).run(model, x, y, seed=0)
+        for data_format in ("channels_last", "channels_first")
+    )
+    assert last.success.any()
+    np.testing.assert_array_equal(first.x_adv, last.x_adv)
+
+
+@pytest.mark.slow
+def test_is_as_strong_with_channels_first(embedded_data):
+    """Large images of 3 channels, where squares of the wrong axes find much less."""
+
+    def enlarged(x):
+        return np.repeat(x.repeat(2, 1).repeat(2, 2), 3, -1)
+
+    (x, y), (x_test, y_test) = (
+        (enlarged(x[:count]), y[:count])
+        for (x, y), count in zip(embedded_data, (3000, 200), strict=True)
+    )
+    model = keras.Sequential(
+        [
+            keras.Input((56, 56, 3)),
+            keras.layers.Conv2D(16, 7, strides=3, activation="relu"),
+            keras.layers.Conv2D(32, 3, strides=2, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=4, verbose=0)
+    transposed = with_channels_first(model)
+    attack = kr.attacks.Square(0.03, num_queries=1500)
+    last = attack.run(model, x_test, y_test, seed=0).success_rate
+    attack = attack.replace(data_format="channels_first")
+    first = attack.run(transposed, channels_first(x_test), y_test, seed=0).success_rate
+    assert first == pytest.approx(last, abs=0.01)
+    with pytest.warns(UserWarning, match="data_format"):
+        wrong = attack.replace(data_format="channels_last").run(
+            transposed, channels_first(x_test), y_test, seed=0
+        )
+    assert wrong.success_rate < last - 0.02
+
+
+def test_the_data_format_is_that_of_keras_when_the_attack_is_made():
+    before = kr.attacks.Square(0.1)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        attack = kr.attacks.Square(0.1)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert (before.data_format, attack.data_format) == ("channels_last", "channels_first")
+    assert attack.replace(epsilon=0.2).data_format == "channels_first"
+    assert attack.get_config()["data_format"] == "channels_first"
+    assert "data_format='channels_first'" in repr(attack)
+    with pytest.raises(ValueError, match=r"`data_format`.*Received: data_format='NCHW'"):
+        kr.attacks.Square(0.1, data_format="NCHW")
+
+
+def check_shape(data_format, shape):
+    x = np.full((2, *shape), 0.5, "float32")
+    attack = kr.attacks.Square(0.1, data_format=data_format)
+    attack.check(lambda x: ops.reshape(x, (2, -1))[:, :2] - 1, x, np.array([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("data_format", "shape"),
+    [
+        ("channels_last", (3, 56, 56)),
+        ("channels_last", (1, 28, 28)),
+        ("channels_last", (1, 5, 6)),
+        ("channels_first", (28, 28, 1)),
+        ("channels_first", (32, 24, 3)),
+    ],
+)
+def test_warns_of_the_other_data_format(data_format, shape):
+    message = rf"{shape[0]}, {shape[1]}, {shape[2]}.*`data_format` is \"{data_format}\""
+    with pytest.warns(UserWarning, match=message):
+        check_shape(data_format, shape)
+
+
+@pytest.mark.parametrize(
+    ("data_format", "shape"),
+    [
+        ("channels_last", (28, 28, 1)),
+        ("channels_last", (3, 3, 4)),
+        ("channels_last", (3, 32, 2)),
+        ("channels_last", (1, 1, 64)),
+        ("channels_last", (1, 28, 3)),
+        ("channels_first", (3, 56, 56)),
+        ("channels_first", (64, 1, 1)),
+        *(
+            (data_format, shape)
+            for data_format in ("channels_last", "channels_first")
+            for shape in ((3, 3, 2), (1, 6, 1), (30,), (3, 30), (4, 6, 5, 2))
+        ),
+    ],
+)
+def test_does_not_warn(data_format, shape):
+    check_shape(data_format, shape)

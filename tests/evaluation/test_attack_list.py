@@ -5,7 +5,8 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
-from keras_robust.evaluation.attack_list import named_attacks, radii
+from keras_robust.evaluation.attack_list import named_attacks
+from keras_robust.metrics.radii import radii
 
 X = np.linspace(0, 1, 40, dtype="float32").reshape(40, 1, 1, 1)
 Y = (X[:, 0, 0, 0] > 0.5).astype("int32")
@@ -22,7 +23,7 @@ class Nearest(kr.attacks.Attack):
     """Goes as far as it needs to, which is known here."""
 
     def generate(self, problem, x, start, index, seed):
-        return ops.where(x > 0.5, 0.4999, 0.5001), 0, 0
+        return ops.where(x > 0.5, 0.4999, 0.5001)
 
 
 def surrogate(model, x, y):

@@ -14,6 +14,7 @@ from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import compared
 from keras_robust.evaluation.checks.registry import CHECKS
 from keras_robust.evaluation.checks.statistics import binomial_tail, sign_test
+from keras_robust.model.classifier import Classifier
 
 BELOW_CLEAN, NO_WEAKER, MORE_STEPS, SINGLE_STEP, SQUARE, TRANSFER, NOISE, CHANCE, UNBOUNDED = list(
     CHECKS
@@ -96,7 +97,7 @@ def checked(model, data, **arguments):
 def case(model, x, y, attack=PGD, **arguments):
     arguments = {"name": "PGD", "epsilon": attack.epsilon, "norm": "linf", "batch_size": 100,
                  "seed": 0, **arguments}  # fmt: skip
-    return Case(model=model, x=x, y=y, attack=attack, **arguments)
+    return Case(classifier=Classifier(model), x=x, y=y, attack=attack, **arguments)
 
 
 def case_of(model, data, **arguments):
@@ -340,7 +341,7 @@ class Nothing(kr.attacks.Attack):
     epsilon, norm = 0.1, "linf"
 
     def generate(self, problem, x, start, index, seed):
-        return x, 0, 0
+        return x
 
 
 def test_an_attack_that_does_nothing_is_flagged():
@@ -481,12 +482,12 @@ class Jump(kr.attacks.Attack):
 
     calls: ClassVar = []
 
-    def run(self, model, x, y, seed=None):
+    def run_checked(self, classifier, x, *args, **kwargs):
         self.calls.append(len(x))
-        return super().run(model, x, y, seed)
+        return super().run_checked(classifier, x, *args, **kwargs)
 
     def generate(self, problem, x, start, index, seed):
-        return 0.5 + 1e-4 * ops.sign(0.5 - x), 0, 0
+        return 0.5 + 1e-4 * ops.sign(0.5 - x)
 
 
 def test_attacks_without_a_radius_are_given_one():

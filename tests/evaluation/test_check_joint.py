@@ -8,6 +8,7 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.evaluation.checks.registry import CHECKS
 from keras_robust.metrics.perturbed import perturbed_images
+from keras_robust.model.classifier import Classifier
 
 NO_WEAKER, MORE_STEPS, SINGLE_STEP, SQUARE, TRANSFER, NOISE, CHANCE = list(CHECKS)[1:8]
 NOT_ZERO, DIFFERENCES, LOGITS = list(CHECKS)[10:13]
@@ -79,7 +80,7 @@ def test_figures_without_an_attack(report):
     assert figures[LOGITS]["share_certain"] == certain.mean()
     assert figures[NOT_ZERO]["share_zero"] == 0
 
-    x_adv = perturbed_images(other, X[:SIZE], Y[:SIZE], ATTACKS["PGD"], SIZE, seed=0)
+    x_adv = perturbed_images(Classifier(other), X[:SIZE], Y[:SIZE], ATTACKS["PGD"], SIZE, seed=0)
     still = (outputs(x_adv).argmax(axis=1) == Y[:SIZE])[CLEAN]
     assert figures[TRANSFER]["compared_accuracy"] == still.mean()
 

@@ -31,9 +31,9 @@ class Counting(kr.attacks.FGSM):
 
     calls: ClassVar = collections.defaultdict(list)
 
-    def run(self, model, x, y, seed=None):
+    def run_checked(self, classifier, x, *args, **kwargs):
         self.calls[self.epsilon].append(np.array(x))
-        return super().run(model, x, y, seed)
+        return super().run_checked(classifier, x, *args, **kwargs)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_worst_case_is_per_example():
             self.by = by
 
         def generate(self, problem, x, start, index, seed):
-            return x + self.by, 0, 0
+            return x + self.by
 
     report = evaluate(threshold, X, Y, {"up": Shift(1.0), "down": Shift(-1.0)}, verbose=0)
     assert report.accuracy("up") == report.accuracy("down") == 0.5

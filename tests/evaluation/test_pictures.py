@@ -86,7 +86,7 @@ def test_what_is_missing_is_said_before_any_work(monkeypatch):
     model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(2)])
 
     class Never(kr.attacks.FGSM):
-        def run(self, *args, **kwargs):
+        def run_checked(self, *args, **kwargs):
             raise AssertionError
 
     with pytest.raises(ImportError, match="missing"):

@@ -32,11 +32,11 @@ class Stopping(kr.attacks.PGD):
     batches: ClassVar = collections.Counter()
     stop_at: ClassVar = {}
 
-    def run(self, model, x, y, seed=None):
+    def run_checked(self, *args, **kwargs):
         if self.batches[self.epsilon] == self.stop_at.get(self.epsilon):
             raise self.stop_at["error"]
         self.batches[self.epsilon] += 1
-        return super().run(model, x, y, seed)
+        return super().run_checked(*args, **kwargs)
 
 
 @pytest.fixture(autouse=True)

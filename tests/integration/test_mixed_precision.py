@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_robust as kr
-from keras_robust import backend
+from keras_robust.model.classifier import Classifier
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_attack_moves_every_image(make_base, small_data, scale):
     base.layers[-1].set_weights([scale * kernel, bias])
     y = base.predict(x, verbose=0).argmax(axis=1)
     attack = kr.attacks.PGD(epsilon=0.1, num_steps=3, random_start=False)
-    function = backend.compiled(base, "perturb", lambda base, x: attack.perturb(base, x, y, 0))
+    function = Classifier(base).compiled("perturb", lambda base, x: attack.perturb(base, x, y, 0))
     x_adv = keras.ops.convert_to_numpy(function(x))
     assert x_adv.dtype == "float32"
     moved = (x_adv != x).reshape(64, -1)

@@ -210,6 +210,68 @@ def test_it_is_no_defence_by_itself(trained_model, embedded_data):
     assert defended < undefended + 0.08
 
 
+def channels_first(x):
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1))
+
+
+@pytest.mark.parametrize("gradient", ["identity", "exact"])
+def test_channels_first_is_the_same_transposed(gradient):
+    def values(x, data_format):
+        """The layer's outputs and the gradient of their squares."""
+        layer = kr.layers.TotalVariation(drop_rate=0, gradient=gradient, data_format=data_format)
+        x = ops.convert_to_tensor(x)
+        slope = backend.input_gradient(lambda x: ops.sum(ops.square(layer(x))), x)
+        return numpy(layer(x)), numpy(slope)
+
+    x = X[:, :6]
+    last = values(x, "channels_last")
+    first = values(channels_first(x), "channels_first")
+    for found, expected in zip(first, last, strict=True):
+        assert abs(expected).mean() > 0.1
+        np.testing.assert_array_equal(found, channels_first(expected))
+
+
+def test_channels_first_draws_the_same_mask():
+    last = numpy(kr.layers.TotalVariation(seed=3)(X))
+    layer = kr.layers.TotalVariation(seed=3, data_format="channels_first")
+    np.testing.assert_array_equal(layer(channels_first(X)), channels_first(last))
+    assert layer.compute_output_shape((None, 3, 8, 8)) == (None, 3, 8, 8)
+    assert layer(keras.Input((3, None, None))).shape == (None, 3, None, None)
+
+
+def test_the_data_format_is_that_of_keras_and_is_saved(tmp_path):
+    keras.config.set_image_data_format("channels_first")
+    try:
+        layer = kr.layers.TotalVariation(seed=5)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert layer.data_format == "channels_first"
+    model = keras.Sequential([keras.Input((3, 8, 8)), layer])
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.layers[0].data_format == "channels_first"
+    x = channels_first(X)
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_warns_of_the_other_data_format():
+    layer = kr.layers.TotalVariation()
+    with pytest.warns(UserWarning, match=r"3, 8, 8.*`data_format` is \"channels_last\""):
+        layer(channels_first(X))
+    layer(channels_first(X))
+    layer = kr.layers.TotalVariation(data_format="channels_first")
+    with pytest.warns(UserWarning, match=r"None, None, 3.*`data_format` is \"channels_first\""):
+        layer(keras.Input((None, None, 3)))
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (3, 3, 3), (1, 5, 1)])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_does_not_warn(shape, data_format):
+    if data_format == "channels_first":
+        shape = shape[::-1]
+    kr.layers.TotalVariation(data_format=data_format).build((None, *shape))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -219,6 +281,7 @@ def test_it_is_no_defence_by_itself(trained_model, embedded_data):
         ({"num_steps": 0}, "`num_steps`.*at least 1"),
         ({"num_steps": 2.5}, "`num_steps`"),
         ({"gradient": "bpda"}, "`gradient`.*'identity', 'exact'"),
+        ({"data_format": "NCHW"}, "`data_format`.*Received: data_format='NCHW'"),
         ({"seed": 0.5}, "`seed` must be an integer"),
     ],
 )

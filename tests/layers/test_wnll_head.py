@@ -10,7 +10,7 @@ from keras import ops
 import keras_robust as kr
 from keras_robust import backend
 from keras_robust.layers import wnll_template
-from keras_robust.model import classifier as inference
+from keras_robust.model.classifier import Classifier
 
 SETTINGS = {"num_neighbors": 8, "sigma_neighbor": 4}
 needs_float64 = pytest.mark.skipif(
@@ -133,7 +133,7 @@ def test_phase_and_joint_switch_in_functions_that_are_compiled_here():
     answers = []
     for phase, joint in [("wnll", True), ("wnll", False), ("linear", True), ("wnll", True)]:
         head.phase, head.joint = phase, joint
-        answers.append(inference.outputs(model, x))
+        answers.append(Classifier.of(model).predict(x))
         np.testing.assert_allclose(answers[-1], array(model(x)), rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(answers[3], answers[0])
     assert all(abs(answers[0] - other).max() > 1e-2 for other in answers[1:3])
@@ -143,18 +143,18 @@ def test_alone_an_answer_does_not_depend_on_the_batch():
     model, head = make_model()
     x, _ = clusters(24, seed=1)
     assert head.depends_on_batch
-    assert inference.depends_on_batch(model)
-    assert inference.depends_on_batch(kr.RobustModel(keras.Sequential([model])))
+    assert Classifier(model).depends_on_batch
+    assert Classifier(kr.RobustModel(keras.Sequential([model]))).depends_on_batch
     together = model.predict(x, verbose=0)
     assert abs(together[:5] - model.predict(x[:5], verbose=0)).max() > 1e-3
     head.joint = False
-    assert not inference.depends_on_batch(model)
+    assert not Classifier(model).depends_on_batch
     together = softmax(model.predict(x, verbose=0))
     for size in (1, 5):
         parts = softmax(model.predict(x, batch_size=size, verbose=0))
         np.testing.assert_allclose(parts, together, atol=1e-5)
     head.joint, head.phase = True, "linear"
-    assert not inference.depends_on_batch(model)
+    assert not Classifier(model).depends_on_batch
 
 
 def test_the_phase_needs_a_template():

@@ -18,21 +18,21 @@ class Alternating(kr.attacks.Attack):
         return {"num_steps": self.num_steps}
 
     def generate(self, problem, x, start, index, seed):
-        return (1 - x if self.num_steps % 2 else x), self.num_steps, 0
+        return 1 - x if self.num_steps % 2 else x
 
 
 def test_a_minimum_norm_attack_is_run_once_for_all_radii(linear):
     class Counted(type(linear.attack())):
         runs = 0
 
-        def run(self, *args, **kwargs):
+        def run_checked(self, *args, **kwargs):
             type(self).runs += 1
-            return super().run(*args, **kwargs)
+            return super().run_checked(*args, **kwargs)
 
     labels = linear.classes.copy()
     labels[:15] = (labels[:15] + 1) % 3
-    attack = linear.attack(overshoot=0.02)
-    attack.__class__ = Counted
+    plain = linear.attack(overshoot=0.02)
+    attack = Counted(plain.kernel, plain.bias, overshoot=0.02)
     epsilons = [2.0, 0.0, 0.1, 0.5, 1.0]
     curve = robustness_curve(
         linear.model, linear.x, labels, attack=attack, epsilons=epsilons, verbose=0

@@ -1,7 +1,7 @@
 """What the checks look at: a model, some images, and an attack."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.attacks import PGD, Attack
 from keras_robust.attacks.pgd import LOSSES
-from keras_robust.evaluation.attack_list import radii
 from keras_robust.metrics.perturbed import batch_seed
-from keras_robust.model import classifier as inference
-from keras_robust.model.arrays import padded_batches, predicted_classes
+from keras_robust.metrics.radii import radii
+from keras_robust.model.arrays import padded_batches
+from keras_robust.model.classifier import Classifier
 
 # PGD's default step of 2.5 epsilon / NUM_STEPS then crosses the ball.
 NUM_STEPS = 20
@@ -27,7 +27,7 @@ class Case:
     and those in it that are classified correctly are the examples: what is found is about them.
 
     Args:
-        model: the model.
+        classifier: the model.
         x: images, shape `(num_images, ...)`.
         y: int array of labels, shape `(num_images,)`.
         attack: `kr.attacks.Attack`, untargeted.
@@ -47,7 +47,7 @@ class Case:
             where that is known for more images than these. Defaults to `None`.
     """
 
-    model: Any
+    classifier: Classifier
     x: np.ndarray
     y: np.ndarray
     attack: Attack
@@ -57,14 +57,14 @@ class Case:
     batch_size: int
     seed: int
     chance: float | None = None
-    transfer_from: Any = None
+    transfer_from: Classifier | None = None
     counted: np.ndarray | None = None
     standing_judged: np.ndarray | None = None
     counts: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        self._found: dict[str, Any] = {}
-        self.is_joint = inference.depends_on_batch(self.model)
+        self._found: dict[Hashable, Any] = {}
+        self.is_joint = self.classifier.depends_on_batch
         self.examples = np.arange(len(self.x)) if self.counted is None else self.counted
 
     @property
@@ -94,7 +94,7 @@ class Case:
         epsilon = self.epsilon if epsilon is None else epsilon
         return PGD(epsilon, num_steps=num_steps, norm=self.norm, loss=self.loss, **self.setting)
 
-    def once(self, key: str, compute: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """What `compute()` returns, computed for the first check that asks."""
         if key not in self._found:
             self._found[key] = compute()
@@ -107,11 +107,11 @@ class Case:
         """
         if attack is self.attack and self.standing_judged is not None:
             return self.standing_judged
-        return self.once(repr(attack), lambda: self._standing(attack, among))
+        return self.once((attack.key, str(attack.data)), lambda: self._standing(attack, among))
 
     def still_correct(self, x: np.ndarray) -> np.ndarray:
         """Which examples are classified correctly where the images are these."""
-        return (predicted_classes(self.model, x, self.batch_size) == self.y)[self.examples]
+        return (self.classifier.classes(x, self.batch_size) == self.y)[self.examples]
 
     def batched(self, function: Callable[..., Any]) -> np.ndarray:
         """`function(x, y, seed)`, always with the same seed, on all examples, as one array."""
@@ -120,7 +120,7 @@ class Case:
     def on_images(self, function: Callable[..., Any], x: np.ndarray | None = None) -> np.ndarray:
         """The same for all images, or for others in their place."""
         x = self.x.astype("float32") if x is None else x
-        inference.build(self.model, x)
+        self.classifier.build(x)
         seed = backend.make_seed(self.seed)
         batches = [
             ops.convert_to_numpy(function(x[batch], self.y[batch], seed))
@@ -132,7 +132,7 @@ class Case:
         """The model's probabilities in float32, shape `(num_examples, num_classes)`."""
 
         def compute() -> np.ndarray:
-            p = self.batched(lambda x, *_: inference.outputs(self.model, x)).astype("float32")
+            p = self.batched(lambda x, *_: self.classifier.predict(x)).astype("float32")
             if self.attack.from_logits:
                 p = np.exp(p - p.max(axis=1, keepdims=True))
                 p /= p.sum(axis=1, keepdims=True)
@@ -146,7 +146,7 @@ class Case:
         attacked = np.arange(len(self.x)) if self.is_joint else self.examples[among]
         for number, batch in enumerate(padded_batches(attacked, self.batch_size)):
             seed = batch_seed(self.seed, number)
-            result = attack.run(self.model, self.x[batch], self.y[batch], seed=seed)
+            result = attack.run_checked(self.classifier, self.x[batch], self.y[batch], seed)
             fooled = result.success
             if not radii(attack):  # It looks for the smallest perturbation, of any size.
                 fooled = fooled & (result.norms[self.norm] <= self.epsilon)

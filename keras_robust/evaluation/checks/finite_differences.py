@@ -9,8 +9,7 @@ from keras_robust import backend
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.gradients import failed_without
 from keras_robust.evaluation.checks.outcome import Outcome
-from keras_robust.model import classifier as inference
-from keras_robust.model.patching import all_layers
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import log_odds_against
 
 # Ordinary networks stay below 0.05 in float32: ReLU networks below 0.01, those with max pooling
@@ -76,7 +75,7 @@ def agree(case: Case) -> Outcome:
         return Outcome(None, f"{facts}; the attack follows its `objective` instead.", figures)
     if min(known) <= _MAX_RELATIVE_ERROR:
         return Outcome(True, f"{facts}.", figures)
-    if _is_half_precision(case.model):
+    if _is_half_precision(case.classifier):
         return Outcome(None, f"{facts}, which half precision alone can explain.", figures)
     sentence = (
         f"{facts}: it is not the derivative of what the model computes, and misleads attacks."
@@ -101,10 +100,10 @@ def _summed(case: Case, changes: np.ndarray) -> np.ndarray:
     return changes.sum(axis=1, keepdims=True) if case.is_joint else changes
 
 
-def _is_half_precision(model: Any) -> bool:
+def _is_half_precision(classifier: Classifier) -> bool:
     """Whether a Keras model, or one of its layers, computes in float16 or bfloat16."""
-    layers = [model, *all_layers(model)]
-    return any(getattr(layer, "compute_dtype", "").endswith("float16") for layer in layers)
+    dtypes = [getattr(layer, "compute_dtype", "") or "" for layer in classifier.layers]
+    return any(dtype.endswith("float16") for dtype in dtypes)
 
 
 def _median_error(expected: np.ndarray, measured: np.ndarray) -> float | None:
@@ -120,13 +119,13 @@ def _median_error(expected: np.ndarray, measured: np.ndarray) -> float | None:
 def _compiled(case: Case, what: str) -> Any:
     from_logits = case.attack.from_logits
 
-    def function(model: Any, x: Any, y: Any, seed: Any) -> Any:
+    def function(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
         def log_odds(x: Any) -> Any:
-            return log_odds_against(inference.logits(model, x, from_logits), y)
+            return log_odds_against(classifier.logits(x, from_logits), y)
 
-        with backend.seeded(inference.random_state(model), seed):
+        with backend.seeded(classifier.random_state, seed):
             if what == "values":
                 return log_odds(x)
             return backend.input_gradient(lambda x: ops.sum(log_odds(x)), x)
 
-    return backend.compiled(case.model, ("log-odds", what, from_logits), function, num_batched=2)
+    return case.classifier.compiled(("log-odds", what, from_logits), function, num_batched=2)

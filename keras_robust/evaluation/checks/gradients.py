@@ -11,6 +11,7 @@ from keras_robust.attacks.pgd import LOSSES
 from keras_robust.attacks.problem import Problem
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
+from keras_robust.model.classifier import Classifier
 
 # An ordinary network has a gradient for every image; a few images may lie on a flat spot.
 _MAX_ZERO_SHARE = 0.05
@@ -74,11 +75,11 @@ def _gradient(case: Case) -> np.ndarray:
     """What PGD follows in its first step, shape `(num_examples, features)`."""
     attack = case.pgd()
 
-    def gradient(model: Any, x: Any, y: Any, seed: Any) -> Any:
-        return Problem(attack, model, y, seed).gradient(LOSSES[attack.loss], x)
+    def gradient(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+        return Problem(attack, classifier, y, seed).gradient(LOSSES[attack.loss], x)
 
     def compute() -> np.ndarray:
-        key = ("gradient", repr(attack))
-        return case.batched(backend.compiled(case.model, key, gradient, num_batched=2))
+        key = ("gradient", attack.key)
+        return case.batched(case.classifier.compiled(key, gradient, num_batched=2))
 
     return case.once("gradient", compute).reshape(len(case.examples), -1)

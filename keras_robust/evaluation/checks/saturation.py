@@ -9,9 +9,9 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
-from keras_robust.metrics.activations import call_names, features, layer_calls
-from keras_robust.model import classifier as inference
+from keras_robust.metrics.activations import calls_of_one, features, layer_calls
 from keras_robust.model.calls import LayerCall
+from keras_robust.model.classifier import Classifier
 
 # In float32 a softmax is exactly 1 from a margin of about 17 on: ordinary networks reach it on
 # some images, not on most.
@@ -42,7 +42,7 @@ def logits(case: Case) -> Outcome:
 
 def hidden(case: Case) -> Outcome:
     """Units of bounded activations, and of the last layer's input, at the end of their range."""
-    if not isinstance(case.model, keras.Model):
+    if not isinstance(case.classifier.model, keras.Model):
         return Outcome(None, "The model is no Keras model: its layers are not known.")
     shares = _shares(case)
     if not shares:
@@ -57,18 +57,18 @@ def hidden(case: Case) -> Outcome:
 
 def _shares(case: Case) -> dict[str, float]:
     """The share of flat values in each bounded layer, by its name."""
-    names = call_names(case.model, case.x[:1].astype("float32"))
+    names = [call.name for call in calls_of_one(case.classifier, case.x[:1].astype("float32"))]
 
-    def flat(model: Any, x: Any, y: Any, seed: Any) -> Any:
+    def flat(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
         """Shape `(batch_size, calls)`; -1 for layers that are not bounded."""
-        with backend.seeded(inference.random_state(model), seed):
-            return ops.stack([_flat(call, x) for call in layer_calls(model, x)], axis=1)
+        with backend.seeded(classifier.random_state, seed):
+            return ops.stack([_flat(call, x) for call in layer_calls(classifier, x)], axis=1)
 
-    function = backend.compiled(case.model, "flat", flat, num_batched=2)
+    function = case.classifier.compiled("flat", flat, num_batched=2)
     per_call = case.batched(function).mean(axis=0)
     shares = {n: float(v) for n, v in zip(names, per_call, strict=True) if v >= 0}
     x = case.x.astype("float32")
-    last = features(case.model, x, batch_size=case.batch_size)[case.examples]
+    last = features(case.classifier, x, batch_size=case.batch_size)[case.examples]
     if abs(last).max() <= 1:
         shares["features"] = float((abs(last) > _FLAT).mean())
     return shares

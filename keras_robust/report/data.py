@@ -1,0 +1,153 @@
+"""The figures of a report."""
+
+import dataclasses
+import datetime
+import platform
+import sys
+from typing import Any
+
+import keras
+
+from keras_robust import backend
+from keras_robust.metrics.geometry import FeatureGeometry
+from keras_robust.report.check_result import CheckResult
+from keras_robust.report.row import WORST_CASE, Row
+from keras_robust.report.samples import Samples
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+
+
+@dataclasses.dataclass
+class ReportData:
+    """What an evaluation has found, without the means to show it: see `kr.evaluation.Report`.
+
+    Args:
+        num_examples: int.
+        batch_size: int.
+        seed: int.
+        worst_case_only: bool, whether each attack had only what those before it left.
+        rows: list of `Row`, the last one for the worst case. Defaults to an empty list.
+        samples: mapping of row names to the first `Samples` that were fooled. Defaults to an
+            empty mapping.
+        checks: list of `CheckResult`. Defaults to `None`: they were not run.
+        curves: mapping of what is on the horizontal axis (`"epsilon"`, `"steps"`) to curves by
+            name, as `kr.evaluation.robustness_curve` returns them. Defaults to an empty mapping.
+        geometry: `kr.evaluation.FeatureGeometry`, features of clean and attacked images. Defaults
+            to `None`.
+        notes: mapping of strings to strings, what else is to be known about the model, the data
+            and how the report was made. Defaults to an empty mapping.
+        date: string, when it was made. Defaults to now, UTC.
+    """
+
+    num_examples: int
+    batch_size: int
+    seed: int
+    worst_case_only: bool
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    samples: dict[str, Samples] = dataclasses.field(default_factory=dict)
+    checks: list[CheckResult] | None = None
+    curves: dict[str, dict[str, dict[float, float]]] = dataclasses.field(default_factory=dict)
+    geometry: FeatureGeometry | None = None
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
+    date: str = dataclasses.field(default_factory=_now)
+
+    def add(self, row: Row, samples: Samples | None = None) -> None:
+        """Adds a row and, where there are any, images that were fooled."""
+        self.rows.append(row)
+        if samples is not None:
+            self.samples[row.name] = samples
+
+    def row(self, name: str) -> Row:
+        """The row of an attack, `"clean"` or `"worst case"`."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ValueError(
+            f"Argument `name` must be one of {[row.name for row in self.rows]}. "
+            f"Received: name={name!r}"
+        )
+
+    def accuracy(self, name: str) -> float:
+        """The accuracy in a row, from 0 to 1."""
+        return self.row(name).accuracy
+
+    @property
+    def complete(self) -> bool:
+        """Whether every attack has been run."""
+        return any(row.name == WORST_CASE for row in self.rows)
+
+    @property
+    def failed_checks(self) -> list[CheckResult]:
+        """The checks that have failed."""
+        return [check for check in self.checks or () if check.status == "FAILED"]
+
+    @property
+    def verdict(self) -> str:
+        """What the checks say about the figures, in a sentence."""
+        if self.checks is None:
+            return "The checks of the figures' validity were not run."
+        failed, not_run = len(self.failed_checks), sum(c.passed is None for c in self.checks)
+        skipped = f" {not_run} could not be run." if not_run else ""
+        if failed:
+            return (
+                f"{failed} of {len(self.checks)} CHECKS FAILED: the robust accuracy is probably "
+                f"lower than it looks here.{skipped}"
+            )
+        return f"{len(self.checks) - not_run} checks passed, none failed.{skipped}"
+
+    @property
+    def statement(self) -> str:
+        """What the figures mean, in a sentence."""
+        if not self.complete:
+            return "The evaluation was not finished: attacks are missing here."
+        worst = self.row(WORST_CASE)
+        low, high = worst.interval
+        share = f"{worst.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"
+        if not worst.radii:
+            return (
+                f"No attack had a radius to keep to, and {share} withstood them all: look at the "
+                "norms of the perturbations."
+            )
+        left_out = [row.name for row in self.rows if row.attack is not None and not row.radii]
+        return (
+            f"Upper bound on the robust accuracy within {worst.radius}: {share}, on "
+            f"{self.num_examples} examples. A stronger attack may find it lower."
+            + (f" Without a radius, and left out of it: {', '.join(left_out)}." * bool(left_out))
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the figures were computed with."""
+        versions = {
+            name: sys.modules[name].__version__
+            for name in ("keras_robust", "keras", keras.backend.backend(), "numpy")
+        }
+        return {
+            "backend": keras.backend.backend(),
+            "device": backend.device(),
+            **versions,
+            "python": platform.python_version(),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the images, ready for JSON."""
+        return {
+            "statement": self.statement,
+            "verdict": self.verdict,
+            "num_examples": self.num_examples,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "worst_case_only": self.worst_case_only,
+            "complete": self.complete,
+            "date": self.date,
+            **self.environment,
+            "notes": self.notes,
+            "rows": [row.to_dict() for row in self.rows],
+            "checks": None if self.checks is None else [c.to_dict() for c in self.checks],
+            "curves": {
+                axis: {name: [list(point) for point in curve.items()] for name, curve in c.items()}
+                for axis, c in self.curves.items()
+            },
+        }
