@@ -35,7 +35,7 @@ class _Value(type):
     @property
     def __signature__(cls) -> inspect.Signature:
         """That of the constructor, which `inspect` would not see behind `__call__`."""
-        constructor = inspect.signature(cls.__init__)
+        constructor = inspect.signature(cls.__init__)  # type: ignore[misc]
         return constructor.replace(parameters=list(constructor.parameters.values())[1:])
 
 
@@ -395,6 +395,8 @@ class Attack(metaclass=_Value):
         found = self.generate(problem, working(x), start, index, seed, *state)
         if isinstance(found, RoundResult):
             return found
+        if isinstance(found, tuple) and len(found) >= 3:  # As attacks returned it before.
+            return RoundResult(found[0], found[1], found[2], found[3:])
         if not hasattr(found, "shape"):
             raise ValueError(
                 f"`{type(self).__name__}.generate` must return the images, or a "

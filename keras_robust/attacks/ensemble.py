@@ -117,7 +117,14 @@ class Ensemble(Attack):
                 without_gradient += result.without_gradient
             bar.add(1, [("fooled", success.mean())])
         names = tuple(dict.fromkeys(without_gradient))
-        return AttackResult(best, success, perturbation_norms(x, best), *counts, names)
+        return AttackResult(
+            best,
+            success,
+            perturbation_norms(x, best),
+            num_gradients=counts[0],
+            num_evaluations=counts[1],
+            without_gradient=names,
+        )
 
     def perturb_images(self, classifier: Classifier, x: Any, labels: Any, seed: Any) -> Any:
         best = self.attacks[0].perturb_images(classifier, x, labels, backend.fold_in(seed, 0))

@@ -56,7 +56,14 @@ class Rounds:
         self._check_ball()
         self._give_back_originals()
         norms = perturbation_norms(self.x, self.best)
-        return AttackResult(self.best, self.margins > 0, norms, *self.counts, without_gradient)
+        return AttackResult(
+            self.best,
+            self.margins > 0,
+            norms,
+            num_gradients=self.counts[0],
+            num_evaluations=self.counts[1],
+            without_gradient=without_gradient,
+        )
 
     def _run_all(self, num_rounds: int) -> None:
         run_round = self._compiled("round", _traced_round, 3 + len(self.state))

@@ -10,7 +10,7 @@ from keras_robust.layers import GuidedDenoiser
 from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.calls import LayerCall, noted_calls, parts
-from keras_robust.model.classifier import single_output
+from keras_robust.model.classifier import call_model
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -120,7 +120,7 @@ class GuidedDenoising(PairLoss):
     def _guide(self, classifier: Any, x: Any) -> tuple[Any, Any]:
         """The classifier's outputs in inference mode, and what the guiding layer computes."""
         with noted_calls(classifier) as calls:
-            outputs = single_output(classifier(x, training=False))
+            outputs = call_model(classifier, x, training=False)
         return outputs, keras.tree.flatten(self._chosen(calls).outputs)[0]
 
     def _chosen(self, calls: list[LayerCall]) -> LayerCall:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from keras_robust.backend.scope import scope
-from keras_robust.model.classifier import single_output
+from keras_robust.model.classifier import call_model
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class Step:
 
     def predict(self, x: Any) -> Any:
         """The model's outputs in training mode."""
-        return single_output(self.model(x, training=True))
+        return call_model(self.model, x, training=True)
 
 
 _step: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)

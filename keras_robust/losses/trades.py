@@ -95,7 +95,7 @@ class TRADES(ModelLoss):
                 lambda z: ops.sum(kl_divergence(log_p_clean, log_p(z))), z
             )
 
-        attack = self.current_attack(work)
+        attack: Any = self.current_attack(work)
         x_adv = attack.ascend(gradient, work, work + self.start_stddev * noise)
         return x, ops.cast(x_adv, x.dtype)
 

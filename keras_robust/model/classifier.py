@@ -85,12 +85,11 @@ class Classifier:
     def outputs(self, x: Any) -> Any:
         """The outputs on a tensor, in the precision of `x`, or float32 where that is lower."""
         if self.is_keras:
-            outputs = self.model(x, training=False)
+            outputs = call_model(self.model, x, training=False)
         elif self.is_black_box or not backend.is_tracing(x):
-            outputs = self.model(x)
+            outputs = single_output(self.model(x))
         else:
-            outputs = self._traced(x)
-        outputs = single_output(outputs)
+            outputs = single_output(self._traced(x))
         dtype = keras.backend.result_type(x.dtype, "float32")
         return ops.cast(outputs, dtype) if outputs.dtype != dtype else outputs
 
@@ -157,7 +156,7 @@ class Classifier:
     def build(self, x: Any) -> None:
         """Creates a Keras model's weights, which cannot be done while a function is compiled."""
         if self.is_keras and not self.model.built:
-            self.model(ops.convert_to_tensor(x[:1]), training=False)
+            call_model(self.model, ops.convert_to_tensor(x[:1]), training=False)
             vars(self).pop("layers", None)
 
     def predict(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -250,6 +249,17 @@ class Classifier:
                 "of `keras.ops` or Keras models. A function of NumPy arrays is attacked as "
                 f"`keras_robust.BlackBox(function)`. {type(error).__name__}: {error}"
             ) from error
+
+
+def call_model(model: Any, x: Any, training: bool | None) -> Any:
+    """The one output of a Keras model on one tensor, whatever structure the model has them in."""
+    try:
+        structure = model.input  # A functional model's, as the user has given it.
+    except (AttributeError, ValueError):
+        structure = None
+    is_dict_of_one = isinstance(structure, dict) and len(structure) == 1
+    inputs = dict.fromkeys(structure, x) if is_dict_of_one else x
+    return single_output(model(inputs, training=training))
 
 
 def single_output(outputs: Any) -> Any:

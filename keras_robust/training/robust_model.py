@@ -12,7 +12,7 @@ from keras_robust import backend
 from keras_robust.losses import ModelLoss, weight
 from keras_robust.losses.step import Step, current_step, step_scope
 from keras_robust.model.arrays import as_array, first_batch, is_data_set, single
-from keras_robust.model.classifier import Classifier, single_output
+from keras_robust.model.classifier import Classifier, call_model, single_output
 
 # The loss that each model's first batch has been checked for. It is no attribute, which would count
 # as part of the model's structure.
@@ -90,6 +90,8 @@ class RobustModel(backend.TrainStep, keras.Model):
             return self.loss.forward(step)
         if self._takes_pairs and isinstance(inputs, tuple | list):
             inputs = inputs[0]
+        if self.needs_preparation and hasattr(inputs, "shape"):
+            return call_model(self.base_model, inputs, training)
         outputs = self.base_model(inputs, training=training)
         return single_output(outputs) if self.needs_preparation else outputs
 

@@ -97,6 +97,8 @@ def checked(model, data, **arguments):
 def case(model, x, y, attack=PGD, **arguments):
     arguments = {"name": "PGD", "epsilon": attack.epsilon, "norm": "linf", "batch_size": 100,
                  "seed": 0, **arguments}  # fmt: skip
+    if "transfer_from" in arguments:
+        arguments["transfer_from"] = Classifier(arguments["transfer_from"])
     return Case(classifier=Classifier(model), x=x, y=y, attack=attack, **arguments)
 
 
@@ -526,14 +528,14 @@ def test_models_that_are_never_right_cannot_be_checked():
 
 def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
     spent = np.zeros(100, int)
-    run = kr.attacks.Attack.run
+    run = kr.attacks.Attack.run_checked
 
-    def counting(attack, model, x, y, seed=None):
-        result = run(attack, model, x, y, seed)
+    def counting(attack, classifier, x, *args, **kwargs):
+        result = run(attack, classifier, x, *args, **kwargs)
         spent[: len(x)] += result.num_gradients
         return result
 
-    monkeypatch.setattr(kr.attacks.Attack, "run", counting)
+    monkeypatch.setattr(kr.attacks.Attack, "run_checked", counting)
     results = [
         kr.evaluation.check(
             threshold, PIXELS, LABELS, attack=kr.attacks.MIM(0.1, num_steps=3), num_examples=100,

@@ -101,13 +101,13 @@ def test_the_gradient_of_a_batch_is_sound(report):
 
 def test_every_attack_gets_the_batch_as_it_is(monkeypatch):
     seen = []
-    run = kr.attacks.Attack.run
+    run = kr.attacks.Attack.run_checked
 
-    def recording(attack, model, x, y, seed=None):
+    def recording(attack, classifier, x, y, *args, **kwargs):
         seen.append((x, y))
-        return run(attack, model, x, y, seed)
+        return run(attack, classifier, x, y, *args, **kwargs)
 
-    monkeypatch.setattr(kr.attacks.Attack, "run", recording)
+    monkeypatch.setattr(kr.attacks.Attack, "run_checked", recording)
     kr.evaluation.check(
         MODEL, X, Y, attack=kr.attacks.MIM(0.1), batch_size=SIZE, num_examples=3, verbose=0
     )
