@@ -33,8 +33,8 @@ from training import input_gradient
 import keras_robust as kr
 from keras_robust import backend
 from keras_robust.attacks.result import perturbation_norms
-from keras_robust.model import classifier as inference
 from keras_robust.model.arrays import as_arrays
+from keras_robust.model.classifier import Classifier
 
 _SLOW_SECONDS = 60.0
 PERTURB = "keras_robust, unjudged"
@@ -43,10 +43,11 @@ PERTURB = "keras_robust, unjudged"
 def perturb(model: Any, attack: kr.attacks.Attack, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """What training uses: like CleverHans it neither checks its input nor judges its result."""
 
-    def function(model: Any, x: Any, y: Any, seed: Any) -> Any:
-        return attack.perturb(model, x, y, seed)
+    def function(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+        return attack.perturb(classifier, x, y, seed)
 
-    compiled = backend.compiled(model, ("benchmark perturb", repr(attack)), function)
+    key = ("benchmark perturb", attack.key, str(attack.data))
+    compiled = Classifier(model).compiled(key, function)
     return keras.ops.convert_to_numpy(compiled(x, y, backend.make_seed(0)))
 
 
@@ -115,8 +116,8 @@ def quality(
     model: keras.Model, x: np.ndarray, y: np.ndarray, x_adv: np.ndarray, attack: Any
 ) -> dict[str, float]:
     """Accuracy on the attacked images; how large the perturbations that fool are."""
-    fooled = inference.outputs(model, x_adv.astype("float32")).argmax(1) != y
-    correct = inference.outputs(model, x).argmax(1) == y
+    fooled = Classifier(model).predict(x_adv.astype("float32")).argmax(1) != y
+    correct = Classifier(model).predict(x).argmax(1) == y
     norms = perturbation_norms(x, x_adv)
     figures = {
         "robust_accuracy": float((correct & ~fooled).mean()),
@@ -130,10 +131,10 @@ def quality(
 def measure(
     model: keras.Model, name: str, attack: Any, x: np.ndarray, y: np.ndarray, args: Any
 ) -> dict[str, Any]:
-    gradient = backend.compiled(model, "benchmark gradient", input_gradient)
+    gradient = Classifier(model).compiled("benchmark gradient", input_gradient)
     tensors = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
     harness.wait(gradient(*tensors))
-    forward = backend.compiled(model, "benchmark forward", inference.call)
+    forward = Classifier(model).compiled("benchmark forward", Classifier.outputs)
     harness.wait(forward(tensors[0]))
     repeats = max(args.repeats, 3)
     floors = harness.interleave(

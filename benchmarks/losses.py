@@ -37,7 +37,7 @@ from training import input_gradient, measured, measured_fit
 
 import keras_robust as kr
 from keras_robust import backend
-from keras_robust.model import classifier as inference
+from keras_robust.model.classifier import Classifier
 from keras_robust.ops import of_class, other_classes
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
@@ -91,12 +91,12 @@ FLOORS: dict[str, dict[str, int]] = {
 }
 
 
-def jacobian(model: keras.Model, x: Any, y: Any) -> Any:
+def jacobian(classifier: Classifier, x: Any, y: Any) -> Any:
     """What one step of DeepFool chooses its class by."""
-    others = other_classes(inference.call(model, x), y)
+    others = other_classes(classifier.outputs(x), y)
 
     def differences(z: Any) -> Any:
-        logits = inference.call(model, z)
+        logits = classifier.outputs(z)
         return ops.take_along_axis(logits, others, axis=1) - of_class(logits, y)[:, None]
 
     return backend.value_and_jacobian(differences, x)[1]
@@ -109,7 +109,7 @@ class InputGradientPenalty(kr.losses.ModelLoss):
     needs_attack = False
 
     def training_loss(self, step: Any, y_true: Any, y_pred: Any) -> Any:
-        gradient = input_gradient(step.model, step.x, y_true)
+        gradient = input_gradient(Classifier(step.model), step.x, y_true)
         penalty = ops.sum(ops.square(gradient), axis=(1, 2, 3))
         return self.classification_loss(y_true, y_pred) + penalty
 
@@ -164,7 +164,7 @@ def measure(name: str, repeats: int, sample_seconds: float) -> dict[str, Any]:
         return measured_fit(compiled(model, loss), *data, sample_seconds)
 
     def function(key: str, body: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-        built = backend.compiled(plain, key, body)
+        built = Classifier(plain).compiled(key, body)
         return measured(lambda: built(*args), sample_seconds)
 
     parts: dict[str, Callable[[], tuple[Any, float]]] = {
@@ -173,7 +173,7 @@ def measure(name: str, repeats: int, sample_seconds: float) -> dict[str, Any]:
         "gradient": lambda: function("gradient", input_gradient, *on_device),
         "jacobian": lambda: function("jacobian", jacobian, *on_device),
         "penalty step": lambda: step(network(name), InputGradientPenalty(None)),
-        "forward": lambda: function("forward", inference.call, on_device[0]),
+        "forward": lambda: function("forward", Classifier.outputs, on_device[0]),
         "denoiser step": lambda: step(denoised(name), CROSS_ENTROPY),
     }
     # An ordinary step always: a ratio to it is given too.

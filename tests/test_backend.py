@@ -11,6 +11,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.backend import cache
 
 X = np.full((4, 2, 2, 1), 0.5, "float32")
 Y = np.zeros(4, "int32")
@@ -43,6 +44,57 @@ def test_a_function_is_traced_once_for_each_model_and_shape():
     Counted(0.2)(model, X, Y)
     Counted(0.1)(other, X, Y)
     assert Counted.traces == (1 + batch_sizes) * traces
+
+
+def test_radii_are_data():
+    Counted.traces = 0
+    model = make_model()
+    for number in range(50):
+        epsilon = 0.01 * (number + 1)
+        moved = Counted(epsilon)(model, X, 1 - Y if number % 2 else Y)
+        assert abs(ops.convert_to_numpy(moved) - X).max() <= epsilon + 1e-6
+    assert Counted.traces == {"tensorflow": 1, "jax": 2}[keras.backend.backend()]
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(cache, "MOST", 8)
+    model = make_model()
+    for steps in range(1, 8):
+        kr.attacks.PGD(0.1, num_steps=steps)(model, X, Y)
+    assert len(cache._functions) <= 8
+    Counted.traces = 0
+    Counted(0.1)(model, X, Y)
+    once = Counted.traces
+    Counted(0.1)(model, X, Y)
+    assert Counted.traces == once
+
+
+def maps():
+    gc.collect()
+    with open("/proc/self/maps") as file:
+        return sum(1 for _ in file)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="counts Linux's memory maps")
+@pytest.mark.parametrize("what", ["models", "configurations"])
+def test_memory_maps_are_given_back(what):
+    """200 of each, while another model lives."""
+    living = make_model()
+    attack = kr.attacks.PGD(0.1, num_steps=2)
+    attack(living, X, Y)
+    counts = []
+    for number in range(200):
+        if what == "models":
+            attack(make_model(), X, Y)
+        else:
+            attack.replace(num_steps=2 + number)(living, X, Y)
+        if number % 20 == 19:
+            counts.append(maps())
+    limit = 300 if what == "models" else cache.MOST * 200
+    assert counts[-1] - counts[0] <= limit
+    assert counts[-1] < 65_530 / 2
+    del living
+    assert maps() - counts[0] <= 600
 
 
 def test_an_attacked_model_is_freed():

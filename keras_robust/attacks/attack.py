@@ -336,16 +336,25 @@ class Attack(metaclass=_Value):
         return [value for value in values if isinstance(value, keras.Variable)]
 
     @property
+    def given(self) -> list[str]:
+        """Those of `data_names` that it has."""
+        return [name for name in self.data_names if getattr(self, name, None) is not None]
+
+    @property
     def data(self) -> dict[str, float]:
-        """The numbers of `data_names` that it has, as they are now."""
-        values = {name: getattr(self, name, None) for name in self.data_names}
-        return {n: scheduled.number(n, value) for n, value in values.items() if value is not None}
+        """The numbers that are given, as they are now."""
+        return {name: scheduled.number(name, getattr(self, name)) for name in self.given}
+
+    @property
+    def num_data(self) -> int:
+        """How many arrays `data_arrays` returns."""
+        return len(self.given)
 
     @property
     def key(self) -> Hashable:
         """What the attack is compiled for: the values of all attributes but `data`."""
-        data = self.data
-        return value_key((type(self), {n: v for n, v in vars(self).items() if n not in data}))
+        given = self.given
+        return value_key((type(self), {n: v for n, v in vars(self).items() if n not in given}))
 
     def data_arrays(self) -> list[np.ndarray]:
         """The values of `data`, to be passed to what is compiled."""
@@ -354,7 +363,7 @@ class Attack(metaclass=_Value):
     def with_data(self, values: Sequence[Any], dtype: Any) -> "Attack":
         """The attack with the tensors of `data_arrays` in their places."""
         tensors = (ops.cast(value, dtype) for value in values)
-        return self.changed(**dict(zip(self.data, tensors, strict=True)))
+        return self.changed(**dict(zip(self.given, tensors, strict=True)))
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""

@@ -147,8 +147,12 @@ class Ensemble(Attack):
         return [variable for attack in self.attacks for variable in attack.variables]
 
     @property
-    def data(self) -> dict[str, float]:
-        return {}
+    def given(self) -> list[str]:
+        return []
+
+    @property
+    def num_data(self) -> int:
+        return sum(attack.num_data for attack in self.attacks)
 
     @property
     def key(self) -> Hashable:
@@ -160,7 +164,7 @@ class Ensemble(Attack):
     def with_data(self, values: Sequence[Any], dtype: Any) -> Attack:
         given = iter(values)
         parts = [
-            attack.with_data([next(given) for _ in attack.data_arrays()], dtype)
+            attack.with_data([next(given) for _ in range(attack.num_data)], dtype)
             for attack in self.attacks
         ]
         return self.changed(attacks=parts)

@@ -48,6 +48,8 @@ class FGSM(PGD):
       in Data-Efficient Deep Learning, eq. 14
     """
 
+    reach = 1.0
+
     def __init__(
         self,
         epsilon: float,
@@ -61,7 +63,6 @@ class FGSM(PGD):
     ) -> None:
         super().__init__(
             epsilon,
-            step_size=epsilon or None,
             num_steps=1,
             norm=norm,
             random_start=False,

@@ -102,6 +102,9 @@ class PGD(Attack):
       section 2.2
     """
 
+    # How far all steps together lead by default, in units of `epsilon`.
+    reach = 2.5
+
     def __init__(
         self,
         epsilon: float,
@@ -151,9 +154,15 @@ class PGD(Attack):
             )
 
     @property
+    def given(self) -> list[str]:
+        return ["epsilon", "step_size"]
+
+    @property
     def data(self) -> dict[str, float]:
-        data = super().data
-        return {"step_size": 2.5 * data["epsilon"] / self.num_steps, **data}
+        epsilon = scheduled.number("epsilon", self.epsilon)
+        if self.step_size is None:
+            return {"epsilon": epsilon, "step_size": self.reach * epsilon / self.num_steps}
+        return {"epsilon": epsilon, "step_size": scheduled.number("step_size", self.step_size)}
 
     def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
         def gradient(z: Any, step: Any) -> Any:
@@ -178,7 +187,7 @@ class PGD(Attack):
     @property
     def length_of_a_step(self) -> float:
         """`step_size`, or what it is by default."""
-        default = 2.5 * self.epsilon / self.num_steps
+        default = self.reach * self.epsilon / self.num_steps
         return default if self.step_size is None else self.step_size
 
     def start(self, x: Any, seed: Any) -> Any:

@@ -166,7 +166,7 @@ def _traced_round(
     attack: Any, classifier: Classifier, x: Any, y: Any, start: Any, *rest: Any
 ) -> tuple[Any, ...]:
     """A round, judged on the images as they will be returned: clipped, in the dtype of `x`."""
-    count = len(rest) - len(attack.data)
+    count = len(rest) - attack.num_data
     *state, index, seed = rest[:count]
     attack = attack.with_data(rest[count:], working(x).dtype)
     y = sparse_labels(y)

@@ -4,8 +4,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from keras_robust.attacks import Attack
 from keras_robust.metrics.radii import check_attack
+from keras_robust.model.keys import value_key
 from keras_robust.report.row import CLEAN, WORST_CASE
 
 # What is the same for all attacks on a model is not part of their names.
@@ -50,7 +53,8 @@ def _name(attack: Attack) -> str:
         value = getattr(attack, name)
         if isinstance(value, float):
             value = float(f"{value:.4g}")
-        if value != parameter.default and name not in _LEFT_OUT:
+        is_default = value_key(value) == value_key(parameter.default)
+        if not is_default and name not in _LEFT_OUT:
             arguments.append(f"{name}={_short(value)}")
     return f"{type(attack).__name__}({', '.join(arguments)})"
 
@@ -60,4 +64,6 @@ def _short(value: Any) -> str:
         return _name(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_short, value))}]"
+    if isinstance(value, np.ndarray):
+        return f"array of shape {value.shape}"
     return getattr(value, "__name__", str(value))

@@ -267,6 +267,8 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         features = self._buffered(inputs)
         linear = self._linear_logits(features)
+        if not isinstance(inputs.shape[0], int | None):
+            return linear  # A symbol of JAX's: Keras asks a layer around this one for shapes alone.
         template = current_template()
         if template is not None and (training or template.in_inference):
             template.linear_logits = linear

@@ -77,7 +77,7 @@ def robustness_curve(
     radii = sorted({validation.check_number("epsilons", epsilon) for epsilon in epsilons})
     if not radii:
         raise ValueError("Argument `epsilons` must not be empty. Received: epsilons=[]")
-    has_epsilon = "epsilon" in attack.data
+    has_epsilon = "epsilon" in attack.given
     if hasattr(attack, "attacks"):
         raise ValueError(
             "An ensemble has no radius of its own: draw a curve for each of its attacks. "

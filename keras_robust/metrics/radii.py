@@ -18,7 +18,7 @@ def check_attack(attack: Any) -> Attack:
 
 def radii(attack: Any) -> dict[str, float]:
     """The largest radius that an attack may use in each norm; empty where there is no limit."""
-    if "epsilon" in attack.data:
+    if "epsilon" in attack.given:
         return {getattr(attack, "norm", "linf"): float(attack.data["epsilon"])}
     members = [radii(member) for member in getattr(attack, "attacks", ())]
     return union(members) if members and all(members) else {}

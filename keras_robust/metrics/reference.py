@@ -85,7 +85,7 @@ def reference_epsilon(
       "the smallest epsilon such that 50% of the perturbed images are misclassified by our
       regularized models"
     """
-    if "epsilon" not in check_attack(attack).data:
+    if "epsilon" not in check_attack(attack).given:
         raise ValueError(f"Argument `attack` must have an `epsilon`. Received: attack={attack!r}")
     validation.check_number("error_rate", error_rate, exclusive=True, maximum=1.0)
     tolerance = validation.check_number("tolerance", tolerance, exclusive=True)

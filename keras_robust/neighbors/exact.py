@@ -55,7 +55,7 @@ class ExactIndex:
             validation.check_count("num_neighbors", num_neighbors), len(self.points)
         )
         search = backend.compiled(
-            self, num_neighbors, lambda _, x, points: nearest(x, points, num_neighbors)
+            self, num_neighbors, lambda x, points: nearest(x, points, num_neighbors)
         )
         points = ops.convert_to_tensor(self.points - self._center)
         batch = min(_BATCH, len(queries))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_robust as kr
-from keras_robust.model.arrays import predicted_classes
+from keras_robust.model.classifier import Classifier
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,7 +83,7 @@ def test_the_authors_find_the_same(
         assert sizes.max() <= epsilon + 1e-5
         assert x_adv.min() >= 0
         assert x_adv.max() <= 1
-        return float((predicted_classes(model, x_adv, len(x)) == y).mean())
+        return float((Classifier(model).classes(x_adv, len(x)) == y).mean())
 
     clean = accuracy(x)
     result = kr.attacks.AutoAttack(epsilon, norm).run(model, x, y, seed=0)

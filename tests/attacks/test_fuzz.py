@@ -34,6 +34,7 @@ NORMS = {"PGD": "l2", "DeepFool": None, "CarliniWagnerL2": None, "GaussianNoise"
 NOT_FUZZED = {
     "Attack": "the base class",
     "AttackResult": "no attack",
+    "RoundResult": "no attack",
     "AutoAttack": "an Ensemble of attacks that are all in the table",
     "BPDA": "an objective",
     "WNLLSurrogate": "an objective",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_robust as kr
-from keras_robust.model.arrays import predicted_classes
+from keras_robust.model.classifier import Classifier
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,7 +90,7 @@ def test_finds_no_more_than_the_peer(trained_model, data, attack, peer_images):
         delta = (np.asarray(x_adv) - x).reshape(len(x), -1)
         order = {"linf": np.inf, "l2": 2}[attack.norm]
         assert np.linalg.norm(delta, order, axis=1).max() <= attack.epsilon + 1e-5
-        return (predicted_classes(trained_model, np.asarray(x_adv), len(x)) == y).mean()
+        return (Classifier(trained_model).classes(np.asarray(x_adv), len(x)) == y).mean()
 
     ours = accuracy(attack(trained_model, x, y, seed=0))
     theirs = accuracy(peer_images(trained_model, attack, x, y))

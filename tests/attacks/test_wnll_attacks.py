@@ -10,6 +10,7 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.evaluation.surrogates import with_surrogates
 from keras_robust.metrics.perturbed import batch_seed, perturbed_images
+from keras_robust.model.classifier import Classifier
 
 evaluate = functools.partial(kr.evaluate, checks=False, verbose=0)
 RNG = np.random.default_rng(0)
@@ -197,11 +198,15 @@ def test_the_checks_run_on_a_joint_batch(models, gradient, is_sound):
 def test_the_metrics_keep_the_batch(models):
     """The last batch is the smaller one that it is, not filled up with copies."""
     attack = kr.attacks.FGSM(0.1)
-    found = perturbed_images(models["exact"], X, Y, attack, batch_size=12, seed=0)
-    alone = perturbed_images(models["exact"], X[24:], Y[24:], attack, batch_size=12, seed=0)
+    found = perturbed_images(Classifier(models["exact"]), X, Y, attack, batch_size=12, seed=0)
+    alone = perturbed_images(
+        Classifier(models["exact"]), X[24:], Y[24:], attack, batch_size=12, seed=0
+    )
     np.testing.assert_array_equal(found[24:], alone)
     repeated = np.r_[24:30, [29] * 6]
-    filled = perturbed_images(models["exact"], X[repeated], Y[repeated], attack, 12, seed=0)
+    filled = perturbed_images(
+        Classifier(models["exact"]), X[repeated], Y[repeated], attack, 12, seed=0
+    )
     assert (filled[:6] != alone).any()
 
 
@@ -212,7 +217,7 @@ def test_surrogates_are_for_attacks_by_gradients_on_the_wnll_phase(models):
         "other": kr.attacks.PGD(0.1, objective=kr.attacks.WNLLSurrogate("linear")),
         "both": kr.attacks.Ensemble([kr.attacks.PGD(0.1), kr.attacks.Square(0.1)]),
     }  # fmt: skip
-    joined = with_surrogates(models["exact"], attacks)
+    joined = with_surrogates(Classifier(models["exact"]), attacks)
     added = {name: attack for name, attack in joined.items() if name not in attacks}
     assert {name.split(",")[0] for name in added} == {"PGD", "both"}
     assert len(added) == 8
@@ -221,9 +226,11 @@ def test_surrogates_are_for_attacks_by_gradients_on_the_wnll_phase(models):
     assert added["PGD, linear"].epsilon == 0.1
     member = added["both, soft_neighbors"].attacks[0]
     assert member.objective.surrogate == "soft_neighbors"
-    assert with_surrogates(keras.Sequential([keras.layers.Dense(3)]), attacks) == attacks
+    assert (
+        with_surrogates(Classifier(keras.Sequential([keras.layers.Dense(3)])), attacks) == attacks
+    )
     wrapped = kr.RobustModel(keras.Sequential([models["exact"]]))
-    assert with_surrogates(wrapped, attacks).keys() == joined.keys()
+    assert with_surrogates(Classifier(wrapped), attacks).keys() == joined.keys()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def denoised(x, mask, weight=WEIGHT, num_steps=10):
     function = backend.compiled(
         COMPILED_FOR,
         (weight, num_steps),
-        lambda _, x, mask: kr.ops.total_variation(x, mask, weight, num_steps),
+        lambda x, mask: kr.ops.total_variation(x, mask, weight, num_steps),
     )
     return ops.convert_to_numpy(function(x, mask))
 

@@ -1,0 +1,211 @@
+"""Data of every kind that `fit` takes are read, and checked, in the same way."""
+
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_robust as kr
+from keras_robust.model.arrays import as_arrays, first_batch
+
+rng = np.random.default_rng(0)
+X, Y = rng.random((24, 6, 6, 1), "float32"), rng.integers(0, 3, 24)
+ONE_HOT = np.eye(3, dtype="float32")[Y]
+ATTACK = kr.attacks.FGSM(0.1)
+
+
+class Sequence(keras.utils.PyDataset):
+    def __init__(self, x=X, y=Y, size=8, **kwargs):
+        super().__init__(**kwargs)
+        self.x, self.y, self.size = x, y, size
+
+    def __len__(self):
+        return -(-len(self.x) // self.size)
+
+    def __getitem__(self, number):
+        rows = slice(self.size * number, self.size * (number + 1))
+        return self.x[rows], self.y[rows]
+
+
+class Endless(Sequence):
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, number):
+        return super().__getitem__(number % 3)
+
+
+def slices(*arrays):
+    return tf.data.Dataset.from_tensor_slices(arrays)
+
+
+def generator(x=X, y=Y, size=8):
+    while True:
+        for row in range(0, len(x), size):
+            yield x[row : row + size], y[row : row + size]
+
+
+class DataLoader:
+    """What a torch `DataLoader` looks like: iterable again and again, lists of batches."""
+
+    def __init__(self, x=X, y=Y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        for row in range(0, 24, 8):
+            yield [self.x[row : row + 8], self.y[row : row + 8]]
+
+
+FINITE = {
+    "arrays": lambda: ((X, Y), {}),
+    "lists of one": lambda: (([X], [Y]), {}),
+    "tensors": lambda: ((keras.ops.convert_to_tensor(X), keras.ops.convert_to_tensor(Y)), {}),
+    "one-hot": lambda: ((X, ONE_HOT), {}),
+    "column of labels": lambda: ((X, Y[:, None]), {}),
+    "batched": lambda: ((slices(X, Y).batch(7),), {}),
+    "batched, drop_remainder": lambda: ((slices(X, Y).batch(6, drop_remainder=True),), {}),
+    "batches of six one-hot": lambda: ((slices(X, ONE_HOT).batch(6, drop_remainder=True),), {}),
+    "unbatched": lambda: ((slices(X, Y),), {}),
+    "unbatched, one-hot": lambda: ((slices(X, ONE_HOT),), {}),
+    "unbatched, labels of shape (1,)": lambda: ((slices(X, Y[:, None]),), {}),
+    "with weights": lambda: ((slices(X, Y, np.ones(24)).batch(7),), {}),
+    "dicts of one": lambda: ((slices({"image": X}, {"label": Y}).batch(7),), {}),
+    "PyDataset": lambda: ((Sequence(),), {}),
+    "DataLoader": lambda: ((DataLoader(),), {}),
+    "generator": lambda: ((generator(),), {"steps": 3}),
+    "endless data set": lambda: ((slices(X, Y).batch(8).repeat(),), {"steps": 3}),
+    "endless PyDataset": lambda: ((Endless(),), {"steps": 3}),
+}
+
+
+@pytest.mark.parametrize("make", FINITE.values(), ids=FINITE)
+def test_images_and_labels_are_the_same_in_every_form(make):
+    arguments, options = make()
+    x, y = as_arrays(*arguments, **options)
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y.argmax(axis=1) if y.shape == (24, 3) else y.reshape(-1), Y)
+
+
+def test_an_image_of_as_many_rows_as_there_are_classes_is_no_batch():
+    images = rng.random((5, 3, 3, 1), "float32")
+    labels = np.eye(3, dtype="float32")[[0, 1, 2, 0, 1]]
+    x, y = as_arrays(slices(images, labels))
+    np.testing.assert_array_equal(x, images)
+    np.testing.assert_array_equal(y, labels)
+
+
+@pytest.mark.parametrize("make", [generator, Endless, lambda: slices(X, Y).batch(8).repeat()])
+def test_what_has_no_end_is_refused(make):
+    with pytest.raises(ValueError, match="no end is read for `steps`"):
+        as_arrays(make())
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, None, "`y` must be given"),
+        (slices(X, Y).batch(8), Y, "`y` must be None"),
+        (slices(X).batch(8), None, "pair of images and labels"),
+        (slices(X, Y).batch(8).take(0), None, "at least one pair"),
+        (slices((X, X), Y).batch(8), None, "`x` must be one array"),
+        ([X, X], Y, "`x` must be one array"),
+        (X, {"a": Y, "b": Y}, "`y` must be one array"),
+    ],
+)
+def test_what_cannot_be_read(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        as_arrays(x, y)
+
+
+def small_model():
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((6, 6, 1)), *layers])
+
+
+@pytest.mark.parametrize("make", FINITE.values(), ids=FINITE)
+def test_evaluation_and_metrics_take_every_form(make):
+    arguments, options = make()
+    model = small_model()
+    expected = kr.evaluate(model, X, Y, [ATTACK], verbose=0, checks=False).accuracy("worst case")
+    report = kr.evaluate(model, *arguments, **options, attacks=[ATTACK], verbose=0, checks=False)
+    assert report.accuracy("worst case") == expected
+    arguments, options = make()
+    accuracy = kr.evaluation.robust_accuracy(model, *arguments, **options, attack=ATTACK)
+    assert accuracy == expected
+
+
+def robust_model():
+    model = kr.RobustModel(small_model())
+    model.compile("sgd", kr.losses.AdversarialTraining(ATTACK))
+    return model
+
+
+def bad(x, y=Y):
+    return {
+        "arrays": lambda m: m.fit(x, y, batch_size=8, verbose=0),
+        "tf.data": lambda m: m.fit(slices(x, y).batch(8), verbose=0),
+        "PyDataset": lambda m: m.fit(Sequence(x, y), shuffle=False, verbose=0),
+        "generator": lambda m: m.fit(generator(x, y), steps_per_epoch=3, verbose=0),
+        "train_on_batch": lambda m: m.train_on_batch(x[:8], y[:8]),
+    }
+
+
+TWO_LABELS = np.tile(np.array([1.0, 1.0, 0.0], "float32"), (24, 1))
+BAD = {
+    "0 to 255": (255 * X, Y, "inside the attack's `bounds`"),
+    "uint8": ((255 * X).astype("uint8"), Y, "must be floating"),
+    "labels": (X, Y + 5, "from 0 to 2"),
+    "multi-label": (X, TWO_LABELS, "rows that sum to 1"),
+    "NaN": (np.where(X > 0.5, np.nan, X), Y, "must be finite"),
+}
+
+
+@pytest.mark.parametrize("form", bad(X))
+@pytest.mark.parametrize(("x", "y", "message"), BAD.values(), ids=BAD)
+def test_training_looks_at_the_first_batch(form, x, y, message):
+    with pytest.raises(ValueError, match=message):
+        bad(x, y)[form](robust_model())
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+@pytest.mark.parametrize("form", [form for form in bad(X) if form != "train_on_batch"])
+def test_training_sees_every_batch_from_the_first_on(form):
+    weights = {}
+    for name in ("arrays", form):
+        model = robust_model()
+        if name == "arrays":
+            model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+        elif form != "arrays":
+            bad(X, Y)[form](model)
+        else:
+            continue
+        weights[name] = model.get_weights()
+    for first, second in zip(weights["arrays"], weights.get(form, weights["arrays"]), strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_a_look_at_a_loader_leaves_torch_its_random_numbers(monkeypatch):
+    entered = []
+
+    class Kept:
+        def __enter__(self):
+            entered.append("in")
+
+        def __exit__(self, *args):
+            entered.append("out")
+
+    random = types.SimpleNamespace(fork_rng=lambda devices: Kept())
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(random=random))
+    images, labels, again = first_batch(loader := DataLoader())
+    assert again is loader
+    assert entered == ["in", "out"]
+    np.testing.assert_array_equal(images, X[:8])
+    np.testing.assert_array_equal(labels, Y[:8])

@@ -1,0 +1,145 @@
+"""Functions of NumPy arrays are attacked without gradients."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_robust as kr
+from keras_robust.model.classifier import Classifier
+
+rng = np.random.default_rng(0)
+KERNEL = rng.normal(size=(36, 3)).astype("float32")
+X = rng.random((20, 6, 6, 1), "float32")
+
+
+def scores(x):
+    """A NumPy function, which nothing but an array can be passed to."""
+    assert isinstance(x, np.ndarray)
+    return x.reshape(len(x), -1) @ KERNEL
+
+
+Y = scores(X).argmax(axis=1)
+
+
+def linear():
+    layers = [keras.layers.Flatten(), keras.layers.Dense(3, use_bias=False)]
+    model = keras.Sequential([keras.Input((6, 6, 1)), *layers])
+    model.set_weights([KERNEL])
+    return model
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_square_finds_on_it_what_it_finds_on_the_model(norm):
+    attack = kr.attacks.Square(0.2 if norm == "linf" else 2.0, norm=norm, num_queries=40)
+    box = kr.BlackBox(scores)
+    found, expected = attack.run(box, X, Y, seed=0), attack.run(linear(), X, Y, seed=0)
+    assert 0 < found.success_rate < 1
+    np.testing.assert_array_equal(found.success, expected.success)
+    np.testing.assert_allclose(found.x_adv, expected.x_adv, atol=1e-6)
+    # 8 images are looked at first; nothing is asked twice to fill up a batch.
+    assert box.num_queries == found.num_evaluations.sum() + 8
+
+
+def test_a_report_of_it(tmp_path):
+    attacks = [kr.attacks.Square(0.05, num_queries=30), kr.attacks.GaussianNoise(0.1)]
+    reports = [
+        kr.evaluate(model, X, Y, attacks, batch_size=8, verbose=0, output=output)
+        for model, output in ((kr.BlackBox(scores), tmp_path), (linear(), None))
+    ]
+    for row, expected in zip(reports[0].rows, reports[1].rows, strict=True):
+        np.testing.assert_array_equal(row.correct, expected.correct)
+    box = kr.BlackBox(scores)
+    again = kr.evaluate(
+        box, X, Y, attacks, batch_size=8, verbose=0, output=tmp_path, resume=True, checks=False
+    )
+    assert again.accuracy("worst case") == reports[0].accuracy("worst case")
+    assert box.num_queries == 8 + len(X)  # The attacks are not run again.
+
+
+def test_metrics_of_it():
+    attack, box, model = kr.attacks.Square(0.1, num_queries=20), kr.BlackBox(scores), linear()
+    options = {"attack": attack, "epsilons": [0.02, 0.1], "verbose": 0}
+    assert kr.evaluation.robustness_curve(box, X, Y, **options) == (
+        kr.evaluation.robustness_curve(model, X, Y, **options)
+    )
+    noisy = kr.evaluation.noise_accuracy(box, X, Y, stddevs=[0.3], verbose=0)[0.3]
+    expected = kr.evaluation.noise_accuracy(model, X, Y, stddevs=[0.3], verbose=0)[0.3]
+    np.testing.assert_array_equal(noisy.accuracies, expected.accuracies)
+    matrix = kr.evaluation.transfer_matrix({"box": box}, X, Y, attack=attack, verbose=0)
+    assert matrix.clean == {"box": 1.0}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [kr.attacks.PGD(0.1), kr.attacks.AutoAttack(0.1), kr.attacks.DeepFool()],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_attacks_by_gradients_say_that_they_need_them(attack):
+    box = kr.BlackBox(scores)
+    with pytest.raises(ValueError, match="needs the model's gradient"):
+        attack.run(box, X, Y)
+    with pytest.raises(ValueError, match="needs the model's gradient"):
+        kr.evaluate(box, X, Y, [kr.attacks.Square(0.1), attack], verbose=0)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        kr.attacks.PGD(0.1, num_steps=5),
+        kr.attacks.APGD(0.1, num_steps=5),
+        kr.attacks.FAB(num_steps=5),
+        kr.attacks.CarliniWagnerL2(learning_rate=0.1, num_steps=40, binary_search_steps=2),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_a_surrogate_is_differentiated_in_its_place(attack):
+    surrogate = linear()
+    attack = attack.replace(objective=lambda model, x, y: surrogate(x))
+    found = attack.run(kr.BlackBox(scores), X, Y, seed=0)
+    assert found.success.any()
+    np.testing.assert_array_equal(found.success, scores(found.x_adv).argmax(axis=1) != Y)
+
+
+@dataclasses.dataclass
+class Scaled:
+    """It has `__eq__` and so no hash."""
+
+    factor: float
+
+    def __call__(self, x):
+        return self.factor * ops.matmul(ops.reshape(x, (-1, 36)), KERNEL)
+
+
+def test_objects_that_can_be_called():
+    model = Scaled(2.0)
+    attack = kr.attacks.FGSM(0.1)
+    np.testing.assert_array_equal(attack.run(model, X, Y).x_adv, attack.run(linear(), X, Y).x_adv)
+    model.factor = -1.0
+    np.testing.assert_allclose(Classifier(model).predict(X), -scores(X), rtol=1e-4)
+
+
+def test_a_bare_function_of_arrays_is_told_what_to_do():
+    model = linear()
+    for function in (scores, lambda x: model.predict(x, verbose=0)):
+        with pytest.raises(ValueError, match=r"keras_robust.BlackBox\(function\)"):
+            kr.attacks.Square(0.1).run(function, X, Y)
+
+
+def test_bad_functions():
+    with pytest.raises(ValueError, match="`function` must be a callable"):
+        kr.BlackBox("scores")
+    with pytest.raises(ValueError, match="at least two class scores"):
+        kr.attacks.Square(0.1).run(kr.BlackBox(lambda x: scores(x)[:, :1]), X, Y)
+    with pytest.raises(ValueError, match="finite"):
+        kr.attacks.Square(0.1).run(kr.BlackBox(lambda x: scores(x) * np.nan), X, Y)
+
+
+def test_an_error_of_the_function_comes_through():
+    def fails(x):
+        raise ConnectionError("service unavailable")
+
+    with pytest.raises(ConnectionError, match="service unavailable"):
+        kr.attacks.Square(0.1).run(kr.BlackBox(fails), X, Y)
