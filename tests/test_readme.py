@@ -23,7 +23,7 @@ def test_there_is_an_example_of_each_kind():
 
 @pytest.mark.parametrize(
     "code", BLOCKS + OF_LOSSES,
-    ids=["layer", "head", "loss", "callback", "attacks", "sums", "pairs", "keras"],
+    ids=["layer", "head", "loss", "callback", "attacks", "sums", "radius", "pairs", "keras"],
 )  # fmt: skip
 def test_example(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

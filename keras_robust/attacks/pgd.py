@@ -39,7 +39,8 @@ class PGD(Attack):
     until it is misclassified.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]). In a loss
+            it may be a `keras.Variable` or a schedule, as may `step_size`.
         step_size: float. `alpha`, in units of `x`. Defaults to `None`: `2.5 * epsilon /
             num_steps`, so that the whole ball can be crossed.
         num_steps: int. `m`, the number of gradients for each restart. Defaults to `20`.

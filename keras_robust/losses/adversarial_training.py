@@ -21,7 +21,9 @@ class AdversarialTraining(ModelLoss):
     `val_robust_accuracy`). A step costs the gradients of the attack plus one ordinary step.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted. Its `bounds` and `epsilon` are in units of `x`.
+        attack: `kr.attacks.Attack`, untargeted. Its `bounds` and `epsilon` are in units of `x`. Its
+            `epsilon` and `step_size` may be a `keras.Variable` or a
+            `keras.optimizers.schedules.LearningRateSchedule`: a radius that grows, say.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
             `None`: cross-entropy, sparse or categorical as the labels are. The attack climbs the
             cross-entropy, whatever is given here.

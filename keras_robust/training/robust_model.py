@@ -40,9 +40,9 @@ class RobustModel(backend.TrainStep, keras.Model):
         name: string. Defaults to `None`: the class's name.
 
     Raises:
-        ValueError: if `base_model` is not a Keras model, or is itself a `RobustModel`; by `fit`,
-            if the first batch does not fit the loss's attack (images outside its bounds, NaN,
-            labels out of range, a softmax where logits are expected).
+        ValueError: if `base_model` is not a Keras model, or is itself a `RobustModel`; by `fit`
+            and `train_on_batch`, if the first batch does not fit the loss's attack (images outside
+            its bounds, NaN, labels out of range, a softmax where logits are expected).
 
     Example:
 
