@@ -12,7 +12,7 @@ from keras_robust.model.keys import value_key
 from keras_robust.report.row import CLEAN, WORST_CASE
 
 # What is the same for all attacks on a model is not part of their names.
-_LEFT_OUT = ("bounds", "from_logits")
+_LEFT_OUT = ("bounds", "data_format", "from_logits")
 
 
 def named_attacks(attacks: Any) -> dict[str, Attack]:

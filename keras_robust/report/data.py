@@ -21,25 +21,7 @@ def _now() -> str:
 
 @dataclasses.dataclass
 class ReportData:
-    """What an evaluation has found, without the means to show it: see `kr.evaluation.Report`.
-
-    Args:
-        num_examples: int.
-        batch_size: int.
-        seed: int.
-        worst_case_only: bool, whether each attack had only what those before it left.
-        rows: list of `Row`, the last one for the worst case. Defaults to an empty list.
-        samples: mapping of row names to the first `Samples` that were fooled. Defaults to an
-            empty mapping.
-        checks: list of `CheckResult`. Defaults to `None`: they were not run.
-        curves: mapping of what is on the horizontal axis (`"epsilon"`, `"steps"`) to curves by
-            name, as `kr.evaluation.robustness_curve` returns them. Defaults to an empty mapping.
-        geometry: `kr.evaluation.FeatureGeometry`, features of clean and attacked images. Defaults
-            to `None`.
-        notes: mapping of strings to strings, what else is to be known about the model, the data
-            and how the report was made. Defaults to an empty mapping.
-        date: string, when it was made. Defaults to now, UTC.
-    """
+    """The figures of an evaluation; the fields are those of `kr.evaluation.Report`."""
 
     num_examples: int
     batch_size: int

@@ -124,3 +124,15 @@ def test_worst_case_only_may_leave_nothing_to_attack():
     assert report.row("none").to_dict()["num_attacked"] == 0
     assert report.row("none").cost("num_gradients") is None
     assert report.accuracy("worst case") == 0.0
+
+
+def test_arrays_among_the_arguments():
+    class Masked(kr.attacks.FGSM):
+        def __init__(self, epsilon, mask=None):
+            super().__init__(epsilon)
+            self.mask = mask
+
+    attacks = [Masked(0.1), Masked(0.1, np.ones((4, 4))), kr.attacks.Square(0.1)]
+    names = ["Masked(epsilon=0.1)", "Masked(epsilon=0.1, mask=array of shape (4, 4))",
+             "Square(epsilon=0.1)"]  # fmt: skip
+    assert list(named_attacks(attacks)) == names
