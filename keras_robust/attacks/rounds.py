@@ -39,7 +39,7 @@ class Rounds:
         needs_gradient: bool,
     ) -> None:
         self.attack, self.classifier, self.x, self.y, self.seed = attack, classifier, x, y, seed
-        self.needs_gradient = needs_gradient
+        self.needs_gradient, self.key = needs_gradient, attack.key
         self.state = tuple(np.array(value) for value in attack.initial_state(working(x)))
         self.best, self.margins = x.copy(), np.full(len(x), -np.inf)
         self.counts = np.zeros((2, len(x)), int)
@@ -119,7 +119,7 @@ class Rounds:
     ) -> Callable[..., Any]:
         attack = self.attack
         return self.classifier.compiled(
-            (name, attack.key),
+            (name, self.key),
             lambda *args: function(attack, *args),
             num_batched=num_batched if attack.takes_any_batch_size(self.classifier) else 0,
         )
@@ -135,10 +135,12 @@ class Rounds:
         """Raises a `ValueError` for images outside of the ball that the attack claims."""
         epsilon = self.attack.data.get("epsilon")
         norm = getattr(self.attack, "norm", "linf")
-        norms = perturbation_norms(self.x, self.best)
-        if epsilon is None or norm not in norms:
+        if epsilon is None or norm not in ("linf", "l2"):
             return
-        largest = float(norms[norm].max())
+        change = (self.best.astype("float32") - self.x.astype("float32")).reshape(len(self.x), -1)
+        largest = float(np.abs(change).max())
+        if norm == "l2":
+            largest = float(np.sqrt(np.square(change).sum(axis=1, dtype="float64").max()))
         info = np.finfo("float32" if self.x.dtype.itemsize > 2 else "float16")
         # Each value is rounded to the precision of the images.
         rounding = 4 * float(info.eps) * float(np.abs(self.x).max() + epsilon)

@@ -13,11 +13,10 @@ from keras_robust import backend
 from keras_robust.model.arrays import check_images, check_labels, check_range, padded_batches
 from keras_robust.model.black_box import BlackBox
 from keras_robust.model.keys import value_key
-from keras_robust.model.layers import all_layers, held_by
+from keras_robust.model.layers import HasSwitch, all_layers, held_by
 from keras_robust.model.patching import (
     final_activation,
     fixed_switches,
-    switches,
     without_final_activation,
 )
 from keras_robust.ops.logits import probabilities_to_logits
@@ -52,6 +51,11 @@ class Classifier:
     def layers(self) -> list[Any]:
         """The model and all layers inside of it."""
         return all_layers(self.model)
+
+    @functools.cached_property
+    def switched(self) -> list[HasSwitch]:
+        """Those of them that compute one of several things."""
+        return [layer for layer in self.layers if hasattr(type(layer), "switch")]
 
     @functools.cached_property
     def structure(self) -> Hashable:
@@ -141,12 +145,13 @@ class Classifier:
         if self.is_black_box:
             return lambda *args: function(self, *map(ops.convert_to_tensor, args))
         # What is kept must not hold the model, or it would never be freed.
-        reference, positions = weakref.ref(self), switches(self.model)
+        reference = weakref.ref(self)
+        positions = tuple(layer.switch for layer in self.switched)
 
         def traced(*args: Any) -> Any:
             classifier = reference()
             assert classifier is not None
-            with fixed_switches(classifier.model, positions):
+            with fixed_switches(classifier.switched, positions):
                 return function(classifier, *args)
 
         key = (self.structure, positions, key)
@@ -157,7 +162,8 @@ class Classifier:
         """Creates a Keras model's weights, which cannot be done while a function is compiled."""
         if self.is_keras and not self.model.built:
             call_model(self.model, ops.convert_to_tensor(x[:1]), training=False)
-            vars(self).pop("layers", None)
+            for name in ("layers", "switched"):
+                vars(self).pop(name, None)
 
     def predict(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
         """The outputs on one batch, by a function compiled once.

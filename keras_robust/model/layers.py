@@ -41,6 +41,10 @@ class HasSwitch(Protocol):
         ...
 
 
+# Most attributes are none that hold layers.
+_PLAIN = {bool, float, int, str, type(None)}
+
+
 def all_layers(model: Any) -> list[Any]:
     """A model or callable, and all layers inside of it, each once, from the outside in."""
     found: dict[int, Any] = {}
@@ -70,6 +74,8 @@ def held_by(layer: Any, kind: type) -> list[Any]:
 
     def among(values: Iterable[Any]) -> Iterator[Any]:
         for value in values:
+            if type(value) in _PLAIN:
+                continue
             if isinstance(value, kind):
                 yield value
             elif isinstance(value, Mapping):

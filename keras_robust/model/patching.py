@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_robust.model.layers import HasSurrogate, all_layers, output_layer
+from keras_robust.model.layers import HasSurrogate, HasSwitch, all_layers, output_layer
 
 _lock = threading.RLock()
 # For each layer that is inside of `wrapped_call`: how many times, and what undoes it.
@@ -115,19 +115,10 @@ def attacked_as(model: Any, surrogate: str | None = None) -> Iterator[bool]:
         yield any(differs)
 
 
-def switches(model: Any) -> tuple[int, ...]:
-    """How the switches of a model's layers stand."""
-    return tuple(layer.switch for layer in _switched(model))
-
-
 @contextlib.contextmanager
-def fixed_switches(model: Any, positions: tuple[int, ...]) -> Iterator[None]:
+def fixed_switches(layers: list[HasSwitch], positions: tuple[int, ...]) -> Iterator[None]:
     """Makes layers with a switch compute what it says in `positions`, and nothing else."""
     with contextlib.ExitStack() as stack:
-        for layer, position in zip(_switched(model), positions, strict=True):
+        for layer, position in zip(layers, positions, strict=True):
             stack.enter_context(replaced(layer, "fixed_switch", position))
         yield
-
-
-def _switched(model: Any) -> list[Any]:
-    return [layer for layer in all_layers(model) if hasattr(type(layer), "switch")]
