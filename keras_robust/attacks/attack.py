@@ -289,14 +289,21 @@ class Attack(metaclass=_Value):
         >>> kr.attacks.PGD(epsilon=0.1).replace(epsilon=0.2).epsilon
         0.2
         """
-        names = inspect.signature(type(self)).parameters
+        arguments = self.arguments
         for name in changes:
-            if name not in names:
+            if name not in arguments:
                 raise ValueError(
                     f"{type(self).__name__} has no argument `{name}`. Expected one of "
-                    f"{list(names)}. Received: {name}={changes[name]!r}"
+                    f"{list(arguments)}. Received: {name}={changes[name]!r}"
                 )
-        return type(self)(**{name: getattr(self, name) for name in names} | changes)
+        return type(self)(**arguments | changes)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor, as the attributes of the same names have them."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return {name: getattr(self, name) for name in named}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if getattr(self, "_is_frozen", False):
@@ -384,8 +391,7 @@ class Attack(metaclass=_Value):
         return cls(**config)
 
     def __repr__(self) -> str:
-        names = inspect.signature(type(self)).parameters
-        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return f"{type(self).__name__}({arguments})"
 
     def round(

@@ -135,7 +135,7 @@ class Rounds:
         """Raises a `ValueError` for images outside of the ball that the attack claims."""
         epsilon = self.attack.data.get("epsilon")
         norm = getattr(self.attack, "norm", "linf")
-        if epsilon is None or norm not in ("linf", "l2"):
+        if epsilon is None or np.ndim(epsilon) or norm not in ("linf", "l2"):
             return
         change = (self.best.astype("float32") - self.x.astype("float32")).reshape(len(self.x), -1)
         largest = float(np.abs(change).max())

@@ -8,7 +8,6 @@ import numpy as np
 
 from keras_robust.attacks import Attack
 from keras_robust.metrics.radii import check_attack
-from keras_robust.model.keys import value_key
 from keras_robust.report.row import CLEAN, WORST_CASE
 
 # What is the same for all attacks on a model is not part of their names.
@@ -53,7 +52,7 @@ def _name(attack: Attack) -> str:
         value = getattr(attack, name)
         if isinstance(value, float):
             value = float(f"{value:.4g}")
-        is_default = value_key(value) == value_key(parameter.default)
+        is_default = np.array_equal(value, parameter.default)
         if not is_default and name not in _LEFT_OUT:
             arguments.append(f"{name}={_short(value)}")
     return f"{type(attack).__name__}({', '.join(arguments)})"

@@ -1,6 +1,5 @@
 """Curves and the geometry of features, added to a report."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +44,7 @@ def add_pictures(
     and the principal components of the features of images that are classified correctly, if the
     model is made of layers. Attacks that have found no gradient cannot be run again for it.
     """
-    arguments = {n: inspect.signature(type(attack)).parameters for n, attack in attacks.items()}
+    arguments = {name: attack.arguments for name, attack in attacks.items()}
     names = [n for n, known in arguments.items() if "epsilon" in known]
     names = [name for name in names if not report.row(name).without_gradient]
     if not names:

@@ -1,6 +1,5 @@
 """Attacks on a graph-interpolating head, led past its shattered gradient."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +26,7 @@ def with_surrogates(classifier: Classifier, attacks: Mapping[str, Attack]) -> di
 
 def _through(surrogate: str, attack: Attack) -> Attack:
     """The attack with the surrogate as its objective; itself where it takes or has none."""
-    arguments = inspect.signature(type(attack)).parameters
-    if "objective" not in arguments:
+    if "objective" not in attack.arguments:
         members = getattr(attack, "attacks", [])
         changed = [_through(surrogate, member) for member in members]
         is_same = all(a is b for a, b in zip(changed, members, strict=True))

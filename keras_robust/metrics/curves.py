@@ -1,6 +1,5 @@
 """Accuracy against the radius of the ball."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,9 +119,7 @@ def robustness_curve(
 def with_epsilon(attack: Attack, epsilon: float) -> Attack:
     """The attack at another radius, with a step size that is scaled with it."""
     changes = {"epsilon": epsilon}
-    step_size = getattr(attack, "step_size", None)
-    is_argument = "step_size" in inspect.signature(type(attack)).parameters
-    if is_argument and step_size is not None and attack.data["epsilon"] > 0:
+    if attack.arguments.get("step_size") is not None and attack.data["epsilon"] > 0:
         changes["step_size"] = attack.data["step_size"] * epsilon / attack.data["epsilon"]
     return attack.replace(**changes)
 

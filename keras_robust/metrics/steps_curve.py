@@ -1,6 +1,5 @@
 """Accuracy against the number of steps of an attack."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +71,7 @@ def steps_curve(
     - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
       Minimization, Figure 6 (a)
     """
-    if "num_steps" not in inspect.signature(type(check_attack(attack))).parameters:
+    if "num_steps" not in check_attack(attack).arguments:
         raise ValueError(f"Argument `attack` must have a `num_steps`. Received: attack={attack!r}")
     counts = sorted({validation.check_count("num_steps", count) for count in num_steps})
     if not counts:
