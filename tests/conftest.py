@@ -124,7 +124,6 @@ SLOW_ON_JAX = (
     "ops/test_wnll.py::test_isolated_components_get_the_prior",
     "ops/test_wnll.py::test_maximum_principle",
     "ops/test_wnll.py::test_second_derivative_by_finite_differences",
-    "test_backend.py::test_memory_maps_are_given_back",
     "test_cli.py",
     "test_examples.py",
     "test_readme.py",

@@ -75,6 +75,7 @@ def maps():
         return sum(1 for _ in file)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="counts Linux's memory maps")
 @pytest.mark.parametrize("what", ["models", "configurations"])
 def test_memory_maps_are_given_back(what):
