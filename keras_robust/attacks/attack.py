@@ -34,7 +34,7 @@ class _Value(type):
 
     @property
     def __signature__(cls) -> inspect.Signature:
-        """That of the constructor, which `inspect` would not see behind `__call__`."""
+        """The constructor's signature, which `__call__` would hide from `inspect`."""
         constructor = inspect.signature(cls.__init__)  # type: ignore[misc]
         return constructor.replace(parameters=list(constructor.parameters.values())[1:])
 
@@ -359,7 +359,7 @@ class Attack(metaclass=_Value):
 
     @property
     def key(self) -> Hashable:
-        """What the attack is compiled for: the values of all attributes but `data`."""
+        """A key of the compiled attack: the values of all attributes but `data`."""
         given = self.given
         return value_key((type(self), {n: v for n, v in vars(self).items() if n not in given}))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class RoundResult(NamedTuple):
-    """What one round of an attack, `generate`, returns beside images alone.
+    """The result of a round, for a `generate` that returns more than images.
 
     Args:
         x_adv: tensor, the images.

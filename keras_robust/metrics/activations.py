@@ -22,7 +22,7 @@ def layer_calls(classifier: Classifier, x: Any) -> list[LayerCall]:
 
 
 def calls_of_one(classifier: Classifier, x: np.ndarray) -> list[LayerCall]:
-    """What `layer_calls` notes in a run on one example, of which only names are of use."""
+    """Notes the calls in a run on one example, for the names of the layers."""
     classifier.build(x)
     calls = layer_calls(classifier, ops.convert_to_tensor(x[:1]))
     if not calls:

@@ -1,1 +1,1 @@
-"""What is known of the model under test."""
+"""The model under test: its layers, its structure, its data and its outputs."""

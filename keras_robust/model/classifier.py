@@ -162,7 +162,7 @@ class Classifier:
         """Creates a Keras model's weights, which cannot be done while a function is compiled."""
         if self.is_keras and not self.model.built:
             call_model(self.model, ops.convert_to_tensor(x[:1]), training=False)
-            for name in ("layers", "switched"):
+            for name in ("layers", "switched", "structure", "random_state"):
                 vars(self).pop(name, None)
 
     def predict(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -204,7 +204,6 @@ class Classifier:
         Returns:
             The number of classes.
         """
-        settings = tuple(dict.fromkeys(settings))
         low, high = check_images(x)
         for bounds in dict.fromkeys(bounds for bounds, _ in settings if bounds is not None):
             check_range(low, high, x.dtype, bounds)

@@ -80,7 +80,11 @@ def structure_key(layer: Any) -> Hashable:
 
 
 class Same:
-    """Equal only to that of the same object, which it does not keep alive if it need not."""
+    """The identity of an object, as a key that does not keep the object alive.
+
+    Args:
+        value: the object. One that cannot be referenced weakly is kept alive.
+    """
 
     __slots__ = ("_hash", "_reference")
 
