@@ -2,20 +2,19 @@
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_robust import backend
 from keras_robust.model.arrays import check_floating
+from keras_robust.ops.precision import working_dtype
 
 
 def working(x: Any) -> Any:
     """A tensor in the precision that attacks compute in."""
     x = ops.convert_to_tensor(x)
     check_floating(x)
-    low = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
-    return ops.cast(x, "float32") if low else x
+    return ops.cast(x, working_dtype(x.dtype))
 
 
 def as_seed(seed: Any) -> Any:

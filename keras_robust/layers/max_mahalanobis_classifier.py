@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.ops import simplex_vertices
+from keras_robust.ops.precision import working_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -85,7 +86,7 @@ class MaxMahalanobisClassifier(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any) -> Any:
-        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        dtype = working_dtype(inputs.dtype)
         features, centers = ops.cast(inputs, dtype), ops.cast(self.centers, dtype)
         products = ops.matmul(features, ops.transpose(centers))
         return 2 * products - ops.sum(ops.square(features), axis=-1, keepdims=True) - self.scale**2

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_robust import validation
+from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.total_variation import total_variation
 
 _GRADIENTS = ("identity", "exact")
@@ -136,7 +137,7 @@ class TotalVariation(keras.layers.Layer):
         validation.warn_of_other_data_format(input_shape, self.data_format)
 
     def call(self, inputs: Any) -> Any:
-        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        x = ops.cast(inputs, working_dtype(inputs.dtype))
         if self.data_format == "channels_first":
             x = ops.moveaxis(x, 1, -1)
         if self.drop_rate > 0:

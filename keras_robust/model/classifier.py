@@ -20,6 +20,7 @@ from keras_robust.model.patching import (
     without_final_activation,
 )
 from keras_robust.ops.logits import probabilities_to_logits
+from keras_robust.ops.precision import working_dtype
 
 # Outputs are looked at on so many images.
 _NUM_PROBED = 8
@@ -94,7 +95,7 @@ class Classifier:
             outputs = single_output(self.model(x))
         else:
             outputs = single_output(self._traced(x))
-        dtype = keras.backend.result_type(x.dtype, "float32")
+        dtype = working_dtype(x.dtype)
         return ops.cast(outputs, dtype) if outputs.dtype != dtype else outputs
 
     def logits(self, x: Any, from_logits: bool) -> Any:

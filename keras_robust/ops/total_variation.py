@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_robust import backend, validation
+from keras_robust.ops.precision import working_dtype
 
 # How many times unknown pixels are filled in from their neighbours before the first step.
 _FILLING_PASSES = 3
@@ -79,7 +79,7 @@ def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> An
             "`(batch_size, height, width, channels)`. "
             f"Received: shapes {tuple(images.shape)}, {tuple(mask.shape)}"
         )
-    x = ops.cast(images, keras.backend.result_type(images.dtype, "float32"))
+    x = ops.cast(images, working_dtype(images.dtype))
     known = ops.cast(ops.cast(mask, "bool"), x.dtype)
     x = ops.where(known > 0, x, ops.zeros_like(x))
 
