@@ -15,7 +15,8 @@ from keras_robust.backend.processor import processor
 DYNAMIC_BATCH = True
 
 
-def _checked(gradient: Any) -> Any:
+def _checked(gradient: Any, x: Any) -> Any:
+    """The gradient in `x`, with the shape that is known of `x`."""
     if gradient is None:
         raise NoGradientError(
             "The model has no gradient in its input: some operation between input and output is "
@@ -23,6 +24,8 @@ def _checked(gradient: Any) -> Any:
             "an `objective` (`keras_robust.attacks.BPDA`), or without gradients "
             "(`keras_robust.attacks.Square`)."
         )
+    gradient = tf.convert_to_tensor(gradient)
+    gradient.set_shape(x.shape)  # Some operations leave it open, as `RandomRotation`'s.
     return gradient
 
 
@@ -36,7 +39,7 @@ def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tu
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         scalar, value = function(x)
-    return value, _checked(tape.gradient(scalar, x))
+    return value, _checked(tape.gradient(scalar, x), x)
 
 
 def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
@@ -49,7 +52,7 @@ def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any
         tape.watch(x)
         value = function(x)
         columns = tf.unstack(value, axis=1)
-    gradients = [_checked(tape.gradient(column, x)) for column in columns]
+    gradients = [_checked(tape.gradient(column, x), x) for column in columns]
     return value, tf.stack(gradients, axis=1)
 
 

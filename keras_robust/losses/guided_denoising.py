@@ -97,6 +97,9 @@ class GuidedDenoising(PairLoss):
             )
         self.layer = layer
 
+    def trained_part(self, model: Any) -> Any:
+        return _parts(model)[0]
+
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
         _, classifier = _parts(model)
         x, x_adv = self.pair(classifier, x, y, seed)

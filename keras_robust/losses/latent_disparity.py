@@ -11,9 +11,11 @@ from keras_robust.attacks import Attack
 from keras_robust.losses import weight as weights
 from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
+from keras_robust.model.augmentation import copies_in_batch
 from keras_robust.model.calls import LayerCall, noted_calls, parts
+from keras_robust.ops.precision import working_dtype
 
-_REDUCTIONS = ("batch", "sample")
+_RATIOS = ("batch", "sample")
 # Layers that hand on what they are given, or part of it.
 _NOT_HIDDEN = (
     keras.layers.InputLayer,
@@ -64,14 +66,14 @@ class LatentDisparity(PairLoss):
             `keras.optimizers.schedules.LearningRateSchedule`, xi. Defaults to `0.25`.
         layers: sequence of the names of the layers to compare. Defaults to `None`: all hidden
             layers, as above.
-        reduction: `"batch"`: one ratio of sums over the whole batch, the same for each example
-            (on each device, where there are several). `"sample"`: a ratio for each example. The
-            losses of the examples are averaged, as by Keras's `"sum_over_batch_size"`. Defaults
-            to `"batch"`.
+        ratio: `"batch"`: one ratio of sums over the whole batch, the same for each example
+            (on each device, where there are several). `"sample"`: a ratio for each example.
+            Defaults to `"batch"`.
         order: number `p`, at least 1. Of the norms `(sum |.|^p)^(1/p)` over all entries of all
             layers, instead of sums of absolute values. Defaults to `1`.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
             `None`: cross-entropy, sparse or categorical as the labels are.
+        reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
 
     Raises:
@@ -120,16 +122,21 @@ class LatentDisparity(PairLoss):
         attack: Attack | None,
         weight: Any = 0.25,
         layers: Sequence[str] | None = None,
-        reduction: str = "batch",
+        ratio: str = "batch",
         order: float = 1,
         loss: Any = None,
+        reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
     ) -> None:
-        super().__init__(attack, loss=loss, name=name)
+        if reduction in _RATIOS:
+            raise ValueError(
+                "Argument `reduction` must be one of Keras's, of the examples' losses: what the "
+                f"ratio is formed over is `ratio={reduction!r}`. Received: reduction={reduction!r}"
+            )
+        super().__init__(attack, loss=loss, reduction=reduction, name=name)
         self.weight = weights.check_weight("weight", weight, maximum=1.0)
         self.layers = validation.check_names("layers", layers)
-        # `reduction` is Keras's own, of the examples' losses.
-        self.ratio_of = validation.check_choice("reduction", reduction, _REDUCTIONS)
+        self.ratio = validation.check_choice("ratio", ratio, _RATIOS)
         self.order = validation.check_number("order", order, minimum=1.0)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
@@ -144,7 +151,7 @@ class LatentDisparity(PairLoss):
         self._chosen(calls)
 
     def forward(self, step: Step) -> Any:
-        with noted_calls(step.model) as calls:
+        with noted_calls(step.model) as calls, copies_in_batch(2):
             outputs = step.predict(ops.concatenate([step.x, step.prepared]))
         values = [v for call in self._chosen(calls) for v in _floating(call)]
         step.kept = [ops.split(_working(value), 2) for value in values]
@@ -165,7 +172,7 @@ class LatentDisparity(PairLoss):
         """
 
         def over_layers(reduce: Any, values: list[Any]) -> Any:
-            axes = [range(self.ratio_of == "sample", len(v.shape)) for v in values]
+            axes = [range(self.ratio == "sample", len(v.shape)) for v in values]
             parts = [reduce(v, axis=tuple(a)) for v, a in zip(values, axes, strict=True)]
             return reduce(ops.stack(parts), axis=0)
 
@@ -210,9 +217,15 @@ class LatentDisparity(PairLoss):
             **super().get_config(),
             "weight": weights.saved(self.weight),
             "layers": self.layers,
-            "reduction": self.ratio_of,
+            "ratio": self.ratio,
             "order": self.order,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LatentDisparity":
+        if config.get("reduction") in _RATIOS:  # As files of version 0.1.0 have it.
+            config = {**config, "ratio": config["reduction"], "reduction": "sum_over_batch_size"}
+        return super().from_config(config)
 
 
 def _floating(call: LayerCall) -> list[Any]:
@@ -223,4 +236,4 @@ def _floating(call: LayerCall) -> list[Any]:
 
 def _working(value: Any) -> Any:
     """In float32 where it was lower: sums over a batch overflow in half precision."""
-    return ops.cast(value, keras.backend.result_type(value.dtype, "float32"))
+    return ops.cast(value, working_dtype(value.dtype))

@@ -95,6 +95,10 @@ class ModelLoss(Additive, keras.losses.Loss):
         """The step's predictions, under the tape; may leave something in `step.kept`."""
         return step.predict(step.x)
 
+    def trained_part(self, model: Any) -> Any:
+        """What a step runs in training mode: the model, or a layer of it."""
+        return model
+
     def check(self, model: Any, x: Any, y: Any) -> None:
         """Raises a `ValueError` for a first batch of arrays that cannot be trained on."""
         if self.attack is not None:
@@ -106,11 +110,12 @@ class ModelLoss(Additive, keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         step = current_step()
-        if step is None:
+        if step is None or (step.training and step.loss is not self):
             raise ValueError(
-                f"{type(self).__name__} runs the model again and must know it: wrap the model, "
-                "`keras_robust.RobustModel(model).compile(loss=...)`, and train it with `fit` or "
-                "`train_on_batch`."
+                f"{type(self).__name__} runs the model again and must know it: wrap the model and "
+                "pass the loss itself, `keras_robust.RobustModel(model).compile(loss=loss)`; train "
+                "it with `fit` or `train_on_batch`. Received: the loss in another model, or inside "
+                "of a function, a metric or another loss"
             )
         if step.training:
             return self.training_loss(step, y_true, y_pred)

@@ -21,6 +21,7 @@ class Step:
 
     Args:
         model: the classifier, unwrapped.
+        loss: the loss that prepared the step; of a training step.
         x: the images that the model's predictions were computed from.
         prepared: what the loss's `prepare` returned beside them.
         training: bool. Whether this is a training step, rather than an evaluation.
@@ -30,6 +31,7 @@ class Step:
     """
 
     model: Any = None
+    loss: Any = None
     x: Any = None
     prepared: Any = None
     training: bool = False

@@ -1,5 +1,6 @@
 """Sums of losses."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ class Sum(ModelLoss):
         L = w_1 L_1 + ... + w_n L_n
 
     `loss_1 + loss_2` is `Sum([loss_1, loss_2])`, where one of them is a loss of this package, and
-    `sum([loss_1, loss_2])` is too. Each keeps what it is alone: it prepares its own images, and
-    has its own predictions on them. Losses that are computed from the same images (the clean
-    ones, say) share one pass through the model. So
+    `sum([loss_1, loss_2])` is too; `0.5 * loss` is `Sum([loss], [0.5])`. Each keeps what it is
+    alone: it prepares its own images, and has its own predictions on them. Losses that are
+    computed from the same images (the clean ones, say) share one pass through the model. So
     `DeepDefense(...) + AdversarialTraining(FGSM(...))`, which is how the Deep Defense paper
     combines the two, is
 
@@ -98,6 +99,10 @@ class Sum(ModelLoss):
     def takes_pairs(self) -> bool:  # type: ignore[override]
         return any(getattr(loss, "takes_pairs", False) for loss in self.losses)
 
+    def trained_part(self, model: Any) -> Any:
+        first = self.losses[0]
+        return first.trained_part(model) if isinstance(first, ModelLoss) else model
+
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
         prepared = [
             loss.prepare(model, given, y, seed) if isinstance(loss, ModelLoss) else (given, None)
@@ -112,7 +117,7 @@ class Sum(ModelLoss):
 
     def forward(self, step: Step) -> Any:
         step.kept = [
-            Step(step.model, x, prepared, True, step.iterations) for x, prepared in step.prepared
+            dataclasses.replace(step, x=x, prepared=prepared) for x, prepared in step.prepared
         ]
         return _forward(self.losses[0], step.kept[0])
 
@@ -186,7 +191,13 @@ def added(first: Any, second: Any) -> Sum:
     return Sum(losses, factors, **settings)
 
 
+def scaled(loss: Any, factor: Any) -> Sum:
+    """A loss times a number from 0, a `keras.Variable` or a schedule."""
+    return Sum([loss], [factor], loss.reduction)
+
+
 Additive.added = staticmethod(added)
+Additive.scaled = staticmethod(scaled)
 
 
 def _forward(loss: Any, part: Step) -> Any:

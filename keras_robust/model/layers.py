@@ -17,6 +17,15 @@ class HasSurrogate(Protocol):
         ...
 
 
+@runtime_checkable
+class Augments(Protocol):
+    """A layer that transforms images at random in training, as `keras.layers.RandomFlip` does."""
+
+    def get_random_transformation(self, data: Any, training: bool = True, seed: Any = None) -> Any:
+        """Draws the transformation of a batch."""
+        ...
+
+
 class DependsOnBatch(Protocol):
     """A layer whose answer to one example depends on the others in its batch."""
 

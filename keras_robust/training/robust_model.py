@@ -12,6 +12,7 @@ from keras_robust import backend
 from keras_robust.losses import ModelLoss, weight
 from keras_robust.losses.step import Step, current_step, step_scope
 from keras_robust.model.arrays import as_array, first_batch, is_data_set, single
+from keras_robust.model.augmentation import same_augmentation
 from keras_robust.model.classifier import Classifier, call_model, single_output
 
 # The loss that each model's first batch has been checked for. It is no attribute, which would count
@@ -95,6 +96,51 @@ class RobustModel(backend.TrainStep, keras.Model):
         outputs = self.base_model(inputs, training=training)
         return single_output(outputs) if self.needs_preparation else outputs
 
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As Keras's `compile`. A list or a dict of one loss is that loss.
+
+        Raises:
+            ValueError: if a loss that runs the model again is one of several, or a metric.
+        """
+        loss = _of_one(_deserialized(loss))
+        if isinstance(loss, ModelLoss):
+            loss_weights = _of_one(loss_weights)
+        elif any(isinstance(v, ModelLoss) for v in keras.tree.flatten([loss, loss_weights])):
+            raise ValueError(
+                "A loss that runs the model again must be the only one: the model has one output. "
+                "Add losses up, as in `loss=loss_1 + 0.5 * loss_2`. "
+                f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
+            )
+        if any(isinstance(v, ModelLoss) for v in keras.tree.flatten([args, kwargs])):
+            raise ValueError(
+                "A loss that runs the model again cannot be a metric. For the accuracy under an "
+                "attack pass the callback `keras_robust.callbacks.RobustAccuracy` to `fit`. "
+                f"Received: {kwargs or args}"
+            )
+        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles the model as it was when it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Exports `base_model`, which computes the same: arguments as of Keras's `export`."""
+        self.base_model.export(filepath, *args, **kwargs)
+
+    @property
+    def output_names(self) -> list[str]:
+        """The classifier's, by which Keras finds metrics and weights that come in a dict."""
+        return self.base_model.output_names
+
     @property
     def needs_preparation(self) -> bool:
         """Whether the compiled loss takes part in the training step."""
@@ -116,10 +162,14 @@ class RobustModel(backend.TrainStep, keras.Model):
     @contextlib.contextmanager
     def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
         """Lets the loss prepare; yields the images to compute the predictions from, and labels."""
-        step = Step(self.base_model, x, training=True)
+        step = Step(self.base_model, x=x, training=True)
         step.iterations = keras.ops.convert_to_tensor(self.optimizer.iterations)
-        with step_scope(step):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(step_scope(step))
             if self.needs_preparation:
+                step.loss = self.loss
+                trained = self.loss.trained_part(self.base_model)
+                stack.enter_context(same_augmentation(trained, seed))
                 x, y = x if self._takes_pairs else single(x), single(y, "y")
                 step.x, step.prepared = self.loss.prepare(self.base_model, x, y, seed)
             yield step.x, y
@@ -140,7 +190,7 @@ class RobustModel(backend.TrainStep, keras.Model):
                 "classification loss."
             )
         if not training:
-            step = Step(self.base_model, x)
+            step = Step(self.base_model, x=x)
         if step is not None:
             step = dataclasses.replace(step, losses=self.losses)
         with step_scope(step) if step is not None else contextlib.nullcontext():
@@ -193,3 +243,18 @@ class RobustModel(backend.TrainStep, keras.Model):
             config["base_model"], custom_objects=custom_objects
         )
         return cls(**config)
+
+
+def _of_one(value: Any) -> Any:
+    """What a list, tuple or dict of one holds; anything else as it is."""
+    is_one = isinstance(value, list | tuple | dict) and len(value) == 1
+    return next(iter(value.values() if isinstance(value, dict) else value)) if is_one else value
+
+
+def _deserialized(loss: Any) -> Any:
+    """Losses with those made that come as their configurations."""
+    if isinstance(loss, dict):
+        if {"class_name", "config"} <= set(loss):
+            return keras.saving.deserialize_keras_object(loss)
+        return {name: _deserialized(part) for name, part in loss.items()}
+    return [_deserialized(part) for part in loss] if isinstance(loss, list | tuple) else loss

@@ -1,0 +1,69 @@
+"""Augmentation layers inside a model that is trained on attacked images."""
+
+import contextlib
+import contextvars
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_robust import backend
+from keras_robust.backend.scope import scope
+from keras_robust.model.layers import Augments, all_layers, held_by
+from keras_robust.model.patching import replaced, wrapped_call
+
+# The seed of each layer's draws. A context variable, because the replicas of `MirroredStrategy`
+# share the layers and run in threads that interleave, each with a seed of its own.
+_seeds: contextvars.ContextVar[dict[int, Any] | None] = contextvars.ContextVar(
+    "augmentation_seeds", default=None
+)
+# How many times the images of a batch are in it, one copy after the other.
+_copies: contextvars.ContextVar[int | None] = contextvars.ContextVar("copies", default=None)
+
+
+@contextlib.contextmanager
+def same_augmentation(model: Any, seed: Any) -> Iterator[None]:
+    """Makes each augmentation layer transform a batch in the same way whenever it is called.
+
+    It does so in inference mode too: an attack then climbs the images that the training step will
+    see. What a layer draws follows from `seed`; its own generator stays as it is.
+    """
+    layers = [layer for layer in all_layers(model) if isinstance(layer, Augments)]
+    seeds = {id(layer): backend.fold_in(seed, number) for number, layer in enumerate(layers)}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(scope(_seeds, seeds))
+        for layer in layers:
+            stack.enter_context(wrapped_call(layer, _augmented))
+        yield
+
+
+def copies_in_batch(count: int) -> AbstractContextManager[int]:
+    """Says that a batch is `count` copies of its images, to be transformed alike."""
+    return scope(_copies, count)
+
+
+def _augmented(layer: Any, call: Any, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+    seed = (_seeds.get() or {})[id(layer)]
+    generators = [
+        generator for part in all_layers(layer)
+        for generator in held_by(part, keras.random.SeedGenerator)
+    ]  # fmt: skip
+
+    def augmented(images: Any) -> Any:
+        numbers = itertools.count()
+
+        def next_seed(ordered: bool = True) -> Any:
+            return backend.fold_in(seed, next(numbers))
+
+        with contextlib.ExitStack() as stack:
+            for generator in generators:
+                stack.enter_context(replaced(generator, "next", next_seed))
+            return call(images, training=True, **kwargs)
+
+    copies = _copies.get()
+    if copies is None:
+        return augmented(inputs)
+    return ops.concatenate([augmented(part) for part in ops.split(inputs, copies)])
