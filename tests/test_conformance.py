@@ -112,7 +112,7 @@ OBJECTS = [
         reduction="sum", name="both",
     ),
     kr.losses.LatentDisparity(
-        PGD, weight=0.5, layers=["hidden"], reduction="sample", order=2,
+        PGD, weight=0.5, layers=["hidden"], ratio="sample", order=2,
         loss="sparse_categorical_crossentropy", name="hldr",
     ),
     kr.losses.LatentDisparity(kr.attacks.FGSM(0.1)),

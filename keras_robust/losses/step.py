@@ -21,22 +21,22 @@ class Step:
 
     Args:
         model: the classifier, unwrapped.
-        loss: the loss that prepared the step; of a training step.
         x: the images that the model's predictions were computed from.
         prepared: what the loss's `prepare` returned beside them.
         training: bool. Whether this is a training step, rather than an evaluation.
         iterations: int tensor, how many steps the optimizer has taken; of a training step.
         losses: the penalties that the model's layers have added on `x`.
+        loss: the loss that prepared the step; of a training step.
         kept: what the loss's `forward` has kept for its `training_loss`.
     """
 
     model: Any = None
-    loss: Any = None
     x: Any = None
     prepared: Any = None
     training: bool = False
     iterations: Any = None
     losses: Any = None
+    loss: Any = None
     kept: Any = None
 
     def predict(self, x: Any) -> Any:

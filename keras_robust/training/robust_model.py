@@ -162,7 +162,7 @@ class RobustModel(backend.TrainStep, keras.Model):
     @contextlib.contextmanager
     def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
         """Lets the loss prepare; yields the images to compute the predictions from, and labels."""
-        step = Step(self.base_model, x=x, training=True)
+        step = Step(self.base_model, x, training=True)
         step.iterations = keras.ops.convert_to_tensor(self.optimizer.iterations)
         with contextlib.ExitStack() as stack:
             stack.enter_context(step_scope(step))
@@ -190,7 +190,7 @@ class RobustModel(backend.TrainStep, keras.Model):
                 "classification loss."
             )
         if not training:
-            step = Step(self.base_model, x=x)
+            step = Step(self.base_model, x)
         if step is not None:
             step = dataclasses.replace(step, losses=self.losses)
         with step_scope(step) if step is not None else contextlib.nullcontext():

@@ -53,7 +53,9 @@ def cross_entropy(logits, y=Y):
 def value_of(loss, model, x=X, y=Y, sample_weight=None):
     """The loss of a batch, as a training step computes it."""
     x = ops.convert_to_tensor(x)
-    step = Step(model, *loss.prepare(model, x, ops.convert_to_tensor(y), None), training=True)
+    step = Step(
+        model, *loss.prepare(model, x, ops.convert_to_tensor(y), None), training=True, loss=loss
+    )
     with step_scope(step):
         return float(loss(y, loss.forward(step), sample_weight=sample_weight))
 

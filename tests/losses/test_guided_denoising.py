@@ -146,7 +146,7 @@ def test_pairs_stay_aligned():
     def losses_of(base, x, x_adv):
         loss = kr.losses.GuidedDenoising(None)
         pair = ops.convert_to_tensor(x), ops.convert_to_tensor(x_adv)
-        step = Step(base, *loss.prepare(base, pair, Y, None), training=True)
+        step = Step(base, *loss.prepare(base, pair, Y, None), training=True, loss=loss)
         with step_scope(step):
             return ops.convert_to_numpy(loss.call(Y, loss.forward(step)))
 

@@ -51,15 +51,15 @@ def cross_entropy(logits, y=Y):
     return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
 
 
-def expected(weights, reduction="batch", order=1, layers=NAMES, xi=0.25, x=X, x_adv=X_ADV, y=Y):
+def expected(weights, ratio="batch", order=1, layers=NAMES, xi=0.25, x=X, x_adv=X_ADV, y=Y):
     """The loss of each example, by eq. 3."""
     hidden, logits = forward(weights, x, x_adv)
     rows = np.concatenate([hidden[name] for name in layers], axis=1)
     clean, moved = rows[: len(x)], rows[len(x) :]
-    if reduction == "batch":
+    if ratio == "batch":
         clean, moved = clean.reshape(1, -1), moved.reshape(1, -1)
-    ratio = np.linalg.norm(clean - moved, order, axis=1) / np.linalg.norm(clean, order, axis=1)
-    return (1 - xi) * cross_entropy(logits[: len(x)], y) + xi * ratio
+    quotient = np.linalg.norm(clean - moved, order, axis=1) / np.linalg.norm(clean, order, axis=1)
+    return (1 - xi) * cross_entropy(logits[: len(x)], y) + xi * quotient
 
 
 def weights_of(model):
@@ -80,7 +80,7 @@ def train_once(loss, x=(X, X_ADV), y=Y, base=None, **arguments):
 
 
 @pytest.mark.parametrize(
-    ("reduction", "order", "layers"),
+    ("over", "order", "layers"),
     [
         ("batch", 1, None),
         ("sample", 1, ["norm"]),
@@ -89,8 +89,8 @@ def train_once(loss, x=(X, X_ADV), y=Y, base=None, **arguments):
         ("batch", 1.5, ["second", "first"]),
     ],
 )
-def test_value_and_slopes(reduction, order, layers):
-    arguments = {"reduction": reduction, "order": order, "layers": layers}
+def test_value_and_slopes(over, order, layers):
+    arguments = {"ratio": over, "order": order, "layers": layers}
     value, gradient = train_once(kr.losses.LatentDisparity(None, **arguments))
     arguments["layers"] = layers or NAMES
     start = weights_of(network())
@@ -135,23 +135,25 @@ def test_the_attack_makes_the_pairs_in_inference_mode():
 
 def test_example_weights():
     sample_weight = np.arange(6, dtype="float32")
-    for reduction in ("batch", "sample"):
-        loss = kr.losses.LatentDisparity(None, reduction=reduction)
+    for over in ("batch", "sample"):
+        loss = kr.losses.LatentDisparity(None, ratio=over)
         value, _ = train_once(loss, sample_weight=sample_weight)
-        each = expected(weights_of(network()), reduction)
+        each = expected(weights_of(network()), over)
         np.testing.assert_allclose(value, (sample_weight * each).mean(), rtol=1e-5)
 
 
 def losses_of(loss, base, x, x_adv, y):
     """The loss of each example, outside of `fit`."""
-    step = Step(base, ops.convert_to_tensor(x), ops.convert_to_tensor(x_adv), training=True)
+    step = Step(
+        base, ops.convert_to_tensor(x), ops.convert_to_tensor(x_adv), training=True, loss=loss
+    )
     with step_scope(step):
         return ops.convert_to_numpy(loss.call(ops.convert_to_tensor(y), loss.forward(step)))
 
 
 def test_pairs_stay_aligned():
     order = np.array([3, 0, 5, 1, 4, 2])
-    loss = kr.losses.LatentDisparity(None, reduction="sample", weight=1.0)
+    loss = kr.losses.LatentDisparity(None, ratio="sample", weight=1.0)
     each = losses_of(loss, network(), X, X_ADV, Y)
     permuted = losses_of(loss, network(), X[order], X_ADV[order], Y[order])
     assert np.ptp(each) > 0.01
@@ -160,9 +162,9 @@ def test_pairs_stay_aligned():
     assert parted.mean() > 1.1 * each.mean()
 
 
-@pytest.mark.parametrize(("reduction", "order"), [("batch", 1), ("sample", 2), ("sample", 40)])
-def test_nothing_moves_and_nothing_answers(reduction, order):
-    arguments = {"weight": 1.0, "reduction": reduction, "order": order}
+@pytest.mark.parametrize(("over", "order"), [("batch", 1), ("sample", 2), ("sample", 40)])
+def test_nothing_moves_and_nothing_answers(over, order):
+    arguments = {"weight": 1.0, "ratio": over, "order": order}
     # Two images are equal to their copies: the norm of their difference has a kink there.
     partly = X_ADV.copy()
     partly[:2] = X[:2]
@@ -271,7 +273,8 @@ def test_models_without_hidden_layers():
         ({"layers": "norm"}, "`layers` must be a list.*Received: layers='norm'"),
         ({"layers": []}, "`layers`"),
         ({"layers": ["a", "a"]}, "each once"),
-        ({"reduction": "sum_over_batch_size"}, "`reduction`.*'batch', 'sample'"),
+        ({"ratio": "sum_over_batch_size"}, "`ratio`.*'batch', 'sample'"),
+        ({"reduction": "sample"}, "`ratio='sample'`.*Received: reduction='sample'"),
         ({"order": 0.5}, "`order`.*at least 1.*Received: order=0.5"),
         ({"order": float("inf")}, "`order`"),
     ],
@@ -280,6 +283,19 @@ def test_models_without_hidden_layers():
 def test_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.losses.LatentDisparity(**{"attack": FGSM, **arguments})
+
+
+def test_reduction_is_that_of_keras():
+    loss = kr.losses.LatentDisparity(FGSM, reduction="sum")
+    assert loss.reduction == "sum"
+    assert kr.losses.LatentDisparity.from_config(loss.get_config()).reduction == "sum"
+
+
+def test_a_configuration_of_version_0_1_0():
+    config = kr.losses.LatentDisparity(FGSM, ratio="sample").get_config()
+    config["reduction"] = config.pop("ratio")
+    restored = kr.losses.LatentDisparity.from_config(config)
+    assert (restored.ratio, restored.reduction) == ("sample", "sum_over_batch_size")
 
 
 def test_a_data_set_of_pairs():

@@ -103,7 +103,7 @@ def test_trades_value(beta):
     loss = kr.losses.TRADES(kr.attacks.PGD(0.1, num_steps=5), beta=beta)
     x_adv = (X + RNG.uniform(-0.1, 0.1, X.shape)).astype("float32")
     model = linear_model()
-    with step_scope(Step(model, X, x_adv, training=True)):
+    with step_scope(Step(model, X, x_adv, training=True, loss=loss)):
         value = loss(Y, model(X))
     clean, adversarial = log_softmax(X), log_softmax(x_adv)
     divergence = (np.exp(clean) * (clean - adversarial)).sum(1)
@@ -195,8 +195,9 @@ def test_arguments(make, message):
 
 
 def test_a_base_class_says_what_to_implement():
+    loss = kr.losses.ModelLoss(STEPS)
     with (
-        step_scope(Step(linear_model(), X, training=True)),
+        step_scope(Step(linear_model(), X, training=True, loss=loss)),
         pytest.raises(NotImplementedError, match="must implement `training_loss`"),
     ):
-        kr.losses.ModelLoss(STEPS)(Y, linear_model()(X))
+        loss(Y, linear_model()(X))

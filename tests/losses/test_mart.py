@@ -36,7 +36,7 @@ def test_a_value_worked_out_by_hand():
     x = np.log([[2.0, 1.0, 1.0]]).astype("float32")
     x_adv = np.log([[1.0, 2.0, 1.0]]).astype("float32")
     loss = kr.losses.MART(FGSM, beta=2.0)
-    with step_scope(Step(lambda z, training: z, x_adv, x, training=True)):
+    with step_scope(Step(lambda z, training: z, x_adv, x, training=True, loss=loss)):
         found = float(loss(np.array([0]), x_adv))
     assert found == pytest.approx(3 * np.log(2) + np.log(2) / 4, rel=1e-3)
 
@@ -73,7 +73,7 @@ def test_a_model_that_is_sure_of_itself(linear):
     # Wrong and right beyond what float32's probabilities can tell from 0 and 1.
     z = np.array([[200.0, 0.0, -50.0], [0.0, 200.0, 0.0]], "float32")
     loss = kr.losses.MART(FGSM, beta=2.0, reduction=None)
-    with step_scope(Step(lambda x, training: x, z, z, training=True)):
+    with step_scope(Step(lambda x, training: x, z, z, training=True, loss=loss)):
         found = np.asarray(loss(np.array([1, 1]), z))
     np.testing.assert_allclose(found, [200 - np.log(1e-4), -np.log(1.0001)], rtol=1e-5, atol=1e-4)
 
