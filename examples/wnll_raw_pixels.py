@@ -76,7 +76,7 @@ def wnll(
 ) -> float:
     head = kr.layers.WNLLHead(int(train[1].max()) + 1, template_size=len(train[0]), **settings)
     model = keras.Sequential([keras.Input(train[0].shape[1:]), head])
-    known = distances()[:, : head.num_neighbors] if head.template.has_lists else None
+    known = distances()[:, : head.num_neighbors] if head.template.has_reach else None
     head.adapt(*train, distances=known)
     logits = model.predict(test[0], batch_size=batch_size, verbose=2)
     return float(np.mean(logits.argmax(axis=1) == test[1]))

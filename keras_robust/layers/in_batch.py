@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_robust.backend.scope import scope
 from keras_robust.ops.interpolation import interpolate
-from keras_robust.ops.neighbor_graph import union_edges
+from keras_robust.ops.neighbor_graph import measurable, union_edges
 
 
 class InBatchTemplate:
@@ -40,27 +40,34 @@ class InBatchTemplate:
         kernel: str,
         template_weight: float | None,
     ) -> Any:
-        """u for every example, shape `(batch_size, num_classes)`."""
-        center = ops.stop_gradient(ops.mean(features, axis=0))
-        edges = union_edges(features - center, num_neighbors, sigma_neighbor, kernel)
-        is_labeled = self.labels >= 0
-        values = ops.one_hot(ops.maximum(self.labels, 0), num_classes, dtype=features.dtype)
+        """u for every example, shape `(batch_size, num_classes)`.
+
+        NaN where features are not finite; the other examples get what they get without it.
+        """
+        features, is_point = measurable(features)
+        count = ops.maximum(ops.sum(ops.cast(is_point, features.dtype)), 1.0)
+        center = ops.stop_gradient(ops.sum(features, axis=0) / count)
+        # Those that are no points are at a place like any other, and have no edges.
+        edges = union_edges(features - center, num_neighbors, sigma_neighbor, kernel, is_point)
+        labels = ops.where(is_point, self.labels, -ops.ones_like(self.labels))
+        is_labeled = labels >= 0
+        values = ops.one_hot(ops.maximum(labels, 0), num_classes, dtype=features.dtype)
         size = ops.shape(features)[0]
-        fold = self._folds(num_classes)
+        fold = self._folds(labels, num_classes)
         u = ops.zeros_like(values)
         for number in range(self.num_folds):
             is_known = ops.logical_and(is_labeled, fold != number)
             gamma: Any = template_weight
             if gamma is None:
-                count = ops.sum(ops.cast(is_known, features.dtype))
-                gamma = ops.cast(size, features.dtype) / ops.maximum(count, 1.0) - 1.0
+                num_known = ops.sum(ops.cast(is_known, features.dtype))
+                gamma = count / ops.maximum(num_known, 1.0) - 1.0
             part = interpolate(edges, values, is_known, size, gamma)
             u = ops.where((fold == number)[:, None], part, u)
-        return u
+        return ops.where(is_point[:, None], u, ops.full_like(u, float("nan")))
 
-    def _folds(self, num_classes: int) -> Any:
+    def _folds(self, labels: Any, num_classes: int) -> Any:
         """The examples of each class, one after the other, are dealt out to the folds."""
-        classes = ops.one_hot(self.labels, num_classes, dtype="int32")
+        classes = ops.one_hot(labels, num_classes, dtype="int32")
         return ops.sum(classes * ops.cumsum(classes, axis=0), axis=1) % self.num_folds
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_robust.ops.nearest import check_distances_exist
+
 
 def choose_template(labels: np.ndarray, size: int, num_classes: int, seed: int) -> np.ndarray:
     """`size` of the labeled examples, at random, at least one of each class."""
@@ -14,9 +16,18 @@ def choose_template(labels: np.ndarray, size: int, num_classes: int, seed: int) 
     return np.sort(order[np.concatenate([firsts, others])[:size]])
 
 
+def choose_unlabeled(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`size` of the unlabeled examples, at random."""
+    return np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(labels < 0))[:size])
+
+
 def sparse_with_unlabeled(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Integers, -1 where a one-hot vector is all 0."""
     if labels.ndim == 2 and labels.shape[1] == num_classes > 1:
+        if np.isnan(labels).any():
+            raise ValueError(
+                "Argument `labels` must hold numbers. Received: one-hot vectors with NaN"
+            )
         labels = np.where(labels.any(axis=1), labels.argmax(axis=1), -1)
     return labels.reshape(-1)
 
@@ -33,11 +44,7 @@ def check_features(features: np.ndarray, labels: np.ndarray, width: int | None) 
             f"{width or 'features'})` and `(num_points,)`, with at least one point. "
             f"Received: shapes {features.shape} and {labels.shape}"
         )
-    if not np.isfinite(features).all():
-        raise ValueError(
-            "Argument `features` must hold finite numbers. Received: features with "
-            f"{int((~np.isfinite(features)).sum())} values that are NaN or infinite"
-        )
+    check_distances_exist("features", features)
 
 
 def check_template_labels(

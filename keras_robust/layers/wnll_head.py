@@ -47,7 +47,8 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         units: int. Width of the buffer block. Defaults to `None`: no buffer block, the graph is
             that of the features themselves.
         num_neighbors: int. m, the length of each point's list of neighbours. Defaults to `30`.
-        sigma_neighbor: int. n, the neighbour whose distance is sigma. Defaults to `15`.
+        sigma_neighbor: int. n, the neighbour whose distance is sigma. Defaults to `None`: half of
+            m, rounded up.
         kernel: `"gaussian"` (the papers') or `"quartic"` (their code's), see `kr.ops.wnll`.
             Defaults to `"gaussian"`.
         template_weight: float. gamma, the additional weight of the template. Defaults to `None`:
@@ -77,7 +78,8 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     Returns:
         Logits, shape `(batch_size, num_classes)`, in float32 or float64 whatever the precision
-        of the features.
+        of the features. In the WNLL phase a row is NaN whose features hold NaN, infinite values,
+        or values so large that squares overflow; the others are what they are without it.
 
     Raises:
         ValueError: if an argument is out of its range; when called, if the input is not of rank 2.
@@ -97,15 +99,17 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     >>> model.predict(x, verbose=0).shape
     (200, 10)
 
-    With up to 2,000 points the template's lists of neighbours are made anew for each batch, on
-    the exact union of template and queries. With more, each template point's list and sigma are
-    those among the template alone, found when the template is filled, and a query enters the
-    list if it is nearer than the last in it. What that approximates: queries neither push one
-    another out of a list nor change its sigma (with `joint=False` nothing is approximated by
-    it); and of the template points into whose lists a query may come the `4 m` that weigh most
-    are considered (with ScaNN those among the `2 m` nearest). `benchmarks/wnll.py` measures the
-    difference. Train the buffer block with small steps then, and fill the template anew: what is
-    kept of it does not follow the block.
+    Each template point's list of neighbours in the template is found once, when the template is
+    filled. With up to 2,000 points in a template batch the answers are exactly those of
+    `kr.ops.wnll`: queries enter the lists, push others out and change sigma. Where the buffer
+    block has been trained since, the lists are made anew in each call, which takes longer, until
+    the template is filled again. With more than 2,000 points a query enters a list if it is
+    nearer than the last in it. What that approximates: queries neither push one another out of a
+    list nor change its sigma (with `joint=False` nothing is approximated by it); and of the
+    template points into whose lists a query may come the `4 m` that weigh most are considered
+    (with ScaNN those among the `2 m` nearest). `benchmarks/wnll.py` measures the difference.
+    Train the buffer block with small steps then, and fill the template anew: what is kept of it
+    does not follow the block.
 
     Departures from the papers:
 
@@ -129,7 +133,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         num_classes: int,
         units: int | None = None,
         num_neighbors: int = 30,
-        sigma_neighbor: int = 15,
+        sigma_neighbor: int | None = None,
         kernel: str = "gaussian",
         template_weight: float | None = None,
         gradient: str = "exact",
@@ -142,10 +146,10 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_graph(num_neighbors, sigma_neighbor, kernel, template_weight)
+        self.sigma_neighbor = check_graph(num_neighbors, sigma_neighbor, kernel, template_weight)
         self.num_classes = validation.check_count("num_classes", num_classes)
         self.units = units if units is None else validation.check_count("units", units)
-        self.num_neighbors, self.sigma_neighbor = int(num_neighbors), int(sigma_neighbor)
+        self.num_neighbors = int(num_neighbors)
         self.kernel, self.template_weight = kernel, template_weight
         self._gradient = validation.check_choice("gradient", gradient, _GRADIENTS)
         self.template_size = validation.check_count("template_size", template_size)
@@ -170,7 +174,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         self.linear = keras.layers.Dense(num_classes, name="linear", dtype=self.dtype_policy)
         self.template = WNLLTemplate(
             self.template_size, num_classes, *self._graph, self.unlabeled_size, neighbors,
-            self.template_batches, name="template", dtype=self.dtype_policy,
+            self.template_batches, self.units, name="template", dtype=self.dtype_policy,
         )  # fmt: skip
         self.input_spec = keras.layers.InputSpec(ndim=2)
 
@@ -261,7 +265,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         features, labels, distances = self.template.checked(features, labels, distances)
         if not self.built:
             self.build(features.shape)
-        self.template.fill(features, labels, seed, distances, self._buffered)
+        self.template.fill(features, labels, seed, distances, self._buffered, self._block)
         self.phase = "wnll"
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -312,6 +316,11 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         features = inputs if self.buffer is None else self.buffer(self._narrow(inputs))
         return ops.cast(features, self._precision)
 
+    @property
+    def _block(self) -> list[Any]:
+        """The weights of the buffer block."""
+        return [] if self.buffer is None else [self.buffer.kernel, self.buffer.bias]
+
     def _linear_logits(self, features: Any) -> Any:
         return ops.cast(self.linear(self._narrow(features)), features.dtype)
 
@@ -320,7 +329,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     def _interpolate(self, features: Any, joint: bool) -> Any:
         """u on the batch: each template batch is asked, and they vote."""
-        answers = self.template.answers(features, joint, self._buffered)
+        answers = self.template.answers(features, joint, self._buffered, self._block)
         mean = sum(answers) / len(answers)
         if self.vote == "sum":
             return mean
@@ -336,7 +345,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     @property
     def _can_use_distances(self) -> bool:
-        return self.units is None and self.template_batches == 1 and self.template.has_lists
+        return self.units is None and self.template_batches == 1 and self.template.has_reach
 
     def _checked_joint(self, joint: Any) -> bool:
         if self.unlabeled_size and not joint:

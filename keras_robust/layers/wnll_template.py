@@ -13,19 +13,25 @@ from keras_robust.layers.template import (
     check_features,
     check_template_labels,
     choose_template,
+    choose_unlabeled,
     sparse_with_unlabeled,
 )
 from keras_robust.neighbors import ScannIndex
-from keras_robust.ops.nearest import nearest_in_two_ways
+from keras_robust.ops.nearest import nearest, nearest_in_two_ways
 from keras_robust.ops.neighbor_graph import (
+    Edges,
     Reach,
+    center_of,
+    edges_of_union,
     edges_to_template,
+    measurable,
     reach_of_lists,
+    recorded_distances,
     template_reach,
 )
-from keras_robust.ops.wnll import extend, wnll
+from keras_robust.ops.wnll import MAX_REVERSE, extend
 
-# Up to so many points the graph of template and queries is built anew in each call.
+# Up to so many points the answers are those of `kr.ops.wnll`, exactly.
 _MAX_UNION = 2000
 # With more: how many times m candidates are searched for that may have an edge to a query.
 _REVERSE_PER_NEIGHBOR = {"exact": 4, "scann": 2}
@@ -38,6 +44,11 @@ class WNLLTemplate(keras.layers.Layer):
     What is kept is what enters the head. The head's buffer block is handed to the methods as
     `transform`: the graph is that of the transformed points.
 
+    Each point's list of neighbours among the template is kept too. Where the template is small
+    the whole list is, which goes with the buffer block as it was: where the block's weights
+    have changed since, the lists are made anew in each call. Of a large template's lists no more
+    is kept than `Reach`, which does not follow the block.
+
     Args:
         size: int. How many labeled points there are.
         num_classes: int.
@@ -46,6 +57,7 @@ class WNLLTemplate(keras.layers.Layer):
         neighbors: `"exact"` or `"scann"`.
         num_batches: int. Into how many parts the labeled points are split, each of which forms a
             graph with the queries by itself.
+        units: int, the width of the buffer block; `None` where there is none.
         **kwargs: as for any Keras layer.
     """
 
@@ -60,32 +72,45 @@ class WNLLTemplate(keras.layers.Layer):
         unlabeled_size: int,
         neighbors: str,
         num_batches: int,
+        units: int | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.size, self.num_classes, self.unlabeled_size = size, num_classes, unlabeled_size
         self.num_neighbors, self.sigma_neighbor = num_neighbors, sigma_neighbor
         self.kernel, self.template_weight = kernel, template_weight
-        self.neighbors, self.num_batches = neighbors, num_batches
+        self.neighbors, self.num_batches, self.units = neighbors, num_batches, units
         self._indices: dict[int, ScannIndex] = {}
 
     def build(self, input_shape: Any) -> None:
-        def add(name: str, shape: tuple[int, ...], value: Any, dtype: Any = None) -> Any:
-            start = keras.initializers.Constant(value)
-            # Not in half precision, which squared distances exceed.
-            return self.add_weight(
-                name=name, shape=shape, initializer=start, dtype=dtype, trainable=False,
-                autocast=False,
-            )  # fmt: skip
-
         width = input_shape[-1]
-        self.features = add("features", (self.size, width), 0.0)
-        self.labels = add("labels", (self.size,), -1, "int32")
+        # Not in half precision, which squared distances exceed.
+        full = "float64" if self.compute_dtype == "float64" else "float32"
+        self.features = self._add("features", (self.size, width), 0.0)
+        self.labels = self._add("labels", (self.size,), -1, "int32")
         if self.unlabeled_size:
-            self.unlabeled = add("unlabeled", (self.unlabeled_size, width), 0.0)
-        if self.has_lists:
-            self.reach = add("reach", (3, self.size), 0.0, "float32")
+            self.unlabeled = self._add("unlabeled", (self.unlabeled_size, width), 0.0)
+        if self.has_reach:
+            self.reach = self._add("reach", (3, self.size), 0.0, "float32")
+        else:
+            shape = (self.size, self._list_length)
+            self.distances = self._add("distances", shape, 0.0, full)
+            self.indices = self._add("indices", shape, 0, "int32")
+            if self.units is not None:
+                # In the precision that the block is used in.
+                shape = (width, self.units)
+                self.block_kernel = self._add("block_kernel", shape, 0.0, autocast=True)
+                self.block_bias = self._add("block_bias", (self.units,), 0.0, autocast=True)
         self.built = True
+
+    def _add(
+        self, name: str, shape: tuple[int, ...], value: Any, dtype: Any = None,
+        autocast: bool = False,
+    ) -> Any:  # fmt: skip
+        return self.add_weight(
+            name=name, shape=shape, initializer=keras.initializers.Constant(value), dtype=dtype,
+            trainable=False, autocast=autocast,
+        )  # fmt: skip
 
     @property
     def is_filled(self) -> bool:
@@ -93,13 +118,18 @@ class WNLLTemplate(keras.layers.Layer):
         return bool(self.built and (ops.convert_to_numpy(self.labels) >= 0).all())
 
     @property
-    def has_lists(self) -> bool:
-        """Whether the points' lists are kept, rather than made anew in each call."""
-        return self.size // self.num_batches > _MAX_UNION or self.neighbors == "scann"
+    def has_reach(self) -> bool:
+        """Whether no more is kept of the points' lists than how far they reach."""
+        return self._batch_size > _MAX_UNION or self.neighbors == "scann"
 
     def check_labels(self, labels: np.ndarray) -> None:
         """Raises a `ValueError` for integer labels that make no template."""
         check_template_labels(labels, self.num_classes, self.size, self.unlabeled_size)
+
+    def chosen(self, labels: np.ndarray, seed: int) -> np.ndarray:
+        """The rows of those that `fill` takes."""
+        labeled = choose_template(labels, self.size, self.num_classes, seed)
+        return np.concatenate([labeled, choose_unlabeled(labels, self.unlabeled_size, seed)])
 
     def checked(
         self, features: Any, labels: Any, distances: Any = None
@@ -121,8 +151,12 @@ class WNLLTemplate(keras.layers.Layer):
         seed: int,
         distances: np.ndarray | None,
         transform: Transform,
+        block: list[Any],
     ) -> None:
-        """Takes points from those given, which are `checked`; arguments as of `WNLLHead.adapt`."""
+        """Takes points from those given, which are `checked`; arguments as of `WNLLHead.adapt`.
+
+        `block` are the weights of `transform`.
+        """
         rows = choose_template(labels, self.size, self.num_classes, seed)
         # Dealt out to the batches, so that each has its share of every class.
         rows = rows[np.argsort(labels[rows], kind="stable")]
@@ -130,62 +164,135 @@ class WNLLTemplate(keras.layers.Layer):
         self.features.assign(features[rows])
         self.labels.assign(labels[rows].astype("int32"))
         if self.unlabeled_size:
-            others = np.random.default_rng(seed).permutation(np.flatnonzero(labels < 0))
-            self.unlabeled.assign(features[np.sort(others[: self.unlabeled_size])])
+            self.unlabeled.assign(features[choose_unlabeled(labels, self.unlabeled_size, seed)])
         self._indices.clear()
-        if self.has_lists and distances is not None:
+        if not self.has_reach:
+            self._keep_lists(transform, block)
+        elif distances is not None:
             reach = reach_of_lists(distances[rows], self.sigma_neighbor)
             self.reach.assign(ops.stack(reach))
-        elif self.has_lists:
+        else:
             self.reach.assign(self._find_reach(transform))
         if self.neighbors == "scann":
             for number in range(self.num_batches):
                 self._scann_index(number, transform)
 
-    def answers(self, queries: Any, joint: bool, transform: Transform) -> list[Any]:
+    def answers(
+        self, queries: Any, joint: bool, transform: Transform, block: list[Any]
+    ) -> list[Any]:
         """u on the queries, which are transformed already, by each batch of the template."""
         num_queries = ops.shape(queries)[0]
         if self.unlabeled_size and joint:
             queries = ops.concatenate([queries, transform(self.unlabeled)])
         points = transform(self.features)
+        is_current = self._is_current(block)
         answers = []
         for number in range(self.num_batches):
-            part = self._part(number)
-            values = ops.one_hot(self.labels[part], self.num_classes, dtype=points.dtype)
-            if self.has_lists:
-                u = self._from_lists(queries, points[part], values, number, joint, transform)
-            else:
-                u = wnll(
-                    queries, points[part], values, self.num_neighbors, self.sigma_neighbor,
-                    self.kernel, self.template_weight, joint,
-                )  # fmt: skip
+            part = points[self._part(number)]
+            center = center_of(part)
+            values = ops.one_hot(
+                self.labels[self._part(number)], self.num_classes, dtype=points.dtype
+            )
+            visitors, is_query = measurable(queries - center)
+            edges = self._edges(
+                visitors, part - center, number, joint, is_query, is_current, transform
+            )
+            u = extend(edges, values, is_query, self.template_weight, joint)
             answers.append(u[:num_queries])
         return answers
 
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(store)
+        lists = [] if self.has_reach else [self.distances, self.indices, *self._block]
+        if lists and len(store.keys()) == len(self.variables) - len(lists):
+            # Written when lists were not kept.
+            known = {id(variable) for variable in lists}
+            others = [variable for variable in self.variables if id(variable) not in known]
+            for number, variable in enumerate(others):
+                variable.assign(store[str(number)])
+            for variable in self._block:
+                variable.assign(ops.zeros_like(variable))
+            if not self._block and self.is_filled:
+                self._keep_lists(lambda points: points, [])
+        else:
+            super().load_own_variables(store)
         self._indices.clear()
 
-    def _from_lists(
-        self, queries: Any, points: Any, values: Any, number: int, joint: bool, transform: Transform
-    ) -> Any:
-        center = ops.stop_gradient(ops.mean(points, axis=0))
-        queries, points = queries - center, points - center
+    def _edges(
+        self,
+        queries: Any,
+        points: Any,
+        number: int,
+        joint: bool,
+        is_query: Any,
+        is_current: Any,
+        transform: Transform,
+    ) -> Edges:
+        """The edges between the queries and the points of one batch of the template."""
+        m, n = self.num_neighbors, self.sigma_neighbor
+        fixed, fixed_points = ops.stop_gradient(queries), ops.stop_gradient(points)
+        if self.has_reach:
+            rows = ops.cast(ops.convert_to_tensor(self.reach), points.dtype)
+            reach = Reach(*(rows[row, self._part(number)] for row in range(3)))
+            found = self._search(number, fixed, fixed_points, reach, transform)
+            return edges_to_template(
+                queries, points, reach, found, n, self.kernel, joint, is_query
+            )
+        lists = self._lists(points, number, is_current)
+        if joint:
+            near = nearest(fixed, fixed_points, m)
+            return edges_of_union(queries, points, lists, near, m, n, self.kernel, is_query)
+        reach = reach_of_lists(lists, n)
+        count = min(MAX_REVERSE, self._batch_size)
+        scale = ops.stop_gradient(reach.scale())
+        found = nearest_in_two_ways(fixed, fixed_points, m, scale, count)
+        return edges_to_template(queries, points, reach, found, n, self.kernel, joint, is_query)
+
+    def _lists(self, points: Any, number: int, is_current: Any) -> Any:
+        """Each point's squared distances to its neighbours among the points of its batch."""
         part = self._part(number)
-        rows = ops.cast(ops.convert_to_tensor(self.reach), points.dtype)
-        reach = Reach(*(rows[row, part] for row in range(3)))
-        found = self._search(number, queries, points, reach, transform)
-        edges = edges_to_template(
-            queries, points, reach, found, self.sigma_neighbor, self.kernel, joint
+        kept = (
+            ops.cast(ops.convert_to_tensor(self.distances)[part], points.dtype),
+            ops.convert_to_tensor(self.indices)[part],
         )
-        return extend(edges, values, ops.shape(queries)[0], self.template_weight, joint)
+        lists = kept[0]
+        if is_current is not None:
+            found = ops.cond(is_current, lambda: kept, lambda: self._found_lists(points))
+            lists = recorded_distances(points, points, *found)
+        missing = self.num_neighbors - self._list_length
+        return ops.pad(lists, [(0, 0), (0, missing)], constant_values=float("inf"))
+
+    def _found_lists(self, points: Any) -> tuple[Any, Any]:
+        fixed = ops.stop_gradient(points)
+        return nearest(fixed, fixed, self._list_length, 0)
+
+    def _keep_lists(self, transform: Transform, block: list[Any]) -> None:
+        """Finds and keeps each point's list, for each batch by itself."""
+        points = transform(self.features)
+        parts = [points[self._part(number)] for number in range(self.num_batches)]
+        found = [self._found_lists(part - center_of(part)) for part in parts]
+        for variable, number in ((self.distances, 0), (self.indices, 1)):
+            variable.assign(ops.concatenate([lists[number] for lists in found]))
+        for variable, weight in zip(self._block, block, strict=True):
+            variable.assign(weight)
+
+    def _is_current(self, block: list[Any]) -> Any:
+        """Whether the buffer block is the one that the lists go with; `None`: there is none."""
+        if not self._block:
+            return None
+        pairs = [
+            (ops.convert_to_tensor(kept), ops.convert_to_tensor(weight))
+            for kept, weight in zip(self._block, block, strict=True)
+        ]
+        if any(kept.shape != weight.shape for kept, weight in pairs):
+            return ops.convert_to_tensor(False)
+        same = [ops.all(kept == ops.cast(weight, kept.dtype)) for kept, weight in pairs]
+        return ops.logical_and(*same)
 
     def _search(
         self, number: int, queries: Any, points: Any, reach: Reach, transform: Transform
     ) -> Any:
         """What `nearest_in_two_ways` finds; by ScaNN, the second are the nearest, too."""
         m, count = self.num_neighbors, self._num_candidates
-        queries, points = ops.stop_gradient(queries), ops.stop_gradient(points)
         if self.neighbors == "exact":
             return nearest_in_two_ways(queries, points, m, ops.stop_gradient(reach.scale()), count)
         distances, indices = backend.host_call(
@@ -215,11 +322,23 @@ class WNLLTemplate(keras.layers.Layer):
         return ops.concatenate(parts, axis=1)
 
     def _part(self, number: int) -> slice:
-        size = self.size // self.num_batches
-        return slice(number * size, (number + 1) * size)
+        return slice(number * self._batch_size, (number + 1) * self._batch_size)
+
+    @property
+    def _block(self) -> list[Any]:
+        """The weights of the buffer block that the lists go with."""
+        return [] if self.has_reach or self.units is None else [self.block_kernel, self.block_bias]
+
+    @property
+    def _list_length(self) -> int:
+        """m, or as many as there are others."""
+        return max(min(self.num_neighbors, self._batch_size - 1), 1)
+
+    @property
+    def _batch_size(self) -> int:
+        return self.size // self.num_batches
 
     @property
     def _num_candidates(self) -> int:
         """How many points are considered for an edge to a query."""
-        size = self.size // self.num_batches
-        return min(_REVERSE_PER_NEIGHBOR[self.neighbors] * self.num_neighbors, size)
+        return min(_REVERSE_PER_NEIGHBOR[self.neighbors] * self.num_neighbors, self._batch_size)

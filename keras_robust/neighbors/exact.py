@@ -22,8 +22,8 @@ class ExactIndex:
         points: float array, shape `(num_points, dimensions)`.
 
     Raises:
-        ValueError: if `points` is not such an array, or holds NaN or infinite values; by
-            `search`, if the queries do not fit it.
+        ValueError: if `points` is not such an array, or holds values that are NaN, infinite or so
+            large that a square overflows; by `search`, if the queries do, or do not fit it.
 
     Example:
 
@@ -49,7 +49,7 @@ class ExactIndex:
         Returns:
             Squared Euclidean distances and indices, both of shape `(num_queries, num_neighbors)`.
         """
-        queries = check_points("queries", queries, self.points.shape[1]).astype(self.points.dtype)
+        queries = check_points("queries", queries, self.points.shape[1], self.points.dtype)
         queries = queries - self._center
         check_num_neighbors(
             validation.check_count("num_neighbors", num_neighbors), len(self.points)

@@ -5,21 +5,29 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_robust.ops.nearest import check_distances_exist, dtype_name
 
-def check_points(name: str, points: Any, width: int | None = None) -> np.ndarray:
-    """The points as a float array, shape `(num_points, dimensions)`."""
+
+def check_points(
+    name: str, points: Any, width: int | None = None, dtype: Any = None
+) -> np.ndarray:
+    """The points as a float array, shape `(num_points, dimensions)`.
+
+    In `dtype`; where that is `None`, in float64 if they and the backend have it, else in float32.
+    """
     points = ops.convert_to_numpy(points)
     if points.ndim != 2 or not points.size or width not in (None, points.shape[1]):
         raise ValueError(
             f"Argument `{name}` must have the shape `(num_points, {width or 'dimensions'})`. "
             f"Received: shape {points.shape}"
         )
-    if not np.isfinite(points).all():
-        raise ValueError(
-            f"Argument `{name}` must hold finite numbers. Received: {name} with "
-            f"{int((~np.isfinite(points)).sum())} values that are NaN or infinite"
-        )
-    return points if points.dtype == np.float64 else points.astype("float32")
+    if dtype is None:
+        is_double = points.dtype == np.float64
+        dtype = dtype_name(ops.convert_to_tensor(points[:0])) if is_double else "float32"
+    with np.errstate(over="ignore"):
+        points = points.astype(dtype)
+    check_distances_exist(name, points)
+    return points
 
 
 def check_num_neighbors(count: int, num_points: int) -> None:

@@ -47,7 +47,7 @@ class ScannIndex:
     """
 
     def __init__(self, points: Any, num_neighbors: int = 30, search_share: float = 0.05) -> None:
-        self.points = check_points("points", points).astype("float32")
+        self.points = check_points("points", points, dtype="float32")
         self.num_neighbors = validation.check_count("num_neighbors", num_neighbors)
         self.search_share = validation.check_number(
             "search_share", search_share, exclusive=True, maximum=1.0
@@ -79,7 +79,7 @@ class ScannIndex:
         Returns:
             Squared Euclidean distances and indices, both of shape `(num_queries, num_neighbors)`.
         """
-        queries = check_points("queries", queries, self.points.shape[1]).astype("float32")
+        queries = check_points("queries", queries, self.points.shape[1], "float32")
         count = self.num_neighbors if num_neighbors is None else num_neighbors
         check_num_neighbors(validation.check_count("num_neighbors", count), len(self.points))
         indices, distances = self._searcher.search_batched_parallel(

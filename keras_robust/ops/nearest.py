@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 # Points compared with the queries at once, and how many of them form a group in `smallest`.
@@ -16,7 +17,31 @@ def squared_distances(x: Any, y: Any) -> Any:
     """`||x_i - y_j||_2^2`, shape `(len(x), len(y))`: exactly 0 where rounding cannot tell."""
     norms = ops.sum(ops.square(x), axis=1)[:, None] + ops.sum(ops.square(y), axis=1)
     distances = norms - 2 * ops.matmul(x, ops.transpose(y))
-    return ops.where(distances > _ROUNDING[dtype_name(x)] * norms, distances, ops.zeros_like(norms))
+    # In this order NaN stays NaN.
+    is_rounding = distances <= _ROUNDING[dtype_name(x)] * norms
+    return ops.where(is_rounding, ops.zeros_like(norms), distances)
+
+
+def has_distances(points: Any) -> Any:
+    """Whether each point's squared distances to others of this kind are finite, shape `(rows,)`.
+
+    Not where a value is NaN, infinite, or so large that squares overflow.
+    """
+    # ||x - y||^2 is at most 4 times the larger of ||x||^2 and ||y||^2.
+    return ops.isfinite(4 * ops.sum(ops.square(points), axis=1))
+
+
+def check_distances_exist(name: str, points: np.ndarray) -> None:
+    """Raises a `ValueError` for points some of whose squared distances would not be finite."""
+    points = points if points.dtype == np.float64 else points.astype("float32", copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_good = np.isfinite(4 * np.einsum("ij,ij->i", points, points))
+    if not is_good.all():
+        raise ValueError(
+            f"Argument `{name}` must hold finite numbers, whose squares are finite in "
+            f"{points.dtype}, too. Received: {name} with {int((~is_good).sum())} rows that hold "
+            "NaN, infinite or larger values"
+        )
 
 
 def smallest(values: Any, count: int) -> tuple[Any, Any]:
@@ -42,7 +67,9 @@ def smallest(values: Any, count: int) -> tuple[Any, Any]:
     return -negative, groups * _GROUP + places % _GROUP
 
 
-def nearest(queries: Any, points: Any, count: int, first: Any = None) -> tuple[Any, Any]:
+def nearest(
+    queries: Any, points: Any, count: int, first: Any = None, is_point: Any = None
+) -> tuple[Any, Any]:
     """The `count` points nearest to each query, in ascending order of the distance.
 
     Memory does not grow with the number of points, beyond the points themselves.
@@ -53,13 +80,17 @@ def nearest(queries: Any, points: Any, count: int, first: Any = None) -> tuple[A
         count: int.
         first: int. Query i is point `first + i`, which is left out. Defaults to `None`: the
             queries are not among the points.
+        is_point: bool tensor, shape `(num_points,)`: the others are no one's neighbours. Defaults
+            to `None`: all are points.
 
     Returns:
         Squared distances and indices, both of shape `(num_queries, count)`. Where there are fewer
         points, the distances are infinite and the indices 0.
     """
     return _in_row_blocks(
-        queries, first, lambda rows, first: _Search(rows, points, first).run(count)
+        queries,
+        first,
+        lambda rows, first: _Search(rows, points, first, is_point=is_point).run(count),
     )
 
 
@@ -93,8 +124,11 @@ def _in_row_blocks(queries: Any, first: Any, search: Any) -> Any:
 class _Search:
     """The search among the points of one block after the other; arguments as of the functions."""
 
-    def __init__(self, queries: Any, points: Any, first: Any, scale: Any = None) -> None:
+    def __init__(
+        self, queries: Any, points: Any, first: Any, scale: Any = None, is_point: Any = None
+    ) -> None:
         self.queries, self.points, self.first, self.scale = queries, points, first, scale
+        self.is_point = is_point
         self.norms = ops.sum(ops.square(queries), axis=1, keepdims=True)
         self.extended = ops.concatenate([queries, ops.ones_like(self.norms)], axis=1)
 
@@ -134,7 +168,12 @@ class _Search:
             block = ops.slice(block, (start, 0), (size, block.shape[1]))
         index = start + ops.arange(ops.shape(block)[0], dtype="int32")
         norms = ops.sum(ops.square(block), axis=1)
-        norms = ops.where(index < begin, ops.full_like(norms, float("inf")), norms)
+        is_missing = index < begin
+        if self.is_point is not None:
+            is_point = self.is_point
+            is_point = is_point if size is None else ops.slice(is_point, (start,), (size,))
+            is_missing = ops.logical_or(is_missing, ops.logical_not(is_point))
+        norms = ops.where(is_missing, ops.full_like(norms, float("inf")), norms)
         # ||y||^2 - 2 x y in one matrix product; ||x||^2 is the same for all points.
         extended = ops.concatenate([-2 * block, norms[:, None]], axis=1)
         distances = ops.matmul(self.extended, ops.transpose(extended))
@@ -154,8 +193,8 @@ class _Search:
     def _rounded(self, distances: Any, indices: Any) -> Any:
         """0 where rounding cannot tell; infinite where there is no point."""
         others = ops.take(ops.sum(ops.square(self.points), axis=1), indices)
-        is_apart = distances > _ROUNDING[dtype_name(distances)] * (self.norms + others)
-        return ops.where(is_apart, distances, ops.zeros_like(distances))
+        is_rounding = distances <= _ROUNDING[dtype_name(distances)] * (self.norms + others)
+        return ops.where(is_rounding, ops.zeros_like(distances), distances)
 
 
 def _smallest_of(distances: Any, count: int, missing: int) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_robust.ops.nearest import nearest, smallest
+from keras_robust.ops.nearest import has_distances, nearest, smallest
 
 KERNELS = ("gaussian", "quartic")
 # Rows whose neighbours are gathered at once.
@@ -62,11 +62,29 @@ def own_sigma(distances: Any, sigma_neighbor: int) -> Any:
     return ops.where(sigma > 0, sigma, least)
 
 
-def union_edges(points: Any, num_neighbors: int, sigma_neighbor: int, kernel: str) -> Edges:
-    """Each point's edges to its m nearest among all points."""
-    found, indices = nearest(ops.stop_gradient(points), ops.stop_gradient(points), num_neighbors, 0)
+def center_of(points: Any) -> Any:
+    """The points' mean, without gradient; NaN where there is a point that has no distances."""
+    points = ops.stop_gradient(points)
+    center = ops.mean(points, axis=0)
+    nan = ops.full_like(center, float("nan"))
+    return ops.where(ops.all(has_distances(points)), center, nan)
+
+
+def measurable(points: Any) -> tuple[Any, Any]:
+    """The points, those that have no distances at 0; and which have, shape `(num_points,)`."""
+    is_point = has_distances(points)
+    return ops.where(is_point[:, None], points, ops.zeros_like(points)), is_point
+
+
+def union_edges(
+    points: Any, num_neighbors: int, sigma_neighbor: int, kernel: str, is_point: Any
+) -> Edges:
+    """Each point's edges to its m nearest among all points; none of those that are no points."""
+    fixed = ops.stop_gradient(points)
+    found, indices = nearest(fixed, fixed, num_neighbors, 0, is_point)
     distances = recorded_distances(points, points, found, indices)
     weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
+    weight = _where_rows(is_point, weight)
     return Edges(_rows(indices), ops.reshape(indices, (-1,)), ops.reshape(weight, (-1,)))
 
 
@@ -103,6 +121,7 @@ def edges_to_template(
     sigma_neighbor: int,
     kernel: str,
     joint: bool,
+    is_query: Any,
 ) -> Edges:
     """The edges that touch a query, from lists that were searched for in the template alone.
 
@@ -120,21 +139,12 @@ def edges_to_template(
         sigma_neighbor: int, n.
         kernel: one of `KERNELS`.
         joint: bool.
+        is_query: bool tensor, shape `(q,)`: the others have no edges.
     """
     num_queries = ops.shape(queries)[0]
-    distances = recorded_distances(queries, template, found[0], found[1])
-    indices = found[1] + num_queries
-    if joint:
-        fixed, count = ops.stop_gradient(queries), indices.shape[1]
-        others = nearest(fixed, fixed, count, 0)
-        own = recorded_distances(queries, queries, *others)
-        distances = ops.concatenate([distances, own], axis=1)
-        indices = ops.concatenate([indices, others[1]], axis=1)
-        _, places = smallest(ops.stop_gradient(distances), count)
-        distances = ops.take_along_axis(distances, places, axis=1)
-        indices = ops.take_along_axis(indices, places, axis=1)
-    weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
-
+    indices, weight = _own_edges(
+        queries, template, found[:2], sigma_neighbor, kernel, joint, is_query
+    )
     reverse = found[3]
     back = recorded_distances(queries, template, found[2], reverse)
     below, sigma, farthest = (ops.take(values, reverse) for values in reach)
@@ -143,11 +153,88 @@ def edges_to_template(
     else:
         sigma = ops.minimum(sigma, ops.maximum(back, below))
         sigma = ops.where(sigma > 0, sigma, ops.ones_like(sigma))
-    is_edge = back < farthest
+    is_edge = ops.logical_and(back < farthest, is_query[:, None])
     back_weight = ops.where(is_edge, kernel_weights(back, sigma, kernel), ops.zeros_like(back))
+    return _joined(indices, weight, (reverse + num_queries, _rows(reverse)), back_weight)
+
+
+def edges_of_union(
+    queries: Any,
+    template: Any,
+    lists: Any,
+    found: tuple[Any, Any],
+    num_neighbors: int,
+    sigma_neighbor: int,
+    kernel: str,
+    is_query: Any,
+) -> Edges:
+    """The edges that touch a query in the graph of queries and template, exactly.
+
+    The template points' lists among themselves are known: with the queries, the nearest of both
+    are in the list. So nothing that is not near a query needs to be searched for.
+
+    Args:
+        queries: tensor, shape `(q, dimensions)`.
+        template: tensor, shape `(t, dimensions)`.
+        lists: tensor, shape `(t, m)`: the squared distances from each template point to its
+            nearest others, in ascending order; infinite where there are fewer.
+        found: each query's nearest template points, as `nearest` returns them.
+        num_neighbors, sigma_neighbor, kernel: m, n, and one of `KERNELS`.
+        is_query: bool tensor, shape `(q,)`: the others have no edges.
+    """
+    num_queries = ops.shape(queries)[0]
+    indices, weight = _own_edges(queries, template, found, sigma_neighbor, kernel, True, is_query)
+    near, visitors = nearest(
+        ops.stop_gradient(template), ops.stop_gradient(queries), num_neighbors, None, is_query
+    )
+    near = recorded_distances(template, queries, near, visitors)
+    # Query number j in order of the distance is among the m nearest of both if no more than
+    # m - 1 - j of the others are nearer.
+    is_edge = near <= ops.flip(lists, axis=1)
+    both = ops.concatenate([lists, near], axis=1)
+    _, places = smallest(ops.stop_gradient(both), num_neighbors)
+    sigma = own_sigma(ops.take_along_axis(both, places, axis=1), sigma_neighbor)
+    back_weight = ops.where(is_edge, kernel_weights(near, sigma, kernel), ops.zeros_like(near))
+    ends = (_rows(visitors) + num_queries, ops.reshape(visitors, (-1,)))
+    return _joined(indices, weight, ends, back_weight)
+
+
+def _own_edges(
+    queries: Any,
+    template: Any,
+    found: tuple[Any, Any],
+    sigma_neighbor: int,
+    kernel: str,
+    joint: bool,
+    is_query: Any,
+) -> tuple[Any, Any]:
+    """The queries' own lists: where their edges lead, and the weights, shape `(q, m)` each."""
+    num_queries = ops.shape(queries)[0]
+    distances = recorded_distances(queries, template, *found)
+    indices = found[1] + num_queries
+    if joint:
+        fixed, count = ops.stop_gradient(queries), indices.shape[1]
+        others = nearest(fixed, fixed, count, 0, is_query)
+        own = recorded_distances(queries, queries, *others)
+        distances = ops.concatenate([distances, own], axis=1)
+        indices = ops.concatenate([indices, others[1]], axis=1)
+        _, places = smallest(ops.stop_gradient(distances), count)
+        distances = ops.take_along_axis(distances, places, axis=1)
+        indices = ops.take_along_axis(indices, places, axis=1)
+    weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
+    return indices, _where_rows(is_query, weight)
+
+
+def _where_rows(is_row: Any, values: Any) -> Any:
+    return ops.where(is_row[:, None], values, ops.zeros_like(values))
+
+
+def _joined(indices: Any, weight: Any, ends: tuple[Any, Any], back_weight: Any) -> Edges:
+    """The queries' own edges, and those that come back, from their two `ends`."""
+    sources, targets = (ops.reshape(end, (-1,)) for end in ends)
     return Edges(
-        ops.concatenate([_rows(indices), ops.reshape(reverse + num_queries, (-1,))]),
-        ops.concatenate([ops.reshape(indices, (-1,)), _rows(reverse)]),
+        ops.concatenate([_rows(indices), sources]),
+        ops.concatenate([ops.reshape(indices, (-1,)), targets]),
         ops.concatenate([ops.reshape(weight, (-1,)), ops.reshape(back_weight, (-1,))]),
     )
 

@@ -7,17 +7,19 @@ from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.ops.interpolation import interpolate
-from keras_robust.ops.nearest import nearest_in_two_ways
+from keras_robust.ops.nearest import check_distances_exist, nearest_in_two_ways
 from keras_robust.ops.neighbor_graph import (
     KERNELS,
     Edges,
+    center_of,
     edges_to_template,
+    measurable,
     template_reach,
     union_edges,
 )
 
 # With `joint=False`, how many template points' edges to a query are kept.
-_MAX_REVERSE = 512
+MAX_REVERSE = 512
 
 
 def wnll(
@@ -25,7 +27,7 @@ def wnll(
     template: Any,
     labels: Any,
     num_neighbors: int = 30,
-    sigma_neighbor: int = 15,
+    sigma_neighbor: int | None = None,
     kernel: str = "gaussian",
     template_weight: float | None = None,
     joint: bool = True,
@@ -52,7 +54,7 @@ def wnll(
         labels: of the template, g: integers, shape `(t,)`, or one-hot or any other vectors, shape
             `(t, num_classes)`.
         num_neighbors: int. m. Defaults to `30`. Where there are fewer other points, all of them.
-        sigma_neighbor: int. n, at most m. Defaults to `15`.
+        sigma_neighbor: int. n, at most m. Defaults to `None`: half of m, rounded up.
         kernel: `"gaussian"` (the papers') or `"quartic"`, `exp(-(d / sigma)^4)` (their code's).
             Defaults to `"gaussian"`.
         template_weight: float. gamma. Defaults to `None`: `N / t - 1`.
@@ -65,10 +67,13 @@ def wnll(
     Returns:
         u, shape `(q, num_classes)`, in the dtype of `queries`. A component of the graph that
         contains no template point gets the mean of the template's labels. A class that the
-        template lacks gets 0.
+        template lacks gets 0. A query that holds NaN, infinite values, or values so large that
+        squares overflow gets NaN, and the others what they get without it.
 
     Raises:
-        ValueError: if an argument is out of its range, or shapes do not match.
+        ValueError: if an argument is out of its range, or shapes do not match; if template or
+            label vectors hold such values. While a function is compiled these cannot be seen:
+            every u is NaN then.
 
     Example:
 
@@ -98,7 +103,7 @@ def wnll(
     - [Shi, Osher and Zhu, 2017](https://doi.org/10.1007/s10915-017-0421-z)
     """
     queries, template = ops.convert_to_tensor(queries), ops.convert_to_tensor(template)
-    check_graph(num_neighbors, sigma_neighbor, kernel, template_weight)
+    sigma_neighbor = check_graph(num_neighbors, sigma_neighbor, kernel, template_weight)
     if (
         len(queries.shape) != 2
         or len(template.shape) != 2
@@ -112,17 +117,21 @@ def wnll(
             f"`(t, dimensions)`. Received: shapes {tuple(queries.shape)}, {tuple(template.shape)}"
         )
     template = ops.cast(template, queries.dtype)
+    if not backend.is_tracing(template):
+        check_distances_exist("template", ops.convert_to_numpy(template))
     values = label_vectors(labels, num_classes, queries.dtype)
     if template.shape[0] == 0 or values.shape[0] != template.shape[0]:
         raise ValueError(
             "Argument `labels` must hold one label for each of at least one template point. "
             f"Received: {values.shape[0]} labels, template of shape {tuple(template.shape)}"
         )
-    center = ops.stop_gradient(ops.mean(template, axis=0))
-    queries, template = queries - center, template - center
+    center = center_of(template)
+    queries, is_query = measurable(queries - center)
+    template = template - center
     if joint:
         points = ops.concatenate([queries, template])
-        edges = union_edges(points, num_neighbors, sigma_neighbor, kernel)
+        is_point = ops.concatenate([is_query, ops.ones_like(template[:, 0], dtype="bool")])
+        edges = union_edges(points, num_neighbors, sigma_neighbor, kernel, is_point)
     else:
         reach = template_reach(template, num_neighbors, sigma_neighbor)
         found = nearest_in_two_ways(
@@ -130,29 +139,41 @@ def wnll(
             ops.stop_gradient(template),
             num_neighbors,
             ops.stop_gradient(reach.scale()),
-            min(template.shape[0] or _MAX_REVERSE, _MAX_REVERSE),
+            min(template.shape[0] or MAX_REVERSE, MAX_REVERSE),
         )
-        edges = edges_to_template(queries, template, reach, found, sigma_neighbor, kernel, joint)
-    return extend(edges, values, ops.shape(queries)[0], template_weight, joint)
+        edges = edges_to_template(
+            queries, template, reach, found, sigma_neighbor, kernel, joint, is_query
+        )
+    return extend(edges, values, is_query, template_weight, joint)
 
 
 def extend(
-    edges: Edges, values: Any, num_queries: Any, template_weight: float | None, joint: bool
+    edges: Edges, values: Any, is_query: Any, template_weight: float | None, joint: bool
 ) -> Any:
-    """u on the queries, which come before the template in the graph, from g on the template."""
-    num_template = ops.shape(values)[0]
+    """u on the queries, which come before the template in the graph, from g on the template.
+
+    NaN where `is_query`, of shape `(q,)`, is False: these do not count.
+    """
+    num_queries, num_template = ops.shape(is_query)[0], ops.shape(values)[0]
     if template_weight is None:
-        own = ops.cast(num_queries if joint else 1, values.dtype)
+        own = ops.sum(ops.cast(is_query, values.dtype)) if joint else ops.ones((), values.dtype)
         template_weight = own / ops.cast(num_template, values.dtype)
     unknown = ops.zeros((num_queries, values.shape[1]), values.dtype)
     is_known = ops.arange(num_queries + num_template) >= num_queries
     values = ops.concatenate([unknown, values])
-    return interpolate(edges, values, is_known, num_queries, template_weight)
+    u = interpolate(edges, values, is_known, num_queries, template_weight)
+    return ops.where(is_query[:, None], u, ops.full_like(u, float("nan")))
 
 
-def check_graph(num_neighbors: Any, sigma_neighbor: Any, kernel: Any, template_weight: Any) -> None:
-    """Raises a `ValueError` where the graph's settings are out of their ranges."""
+def check_graph(num_neighbors: Any, sigma_neighbor: Any, kernel: Any, template_weight: Any) -> int:
+    """Raises a `ValueError` where the graph's settings are out of their ranges.
+
+    Returns:
+        n: `sigma_neighbor`, or half of `num_neighbors`, rounded up, where it is `None`.
+    """
     validation.check_count("num_neighbors", num_neighbors)
+    if sigma_neighbor is None:
+        sigma_neighbor = -(-num_neighbors // 2)
     validation.check_count("sigma_neighbor", sigma_neighbor)
     if sigma_neighbor > num_neighbors:
         raise ValueError(
@@ -162,6 +183,7 @@ def check_graph(num_neighbors: Any, sigma_neighbor: Any, kernel: Any, template_w
     validation.check_choice("kernel", kernel, KERNELS)
     if template_weight is not None:
         validation.check_number("template_weight", template_weight)
+    return int(sigma_neighbor)
 
 
 def label_vectors(labels: Any, num_classes: int | None, dtype: Any) -> Any:
@@ -172,6 +194,11 @@ def label_vectors(labels: Any, num_classes: int | None, dtype: Any) -> Any:
             raise ValueError(
                 "Argument `num_classes` must be the width of the label vectors. Received: "
                 f"num_classes={num_classes}, labels of shape {tuple(labels.shape)}"
+            )
+        if not backend.is_tracing(labels) and not ops.all(ops.isfinite(labels)):
+            raise ValueError(
+                "Argument `labels` must hold finite numbers. Received: labels that hold NaN or "
+                "infinite values"
             )
         return ops.cast(labels, dtype)
     labels = ops.reshape(labels, (-1,))

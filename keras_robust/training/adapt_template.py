@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import validation
+from keras_robust.layers.template import sparse_with_unlabeled
 from keras_robust.layers.wnll_head import wnll_head
 from keras_robust.model.arrays import as_arrays, check_images, padded_batches
 from keras_robust.model.classifier import Classifier
@@ -51,7 +52,16 @@ def adapt_template(
     head = wnll_head(model)
     x, y = as_arrays(x, y, steps)
     check_images(x)
-    head.adapt(head_inputs(model, x, batch_size), y, seed)
+    labels = sparse_with_unlabeled(y, head.num_classes)
+    if len(labels) != len(x):
+        raise ValueError(
+            "Arguments `x` and `y` must have the same number of examples. "
+            f"Received: {len(x)} in x, {len(labels)} in y"
+        )
+    head.template.check_labels(labels)
+    # Nothing is computed from the others. Of these `adapt` draws all.
+    rows = head.template.chosen(labels, seed)
+    head.adapt(head_inputs(model, x[rows], batch_size), labels[rows], seed)
 
 
 def head_inputs(model: Any, x: np.ndarray, batch_size: int = 128) -> np.ndarray:

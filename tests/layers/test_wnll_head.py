@@ -314,7 +314,7 @@ class TestLists:
     @pytest.mark.parametrize("arguments", [{}, {"kernel": "quartic"}, {"template_weight": 0.5}])
     def test_alone_nothing_is_approximated(self, arguments):
         model, head = make_model(joint=False, **arguments)
-        assert head.template.has_lists
+        assert head.template.has_reach
         x, _ = clusters(40, seed=1)
         u = softmax(array(model(x)))
         np.testing.assert_allclose(u, expected_u(head, x, **arguments), atol=1e-4)
