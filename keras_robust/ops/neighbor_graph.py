@@ -184,19 +184,37 @@ def edges_of_union(
     """
     num_queries = ops.shape(queries)[0]
     indices, weight = _own_edges(queries, template, found, sigma_neighbor, kernel, True, is_query)
+    count = min(num_neighbors, queries.shape[0] or num_neighbors)
     near, visitors = nearest(
-        ops.stop_gradient(template), ops.stop_gradient(queries), num_neighbors, None, is_query
+        ops.stop_gradient(template), ops.stop_gradient(queries), count, None, is_query
     )
     near = recorded_distances(template, queries, near, visitors)
-    # Query number j in order of the distance is among the m nearest of both if no more than
-    # m - 1 - j of the others are nearer.
-    is_edge = near <= ops.flip(lists, axis=1)
-    both = ops.concatenate([lists, near], axis=1)
-    _, places = smallest(ops.stop_gradient(both), num_neighbors)
-    sigma = own_sigma(ops.take_along_axis(both, places, axis=1), sigma_neighbor)
+    # The query that is number j by distance, from 0 on, is among the m nearest of both if no more
+    # than m - 1 - j of the others are nearer.
+    is_edge = near <= ops.flip(lists, axis=1)[:, :count]
+    sigma = _sigma_of_both(lists, near, sigma_neighbor)
     back_weight = ops.where(is_edge, kernel_weights(near, sigma, kernel), ops.zeros_like(near))
     ends = (_rows(visitors) + num_queries, ops.reshape(visitors, (-1,)))
     return _joined(indices, weight, ends, back_weight)
+
+
+def _sigma_of_both(first: Any, second: Any, sigma_neighbor: int) -> Any:
+    """`own_sigma` of two sorted lists put together, of which the first has at least n entries."""
+    zero = ops.zeros_like(first[:, :1])
+    parts = [ops.concatenate([zero, part[:, :sigma_neighbor]], axis=1) for part in (first, second)]
+    # With j of the second among the n nearest, these reach as far as the farther of number n - j
+    # of the first and number j of the second: number n of both is the least of that over j.
+    width = parts[1].shape[1]
+    reached = ops.maximum(ops.flip(parts[0], axis=1)[:, :width], parts[1])
+    sigma = ops.min(reached, axis=1, keepdims=True)
+    both = ops.concatenate([first, second], axis=1)
+    is_edge = both < float("inf")
+    last = ops.max(ops.where(is_edge, both, ops.zeros_like(both)), axis=1, keepdims=True)
+    positive = ops.where(both > 0, both, ops.full_like(both, float("inf")))
+    least = ops.min(positive, axis=1, keepdims=True)
+    least = ops.where(least < float("inf"), least, ops.ones_like(least))
+    sigma = ops.where(sigma < float("inf"), sigma, last)
+    return ops.where(sigma > 0, sigma, least)
 
 
 def _own_edges(
