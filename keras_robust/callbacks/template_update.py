@@ -2,20 +2,23 @@
 
 from typing import Any
 
-import keras
-
 from keras_robust import validation
 from keras_robust.model.arrays import as_arrays
 from keras_robust.training.adapt_template import adapt_template
+from keras_robust.training.template_filling import TemplateFilling
 
 
-class TemplateUpdate(keras.callbacks.Callback):
+class TemplateUpdate(TemplateFilling):
     """Fills the template of the model's `kr.layers.WNLLHead` anew as the network changes.
 
     It is filled before the first epoch, then after the training part of every `every`-th one,
     before validation, and at the end of training. The head is put in its WNLL phase. Put it
     before callbacks that use the template at the end of an epoch; with `every` above 1, after one
     that restores earlier weights at the end of training.
+
+    `fit` with `kr.losses.GraphInterpolation` fills the template from its own training data without
+    this callback. With it, it leaves that to the callback: to take other data, or where the
+    training data are a generator, or to fill it less often.
 
     Args:
         x: images to take the template from, or a `tf.data.Dataset` of pairs.
@@ -57,28 +60,13 @@ class TemplateUpdate(keras.callbacks.Callback):
         self.every = validation.check_count("every", every)
         self.batch_size = validation.check_count("batch_size", batch_size)
         self.seed = int(seed)
-        self._is_stale = False
+
+    def fill(self) -> None:
+        adapt_template(self.model, self.x, self.y, self.batch_size, self.seed)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._update()
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._is_stale = (epoch + 1) % self.every == 0
-
-    def on_test_begin(self, logs: Any = None) -> None:
-        self._update_if_stale()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._update_if_stale()
+        self.fill()
 
     def on_train_end(self, logs: Any = None) -> None:
         # Always: another callback may have restored the weights of an earlier epoch.
-        self._update()
-
-    def _update_if_stale(self) -> None:
-        if self._is_stale:
-            self._is_stale = False
-            self._update()
-
-    def _update(self) -> None:
-        adapt_template(self.model, self.x, self.y, self.batch_size, self.seed)
+        self.fill()

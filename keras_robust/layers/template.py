@@ -7,13 +7,17 @@ import numpy as np
 from keras_robust.ops.nearest import check_distances_exist
 
 
-def choose_template(labels: np.ndarray, size: int, num_classes: int, seed: int) -> np.ndarray:
+def choose_template(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     """`size` of the labeled examples, at random, at least one of each class."""
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(np.flatnonzero(labels >= 0))
-    firsts = [int(np.argmax(labels[order] == label)) for label in range(num_classes)]
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
+    return np.sort(first_in_order(labels, order, size))
+
+
+def first_in_order(labels: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+    """The first example of each class in an order of rows, and of the others the first."""
+    firsts = np.unique(labels[order], return_index=True)[1]
     others = np.setdiff1d(np.arange(len(order)), firsts)
-    return np.sort(order[np.concatenate([firsts, others])[:size]])
+    return order[np.concatenate([firsts, others])[:size]]
 
 
 def choose_unlabeled(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

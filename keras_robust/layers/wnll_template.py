@@ -128,7 +128,7 @@ class WNLLTemplate(keras.layers.Layer):
 
     def chosen(self, labels: np.ndarray, seed: int) -> np.ndarray:
         """The rows of those that `fill` takes."""
-        labeled = choose_template(labels, self.size, self.num_classes, seed)
+        labeled = choose_template(labels, self.size, seed)
         return np.concatenate([labeled, choose_unlabeled(labels, self.unlabeled_size, seed)])
 
     def checked(
@@ -157,7 +157,7 @@ class WNLLTemplate(keras.layers.Layer):
 
         `block` are the weights of `transform`.
         """
-        rows = choose_template(labels, self.size, self.num_classes, seed)
+        rows = choose_template(labels, self.size, seed)
         # Dealt out to the batches, so that each has its share of every class.
         rows = rows[np.argsort(labels[rows], kind="stable")]
         rows = rows.reshape(-1, self.num_batches).T.reshape(-1)
@@ -273,7 +273,8 @@ class WNLLTemplate(keras.layers.Layer):
         for variable, number in ((self.distances, 0), (self.indices, 1)):
             variable.assign(ops.concatenate([lists[number] for lists in found]))
         for variable, weight in zip(self._block, block, strict=True):
-            variable.assign(weight)
+            # A copy: `fit` on JAX gives each variable's memory away, which must be its own.
+            variable.assign(ops.copy(ops.convert_to_tensor(weight)))
 
     def _is_current(self, block: list[Any]) -> Any:
         """Whether the buffer block is the one that the lists go with; `None`: there is none."""

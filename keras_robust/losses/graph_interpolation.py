@@ -29,11 +29,20 @@ class GraphInterpolation(ModelLoss):
     features, whatever the head's own `gradient` is. The papers, which had
     no such gradient, trained in alternation: `kr.training.fit_wnll`.
 
-    Large batches give good graphs: with m neighbours, take at least some `4 m` examples. During
-    `fit`, `loss` and `accuracy` are those of u. The template that `evaluate` and `predict` use
-    is not touched: pass `kr.callbacks.TemplateUpdate(x, y)`, or call
-    `kr.training.adapt_template` after training. Until then the head answers by its linear
-    branch, which is not trained with `linear_weight=0`.
+    Large batches give good graphs: with m neighbours, take at least some `4 m` examples. An
+    example that is left without labeled ones to be interpolated from, as in the last batch of an
+    epoch if that is tiny, has a uniform u, and nothing is learnt from it. During `fit`, `loss` and
+    `accuracy` are those of u.
+
+    **After `fit` the head predicts by its graph**: its template is filled from the training data
+    as `kr.training.adapt_template` fills it, without the part that `validation_split` sets apart.
+    It is also filled for validation and callbacks at the end of each epoch, so that
+    `val_accuracy` is that of the graph. A data set is read once before training for that (of more
+    than 100,000 examples so many, or as many as it takes to find each class). A generator can't
+    be: `fit` warns of it, and the head answers by its linear branch, which is not trained with
+    `linear_weight=0`, until `kr.training.adapt_template` is called, or with
+    `kr.callbacks.TemplateUpdate(x, y)` among the callbacks, which takes the place of all that.
+    `train_on_batch` fills no template.
 
     **An attack that climbs the linear branch can leak labels**
     (`objective=kr.attacks.WNLLSurrogate("linear")`, Algorithm 3 of the paper). Its perturbations
@@ -59,7 +68,9 @@ class GraphInterpolation(ModelLoss):
 
     Raises:
         ValueError: if an argument is out of its range; when called by a model that is not a
-            `kr.RobustModel`, or does not end with a `kr.layers.WNLLHead`.
+            `kr.RobustModel`, or does not end with a `kr.layers.WNLLHead`; by `fit`, before
+            training, if batches hold fewer examples than there are folds, or the data too few for
+            the head's template.
 
     Example:
 
@@ -71,7 +82,8 @@ class GraphInterpolation(ModelLoss):
     >>> robust = kr.RobustModel(model)
     >>> robust.compile(optimizer="adam", loss=kr.losses.GraphInterpolation(linear_weight=1.0))
     >>> history = robust.fit(x, y, batch_size=100, verbose=0)
-    >>> kr.training.adapt_template(model, x, y)
+    >>> model.layers[-1].phase
+    'wnll'
 
     Reference:
 
@@ -114,7 +126,17 @@ class GraphInterpolation(ModelLoss):
         return per_example_where(labels >= 0, x_adv, x), labels
 
     def check(self, model: Any, x: Any, y: Any) -> None:
+        self.check_batch_size(len(y))
         super().check(model, x, y if is_one_hot(y) else np.maximum(y, 0))
+
+    def check_batch_size(self, size: int) -> None:
+        """Raises a `ValueError` for a batch that can't be cut into the folds."""
+        if size < self.num_folds:
+            raise ValueError(
+                f"Batches must hold at least `num_folds`, {self.num_folds}, examples: each part "
+                "is interpolated from the others. Take batches of some four times the head's "
+                f"`num_neighbors`. Received: a batch of {size}"
+            )
 
     def forward(self, step: Step) -> Any:
         step.kept = InBatchTemplate(step.prepared, self.num_folds)

@@ -102,6 +102,32 @@ def first_batch(x: Any, y: Any = None) -> tuple[Any, Any, Any]:
     return images, labels, again
 
 
+def can_be_read_again(x: Any, steps: int | None = None) -> bool:
+    """Whether `batches` can read a data set from its beginning, and comes to an end."""
+    is_distributed = hasattr(x, "element_spec") and not hasattr(x, "take")
+    if isinstance(x, Iterator) or is_distributed:
+        return False
+    is_endless = isinstance(x, keras.utils.PyDataset) and x.num_batches is None
+    return steps is not None or not (is_endless or _cardinality(x) == -1)
+
+
+def batches(x: Any, steps: int | None = None) -> Iterator[tuple[Any, Any]]:
+    """The images and labels of each batch of a data set that `fit` takes.
+
+    Args:
+        x: data set that `can_be_read_again`.
+        steps: int. How many batches to read, if there are as many; all by default.
+    """
+    if isinstance(x, keras.utils.PyDataset) and steps is not None and x.num_batches is not None:
+        steps = min(steps, x.num_batches)
+    with _torch_numbers_kept():
+        for element in _elements(x, steps):
+            images, labels, _ = keras.utils.unpack_x_y_sample_weight(
+                tuple(element) if isinstance(element, list) else element
+            )
+            yield images, labels
+
+
 def _elements(x: Any, steps: int | None) -> Iterator[Any]:
     """The elements of a data set, as many as are to be read."""
     if steps is not None:

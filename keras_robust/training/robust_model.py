@@ -14,6 +14,7 @@ from keras_robust.losses.step import Step, current_step, step_scope
 from keras_robust.model.arrays import as_array, first_batch, is_data_set, single
 from keras_robust.model.augmentation import same_augmentation
 from keras_robust.model.classifier import Classifier, call_model, single_output
+from keras_robust.training.fit_template import fit_and_fill
 
 # The loss that each model's first batch has been checked for. It is no attribute, which would count
 # as part of the model's structure.
@@ -207,7 +208,7 @@ class RobustModel(backend.TrainStep, keras.Model):
             x = self._check_first_batch(x, y)
             if not is_data_set(x):
                 x, y = x if self._takes_pairs else single(x), single(y, "y")
-        return super().fit(x, y, *args, **kwargs)
+        return fit_and_fill(self, super().fit, x, y, *args, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.compiled and self.needs_preparation and _checked.get(self) is not self.loss:

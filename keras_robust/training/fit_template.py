@@ -1,0 +1,130 @@
+"""`fit`, after which a WNLL head that was trained through its graph predicts by it."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_robust.layers.wnll_head import wnll_head
+from keras_robust.losses import GraphInterpolation
+from keras_robust.model.arrays import as_array, can_be_read_again, is_data_set
+from keras_robust.training.adapt_template import head_inputs
+from keras_robust.training.template_draw import draw_from_data_set, draw_rows
+from keras_robust.training.template_filling import TemplateFilling
+
+_REMEDY = (
+    "Pass `keras_robust.callbacks.TemplateUpdate(x, y)` to `fit`, or call "
+    "`keras_robust.training.adapt_template(model, x, y)` after it."
+)
+
+
+def fit_and_fill(
+    model: Any, fit: Callable[..., Any], x: Any, y: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Calls Keras's `fit`; if a loss trains a WNLL head through its graph, fills its template.
+
+    From the training data, without those that `validation_split` sets apart. It is filled at the
+    end, and for what looks at the model at the end of an epoch (validation, callbacks), but not if
+    `callbacks` hold a `kr.callbacks.TemplateUpdate`.
+
+    Raises:
+        ValueError: before training, if the data hold too few examples for the template, or a
+            batch of arrays is too small for the loss's folds.
+    """
+    losses = graph_losses(getattr(model, "loss", None))
+    if not losses:
+        return fit(x, y, *args, **kwargs)
+    given = inspect.signature(fit).bind(x, y, *args, **kwargs).arguments
+    callbacks = given.get("callbacks")
+    callbacks = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
+    split = given.get("validation_split") or 0.0
+    if not is_data_set(x):
+        num_examples = int(len(y) * (1 - split))
+        for loss in losses:
+            loss.check_batch_size(min(given.get("batch_size") or 32, num_examples))
+        y = y[:num_examples]
+    if any(isinstance(callback, TemplateFilling) for callback in callbacks):
+        return fit(**given)
+    draw = _drawn(model, x, y, given.get("steps_per_epoch"))
+    if draw is None:
+        warnings.warn(
+            "`fit` was given data that can't be read again: the template of the WNLL head is not "
+            "filled from them. Until it is filled, `predict`, `evaluate` and validation use the "
+            "linear branch, which `GraphInterpolation` trains by `linear_weight` alone, or a "
+            f"template of before. {_REMEDY}",
+            stacklevel=3,
+        )
+        return fit(**given)
+    filling = _FitFilling(model, *draw)
+    if callbacks or split or given.get("validation_data") is not None:
+        given["callbacks"] = [filling, *callbacks]
+    history = fit(**given)
+    filling.fill()
+    return history
+
+
+def graph_losses(loss: Any) -> list[GraphInterpolation]:
+    """The losses that train a WNLL head through its graph, in sums and structures too."""
+    found: list[GraphInterpolation] = []
+    for part in keras.tree.flatten(loss):
+        if isinstance(part, GraphInterpolation):
+            found.append(part)
+        elif isinstance(getattr(part, "losses", None), Sequence):
+            found += graph_losses(list(part.losses))
+    return found
+
+
+class _FitFilling(TemplateFilling):
+    """Fills the template from examples that were drawn before training.
+
+    The training part of each epoch sees the head in the phase that it was in before: other losses
+    of a sum may be computed from its output.
+    """
+
+    def __init__(self, trained: Any, images: Callable[[], np.ndarray], labels: np.ndarray) -> None:
+        super().__init__()
+        self.trained, self.images, self.labels = trained, images, labels
+        self.head = wnll_head(trained)
+
+    def fill(self) -> None:
+        features = head_inputs(self.trained, self.images())
+        if np.isfinite(features).all():
+            self.head.adapt(features, self.labels)
+        else:
+            warnings.warn(
+                "The template of the WNLL head was not filled: what the network computes from "
+                "the training images holds NaN or infinite values.",
+                stacklevel=2,
+            )
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._phase = self.head.phase
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        self.head.phase = self._phase
+
+
+def _drawn(
+    model: Any, x: Any, y: Any, steps: int | None
+) -> tuple[Callable[[], np.ndarray], np.ndarray] | None:
+    """How to get at the images for the template, and their labels; `None` where none can be had."""
+    template = wnll_head(model).template
+    try:
+        if not is_data_set(x):
+            images = as_array(x[0] if isinstance(x, tuple | list) else x)  # Of pairs, the first.
+            rows, labels = draw_rows(template, y)
+            return lambda: images[rows], labels
+        if not can_be_read_again(x, steps):
+            return None
+        drawn, labels = draw_from_data_set(template, x, steps)
+        return lambda: drawn, labels
+    except ValueError as error:
+        raise ValueError(
+            "After `fit` with `GraphInterpolation` the WNLL head predicts from a template of the "
+            f"training data, which these data do not make. {error}. Make `template_size` smaller, "
+            "or pass `keras_robust.callbacks.TemplateUpdate(x, y)` with other data."
+        ) from error
