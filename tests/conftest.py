@@ -48,6 +48,7 @@ SLOW_ON_JAX = (
     "evaluation/test_pictures.py",
     "metrics/test_reference.py",
     "evaluation/test_resume.py",
+    "evaluation/test_resume_rounds.py",
     "metrics/test_rho.py",
     "metrics/test_transfer.py",
     "integration/test_base_models.py::test_unbuilt_models_are_built_by_whatever_comes_first",

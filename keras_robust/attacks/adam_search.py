@@ -16,7 +16,7 @@ _RAISED, _LOWERED, _FIRST = 10.0, 4.0, 10.0
 # Adam stops, once an image is known, where a round has brought less than half a percent.
 _STALLED = 0.995
 # How often the last segment is halved.
-_NUM_HALVINGS = 8
+NUM_HALVINGS = 8
 
 
 class Search(NamedTuple):
@@ -164,9 +164,9 @@ class AdamSearch:
             return ops.where(is_wanted, near, middle), ops.where(is_wanted, middle, far)
 
         shares = (ops.zeros_like(search.const), ops.ones_like(search.const))
-        far = problem.fori_loop(0, _NUM_HALVINGS, halve, shares)[1]
+        far = problem.fori_loop(0, NUM_HALVINGS, halve, shares)[1]
         is_moved = ops.logical_and(far < 1, search.shortest < float("inf"))
-        num_evaluations = ops.convert_to_tensor(_NUM_HALVINGS * self.attack.num_samples, "int32")
+        num_evaluations = ops.convert_to_tensor(NUM_HALVINGS * self.attack.num_samples, "int32")
         return (
             per_example_where(is_moved, image(far), best),
             0 * num_evaluations,

@@ -12,6 +12,8 @@ from keras import ops
 
 from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.inputs import as_seed, working
+from keras_robust.attacks.journal import Journal
+from keras_robust.attacks.meter import Cost, Meter
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, RoundResult
 from keras_robust.attacks.rounds import Rounds
@@ -132,6 +134,13 @@ class Attack(metaclass=_Value):
         """How many times `generate` is called: once for each restart or target class, say."""
         return 1
 
+    def round_costs(self, num_classes: int) -> list[Cost]:
+        """What each round costs at most: the remaining time is estimated by it."""
+        num_steps = getattr(self, "num_steps", 1)
+        passes = num_steps if isinstance(num_steps, int) else 1
+        cost = Cost(self.uses_gradient, max(passes, 1) * self.num_samples)
+        return [cost] * self.num_rounds(num_classes)
+
     def initial_state(self, x: Any) -> tuple[Any, ...]:
         """What rounds hand on besides images: tensors with one entry for each example."""
         return ()
@@ -187,7 +196,8 @@ class Attack(metaclass=_Value):
     def run(self, model: Any, x: Any, y: Any, seed: Any = None, verbose: int = 0) -> AttackResult:
         """Attacks arrays, and tells what came of it.
 
-        Arguments and errors are those of a call; `verbose=1` shows progress where there is any.
+        Arguments and errors are those of a call. `verbose=1` shows which attack of an ensemble and
+        which round runs, and about how long it will still take; `verbose=2` says so once a minute.
 
         Returns:
             `kr.attacks.AttackResult`.
@@ -195,7 +205,11 @@ class Attack(metaclass=_Value):
         classifier = Classifier.of(model)
         x, y = as_array(x), as_array(y, "y")
         self.check(classifier, x, y)
-        return self.run_checked(classifier, x, y, seed, verbose)
+        meter = Meter(self.round_costs(classifier.num_classes), verbose=verbose)
+        meter.begin_batch(len(x))
+        result = self.run_checked(classifier, x, y, seed, journal=Journal(meter))
+        meter.close(int((~result.success).sum()), len(x))
+        return result
 
     def run_checked(
         self,
@@ -203,18 +217,21 @@ class Attack(metaclass=_Value):
         x: np.ndarray,
         y: np.ndarray,
         seed: Any = None,
-        verbose: int = 0,
         needs_gradient: bool = True,
+        journal: Journal | None = None,
     ) -> AttackResult:
         """`run` on arrays that have been checked.
 
         Args:
             needs_gradient: bool. Whether it is an error if there is no gradient: otherwise the
                 attack fails on its examples, and the result says so.
+            journal: what was found before, after whose last round the attack goes on, and where
+                it notes each round. Defaults to `None`: it begins anew, and nothing is noted.
         """
         num_rounds = self.num_rounds(classifier.num_classes)
         seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
-        return Rounds(self, classifier, x, y, seed, needs_gradient).run(num_rounds)
+        rounds = Rounds(self, classifier, x, y, seed, needs_gradient, journal or Journal())
+        return rounds.run(num_rounds)
 
     def perturb(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
         """The attack in tensor operations, as it is used in training.

@@ -11,6 +11,7 @@ from keras_robust.attacks.apgd import APGD
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.ensemble import Ensemble
 from keras_robust.attacks.fab import FAB
+from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.square import Square
@@ -50,9 +51,9 @@ class AutoAttack(Attack):
             model, as class scores: see `kr.attacks.Attack`. Square runs the model itself all the
             same. Defaults to `None`.
 
-    Call arguments, returns: as `kr.attacks.PGD`. `run(model, x, y, seed=None, verbose=0)` shows a
-    progress bar over the attacks with `verbose=1`. `ensemble(num_classes)` gives the
-    `kr.attacks.Ensemble` that is run.
+    Call arguments, returns: as `kr.attacks.PGD`. `run(model, x, y, seed=None, verbose=0)` shows
+    with `verbose=1` which attack and which of its rounds runs, and about how long it will still
+    take. `ensemble(num_classes)` gives the `kr.attacks.Ensemble` that is run.
 
     Raises:
         ValueError: if an argument is out of its range; when called, as `kr.attacks.PGD`, or if
@@ -123,6 +124,9 @@ class AutoAttack(Attack):
 
     def check_classifier(self, classifier: Classifier, x: np.ndarray) -> None:
         self.ensemble(classifier.num_classes).check_classifier(classifier, x)
+
+    def round_costs(self, num_classes: int) -> list[Cost]:
+        return self.ensemble(num_classes).round_costs(num_classes)
 
     def run_checked(self, classifier: Classifier, *args: Any, **kwargs: Any) -> AttackResult:
         return self.ensemble(classifier.num_classes).run_checked(classifier, *args, **kwargs)

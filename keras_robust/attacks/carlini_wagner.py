@@ -7,8 +7,9 @@ import keras
 from keras import ops
 
 from keras_robust import validation
-from keras_robust.attacks.adam_search import AdamSearch, Search
+from keras_robust.attacks.adam_search import NUM_HALVINGS, AdamSearch, Search
 from keras_robust.attacks.attack import Attack
+from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops import per_example_where
@@ -135,6 +136,11 @@ class CarliniWagnerL2(Attack):
 
     def num_rounds(self, num_classes: int) -> int:
         return self.binary_search_steps * self.rounds_per_search + 1
+
+    def round_costs(self, num_classes: int) -> list[Cost]:
+        descent = Cost(True, self.steps_per_round * self.num_samples)
+        approach = Cost(False, NUM_HALVINGS * self.num_samples)
+        return [descent] * (self.num_rounds(num_classes) - 1) + [approach]
 
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
         # `generate` returns `start` where it finds nothing nearer.

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks.attack import Attack
+from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops import (
@@ -125,6 +126,10 @@ class DeepFool(Attack):
 
     def num_rounds(self, num_classes: int) -> int:
         return -(-self.num_steps // _STEPS_PER_ROUND)
+
+    def round_costs(self, num_classes: int) -> list[Cost]:
+        passes = _STEPS_PER_ROUND * (min(self.num_candidates, num_classes) - 1) * self.num_samples
+        return [Cost(True, passes)] * self.num_rounds(num_classes)
 
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
         return best_margin <= 0  # A round goes on from where the one before it has ended.

@@ -11,6 +11,8 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.inputs import as_seed, working
+from keras_robust.attacks.journal import Journal
+from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
 from keras_robust.attacks.rounds import filled_up
@@ -37,8 +39,9 @@ class Ensemble(Attack):
             `bounds` and `from_logits`, which then are the ensemble's too. Cheap ones go first.
 
     Call arguments, returns: as `kr.attacks.PGD`; each attack keeps to its own ball.
-    `run(model, x, y, seed=None, verbose=0)` shows a progress bar with `verbose=1`; in its result
-    `num_gradients` and `num_evaluations` are the sums over the attacks. In `perturb`, where no
+    `run(model, x, y, seed=None, verbose=0)` shows with `verbose=1` which attack and which of its
+    rounds runs, and about how long it will still take; in its result `num_gradients` and
+    `num_evaluations` are the sums over the attacks. In `perturb`, where no
     example can be left out, the image with the largest margin is taken of the first attack and
     of those after it until one fools the model.
 
@@ -81,24 +84,36 @@ class Ensemble(Attack):
         for attack in self.attacks:
             attack.check_classifier(classifier, x)
 
+    def round_costs(self, num_classes: int) -> list[Cost]:
+        return [cost for attack in self.attacks for cost in attack.round_costs(num_classes)]
+
     def run_checked(
         self,
         classifier: Classifier,
         x: np.ndarray,
         y: np.ndarray,
         seed: Any = None,
-        verbose: int = 0,
         needs_gradient: bool = True,
+        journal: Journal | None = None,
     ) -> AttackResult:
         seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
+        journal = journal or Journal()
         is_joint = classifier.depends_on_batch
         best, success = x.copy(), np.zeros(len(x), bool)
         counts = np.zeros((2, len(x)), int)
         without_gradient: list[str] = []
-        bar = keras.utils.Progbar(len(self.attacks), verbose=verbose, stateful_metrics=["fooled"])
+        num_done, noted = 0, journal.read()
+        if noted:
+            best, success = noted["best"].view(x.dtype), noted["success"]
+            counts, without_gradient = noted["counts"], noted["without_gradient"].tolist()
+            num_done = int(noted["num_done"])
+        position = 0
         for number, attack in enumerate(self.attacks):
             standing = np.flatnonzero(~success)
-            if len(standing):
+            where = f"{type(attack).__name__} {number + 1}/{len(self.attacks)}"
+            member = journal.member(number, where, position)
+            position += len(attack.round_costs(classifier.num_classes))
+            if number >= num_done and len(standing):
                 batch = filled_up(self, classifier, standing, len(x))
                 places: Any = slice(len(standing))
                 if is_joint:
@@ -109,13 +124,21 @@ class Ensemble(Attack):
                     y[batch],
                     backend.fold_in(seed, number),
                     needs_gradient=needs_gradient,
+                    journal=member,
                 )
                 best[standing] = result.x_adv[places]
                 success[standing] = result.success[places]
                 new_counts = np.array([result.num_gradients, result.num_evaluations])
                 counts[:, standing] += new_counts[:, places]
                 without_gradient += result.without_gradient
-            bar.add(1, [("fooled", success.mean())])
+                if number + 1 < len(self.attacks):  # After the last, the whole batch is noted.
+                    journal.write(
+                        num_done=np.array(number + 1),
+                        best=best,
+                        success=success,
+                        counts=counts,
+                        without_gradient=np.array(without_gradient, str),
+                    )
         names = tuple(dict.fromkeys(without_gradient))
         return AttackResult(
             best,

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks.inputs import working
+from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
 from keras_robust.model.classifier import Classifier
@@ -27,6 +28,7 @@ class Rounds:
         y: array of labels, integer or one-hot.
         seed: seed of `keras_robust.backend`.
         needs_gradient: bool. Whether it is an error if the attack finds no gradient.
+        journal: what was found before, after whose last round it goes on, and where it is noted.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Rounds:
         y: np.ndarray,
         seed: Any,
         needs_gradient: bool,
+        journal: Journal,
     ) -> None:
         self.attack, self.classifier, self.x, self.y, self.seed = attack, classifier, x, y, seed
-        self.needs_gradient, self.key = needs_gradient, attack.key
+        self.needs_gradient, self.key, self.journal = needs_gradient, attack.key, journal
         self.state = tuple(np.array(value) for value in attack.initial_state(working(x)))
         self.best, self.margins = x.copy(), np.full(len(x), -np.inf)
         self.counts = np.zeros((2, len(x)), int)
@@ -67,10 +70,36 @@ class Rounds:
 
     def _run_all(self, num_rounds: int) -> None:
         run_round = self._compiled("round", _traced_round, 3 + len(self.state))
-        for index in range(num_rounds):
+        for index in range(self._continue(), num_rounds):
             active = np.flatnonzero(self.attack.is_active(index, self.margins, self.state))
             if len(active):
+                self.journal.begin_round(index, num_rounds, len(active))
                 self._run_round(run_round, index, active)
+                if index + 1 < num_rounds:  # After the last, the whole attack is noted.
+                    self._note(index + 1)
+
+    def _note(self, num_done: int) -> None:
+        state = {f"state_{number}": value for number, value in enumerate(self.state)}
+        self.journal.write(
+            num_done=np.array(num_done),
+            best=self.best,
+            margins=self.margins,
+            counts=self.counts,
+            **state,
+        )
+
+    def _continue(self) -> int:
+        """Takes over what was noted, and returns how many rounds that is."""
+        noted = self.journal.read()
+        if not noted:
+            return 0
+        # Files know bfloat16 as bytes.
+        self.best = noted["best"].view(self.best.dtype)
+        self.margins, self.counts = noted["margins"], noted["counts"]
+        self.state = tuple(
+            noted[f"state_{number}"].view(value.dtype) for number, value in enumerate(self.state)
+        )
+        return int(noted["num_done"])
 
     def _run_round(self, run_round: Callable[..., Any], index: int, active: np.ndarray) -> None:
         batch, places = self._batch(active)

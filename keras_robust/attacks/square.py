@@ -4,18 +4,21 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.attack import Attack
+from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.attacks.square_search import SEARCHES
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import per_example
 
-# A round ends when the number of queries has grown by this factor.
-_FIRST_CHUNK, _GROWTH = 10, 1.25
+# A round ends when the number of queries has grown by this factor, or by so many: the last ones
+# must not take hours.
+_FIRST_CHUNK, _GROWTH, _LONGEST_CHUNK = 10, 1.25, 250
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -116,6 +119,12 @@ class Square(Attack):
     def num_rounds(self, num_classes: int) -> int:
         return self.num_restarts * len(self._chunks())
 
+    def round_costs(self, num_classes: int) -> list[Cost]:
+        sizes = np.diff(self._chunks(), prepend=0).tolist()
+        # Beside its queries, a round asks about its first image, and judges its last.
+        costs = [Cost(False, (size + 2) * self.num_samples) for size in sizes]
+        return costs * self.num_restarts
+
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
         # Within a restart margins never fall; a new restart takes the place of the old one.
         return new_margin > -float("inf")
@@ -161,7 +170,8 @@ class Square(Attack):
         """After how many queries each round ends."""
         ends = [min(_FIRST_CHUNK, self.num_queries)]
         while ends[-1] < self.num_queries:
-            ends.append(min(math.ceil(_GROWTH * ends[-1]), self.num_queries))
+            end = min(math.ceil(_GROWTH * ends[-1]), ends[-1] + _LONGEST_CHUNK)
+            ends.append(min(end, self.num_queries))
         return ends
 
     def get_config(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.registry import run_checks
+from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.radii import check_attack, radii
 from keras_robust.model.arrays import as_arrays, padded_batches, sparse
 from keras_robust.model.classifier import Classifier
@@ -159,12 +160,14 @@ def check_evaluation(
     batch_size: int,
     seed: int,
     transfer_from: Classifier | None,
+    progress: Progress,
     verbose: int,
 ) -> list[CheckResult]:
     """Checks the attack of an evaluation that has left the fewest examples standing.
 
-    The attack is not run again. Attacks without a radius, or of another norm, are left out. Where
-    predictions depend on the batch, the examples are those of the evaluation's first batch.
+    The attack is not run again, nor are those of the checks whose results are in `progress`.
+    Attacks without a radius, or of another norm, are left out. Where predictions depend on the
+    batch, the examples are those of the evaluation's first batch.
 
     Args:
         clean: bool array, shape `(num_examples,)`: the examples that are classified correctly.
@@ -200,6 +203,7 @@ def check_evaluation(
         seed=seed,
         transfer_from=transfer_from,
         counted=counted,
+        progress=progress,
         standing_judged=correct[strongest][chosen[counted]],
         counts=(int(clean.sum()), int((clean & ~correct[strongest]).sum())),
     )

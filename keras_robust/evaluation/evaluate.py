@@ -1,16 +1,16 @@
 """The robustness report of a classifier."""
 
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.journal import Arrays, Journal
+from keras_robust.attacks.meter import Meter
 from keras_robust.evaluation.attack_list import named_attacks
 from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import fingerprint
@@ -78,8 +78,9 @@ def evaluate(
             refused.
         batch_size: int. Defaults to `128`.
         output: folder to save the report in, made if need be. What each batch of each attack has
-            found is saved in its folder `progress` at once, so that an interrupted evaluation
-            loses one batch at most. A report that is there already is deleted. Defaults to
+            found is saved in its folder `progress` at once, and while a batch is attacked what each
+            round has (a restart, a target class, some queries), so that an interrupted evaluation
+            loses one round at most. A report that is there already is deleted. Defaults to
             `None`: nothing is saved.
         seed: int. Seed of the attacks' random numbers. Defaults to `0`.
         worst_case_only: bool. Whether to leave out, in each attack, the examples that an earlier
@@ -100,8 +101,9 @@ def evaluate(
         notes: mapping of strings to strings, what else the report is to say about the model, the
             data and how it was made. Defaults to `None`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar for each attack, 2 a line, 0 nothing. Defaults to
-            `1`.
+        verbose: int. 1 shows for each attack which round runs and about how long it will still
+            take, on a terminal or in a notebook in one line, elsewhere in a line every 10 seconds;
+            2 in a line every minute; 0 shows nothing. Defaults to `1`.
 
     Returns:
         `kr.evaluation.Report`: a row for the clean images, one for each attack, and one for the
@@ -178,18 +180,23 @@ def evaluate(
         row = Row(name, standing.copy(), repr(attack), radii(attack), attacked=standing)
         if verbose:
             print(f"{name} on {standing.sum()} of {len(x)} examples")
-        bar = keras.utils.Progbar(-(-int(standing.sum()) // batch_size) or None, verbose=verbose)
         fooled: list[tuple[int, np.ndarray, int]] = []
-        batches = attack_in_batches(
-            classifier, x, labels, attack, standing, batch_size, seed, needs_gradient=False
+        batches = list(
+            attack_in_batches(
+                classifier, x, labels, attack, standing, batch_size, seed, needs_gradient=False
+            )
         )
+        meter = Meter(attack.round_costs(classifier.num_classes), len(batches), verbose)
         for batch_number, (batch, attack_batch) in enumerate(batches):
-            compute = functools.partial(_attack_batch, attack_batch)
-            found = progress.arrays(f"{number:02}-{batch_number:05}", compute)
+            meter.begin_batch(len(batch))
+            found = progress.attacked(
+                f"{number:02}-{batch_number:05}", _shortened(attack_batch), meter
+            )
+            meter.end_batch()
             row.record(batch, found)
             shown = found["shown"]
             fooled += zip(batch[shown], found["x_adv"], found["classes"][shown], strict=True)
-            bar.add(1, [("robust", float(np.mean(~found["success"])))])
+        meter.close(int(row.correct[standing].sum()), int(standing.sum()))
         report.add(row, _samples(x, labels, fooled[:_NUM_SAMPLES]))
         if name in limited:
             worst = worst & row.correct
@@ -198,7 +205,17 @@ def evaluate(
     if checks:
         correct = {name: report.row(name).correct for name in attacks}
         report.checks = check_evaluation(
-            classifier, x, labels, clean, attacks, correct, batch_size, seed, other, verbose
+            classifier,
+            x,
+            labels,
+            clean,
+            attacks,
+            correct,
+            batch_size,
+            seed,
+            other,
+            progress,
+            verbose,
         )
     if pictures:
         add_pictures(report, classifier, x, labels, attacks, progress, verbose)
@@ -208,12 +225,16 @@ def evaluate(
     return report
 
 
-def _attack_batch(attack_batch: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What is kept of an attacked batch: of the images, only some that the report may show."""
-    found = attack_batch()
-    found["shown"] = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
-    found["x_adv"] = found["x_adv"][found["shown"]].astype("float32")
-    return found
+def _shortened(attack_batch: Callable[[Journal], Arrays]) -> Callable[[Journal], Arrays]:
+    """`attack_batch`, keeping of the images only some that the report may show."""
+
+    def attack(journal: Journal) -> Arrays:
+        found = attack_batch(journal)
+        found["shown"] = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
+        found["x_adv"] = found["x_adv"][found["shown"]].astype("float32")
+        return found
+
+    return attack
 
 
 def _samples(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,8 +34,9 @@ def fingerprint(
         "images": _hash([x]),
         "labels": _hash([y]),
         "attacks": json.dumps(list(attacks)),
-        **{f"arguments of {name}": _attack(attack) for name, attack in attacks.items()},
+        **{f"arguments of {name}": attack_fingerprint(attack) for name, attack in attacks.items()},
         **{name: repr(value) for name, value in settings.items()},
+        "keras_robust version": sys.modules["keras_robust"].__version__,
         "backend": f"{keras.backend.backend()}, Keras {keras.version()}",
     }
     if isinstance(model, keras.layers.Layer):
@@ -46,12 +48,12 @@ def fingerprint(
     return facts
 
 
-def _attack(attack: Attack) -> str:
+def attack_fingerprint(attack: Attack) -> str:
     """Its arguments, those of its objective, the weights of the models among them, its members."""
     objective = getattr(attack.objective, "__dict__", {})
     values = [*vars(attack).values(), *objective.values()]
     models = [value for value in values if isinstance(value, keras.layers.Layer)]
-    members = [_attack(member) for member in getattr(attack, "attacks", ())]
+    members = [attack_fingerprint(member) for member in getattr(attack, "attacks", ())]
     return " ".join([_plain(attack), _plain(objective), *map(_weights, models), *members])
 
 

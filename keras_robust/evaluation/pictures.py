@@ -1,23 +1,26 @@
 """Curves and the geometry of features, added to a report."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_robust.attacks import Attack
-from keras_robust.evaluation.progress import Arrays, Progress
-from keras_robust.metrics.accuracy import attack_standing
+from keras_robust.attacks.journal import Arrays, Journal
+from keras_robust.attacks.meter import Meter
+from keras_robust.evaluation.progress import Progress
+from keras_robust.metrics.accuracy import attack_in_batches
 from keras_robust.metrics.activations import features
 from keras_robust.metrics.analysis import require_scikit_learn
-from keras_robust.metrics.curves import robustness_curve
+from keras_robust.metrics.curves import with_epsilon
 from keras_robust.metrics.geometry import feature_geometry
-from keras_robust.metrics.steps_curve import steps_curve
 from keras_robust.model.classifier import Classifier
 from keras_robust.report.report import Report
+from keras_robust.report.row import CLEAN
 
-_MULTIPLES = (0, 0.25, 0.5, 1, 2, 4)
+_MULTIPLES = (0.25, 0.5, 1, 2, 4)
 _NUM_STEPS = (1, 2, 5, 10, 20, 50)
 _NUM_POINTS, _FEWEST_POINTS = 400, 4
 
@@ -44,46 +47,100 @@ def add_pictures(
     and the principal components of the features of images that are classified correctly, if the
     model is made of layers. Attacks that have found no gradient cannot be run again for it.
     """
-    arguments = {name: attack.arguments for name, attack in attacks.items()}
-    names = [n for n, known in arguments.items() if "epsilon" in known]
+    names = [name for name, attack in attacks.items() if "epsilon" in attack.given]
     names = [name for name in names if not report.row(name).without_gradient]
     if not names:
         return
-    with_steps = [name for name in names if "num_steps" in arguments[name]]
+    with_steps = [name for name in names if "num_steps" in attacks[name].arguments]
     name = min(with_steps or names, key=report.accuracy)
-    attack: Any = attacks[name]
-    options: dict[str, Any] = {
-        "attack": attack,
-        "batch_size": report.batch_size,
-        "seed": report.seed,
-        "verbose": verbose,
-    }
+    attack, clean = attacks[name], report.row(CLEAN).correct
+    run = functools.partial(_run, classifier, seed=report.seed, progress=progress, verbose=verbose)
+
+    def still_standing(changed: Attack, standing: np.ndarray, point: str) -> np.ndarray:
+        if verbose:
+            print(f"{name} for the curve over {point} on {standing.sum()} of {len(x)} examples")
+        left = standing.copy()
+        file = f"curve-{point.replace(' ', '-')}"
+        for batch, success in run(
+            x, labels, changed, standing, report.batch_size, file=file, wanted="success"
+        ):
+            left[batch] = ~success
+        return left
 
     def over_epsilon() -> Arrays:
-        epsilons = [multiple * attack.epsilon for multiple in _MULTIPLES]
-        return _arrays(robustness_curve(classifier, x, labels, epsilons=epsilons, **options))
+        left, accuracies = clean, {0.0: float(clean.mean())}
+        for multiple in _MULTIPLES if attack.data["epsilon"] > 0 else ():
+            epsilon = multiple * attack.data["epsilon"]
+            # What is fooled in one ball is fooled in every larger one.
+            left = still_standing(with_epsilon(attack, epsilon), left, f"epsilon {epsilon:.6g}")
+            accuracies[epsilon] = float(left.mean())
+        return _arrays(accuracies)
 
     def over_steps() -> Arrays:
-        return _arrays(steps_curve(classifier, x, labels, num_steps=_NUM_STEPS, **options))
+        left = {
+            count: still_standing(attack.replace(num_steps=count), clean, f"steps {count}")
+            for count in _NUM_STEPS
+        }
+        return _arrays({count: float(standing.mean()) for count, standing in left.items()})
 
-    curves = {"epsilon": over_epsilon}
+    curves: dict[str, Callable[[], Arrays]] = {"epsilon": over_epsilon}
     if name in with_steps:
         curves["steps"] = over_steps
     for axis, compute in curves.items():
-        if verbose:
-            print(f"{name} over {axis}")
         points = progress.arrays(f"curve-{axis}", compute)
         pairs = zip(points["x"].tolist(), points["accuracy"].tolist(), strict=True)
         report.curves[axis] = {name: dict(pairs)}
 
-    chosen = np.flatnonzero(report.row("clean").correct)[:_NUM_POINTS]
+    chosen = np.flatnonzero(clean)[:_NUM_POINTS]
     if isinstance(classifier.model, keras.Model) and len(chosen) >= _FEWEST_POINTS:
         x, labels, size = x[chosen], labels[chosen], min(report.batch_size, len(chosen))
-        standing = np.ones(len(chosen), bool)
-        x_adv, _ = attack_standing(
-            classifier, x, labels, labels, attack, standing, size, report.seed
-        )
+        x_adv, all_of_them = x.copy(), np.ones(len(chosen), bool)
+        if verbose:
+            print(f"{name} for the geometry of features on {len(chosen)} examples")
+        for batch, found in run(
+            x, labels, attack, all_of_them, size, file="geometry", wanted="x_adv"
+        ):
+            x_adv[batch] = found.view(x.dtype)  # Files know bfloat16 as bytes.
         report.geometry = feature_geometry(classifier, x, labels, x_adv, batch_size=size)
+
+
+def _run(
+    classifier: Classifier,
+    x: np.ndarray,
+    labels: np.ndarray,
+    attack: Attack,
+    standing: np.ndarray,
+    batch_size: int,
+    *,
+    file: str,
+    wanted: str,
+    seed: int,
+    progress: Progress,
+    verbose: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The indices of each batch of examples that still stand, and one array that attacking gives.
+
+    Args:
+        file: string, what the names of the files begin with that the arrays are saved in.
+        wanted: string, the name of the array.
+    """
+    batches = list(attack_in_batches(classifier, x, labels, attack, standing, batch_size, seed))
+    meter = Meter(attack.round_costs(classifier.num_classes), len(batches), verbose)
+    num_standing = int(standing.sum())
+    for number, (batch, attack_batch) in enumerate(batches):
+
+        def attacked(
+            journal: Journal, attack_batch: Callable[..., Arrays] = attack_batch
+        ) -> Arrays:
+            found = attack_batch(journal)
+            return {name: found[name] for name in ("success", wanted)}
+
+        meter.begin_batch(len(batch))
+        arrays = progress.attacked(f"{file}-{number:05}", attacked, meter)
+        meter.end_batch()
+        num_standing -= int(arrays["success"].sum())
+        yield batch, arrays[wanted]
+    meter.close(num_standing, int(standing.sum()))
 
 
 def _arrays(curve: Mapping[Any, float]) -> Arrays:

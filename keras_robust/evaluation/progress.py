@@ -1,5 +1,6 @@
 """What an evaluation has computed so far, on disk, so that it can continue."""
 
+import functools
 import json
 import os
 import pathlib
@@ -7,15 +8,20 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+from keras_robust.attacks.journal import Arrays, Journal
+from keras_robust.attacks.meter import Meter
 
 _FINGERPRINT = "fingerprint.json"
+_ROUNDS = "rounds"
 
 
 class Progress:
     """Arrays by name, in files of a folder; what is there is not computed again.
 
     Each file is written under another name and then renamed: it is whole or not there.
+
+    An attack that is run to compute them notes each of its rounds, in files of their own in the
+    folder `rounds`. They are deleted once the arrays are saved, which say all that they did.
 
     Args:
         folder: where the files are. Defaults to `None`: nothing is kept.
@@ -52,30 +58,82 @@ class Progress:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.folder / _FINGERPRINT, *self.folder.glob("*.npz*")):
             path.unlink(missing_ok=True)
-        self._write(_FINGERPRINT, json.dumps(fingerprint, indent=2).encode())
+        self._forget_rounds()
+        _replace(
+            self.folder / _FINGERPRINT,
+            lambda path: path.write_text(json.dumps(fingerprint, indent=2)),
+        )
 
     def arrays(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """The arrays saved as `name`, or those that `compute` returns, which are saved."""
         if self.folder is None:
             return compute()
         path = self.folder / f"{name}.npz"
-        if path.exists():
-            with np.load(path) as file:
-                return dict(file)
+        saved = _load(path)
+        if saved is not None:
+            return saved
         arrays = compute()
-        temporary = path.with_suffix(".npz.part")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
+        _save(path, arrays)
+        self._forget_rounds()
         return arrays
+
+    def attacked(
+        self, name: str, attack: Callable[[Journal], Arrays], meter: Meter | None = None
+    ) -> Arrays:
+        """`arrays` for an attack, which goes on after the last round that was finished.
+
+        Args:
+            attack: function that runs the attack with a journal.
+            meter: what shows how far it is. Defaults to `None`: nothing.
+        """
+        store = None if self.folder is None else _Rounds(self.folder / _ROUNDS / name)
+        return self.arrays(name, functools.partial(attack, Journal(meter, store)))
+
+    def _forget_rounds(self) -> None:
+        assert self.folder is not None
+        for path in (self.folder / _ROUNDS).glob("*.npz*"):
+            path.unlink()
 
     def _saved_fingerprint(self) -> dict[str, str] | None:
         assert self.folder is not None
         path = self.folder / _FINGERPRINT
         return json.loads(path.read_text()) if path.exists() else None
 
-    def _write(self, name: str, data: bytes) -> None:
-        assert self.folder is not None
-        temporary = self.folder / f"{name}.part"
-        temporary.write_bytes(data)
-        temporary.replace(self.folder / name)
+
+class _Rounds:
+    """A store of `kr.attacks`' journals: files whose names begin as `path`."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+
+    def read(self, name: str) -> Arrays | None:
+        return _load(self._file(name))
+
+    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        _save(self._file(name), arrays)
+
+    def _file(self, name: str) -> pathlib.Path:
+        return self.path.with_name(f"{self.path.name}{name and '.'}{name}.npz")
+
+
+def _load(path: pathlib.Path) -> Arrays | None:
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    def write(temporary: pathlib.Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    _replace(path, write)
+
+
+def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+    """Writes a file under another name and renames it."""
+    temporary = path.with_name(f"{path.name}.part")
+    write(temporary)
+    temporary.replace(path)

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.journal import Journal
 from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import check_attack
 from keras_robust.model.arrays import as_arrays, sparse
@@ -22,7 +23,7 @@ def attack_in_batches(
     batch_size: int,
     seed: int,
     needs_gradient: bool = True,
-) -> Iterator[tuple[np.ndarray, Callable[[], dict[str, np.ndarray]]]]:
+) -> Iterator[tuple[np.ndarray, Callable[..., dict[str, np.ndarray]]]]:
     """The examples that are still standing, in batches, with what attacks them.
 
     The last batch is filled up with its last example, so that the model always sees batches of
@@ -35,10 +36,10 @@ def attack_in_batches(
         standing: bool array, shape `(num_examples,)`.
 
     Yields:
-        The indices of a batch's examples, and a function that attacks them and returns arrays
-        with one value for each: those of `kr.attacks.AttackResult`, the norms by their names,
-        and `classes`, what the model predicts, -1 where that is a matter of chance; and
-        `without_gradient`, names, where a gradient is not needed.
+        The indices of a batch's examples, and a function that attacks them, with a journal if it is
+        given one. It returns arrays with one value for each: those of `kr.attacks.AttackResult`,
+        the norms by their names, and `classes`, what the model predicts, -1 where that is a matter
+        of chance; and `without_gradient`, names, where a gradient is not needed.
     """
     is_joint = classifier.depends_on_batch
     indices = np.arange(len(x)) if is_joint else np.flatnonzero(standing)
@@ -50,7 +51,11 @@ def attack_in_batches(
                 continue
 
         def attack_batch(
-            batch: np.ndarray = batch, number: int = number, places: np.ndarray = places
+            journal: Journal | None = None,
+            *,
+            batch: np.ndarray = batch,
+            number: int = number,
+            places: np.ndarray = places,
         ) -> dict[str, np.ndarray]:
             result = attack.run_checked(
                 classifier,
@@ -58,6 +63,7 @@ def attack_in_batches(
                 labels[batch],
                 batch_seed(seed, number),
                 needs_gradient=needs_gradient,
+                journal=journal,
             )
             classes = classifier.classes(result.x_adv, batch_size)
             # A random model may recover when it is asked again: what the attack saw counts.

@@ -1,6 +1,7 @@
 """What the checks look at: a model, some images, and an attack."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -9,7 +10,10 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks import PGD, Attack
+from keras_robust.attacks.journal import Arrays, Journal
 from keras_robust.attacks.pgd import LOSSES
+from keras_robust.evaluation.fingerprint import attack_fingerprint
+from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import radii
 from keras_robust.model.arrays import padded_batches
@@ -43,6 +47,8 @@ class Case:
             to `None`: all.
         standing_judged: bool array, shape `(num_examples,)`, which of the examples the attack
             leaves standing, where that is known already. Defaults to `None`.
+        progress: what keeps the results of attacks, each under its fingerprint. Defaults to one
+            that keeps nothing.
         counts: pair of ints: how many images the attack was tried on and how many it has fooled,
             where that is known for more images than these. Defaults to `None`.
     """
@@ -61,6 +67,7 @@ class Case:
     counted: np.ndarray | None = None
     standing_judged: np.ndarray | None = None
     counts: tuple[int, int] | None = None
+    progress: Progress = dataclasses.field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self._found: dict[Hashable, Any] = {}
@@ -144,11 +151,19 @@ class Case:
         standing = np.ones(len(self.x), bool)
         among = np.ones(len(self.examples), bool) if among is None else among
         attacked = np.arange(len(self.x)) if self.is_joint else self.examples[among]
+        digest = hashlib.sha256(attack_fingerprint(attack).encode() + attacked.tobytes())
         for number, batch in enumerate(padded_batches(attacked, self.batch_size)):
-            seed = batch_seed(self.seed, number)
-            result = attack.run_checked(self.classifier, self.x[batch], self.y[batch], seed)
-            fooled = result.success
-            if not radii(attack):  # It looks for the smallest perturbation, of any size.
-                fooled = fooled & (result.norms[self.norm] <= self.epsilon)
-            standing[batch] = ~fooled
+
+            def run(journal: Journal, batch: np.ndarray = batch, number: int = number) -> Arrays:
+                seed = batch_seed(self.seed, number)
+                result = attack.run_checked(
+                    self.classifier, self.x[batch], self.y[batch], seed, journal=journal
+                )
+                fooled = result.success
+                if not radii(attack):  # It looks for the smallest perturbation, of any size.
+                    fooled = fooled & (result.norms[self.norm] <= self.epsilon)
+                return {"fooled": fooled}
+
+            name = f"check-{digest.hexdigest()[:16]}-{number:05}"
+            standing[batch] = ~self.progress.attacked(name, run)["fooled"]
         return standing[self.examples] & among

@@ -1,0 +1,181 @@
+"""Times the rounds of AutoAttack on models of 224 x 224 images and 1,000 classes.
+
+    python benchmarks/imagenet_cost.py
+    python benchmarks/imagenet_cost.py --models MobileNetV2 --batch-size 4
+
+It prints the table that `docs/evaluation.md` has of what an evaluation costs. Each model of
+`keras.applications` has random weights and is attacked on random images, labelled as it classifies
+them: speed does not depend on what they show. The radius is so small that no image is fooled, and
+no round ends early: the figures are the most that a batch can cost.
+
+A pass forward and a gradient in the images are timed in compiled functions. Of APGD and FAB one
+round of 100 steps is run, of Square the first 250 queries, each after a run that compiles. A batch
+is then the sum of AutoAttack's rounds, at what one round, or one query, has taken. What it takes to
+save a round is timed for the attacks that hand on the least and the most.
+"""
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import harness
+import keras
+import numpy as np
+from training import input_gradient
+
+import keras_robust as kr
+from keras_robust import backend
+from keras_robust.attacks.journal import Journal, Store
+from keras_robust.attacks.meter import clock
+from keras_robust.evaluation.progress import Progress
+from keras_robust.model.classifier import Classifier
+
+EPSILON = 1e-9
+NUM_QUERIES = 250
+# One round each, but for Square, whose rounds are counted by their queries.
+ROUNDS = {
+    "APGD, cross-entropy": kr.attacks.APGD(EPSILON, loss="ce"),
+    "APGD, one target": kr.attacks.APGD(EPSILON, loss="dlr_targeted", num_targets=1),
+    "FAB, one target": kr.attacks.FAB(EPSILON, num_targets=1),
+    "Square, 250 queries": kr.attacks.Square(EPSILON, num_queries=NUM_QUERIES),
+}
+# The second hands on Adam's two moments and its variables too.
+SAVED = {
+    "PGD": kr.attacks.PGD(EPSILON, num_steps=1, num_restarts=2),
+    "CarliniWagnerL2": kr.attacks.CarliniWagnerL2(num_steps=1, binary_search_steps=1),
+}
+
+
+class Timed:
+    """A store that notes how long it takes to write."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.seconds = store, 0.0
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        return self.store.read(name)
+
+    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        start = time.perf_counter()
+        self.store.write(name, arrays)
+        self.seconds = time.perf_counter() - start
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="*", default=["MobileNetV2", "ResNet50"])
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5, help="of the single passes")
+    parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
+    return parser.parse_args()
+
+
+def measure(name: str, batch_size: int, repeats: int) -> dict[str, Any]:
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
+    x = np.random.default_rng(0).random((batch_size, *model.input_shape[1:]), "float32")
+    classifier = Classifier(model)
+    y = classifier.predict(x).argmax(1)
+    figures: dict[str, Any] = {"parameters": model.count_params(), "batch_size": batch_size}
+    figures["one_pass"] = passes(classifier, x, y, repeats)
+    print(f"{name}, one pass of {batch_size} images: {figures['one_pass']}", flush=True)
+    figures["rounds"] = {}
+    for round_name, attack in ROUNDS.items():
+        attack.run(model, *(v[:1] if backend.DYNAMIC_BATCH else v for v in (x, y)), seed=0)
+        start = time.perf_counter()
+        result = attack.run(model, x, y, seed=0)
+        figures["rounds"][round_name] = {
+            "seconds": time.perf_counter() - start,
+            "gradients": float(result.num_gradients.mean()),
+            "evaluations": float(result.num_evaluations.mean()),
+            "fooled": int(result.success.sum()),
+        }
+        print(f"{round_name}: {figures['rounds'][round_name]}", flush=True)
+    figures["batch_seconds"] = whole_batch(figures["rounds"])
+    figures["saving"] = {attack: saving(classifier, x, y, attack) for attack in SAVED}
+    return figures
+
+
+def passes(classifier: Classifier, x: Any, y: Any, repeats: int) -> dict[str, float]:
+    """The median seconds of a pass forward, and of a gradient in the images."""
+    forward = classifier.compiled("benchmark forward", Classifier.outputs)
+    gradient = classifier.compiled("benchmark gradient", input_gradient)
+    x, y = (keras.ops.convert_to_tensor(values) for values in (x, y))
+    harness.wait(forward(x))
+    harness.wait(gradient(x, y))
+    samples = harness.interleave(
+        {
+            "forward": lambda: harness.seconds(lambda: forward(x)),
+            "gradient": lambda: harness.seconds(lambda: gradient(x, y)),
+        },
+        repeats,
+    )
+    return {kind: statistics.median(values) for kind, values in samples.items()}
+
+
+def whole_batch(rounds: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The seconds of each attack of AutoAttack on a batch, and of all of them."""
+    attacks = kr.attacks.AutoAttack(EPSILON).ensemble(1000).attacks
+    num_rounds = [attack.num_rounds(1000) for attack in attacks]
+    *by_round, by_query = rounds.values()
+    seconds = {
+        f"{type(attack).__name__}, {count} rounds": count * one["seconds"]
+        for attack, count, one in zip(attacks[:3], num_rounds[:3], by_round, strict=True)
+    }
+    # Each of Square's rounds runs the model twice more: where it begins, and to judge it.
+    num_passes = attacks[3].num_queries + 2 * num_rounds[3]
+    one_pass = by_query["seconds"] / by_query["evaluations"]
+    seconds[f"Square, {num_rounds[3]} rounds"] = num_passes * one_pass
+    return {**seconds, "AutoAttack": sum(seconds.values())}
+
+
+def saving(classifier: Classifier, x: Any, y: Any, name: str) -> dict[str, float]:
+    """How long it takes to save what a round has found, and how much that is."""
+    classifier.check(x, y)
+    with tempfile.TemporaryDirectory() as folder:
+        timed = []
+
+        def attack(journal: Journal) -> dict[str, np.ndarray]:
+            timed.append(Timed(journal.store))
+            SAVED[name].run_checked(classifier, x, y, 0, journal=Journal(store=timed[0]))
+            size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*.npz"))
+            return {"size": np.array(size)}
+
+        size = Progress(pathlib.Path(folder) / "progress").attacked("batch", attack)["size"]
+    return {"bytes": int(size), "seconds": timed[0].seconds}
+
+
+def main() -> None:
+    args = parse_arguments()
+    results = harness.Results("imagenet_cost", args.results)
+    cases = {}
+    for name in args.models:
+        cases[name] = measure(name, args.batch_size, args.repeats)
+        results.add(f"{name}, {args.batch_size} images", cases[name])
+    print(f"\n{results.machine}, {keras.backend.backend()}, batches of {args.batch_size} images\n")
+    print(f"| | {' | '.join(cases)} |\n|---|{'---|' * len(cases)}")
+    for kind in ("forward", "gradient"):
+        row(f"one pass, {kind}", [f"{case['one_pass'][kind]:.2f} s" for case in cases.values()])
+    for name in ROUNDS:
+        row(name, [clock(case["rounds"][name]["seconds"]) for case in cases.values()])
+    for name in next(iter(cases.values()))["batch_seconds"]:
+        row(name, [clock(case["batch_seconds"][name]) for case in cases.values()])
+    for name in SAVED:
+        saved = [case["saving"][name] for case in cases.values()]
+        row(
+            f"saving a round of {name}",
+            [f"{1e3 * s['seconds']:.0f} ms, {s['bytes'] / 1e6:.1f} MB" for s in saved],
+        )
+    print(f"\n{results.path}")
+
+
+def row(name: str, cells: list[str]) -> None:
+    print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
