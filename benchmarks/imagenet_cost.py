@@ -11,7 +11,8 @@ no round ends early: the figures are the most that a batch can cost.
 A pass forward and a gradient in the images are timed in compiled functions. Of APGD and FAB one
 round of 100 steps is run, of Square the first 250 queries, each after a run that compiles. A batch
 is then the sum of AutoAttack's rounds, at what one round, or one query, has taken. What it takes to
-save a round is timed for the attacks that hand on the least and the most.
+save a round is timed for the attacks that hand on the least and the most. On a CPU, the machine was
+quiet if `processor_seconds` is near the number of cores times `seconds`.
 """
 
 import argparse
@@ -86,10 +87,11 @@ def measure(name: str, batch_size: int, repeats: int) -> dict[str, Any]:
     figures["rounds"] = {}
     for round_name, attack in ROUNDS.items():
         attack.run(model, *(v[:1] if backend.DYNAMIC_BATCH else v for v in (x, y)), seed=0)
-        start = time.perf_counter()
+        start, work = time.perf_counter(), time.process_time()
         result = attack.run(model, x, y, seed=0)
         figures["rounds"][round_name] = {
             "seconds": time.perf_counter() - start,
+            "processor_seconds": time.process_time() - work,
             "gradients": float(result.num_gradients.mean()),
             "evaluations": float(result.num_evaluations.mean()),
             "fooled": int(result.success.sum()),

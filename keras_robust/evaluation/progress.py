@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -59,10 +60,8 @@ class Progress:
         for path in (self.folder / _FINGERPRINT, *self.folder.glob("*.npz*")):
             path.unlink(missing_ok=True)
         self._forget_rounds()
-        _replace(
-            self.folder / _FINGERPRINT,
-            lambda path: path.write_text(json.dumps(fingerprint, indent=2)),
-        )
+        text = json.dumps(fingerprint, indent=2)
+        _replace(self.folder / _FINGERPRINT, lambda file: file.write(text.encode()))
 
     def arrays(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """The arrays saved as `name`, or those that `compute` returns, which are saved."""
@@ -125,15 +124,14 @@ def _load(path: pathlib.Path) -> Arrays | None:
 
 
 def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    def write(temporary: pathlib.Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-
-    _replace(path, write)
+    _replace(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
-def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Writes a file under another name and renames it."""
+def _replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file under another name, and renames it once it is on the disk."""
     temporary = path.with_name(f"{path.name}.part")
-    write(temporary)
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)

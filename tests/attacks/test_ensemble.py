@@ -154,7 +154,9 @@ def test_progress(problem, capsys):
     kr.attacks.Ensemble(MEMBERS).run(*problem)
     assert capsys.readouterr().out == ""
     kr.attacks.Ensemble(MEMBERS).run(*problem, verbose=1)
-    assert "4/4" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "FGSM 1/4 on 60 images" in shown
+    assert "9 of 60 images stand" in shown
 
 
 @pytest.mark.parametrize(
