@@ -271,8 +271,6 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         features = self._buffered(inputs)
         linear = self._linear_logits(features)
-        if not isinstance(inputs.shape[0], int | None):
-            return linear  # A symbol of JAX's: Keras asks a layer around this one for shapes alone.
         template = current_template()
         if template is not None and (training or template.in_inference):
             template.linear_logits = linear
@@ -282,8 +280,8 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
             return linear
         branches = [
             lambda: linear,
-            lambda: self._logits(self._interpolate(features, True), linear),
-            lambda: self._logits(self._interpolate(features, False), linear),
+            lambda: self._wnll_logits(features, linear, True),
+            lambda: self._wnll_logits(features, linear, False),
         ]
         if self.fixed_switch is not None:
             return branches[self.fixed_switch]()
@@ -326,6 +324,16 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     def _narrow(self, x: Any) -> Any:
         return ops.cast(x, self.compute_dtype)
+
+    def _wnll_logits(self, features: Any, linear: Any, joint: bool) -> Any:
+        """log u; NaN for a batch whose size JAX knows as a symbol alone.
+
+        So Keras asks for the shapes of a layer around this one, and so it exports a model, which
+        then says NaN: TensorFlow cannot read what JAX makes of the search for neighbours.
+        """
+        if not isinstance(features.shape[0], int | None):
+            return ops.full_like(linear, float("nan"))
+        return self._logits(self._interpolate(features, joint), linear)
 
     def _interpolate(self, features: Any, joint: bool) -> Any:
         """u on the batch: each template batch is asked, and they vote."""

@@ -234,9 +234,7 @@ class WNLLTemplate(keras.layers.Layer):
             rows = ops.cast(ops.convert_to_tensor(self.reach), points.dtype)
             reach = Reach(*(rows[row, self._part(number)] for row in range(3)))
             found = self._search(number, fixed, fixed_points, reach, transform)
-            return edges_to_template(
-                queries, points, reach, found, n, self.kernel, joint, is_query
-            )
+            return edges_to_template(queries, points, reach, found, n, self.kernel, joint, is_query)
         lists = self._lists(points, number, is_current)
         if joint:
             near = nearest(fixed, fixed_points, m)

@@ -8,9 +8,7 @@ from keras import ops
 from keras_robust.ops.nearest import check_distances_exist, dtype_name
 
 
-def check_points(
-    name: str, points: Any, width: int | None = None, dtype: Any = None
-) -> np.ndarray:
+def check_points(name: str, points: Any, width: int | None = None, dtype: Any = None) -> np.ndarray:
     """The points as a float array, shape `(num_points, dimensions)`.
 
     In `dtype`; where that is `None`, in float64 if they and the backend have it, else in float32.

@@ -17,7 +17,14 @@ _TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 _MAX_ITERATIONS = 1000
 
 
-def interpolate(edges: Edges, values: Any, is_known: Any, size: Any, template_weight: Any) -> Any:
+def interpolate(
+    edges: Edges,
+    values: Any,
+    is_known: Any,
+    size: Any,
+    template_weight: Any,
+    joint: bool = True,
+) -> Any:
     """Extends known values harmonically to the other points of a graph.
 
     Solves, for each unknown point x (Wang and Osher, eq. 5),
@@ -40,6 +47,7 @@ def interpolate(edges: Edges, values: Any, is_known: Any, size: Any, template_we
         is_known: bool tensor, shape `(num_points,)`.
         size: int: unknown are none but the first `size` points.
         template_weight: gamma, a number or a scalar tensor.
+        joint: bool. Whether unknown points have edges between them. Defaults to `True`.
 
     Returns:
         u on the first `size` points, shape `(size, num_classes)`.
@@ -67,7 +75,7 @@ def interpolate(edges: Edges, values: Any, is_known: Any, size: Any, template_we
     ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
         outer = ops.where(is_mixed, weight, ops.zeros_like(weight))
         inner = ops.where(is_mixed, ops.zeros_like(weight), weight)
-        solver = _solver(source, target, inner, outer, row, is_unknown, size)
+        solver = _solver(source, target, inner, outer, row, is_unknown, size, joint)
         pull = outer[:, None] * ops.take(values, other, axis=0)
         # `scatter` adds, as `segment_sum` does, which TensorFlow takes longer for on CPUs.
         pull = ops.scatter(row[:, None], pull, (size, ops.shape(values)[1]))
@@ -99,7 +107,14 @@ def interpolate(edges: Edges, values: Any, is_known: Any, size: Any, template_we
 
 
 def _solver(
-    source: Any, target: Any, inner: Any, outer: Any, row: Any, is_unknown: Any, size: Any
+    source: Any,
+    target: Any,
+    inner: Any,
+    outer: Any,
+    row: Any,
+    is_unknown: Any,
+    size: Any,
+    joint: bool,
 ) -> Callable[[Any, Any], Any]:
     """A function of the right-hand side and the prior that solves for the first `size` points."""
     degree = ops.segment_sum(outer, row, num_segments=size)
@@ -111,6 +126,8 @@ def _solver(
     scale = ops.where(degree > 0, degree, ops.ones_like(degree))
     tie = _TIE[dtype_name(inner)] * scale
     diagonal = (degree + tie)[:, None]
+    if not joint:
+        return lambda pull, prior: (pull + tie[:, None] * prior) / diagonal
     is_dense = not isinstance(size, int) or size <= MAX_DENSE
     solve = (_dense if is_dense else _iterative)(source, target, inner, diagonal, size)
     return lambda pull, prior: solve(pull + tie[:, None] * prior)

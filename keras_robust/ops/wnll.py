@@ -161,7 +161,7 @@ def extend(
     unknown = ops.zeros((num_queries, values.shape[1]), values.dtype)
     is_known = ops.arange(num_queries + num_template) >= num_queries
     values = ops.concatenate([unknown, values])
-    u = interpolate(edges, values, is_known, num_queries, template_weight)
+    u = interpolate(edges, values, is_known, num_queries, template_weight, joint)
     return ops.where(is_query[:, None], u, ops.full_like(u, float("nan")))
 
 
