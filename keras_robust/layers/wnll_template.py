@@ -237,8 +237,7 @@ class WNLLTemplate(keras.layers.Layer):
             return edges_to_template(queries, points, reach, found, n, self.kernel, joint, is_query)
         lists = self._lists(points, number, is_current)
         if joint:
-            near = nearest(fixed, fixed_points, m)
-            return edges_of_union(queries, points, lists, near, m, n, self.kernel, is_query)
+            return edges_of_union(queries, points, lists, n, self.kernel, is_query)
         reach = reach_of_lists(lists, n)
         count = min(MAX_REVERSE, self._batch_size)
         scale = ops.stop_gradient(reach.scale())

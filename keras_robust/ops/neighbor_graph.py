@@ -142,9 +142,20 @@ def edges_to_template(
         is_query: bool tensor, shape `(q,)`: the others have no edges.
     """
     num_queries = ops.shape(queries)[0]
-    indices, weight = _own_edges(
-        queries, template, found[:2], sigma_neighbor, kernel, joint, is_query
-    )
+    distances = recorded_distances(queries, template, found[0], found[1])
+    indices = found[1] + num_queries
+    if joint:
+        fixed, count = ops.stop_gradient(queries), indices.shape[1]
+        others = nearest(fixed, fixed, count, 0, is_query)
+        own = recorded_distances(queries, queries, *others)
+        distances = ops.concatenate([distances, own], axis=1)
+        indices = ops.concatenate([indices, others[1]], axis=1)
+        _, places = smallest(ops.stop_gradient(distances), count)
+        distances = ops.take_along_axis(distances, places, axis=1)
+        indices = ops.take_along_axis(indices, places, axis=1)
+    weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
+    weight = _where_rows(is_query, weight)
+
     reverse = found[3]
     back = recorded_distances(queries, template, found[2], reverse)
     below, sigma, farthest = (ops.take(values, reverse) for values in reach)
@@ -162,13 +173,11 @@ def edges_of_union(
     queries: Any,
     template: Any,
     lists: Any,
-    found: tuple[Any, Any],
-    num_neighbors: int,
     sigma_neighbor: int,
     kernel: str,
     is_query: Any,
 ) -> Edges:
-    """The edges that touch a query in the graph of queries and template, exactly.
+    """The edges of `union_edges` on queries and template that touch a query.
 
     The template points' lists among themselves are known: with the queries, the nearest of both
     are in the list. So nothing that is not near a query needs to be searched for.
@@ -178,12 +187,18 @@ def edges_of_union(
         template: tensor, shape `(t, dimensions)`.
         lists: tensor, shape `(t, m)`: the squared distances from each template point to its
             nearest others, in ascending order; infinite where there are fewer.
-        found: each query's nearest template points, as `nearest` returns them.
-        num_neighbors, sigma_neighbor, kernel: m, n, and one of `KERNELS`.
+        sigma_neighbor, kernel: n, and one of `KERNELS`.
         is_query: bool tensor, shape `(q,)`: the others have no edges.
     """
-    num_queries = ops.shape(queries)[0]
-    indices, weight = _own_edges(queries, template, found, sigma_neighbor, kernel, True, is_query)
+    num_queries, num_neighbors = ops.shape(queries)[0], lists.shape[1]
+    points = ops.concatenate([queries, template])
+    is_point = ops.concatenate([is_query, ops.ones_like(template[:, 0], dtype="bool")])
+    found, indices = nearest(
+        ops.stop_gradient(queries), ops.stop_gradient(points), num_neighbors, 0, is_point
+    )
+    distances = recorded_distances(queries, points, found, indices)
+    weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
+    weight = _where_rows(is_query, weight)
     count = min(num_neighbors, queries.shape[0] or num_neighbors)
     near, visitors = nearest(
         ops.stop_gradient(template), ops.stop_gradient(queries), count, None, is_query
@@ -215,32 +230,6 @@ def _sigma_of_both(first: Any, second: Any, sigma_neighbor: int) -> Any:
     least = ops.where(least < float("inf"), least, ops.ones_like(least))
     sigma = ops.where(sigma < float("inf"), sigma, last)
     return ops.where(sigma > 0, sigma, least)
-
-
-def _own_edges(
-    queries: Any,
-    template: Any,
-    found: tuple[Any, Any],
-    sigma_neighbor: int,
-    kernel: str,
-    joint: bool,
-    is_query: Any,
-) -> tuple[Any, Any]:
-    """The queries' own lists: where their edges lead, and the weights, shape `(q, m)` each."""
-    num_queries = ops.shape(queries)[0]
-    distances = recorded_distances(queries, template, *found)
-    indices = found[1] + num_queries
-    if joint:
-        fixed, count = ops.stop_gradient(queries), indices.shape[1]
-        others = nearest(fixed, fixed, count, 0, is_query)
-        own = recorded_distances(queries, queries, *others)
-        distances = ops.concatenate([distances, own], axis=1)
-        indices = ops.concatenate([indices, others[1]], axis=1)
-        _, places = smallest(ops.stop_gradient(distances), count)
-        distances = ops.take_along_axis(distances, places, axis=1)
-        indices = ops.take_along_axis(indices, places, axis=1)
-    weight = kernel_weights(distances, own_sigma(distances, sigma_neighbor), kernel)
-    return indices, _where_rows(is_query, weight)
 
 
 def _where_rows(is_row: Any, values: Any) -> Any:
