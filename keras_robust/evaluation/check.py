@@ -7,6 +7,8 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.evaluation.checks.above_chance import NAME as ABOVE_CHANCE
+from keras_robust.evaluation.checks.above_chance import compared_with_chance
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.registry import run_checks
 from keras_robust.evaluation.progress import Progress
@@ -50,7 +52,8 @@ def check(
       cross-entropy, which other libraries climb), and agrees with finite differences of the
       log-odds along random directions;
     - neither the softmax nor a tanh or sigmoid layer is saturated; two passes of the same images
-      give the same outputs.
+      give the same outputs;
+    - without an attack, the model classifies more images correctly than guesses do.
 
     Two attacks are compared example by example, on those that only one of the two fools. The
     check fails where a sign test finds the one that should be stronger to be the weaker, at a
@@ -83,7 +86,8 @@ def check(
         num_examples: int. How many examples to use, at most; not where predictions depend on the
             batch, which is used as a whole. Defaults to `100`.
         chance: float from 0 to 1. The accuracy of guessing. Defaults to `None`: one divided by
-            the number of classes.
+            the number of classes; for the accuracy without an attack, that of guessing each class
+            as often as the model does.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the choice of examples and of all random numbers. Defaults to `0`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
@@ -103,7 +107,8 @@ def check(
 
     >>> import keras, numpy as np, keras_robust as kr
     >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
-    >>> x, y = np.random.rand(32, 8, 8, 1), np.random.randint(0, 10, 32)
+    >>> x = np.random.rand(32, 8, 8, 1)
+    >>> y = np.argmax(model(x), axis=1)
     >>> results = kr.evaluation.check(model, x, y, attack=kr.attacks.PGD(epsilon=0.1), verbose=0)
     >>> [result.name for result in results if result.passed is False]
     []
@@ -128,10 +133,12 @@ def check(
 
     labels = sparse(y)
     if classifier.depends_on_batch:
-        first = slice(batch_size)
-        chosen, counted = _whole(classifier.classes(x[first], batch_size) == labels[first])
+        seen = np.arange(batch_size)
+        classes = classifier.classes(x[seen], batch_size)
+        chosen, counted = _whole(classes == labels[seen])
     else:
-        chosen = _choose(classifier, x, labels, num_examples, batch_size, seed)
+        seen, classes = _look(classifier, x, labels, num_examples, batch_size, seed)
+        chosen = seen[classes == labels[seen]][:num_examples]
         counted = np.arange(len(chosen))
     case = Case(
         classifier=classifier,
@@ -146,6 +153,7 @@ def check(
         chance=chance,
         transfer_from=other,
         counted=counted,
+        answers=(labels[seen], classes),
     )
     return run_checks(case, verbose)
 
@@ -154,6 +162,7 @@ def check_evaluation(
     classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
+    classes: np.ndarray,
     clean: np.ndarray,
     attacks: Mapping[str, Attack],
     correct: Mapping[str, np.ndarray],
@@ -170,6 +179,7 @@ def check_evaluation(
     batch, the examples are those of the evaluation's first batch.
 
     Args:
+        classes: int array, shape `(num_examples,)`: the classes predicted for `x`.
         clean: bool array, shape `(num_examples,)`: the examples that are classified correctly.
         correct: mapping of attacks' names to the examples that they leave standing.
     """
@@ -181,7 +191,11 @@ def check_evaluation(
     ]
     if not names:
         sentence = "No attack has an epsilon in one norm: call `kr.evaluation.check` with one."
-        return [CheckResult("the figures can be checked", None, sentence)]
+        outcome = compared_with_chance(labels, classes)
+        return [
+            CheckResult("the figures can be checked", None, sentence),
+            CheckResult(ABOVE_CHANCE, outcome.passed, outcome.sentence, outcome.figures),
+        ]
     strongest = min(names, key=lambda name: correct[name].mean())
     norm, epsilon = next(iter(balls[strongest].items()))
     if classifier.depends_on_batch:
@@ -206,6 +220,7 @@ def check_evaluation(
         progress=progress,
         standing_judged=correct[strongest][chosen[counted]],
         counts=(int(clean.sum()), int((clean & ~correct[strongest]).sum())),
+        answers=(labels, classes),
     )
     return run_checks(case, verbose)
 
@@ -258,21 +273,24 @@ def _whole(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(len(correct)), np.flatnonzero(correct)
 
 
-def _choose(
+def _look(
     classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
     num_examples: int,
     batch_size: int,
     seed: int,
-) -> np.ndarray:
-    """The indices of examples that are classified correctly, in random order."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of images in random order, until enough are classified correctly.
+
+    Returns:
+        The images' indices, and the classes predicted for them.
+    """
     order = np.random.default_rng(seed).permutation(len(x))
-    chosen: list[int] = []
-    for number, batch in enumerate(padded_batches(order, batch_size)):
-        count = min(batch_size, len(order) - number * batch_size)
-        correct = classifier.classes(x[batch], batch_size) == labels[batch]
-        chosen += batch[:count][correct[:count]].tolist()
-        if len(chosen) >= num_examples:
+    classes = np.empty(0, int)
+    for batch in padded_batches(order, batch_size):
+        classes = np.append(classes, classifier.classes(x[batch], batch_size))[: len(order)]
+        seen = order[: len(classes)]
+        if np.sum(classes == labels[seen]) >= num_examples:
             break
-    return np.array(chosen[:num_examples], int)
+    return order[: len(classes)], classes

@@ -33,7 +33,7 @@ def evaluate(
     model: Any,
     x: Any,
     y: Any = None,
-    attacks: Mapping[str, Attack] | Sequence[Attack] | None = None,
+    attacks: Mapping[str, Attack] | Sequence[Attack] | Attack | None = None,
     batch_size: int = 128,
     output: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -74,8 +74,8 @@ def evaluate(
         y: integer labels, shape `(num_examples,)`, or one-hot labels, shape
             `(num_examples, num_classes)`. Defaults to `None`, for a data set.
         attacks: mapping of names to `kr.attacks.Attack`s, untargeted, at least one; or a list of
-            them, which are named by their class and arguments. Defaults to `None`, which is
-            refused.
+            them, or one alone, which are named by their class and arguments. Defaults to `None`,
+            which is refused.
         batch_size: int. Defaults to `128`.
         output: folder to save the report in, made if need be. What each batch of each attack has
             found is saved in its folder `progress` at once, and while a batch is attacked what each
@@ -208,6 +208,7 @@ def evaluate(
             classifier,
             x,
             labels,
+            classes,
             clean,
             attacks,
             correct,

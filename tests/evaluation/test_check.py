@@ -10,6 +10,7 @@ import scipy.stats
 from keras import ops
 
 import keras_robust as kr
+from keras_robust.evaluation.checks.above_chance import compared_with_chance
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import compared
 from keras_robust.evaluation.checks.registry import CHECKS
@@ -19,7 +20,7 @@ from keras_robust.model.classifier import Classifier
 BELOW_CLEAN, NO_WEAKER, MORE_STEPS, SINGLE_STEP, SQUARE, TRANSFER, NOISE, CHANCE, UNBOUNDED = list(
     CHECKS
 )[:9]
-FINITE, NOT_ZERO, DIFFERENCES, LOGITS, FEATURES, DETERMINISTIC = list(CHECKS)[9:]
+FINITE, NOT_ZERO, DIFFERENCES, LOGITS, FEATURES, DETERMINISTIC, ABOVE_CHANCE = list(CHECKS)[9:]
 PGD = kr.attacks.PGD(0.1, num_steps=20)
 
 
@@ -457,11 +458,109 @@ def test_sign_test(against, in_favour):
 
 
 @pytest.mark.parametrize(
-    ("successes", "trials", "chance"), [(0, 5, 0.1), (18, 100, 0.1), (9, 9, 0.5)]
+    ("successes", "trials", "chance"),
+    [
+        (0, 5, 0.1),
+        (18, 100, 0.1),
+        (9, 9, 0.5),
+        (1000, 1000, 0.999),
+        (4, 5, 1.0),
+        (1, 5, 0.0),
+        (1050, 10_000, 0.1),
+        (49_000, 50_000, 0.98),
+        (9_990, 10_000, 0.5),
+    ],
 )
 def test_binomial_tail(successes, trials, chance):
     expected = scipy.stats.binomtest(successes, trials, chance, alternative="greater").pvalue
-    np.testing.assert_allclose(binomial_tail(successes, trials, chance), expected)
+    np.testing.assert_allclose(binomial_tail(successes, trials, chance), expected, rtol=1e-6)
+
+
+def answers(shares, accuracies, count, predicted=None):
+    """Labels with these shares, and answers that are right on these shares of each class.
+
+    Where they are wrong, the next class is given, or the one that is always `predicted`.
+    """
+    counts = np.round(count * np.array(shares)).astype(int)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    right = np.concatenate(
+        [np.arange(n) < round(n * a) for n, a in zip(counts, accuracies, strict=True)]
+    )
+    wrong = (labels + 1) % len(counts) if predicted is None else np.full_like(labels, predicted)
+    return labels, np.where(right, labels, wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        # A good model and a poor one, of ten classes.
+        (answers([0.1] * 10, [0.9] * 10, 200), True),
+        (answers([0.1] * 10, [0.25] * 10, 200), True),
+        # One of nothing but guesses, one of the same answer to everything, one that is never right.
+        (answers([0.1] * 10, [0.1] * 10, 200), False),
+        (answers([0.1] * 10, [0.0] * 10, 200, predicted=3), False),
+        (answers([0.1] * 10, [0.0] * 10, 200), False),
+        # Nine tenths of one class: naming it always is worth nothing, and more than that something.
+        (answers([0.9, 0.1], [1.0, 0.0], 200), False),
+        (answers([0.1, 0.9], [0.0, 1.0], 200), False),
+        (answers([0.9, 0.1], [0.95, 0.75], 200), True),
+        # A tenth of all is right, but not more than guessing that class would be.
+        (answers([0.9, 0.1], [0.0, 1.0], 200), False),
+        # Too few to tell; few that are enough.
+        (answers([0.5, 0.5], [0.5, 0.5], 8), None),
+        (answers([0.9, 0.1], [1.0, 0.0], 20), None),
+        (answers([0.1] * 10, [1.0] * 10, 10), True),
+        (answers([0.1] * 10, [0.0] * 10, 10), False),
+        # Examples of one class alone.
+        (answers([1.0, 0.0], [0.9, 0.0], 200), None),
+        # Many.
+        (answers([0.1] * 10, [0.1] * 10, 50_000), False),
+        (answers([0.1] * 10, [0.11] * 10, 50_000), True),
+    ],
+)
+def test_clean_accuracy_against_guessing(given, passed):
+    outcome = compared_with_chance(*given)
+    assert outcome.passed is passed
+    if outcome.figures:
+        labels, classes = given
+        table = np.zeros((10, 10))
+        np.add.at(table, given, 1)
+        # As in Cohen's kappa.
+        expected = (table.sum(0) * table.sum(1)).sum() / table.sum() ** 2
+        assert outcome.figures["chance"] == pytest.approx(expected)
+        assert outcome.figures["accuracy"] == (labels == classes).mean()
+        p_value = scipy.stats.binom.sf((labels == classes).sum() - 1, len(labels), expected)
+        assert outcome.figures["p_value"] == pytest.approx(p_value, rel=1e-6, abs=1e-300)
+
+
+def test_guesses_pass_as_clean_accuracy_in_one_of_a_hundred_samples_at_most():
+    rng = np.random.default_rng(0)
+    labels, classes = rng.integers(0, 10, (2, 2000, 200))
+    outcomes = [compared_with_chance(*pair).passed for pair in zip(labels, classes, strict=True)]
+    assert outcomes.count(True) <= 40  # 20 are expected at most; twice as many never come.
+    assert outcomes.count(False) >= 1950
+
+
+def test_the_accuracy_of_guessing_may_be_given():
+    labels, classes = answers([0.1] * 10, [0.25] * 10, 200)
+    outcome = compared_with_chance(labels, classes, chance=0.25)
+    assert outcome.passed is False
+    assert outcome.figures["chance"] == 0.25
+
+
+def test_clean_accuracy_is_that_of_all_examples_that_were_looked_at():
+    # Two thirds of 300 examples are right.
+    labels = np.concatenate([LABELS, 1 - LABELS[:100]])
+    images = np.concatenate([PIXELS, PIXELS[:100]])
+    options = {"attack": kr.attacks.PGD(0.1), "verbose": 0}
+    every = kr.evaluation.check(threshold, images, labels, num_examples=300, **options)
+    assert every[-1].figures["num_examples"] == 300
+    assert every[-1].figures["accuracy"] == pytest.approx(2 / 3)
+    order = np.random.default_rng(0).permutation(300)
+    right = np.concatenate([np.ones(200, bool), np.zeros(100, bool)])[order[:128]]
+    first = kr.evaluation.check(threshold, images, labels, num_examples=60, **options)
+    assert first[-1].figures["num_examples"] == 128
+    assert first[-1].figures["accuracy"] == right.mean()
 
 
 def test_attacks_are_compared_example_by_example():
@@ -515,15 +614,18 @@ def test_an_error_loses_none_of_the_other_checks():
     by_name = {result.name: result for result in results}
     assert by_name[TRANSFER].passed is None
     assert "could not be run. ValueError" in by_name[TRANSFER].sentence
-    assert sum(result.passed is True for result in results) == 13
+    assert sum(result.passed is True for result in results) == 14
 
 
 def test_models_that_are_never_right_cannot_be_checked():
     results = kr.evaluation.check(
         threshold, PIXELS, 1 - LABELS, attack=kr.attacks.PGD(0.1), verbose=0
     )
-    assert {result.passed for result in results} == {None}
+    *others, above_chance = results
+    assert {result.passed for result in others} == {None}
     assert "none of the examples" in results[0].sentence
+    assert above_chance.passed is False
+    assert above_chance.figures["accuracy"] == 0
 
 
 def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
@@ -546,7 +648,7 @@ def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
     # FGSM, PGD-1, PGD-5, PGD-20, and PGD-20 at half the range; 2 more outside of attacks.
     assert (spent == 3 * (1 + 1 + 5 + 20 + 20 + 3)).all()
     assert "49 gradients" in kr.evaluation.check.__doc__
-    assert "15/15" in capsys.readouterr().out
+    assert "16/16" in capsys.readouterr().out
     assert results[0] == results[1]
     assert results[0] != results[2]
 
@@ -611,13 +713,14 @@ def test_evaluate_checks_its_strongest_attack(tmp_path):
     assert report.checks[0].figures == {"num_examples": 200, "num_fooled": fooled}
     assert report.checks[0].sentence.startswith("strong fools the model")
     assert not report.failed_checks
-    assert len(json.loads((tmp_path / "report.json").read_text())["checks"]) == 15
+    assert len(json.loads((tmp_path / "report.json").read_text())["checks"]) == 16
     assert sum(Jump.calls) == 256
 
     report = kr.evaluate(threshold, PIXELS, LABELS, attacks, checks=False, verbose=0)
     assert report.checks is None
     report = kr.evaluate(threshold, PIXELS, LABELS, {"without limit": Jump()}, verbose=0)
-    assert [result.passed for result in report.checks] == [None]
+    assert [result.passed for result in report.checks] == [None, True]
+    assert report.checks[1].name == ABOVE_CHANCE
     assert "`kr.evaluation.check`" in report.checks[0].sentence
 
 

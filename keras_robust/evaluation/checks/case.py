@@ -51,6 +51,8 @@ class Case:
             that keeps nothing.
         counts: pair of ints: how many images the attack was tried on and how many it has fooled,
             where that is known for more images than these. Defaults to `None`.
+        answers: pair of int arrays, the labels of all images that were looked at, misclassified
+            ones too, and the classes that the model predicts for them. Defaults to `None`.
     """
 
     classifier: Classifier
@@ -68,6 +70,7 @@ class Case:
     standing_judged: np.ndarray | None = None
     counts: tuple[int, int] | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
+    answers: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         self._found: dict[Hashable, Any] = {}

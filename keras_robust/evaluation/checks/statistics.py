@@ -11,11 +11,18 @@ SIGNIFICANCE = 0.01
 
 def binomial_tail(successes: int, trials: int, probability: float) -> float:
     """`P(X >= successes)` for `X` binomial."""
-    terms = (
-        math.comb(trials, k) * probability**k * (1 - probability) ** (trials - k)
-        for k in range(successes, trials + 1)
-    )
-    return min(1.0, math.fsum(terms))
+    chances = (_chance(k, trials, probability) for k in range(successes, trials + 1))
+    return min(1.0, math.fsum(chances))
+
+
+def _chance(successes: int, trials: int, probability: float) -> float:
+    """`P(X = successes)`."""
+    p, q, failures = probability, 1 - probability, trials - successes
+    if trials <= 1000 or not 0 < p < 1:
+        return math.comb(trials, successes) * p**successes * q**failures
+    # In logarithms: the factors are too large and too small for floats.
+    ways = math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(failures + 1)
+    return math.exp(ways + successes * math.log(p) + failures * math.log(q))
 
 
 def sign_test(against: int, in_favour: int) -> float:
