@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -71,6 +71,20 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
             f"Received: {name}={value!r}"
         )
     return value
+
+
+def as_list(values: Any) -> list[Any]:
+    """A list; of one value alone, a list of one."""
+    is_many = hasattr(values, "__iter__") and getattr(values, "shape", None) != ()
+    return list(values) if is_many and not isinstance(values, str) else [values]
+
+
+def check_several(name: str, values: Any, check: Callable[[str, Any], Any]) -> list[Any]:
+    """At least one value, ascending, each as `check(name, value)` returns it; one may be alone."""
+    checked = sorted({check(name, value) for value in as_list(values)})
+    if not checked:
+        raise ValueError(f"Argument `{name}` must not be empty. Received: {name}=[]")
+    return checked
 
 
 def check_names(name: str, names: Any) -> list[str] | None:

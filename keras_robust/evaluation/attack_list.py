@@ -15,13 +15,15 @@ _LEFT_OUT = ("bounds", "data_format", "from_logits")
 
 
 def named_attacks(attacks: Any) -> dict[str, Attack]:
-    """Checked attacks by name, from a mapping or a list."""
+    """Checked attacks by name, from a mapping, a list, or one attack."""
+    if isinstance(attacks, Attack):
+        attacks = [attacks]
     if isinstance(attacks, Sequence) and not isinstance(attacks, str | bytes):
         attacks = _with_names([check_attack(attack) for attack in attacks])
     if not isinstance(attacks, Mapping) or not attacks:
         raise ValueError(
-            "Argument `attacks` must be a mapping of names to attacks, or a list of attacks, "
-            f"with at least one. Received: attacks={attacks!r}"
+            "Argument `attacks` must be a mapping of names to attacks, a list of attacks with at "
+            f"least one, or one attack. Received: attacks={attacks!r}"
         )
     for name, attack in attacks.items():
         if not isinstance(name, str) or name in (CLEAN, WORST_CASE):

@@ -21,7 +21,7 @@ def robustness_curve(
     y: Any = None,
     *,
     attack: Attack,
-    epsilons: Sequence[float],
+    epsilons: Sequence[float] | float,
     norm: str | None = None,
     batch_size: int = 128,
     seed: int = 0,
@@ -45,7 +45,7 @@ def robustness_curve(
             as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack`, untargeted.
-        epsilons: the radii, in units of `x`.
+        epsilons: the radii, in units of `x`; or one of them.
         norm: `"l1"`, `"l2"` or `"linf"`, the norm of the radii for an attack without an
             `epsilon`. Defaults to `None`: the attack's own `norm`.
         batch_size: int. Defaults to `128`.
@@ -73,9 +73,7 @@ def robustness_curve(
     [0.0, 0.1, 0.2]
     """
     check_attack(attack)
-    radii = sorted({validation.check_number("epsilons", epsilon) for epsilon in epsilons})
-    if not radii:
-        raise ValueError("Argument `epsilons` must not be empty. Received: epsilons=[]")
+    radii = validation.check_several("epsilons", epsilons, validation.check_number)
     has_epsilon = "epsilon" in attack.given
     if hasattr(attack, "attacks"):
         raise ValueError(

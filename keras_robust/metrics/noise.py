@@ -37,7 +37,7 @@ def noise_accuracy(
     x: Any,
     y: Any = None,
     *,
-    stddevs: Sequence[float],
+    stddevs: Sequence[float] | float,
     num_draws: int = 10,
     bounds: tuple[float, float] | None = None,
     batch_size: int = 128,
@@ -59,7 +59,7 @@ def noise_accuracy(
         x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
             as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
-        stddevs: the strengths `sigma`, in units of `x`.
+        stddevs: the strengths `sigma`, in units of `x`; or one of them.
         num_draws: int, at least 2. How many times to draw the noise. Defaults to `10`.
         bounds: pair of floats, to which the noisy images are clipped. Defaults to `None`: they
             are not clipped, as in the paper, which names no clipping; pass `(0.0, 1.0)` for
@@ -91,9 +91,7 @@ def noise_accuracy(
     - Schwartz & Ditzler, Bolstering Adversarial Robustness with Latent Disparity
       Regularization, Figure 3
     """
-    strengths = sorted({validation.check_number("stddevs", stddev) for stddev in stddevs})
-    if not strengths:
-        raise ValueError("Argument `stddevs` must not be empty. Received: stddevs=[]")
+    strengths = validation.check_several("stddevs", stddevs, validation.check_number)
     if validation.check_count("num_draws", num_draws) < 2:
         raise ValueError(
             "Argument `num_draws` must be at least 2, to have a spread. "

@@ -18,7 +18,7 @@ def perturbation_error(
     x: Any,
     x_adv: Any,
     *,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | str | None = None,
     batch_size: int = 128,
 ) -> dict[str, float]:
     """Relative change of each layer's output between images and their perturbed counterparts.
@@ -33,8 +33,8 @@ def perturbation_error(
         model: Keras model, `kr.RobustModel` (whose `base_model` is looked into).
         x: images, shape `(num_examples, ...)`.
         x_adv: the same images, perturbed.
-        layers: names of the layers to give. Defaults to `None`: all of them. A layer of a model
-            inside of the model goes by its path, `"encoder/conv2d"`.
+        layers: names of the layers to give, or one name. Defaults to `None`: all of them. A layer
+            of a model inside of the model goes by its path, `"encoder/conv2d"`.
         batch_size: int. Defaults to `128`.
 
     Returns:
@@ -72,7 +72,7 @@ def perturbation_error(
     names = [call.name for call in calls]
     chosen = [call.name for call in calls if not call.is_whole]
     if layers is not None:
-        chosen = [check_layer(layer, names) for layer in layers]
+        chosen = [check_layer(layer, names) for layer in validation.as_list(layers)]
     function = classifier.compiled("perturbation_error", _errors)
     batches = [
         np.stack([ops.convert_to_numpy(error) for error in function(x[indices], x_adv[indices])])

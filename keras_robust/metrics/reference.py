@@ -143,7 +143,7 @@ def accuracy_at(
     *,
     attack: Attack,
     epsilon: float,
-    fractions: Sequence[float] = (0.2, 0.5, 1.0),
+    fractions: Sequence[float] | float = (0.2, 0.5, 1.0),
     batch_size: int = 128,
     seed: int = 0,
     steps: int | None = None,
@@ -162,7 +162,7 @@ def accuracy_at(
         attack: `kr.attacks.Attack`, untargeted. The paper takes FGSM.
         epsilon: float, the radius, in units of `x`: what `kr.evaluation.reference_epsilon`
             returns for the reference model.
-        fractions: the fractions. Defaults to `(0.2, 0.5, 1.0)`.
+        fractions: the fractions, or one of them. Defaults to `(0.2, 0.5, 1.0)`.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
@@ -189,7 +189,7 @@ def accuracy_at(
       and Table 1, columns 6 to 8
     """
     epsilon = validation.check_number("epsilon", epsilon)
-    parts = sorted({validation.check_number("fractions", fraction) for fraction in fractions})
+    parts = validation.check_several("fractions", fractions, validation.check_number)
     curve = robustness_curve(
         model,
         x,

@@ -19,7 +19,7 @@ def steps_curve(
     y: Any = None,
     *,
     attack: Attack,
-    num_steps: Sequence[int],
+    num_steps: Sequence[int] | int,
     batch_size: int = 128,
     seed: int = 0,
     steps: int | None = None,
@@ -42,7 +42,7 @@ def steps_curve(
             as for `kr.evaluate`.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         attack: `kr.attacks.Attack` that has a `num_steps`, untargeted.
-        num_steps: the numbers of steps.
+        num_steps: the numbers of steps, or one of them.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
@@ -73,9 +73,7 @@ def steps_curve(
     """
     if "num_steps" not in check_attack(attack).arguments:
         raise ValueError(f"Argument `attack` must have a `num_steps`. Received: attack={attack!r}")
-    counts = sorted({validation.check_count("num_steps", count) for count in num_steps})
-    if not counts:
-        raise ValueError("Argument `num_steps` must not be empty. Received: num_steps=[]")
+    counts = validation.check_several("num_steps", num_steps, validation.check_count)
     classifier = Classifier.of(model)
     x, y = as_arrays(x, y, steps)
     attack.check(classifier, x, y)
