@@ -204,7 +204,7 @@ def clean_and_rho(model: keras.Model, x: Any, y: Any, mean: np.ndarray) -> dict[
     attack = kr.attacks.DeepFool(num_steps=5, overshoot=0.02, bounds=UNCLIPPED)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "DeepFool has failed")  # 5 steps are few: the paper's.
-        rho = kr.evaluation.rho(model, x, attack, mean=mean, batch_size=500, verbose=0)
+        rho = kr.evaluation.rho(model, x, attack=attack, mean=mean, batch_size=500, verbose=0)
     return {"accuracy": float((predictions == y).mean()), "rho_2": rho}
 
 

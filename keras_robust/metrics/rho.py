@@ -25,10 +25,10 @@ from keras_robust.model.classifier import Classifier
 def rho(
     model: Any,
     x: Any,
-    attack: Attack,
+    y: Any = None,
     norm: str = "l2",
     *,
-    y: Any = None,
+    attack: Attack | None = None,
     mean: Any = 0.0,
     batch_size: int = 128,
     seed: int = 0,
@@ -54,12 +54,13 @@ def rho(
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a `tf.data.Dataset` of pairs of images and
-            labels, whose labels are not used.
-        attack: `kr.attacks.Attack`, untargeted, which looks for small perturbations.
-        norm: `"l1"`, `"l2"` or `"linf"`. Defaults to `"l2"`.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels, as for
+            `kr.evaluate`, whose labels are not used.
         y: integer or one-hot labels to lead away from. Defaults to `None`: the classes that the
             model predicts.
+        norm: `"l1"`, `"l2"` or `"linf"`. Defaults to `"l2"`.
+        attack: `kr.attacks.Attack`, untargeted, which looks for small perturbations. Defaults to
+            `None`, which is refused.
         mean: number or array, subtracted from `x` in the denominator. Defaults to `0.0`. The
             paper's networks take images that the mean of the training set was subtracted from;
             for a model that does this itself, pass that mean to get the paper's figure.
@@ -72,8 +73,8 @@ def rho(
         Float, not negative.
 
     Raises:
-        ValueError: as the attack, and if it is targeted, or if the norm of an image, less
-            `mean`, is 0.
+        ValueError: as the attack, and if it is missing or targeted, or passed in the place of `y`;
+            or if the norm of an image, less `mean`, is 0.
 
     Example:
 
@@ -81,7 +82,7 @@ def rho(
     >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
     >>> x = np.random.rand(32, 8, 8, 1)
     >>> attack = kr.attacks.PGD(epsilon=1.0, norm="l2")
-    >>> 0 < kr.evaluation.rho(model, x, attack, verbose=0) < 1
+    >>> 0 < kr.evaluation.rho(model, x, attack=attack, verbose=0) < 1
     True
 
     Departure from the paper: images are clipped to the attack's `bounds`, which the paper's
@@ -91,7 +92,12 @@ def rho(
 
     - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, eq. 7
     """
-    check_attack(attack)
+    if isinstance(y, Attack):
+        raise ValueError(
+            "The order of the arguments is `rho(model, x, y=None, norm='l2', *, attack=...)`: pass "
+            f"the attack by its name. Received: y={y!r}"
+        )
+    attack = check_attack(attack)
     validation.check_choice("norm", norm, ("l1", "l2", "linf"))
     validation.check_count("batch_size", batch_size)
     classifier = Classifier.of(model)

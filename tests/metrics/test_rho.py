@@ -14,24 +14,24 @@ from keras_robust.evaluation import rho
 def test_a_linear_model(linear, overshoot, batch_size):
     attack = linear.attack(overshoot=overshoot)
     expected = (1 + overshoot) * linear.distances / np.linalg.norm(linear.x, axis=1)
-    result = rho(linear.model, linear.x, attack, batch_size=batch_size, verbose=0)
+    result = rho(linear.model, linear.x, attack=attack, batch_size=batch_size, verbose=0)
     assert result == pytest.approx(expected.mean(), rel=1e-5)
 
 
 def test_fab_comes_close_to_the_closed_form(linear):
     attack = kr.attacks.FAB(norm="l2", num_steps=10, bounds=(-10.0, 10.0))
     expected = (linear.distances / np.linalg.norm(linear.x, axis=1)).mean()
-    result = rho(linear.model, linear.x, attack, verbose=0)
+    result = rho(linear.model, linear.x, attack=attack, verbose=0)
     assert expected <= result <= 1.01 * expected
 
 
-def test_other_norms_and_positional_arguments(linear):
+def test_other_norms(linear):
     attack = linear.attack(overshoot=0.02)
     # Recomputed from the perturbed images, in double precision.
     delta = np.asarray(attack(linear.model, linear.x, linear.classes), "float64") - linear.x
     for norm, order in (("l1", 1), ("l2", 2), ("linf", np.inf)):
         ratios = np.linalg.norm(delta, order, axis=1) / np.linalg.norm(linear.x, order, axis=1)
-        result = rho(linear.model, linear.x, attack, norm, verbose=0)
+        result = rho(linear.model, linear.x, norm=norm, attack=attack, verbose=0)
         assert result == pytest.approx(ratios.mean(), rel=1e-5)
 
 
@@ -39,7 +39,7 @@ def test_the_mean_is_subtracted_from_the_denominator_alone(linear):
     attack = linear.attack(overshoot=0.02)
     mean = np.array([0.3, -0.2, 0.1, 0.0, 2.0])
     expected = 1.02 * linear.distances / np.linalg.norm(linear.x - mean, axis=1)
-    result = rho(linear.model, linear.x, attack, mean=mean, verbose=0)
+    result = rho(linear.model, linear.x, attack=attack, mean=mean, verbose=0)
     assert result == pytest.approx(expected.mean(), rel=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_with_true_labels_a_misclassified_image_counts_as_0(linear):
     ratios = 1.02 * linear.distances / np.linalg.norm(linear.x, axis=1)
     ratios[:20] = 0
     lazy = Lazy(attack.kernel, attack.bias, 0.02)
-    result = rho(linear.model, linear.x, lazy, y=labels, verbose=0)
+    result = rho(linear.model, linear.x, labels, attack=lazy, verbose=0)
     assert result == pytest.approx(ratios.mean(), rel=1e-5)
 
 
@@ -68,19 +68,27 @@ def test_failures_are_told_and_their_perturbations_count(linear):
     attack = linear.attack(overshoot=-0.5)
     expected = 0.5 * linear.distances / np.linalg.norm(linear.x, axis=1)
     with pytest.warns(UserWarning, match="failed on 60 of 60 images"):
-        result = rho(linear.model, linear.x, attack, verbose=0)
+        result = rho(linear.model, linear.x, attack=attack, verbose=0)
     assert result == pytest.approx(expected.mean(), rel=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rho(linear.model, linear.x, linear.attack(overshoot=0.02), verbose=0)
+        rho(linear.model, linear.x, attack=linear.attack(overshoot=0.02), verbose=0)
 
 
 def test_data_sets(trained_model):
     data = kr.datasets.load("fashion_mnist_subset", "test").take(20)
     x, _ = kr.model.arrays.as_arrays(data)
     attack = kr.attacks.PGD(5.0, norm="l2", num_steps=10)
-    results = [rho(trained_model, images, attack, verbose=0) for images in (x, data.batch(8))]
+    results = [
+        rho(trained_model, images, attack=attack, verbose=0) for images in (x, data.batch(8))
+    ]
     assert results[0] == results[1] > 0
+
+
+@pytest.mark.parametrize("more", [(), ("linf",)])
+def test_the_order_of_arguments_of_old_is_refused_by_its_new_one(linear, more):
+    with pytest.raises(ValueError, match=r"rho\(model, x, y=None, norm='l2', \*, attack=...\)"):
+        rho(linear.model, linear.x, linear.attack(), *more, verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,7 @@ def test_data_sets(trained_model):
     [
         ({"norm": "l0"}, "`norm`"),
         ({"attack": "DeepFool"}, "untargeted"),
+        ({"attack": None}, "untargeted"),
         ({"x": np.zeros((0, 5), "float32")}, "at least one example"),
         ({"x": np.full((2, 5), 20.0, "float32")}, "inside the attack's `bounds`"),
         ({"x": np.zeros((3, 5), "float32")}, "3 images with a norm of 0"),

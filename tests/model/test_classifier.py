@@ -207,7 +207,7 @@ USES = {
     "attack": lambda model, x, y: ATTACK(model, x, y),
     "evaluate": lambda model, x, y: kr.evaluate(model, x, y, [ATTACK], verbose=0),
     "check": lambda model, x, y: kr.evaluation.check(model, x, y, attack=ATTACK, verbose=0),
-    "rho": lambda model, x, y: kr.evaluation.rho(model, x, ATTACK, verbose=0),
+    "rho": lambda model, x, y: kr.evaluation.rho(model, x, attack=ATTACK, verbose=0),
     "noise": lambda model, x, y: kr.evaluation.noise_accuracy(model, x, y, stddevs=[0.1]),
     "fit": fit,
 }
