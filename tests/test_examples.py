@@ -34,7 +34,7 @@ def test_quickstart_writes_what_it_says(monkeypatch, tmp_path, capsys):
     assert names == {"curves.png", "results.json"} | {
         f"{model}/{file}"
         for model in ("softmax", "robust")
-        for file in ("accuracy.png", "report.html", "report.json", "samples.png")
+        for file in ("accuracy.png", "report.html", "report.json", "report.npz", "samples.png")
     }
 
 
@@ -76,6 +76,8 @@ def test_tuning_writes_what_it_says(monkeypatch, tmp_path, capsys):
     for trial in results["trials"]:
         assert 0 <= trial["val_robust_accuracy"] <= trial["val_accuracy"] <= 1
         assert f"{trial['weight']:.4g}" in printed
+    best = max(results["trials"], key=lambda trial: trial["val_robust_accuracy"])
+    assert f"The best weight is {best['weight']:.4g}." in printed
     assert (folder / "tuning.png").stat().st_size > 1000
     with pytest.raises(SystemExit, match=r"trials of other settings \(epsilon"):
         run("tune", monkeypatch, "--defence", "fisher", "--epsilon", 0.2, "--output", tmp_path,

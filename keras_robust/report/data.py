@@ -14,9 +14,25 @@ from keras_robust.report.check_result import CheckResult
 from keras_robust.report.row import WORST_CASE, Row
 from keras_robust.report.samples import Samples
 
+# The form of what `to_dict` returns; a new number for what older versions would read wrongly.
+SCHEMA = 1
+
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+
+
+def _environment() -> dict[str, str]:
+    versions = {
+        name: sys.modules[name].__version__
+        for name in ("keras_robust", "keras", keras.backend.backend(), "numpy")
+    }
+    return {
+        "backend": keras.backend.backend(),
+        "device": backend.device(),
+        **versions,
+        "python": platform.python_version(),
+    }
 
 
 @dataclasses.dataclass
@@ -34,6 +50,7 @@ class ReportData:
     geometry: FeatureGeometry | None = None
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
     date: str = dataclasses.field(default_factory=_now)
+    environment: dict[str, str] = dataclasses.field(default_factory=_environment)
 
     def add(self, row: Row, samples: Samples | None = None) -> None:
         """Adds a row and, where there are any, images that were fooled."""
@@ -74,8 +91,8 @@ class ReportData:
         skipped = f" {not_run} could not be run." if not_run else ""
         if failed:
             return (
-                f"{failed} of {len(self.checks)} CHECKS FAILED: the robust accuracy is probably "
-                f"lower than it looks here.{skipped}"
+                f"{failed} of {len(self.checks)} CHECKS FAILED: do not trust the robust accuracy, "
+                f"which is probably lower than it looks here.{skipped}"
             )
         return f"{len(self.checks) - not_run} checks passed, none failed.{skipped}"
 
@@ -99,23 +116,10 @@ class ReportData:
             + (f" Without a radius, and left out of it: {', '.join(left_out)}." * bool(left_out))
         )
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What the figures were computed with."""
-        versions = {
-            name: sys.modules[name].__version__
-            for name in ("keras_robust", "keras", keras.backend.backend(), "numpy")
-        }
-        return {
-            "backend": keras.backend.backend(),
-            "device": backend.device(),
-            **versions,
-            "python": platform.python_version(),
-        }
-
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images, ready for JSON."""
         return {
+            "schema": SCHEMA,
             "statement": self.statement,
             "verdict": self.verdict,
             "num_examples": self.num_examples,

@@ -1,5 +1,6 @@
 """Pictures of what goes on inside of models, as PNG files."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -135,7 +136,7 @@ def plot_perturbation_error(
     longest = max(errors.values(), key=len)
     figure = _figure(max(5.0, 0.45 * len(longest) + 1.5), 4.5)
     axes = figure.add_subplot()
-    for (name, values), marker in zip(errors.items(), "os^Dv<>pP*" * len(errors), strict=False):
+    for (name, values), marker in zip(errors.items(), itertools.cycle("os^Dv<>pP*"), strict=False):
         axes.plot(
             range(1, len(values) + 1), list(values.values()), marker=marker, label=_plain(name)
         )

@@ -1,6 +1,7 @@
 """A report as one HTML page that needs nothing else."""
 
 import base64
+import math
 from collections.abc import Iterable, Mapping
 from html import escape
 
@@ -162,8 +163,7 @@ def _accuracies(report: ReportData) -> str:
 
 def _cells(row: Row) -> list[str]:
     low, high = row.interval
-    attacked = row.attacked
-    fooled = "" if attacked is None else f"{(attacked & ~row.correct).sum()} of {attacked.sum()}"
+    fooled = "" if row.num_attacked is None else f"{row.num_fooled} of {row.num_attacked}"
     norms = [row.perturbation(norm) for norm in NORMS]
     costs = [cost for name in COSTS if (cost := row.cost(name)) is not None]
     return [
@@ -180,7 +180,7 @@ def _checks(checks: Iterable[CheckResult]) -> str:
     rows = []
     for check in sorted(checks, key=lambda check: check.status != "FAILED"):
         figures = "<br>".join(
-            f"{escape(name)}: {value:.4g}" for name, value in check.figures.items()
+            f"{escape(name)}: {_figure(value)}" for name, value in check.figures.items()
         )
         kind = ' class="failed"' if check.status == "FAILED" else ""
         rows.append(
@@ -190,6 +190,10 @@ def _checks(checks: Iterable[CheckResult]) -> str:
         )
     columns = ("check", "result", "what was found", "figures")
     return _table("checks", columns, rows, text_columns=columns)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "not finite"
 
 
 def _curves(heading: str, axis: str, curves: Mapping[str, Mapping[float, float]]) -> str:

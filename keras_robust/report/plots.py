@@ -1,6 +1,7 @@
 """Pictures of robustness, as PNG files."""
 
 import importlib.util
+import itertools
 import os
 import textwrap
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ def plot_curves(
     """
     figure = _figure(6, 4)
     axes = figure.add_subplot()
-    for (name, curve), marker in zip(curves.items(), "os^Dv<>pP*", strict=False):
+    for (name, curve), marker in zip(curves.items(), itertools.cycle("os^Dv<>pP*"), strict=False):
         accuracies = [100 * value for value in curve.values()]
         axes.plot(list(curve), accuracies, marker=marker, label=_plain(name))
     if chance is not None:

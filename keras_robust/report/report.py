@@ -1,16 +1,15 @@
 """What an evaluation has found."""
 
 import dataclasses
-import json
 import os
 import pathlib
 
-from keras_robust.report import html, plots
+from keras_robust.report import files, html, plots
 from keras_robust.report.data import ReportData
 from keras_robust.report.feature_plots import plot_geometry
 from keras_robust.report.text import text_summary
 
-_JSON, _PAGE = "report.json", "report.html"
+_PAGE = "report.html"
 
 
 @dataclasses.dataclass
@@ -33,6 +32,8 @@ class Report(ReportData):
         notes: mapping of strings to strings, what else is to be known about the model, the data
             and how the report was made. Defaults to an empty mapping.
         date: string, when it was made. Defaults to now, UTC.
+        environment: mapping of strings to strings: the backend, the device and the versions that
+            the figures were computed with. Defaults to those of this process.
     """
 
     def summary(self) -> str:
@@ -42,13 +43,11 @@ class Report(ReportData):
         return text
 
     def save_json(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `report.json`."""
-        folder = pathlib.Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / _JSON, json.dumps(self.to_dict(), indent=2) + "\n")
+        """Writes `report.json`, and `report.npz` with the arrays that it was computed from."""
+        files.write(self, pathlib.Path(directory))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `report.html`, `report.json` and the pictures in them as PNG files.
+        """Writes `report.html`, `report.json`, `report.npz` and the pictures as PNG files.
 
         The page holds all there is to show, and needs no network. The samples are those of the
         attack with the lowest accuracy, among those with a radius if there are any. The folder
@@ -73,17 +72,41 @@ class Report(ReportData):
             path = pictures["geometry"] = folder / "geometry.png"
             plot_geometry(self.geometry, path)
         pngs = {name: path.read_bytes() for name, path in pictures.items()}
-        _write(folder / _PAGE, html.page(self, pngs))
+        files.write_whole(folder / _PAGE, html.page(self, pngs).encode())
+
+    @staticmethod
+    def load(directory: str | os.PathLike[str]) -> "Report":
+        """Reads a report that `save` has written, or `kr.evaluate` with an `output`.
+
+        It says and shows what the saved one does, also of an evaluation that was not finished.
+        Where `report.npz` is missing, as it is in reports of earlier versions, the figures are
+        loaded alone: without the images, the geometry, and what was found on each example.
+
+        Args:
+            directory: the folder.
+
+        Returns:
+            `kr.evaluation.Report`.
+
+        Raises:
+            ValueError: if the folder holds no `report.json`, if a newer version of keras_robust
+                has written it, or if the files are damaged or do not belong together.
+
+        Example:
+
+        >>> import keras, numpy as np, tempfile, keras_robust as kr
+        >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+        >>> x, y = np.random.rand(32, 8, 8, 1), np.random.randint(0, 10, 32)
+        >>> folder = tempfile.mkdtemp()
+        >>> report = kr.evaluate(model, x, y, kr.attacks.FGSM(epsilon=1.0), output=folder,
+        ...                      checks=False, verbose=0)
+        >>> kr.evaluation.Report.load(folder).accuracy("worst case")
+        0.0
+        """
+        return Report(**files.read(pathlib.Path(directory)))
 
     @staticmethod
     def delete(directory: str | os.PathLike[str]) -> None:
-        """Deletes what would say the same of an earlier evaluation: the page and the JSON."""
-        for name in (_JSON, _PAGE):
+        """Deletes what would say the same of an earlier evaluation."""
+        for name in (files.JSON, files.ARRAYS, _PAGE):
             (pathlib.Path(directory) / name).unlink(missing_ok=True)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is whole or not there."""
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

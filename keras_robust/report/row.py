@@ -24,6 +24,13 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def radius_in_words(radii: Mapping[str, float], attack: str | None) -> str:
+    """The largest radius in each norm, as the tables show it."""
+    if not radii and attack is not None:
+        return "no limit"
+    return " or ".join(f"{NORMS.get(norm, norm)} {value:.4g}" for norm, value in radii.items())
+
+
 @dataclasses.dataclass
 class Row:
     """Accuracy on clean images, under one attack, or in the worst case.
@@ -72,9 +79,7 @@ class Row:
     @property
     def radius(self) -> str:
         """The radii in words."""
-        if not self.radii and self.attack is not None:
-            return "no limit"
-        return " or ".join(f"{NORMS.get(n, n)} {value:.4g}" for n, value in self.radii.items())
+        return radius_in_words(self.radii, self.attack)
 
     @property
     def note(self) -> str:
@@ -82,6 +87,16 @@ class Row:
         if not self.without_gradient:
             return ""
         return f"no gradient: {', '.join(self.without_gradient)} could not run"
+
+    @property
+    def num_attacked(self) -> int | None:
+        """How many examples were attacked; `None` where there was no attack."""
+        return None if self.attacked is None else int(self.attacked.sum())
+
+    @property
+    def num_fooled(self) -> int | None:
+        """On how many of them the attack has succeeded."""
+        return None if self.attacked is None else int((self.attacked & ~self.correct).sum())
 
     def perturbation(self, norm: str) -> tuple[float, float] | None:
         """Median and largest norm of the perturbations that fool the model; `None` if none do."""
@@ -99,7 +114,6 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """The figures, ready for JSON."""
         norms = {norm: self.perturbation(norm) for norm in NORMS}
-        attacked = self.attacked
         return {
             "name": self.name,
             "accuracy": self.accuracy,
@@ -107,8 +121,8 @@ class Row:
             "attack": self.attack,
             "note": self.note,
             "radii": dict(self.radii),
-            "num_attacked": None if attacked is None else int(attacked.sum()),
-            "num_fooled": None if attacked is None else int((attacked & ~self.correct).sum()),
+            "num_attacked": self.num_attacked,
+            "num_fooled": self.num_fooled,
             **{f"median_{norm}": pair and pair[0] for norm, pair in norms.items()},
             **{f"largest_{norm}": pair and pair[1] for norm, pair in norms.items()},
             **{f"mean_{name}": self.cost(name) for name in COSTS},

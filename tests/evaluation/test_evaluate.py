@@ -170,6 +170,7 @@ def test_reports_without_images_have_no_sheet(tmp_path):
         "progress",
         "report.html",
         "report.json",
+        "report.npz",
     ]
     assert report.num_examples == 10
 

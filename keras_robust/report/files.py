@@ -1,0 +1,165 @@
+"""The files that hold all of a report, and how they are read again."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import zipfile
+from typing import Any, cast
+
+import numpy as np
+
+from keras_robust.metrics.geometry import FeatureGeometry
+from keras_robust.report.check_result import CheckResult
+from keras_robust.report.data import SCHEMA, ReportData
+from keras_robust.report.row import Row
+from keras_robust.report.samples import Samples
+from keras_robust.report.saved_row import SavedRow
+
+JSON, ARRAYS = "report.json", "report.npz"
+# What `ReportData.to_dict` adds to the fields.
+_DERIVED = ("schema", "statement", "verdict", "complete")
+
+
+def write(report: ReportData, folder: pathlib.Path) -> None:
+    """Writes the figures as JSON, and what they were computed from as arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = _arrays(report)
+    if arrays:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_whole(folder / ARRAYS, buffer.getvalue())
+    else:
+        (folder / ARRAYS).unlink(missing_ok=True)
+    write_whole(folder / JSON, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+
+
+def write_whole(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file that is whole or not there."""
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def read(folder: pathlib.Path) -> dict[str, Any]:
+    """The fields of the report in a folder.
+
+    Raises:
+        ValueError: if there is none, if its files are damaged or do not belong together, or if a
+            newer version has written them.
+    """
+    path = folder / JSON
+    if not path.is_file():
+        raise ValueError(
+            f"Argument `directory` must be a folder that holds {JSON}, as `kr.evaluate` writes it "
+            f"to its `output`. Received: directory={str(folder)!r}"
+        )
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged: it is no JSON. {error}") from error
+    schema = saved.get("schema", 0) if isinstance(saved, dict) else None
+    if not isinstance(schema, int):
+        raise ValueError(f"{str(path)!r} is no report of keras_robust.")
+    if schema > SCHEMA:
+        raise ValueError(
+            f"{str(path)!r} was written by a newer version of keras_robust, "
+            f"{saved.get('keras_robust', 'unknown')}: its schema is {schema}, and this version "
+            f"reads those up to {SCHEMA}. Update keras_robust to load it."
+        )
+    try:
+        return _fields(saved, folder / ARRAYS)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no whole report of keras_robust. {type(error).__name__}: {error}"
+        ) from error
+
+
+def _fields(saved: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    fields = {field.name for field in dataclasses.fields(ReportData)}
+    found = {name: value for name, value in saved.items() if name in fields}
+    found["environment"] = {
+        name: value for name, value in saved.items() if name not in (*fields, *_DERIVED)
+    }
+    checks = saved["checks"]
+    found["checks"] = None if checks is None else [_check(check) for check in checks]
+    found["curves"] = {
+        axis: {name: dict(map(tuple, curve)) for name, curve in curves.items()}
+        for axis, curves in saved["curves"].items()
+    }
+    # A `SavedRow` shows what a `Row` does.
+    found["rows"] = cast(list[Row], [SavedRow(row) for row in saved["rows"]])
+    return found | (_read_arrays(path, saved["rows"]) if path.exists() else {})
+
+
+def _check(saved: dict[str, Any]) -> CheckResult:
+    figures = {n: np.nan if value is None else value for n, value in saved["figures"].items()}
+    return CheckResult(saved["name"], saved["passed"], saved["sentence"], figures)
+
+
+def _arrays(report: ReportData) -> dict[str, np.ndarray]:
+    """What the figures and the pictures are computed from; nothing where that is not known."""
+    arrays: dict[str, np.ndarray] = {}
+    for number, row in enumerate(report.rows):
+        if isinstance(row, SavedRow):
+            return {}
+        arrays[f"{number}/correct"] = row.correct
+        arrays[f"{number}/without_gradient"] = np.array(row.without_gradient, str)
+        if row.attacked is not None:
+            arrays[f"{number}/attacked"] = row.attacked
+        arrays |= {f"{number}/measures/{name}": v for name, v in row.measures.items()}
+        if row.name in report.samples:
+            samples = report.samples[row.name]._asdict()
+            arrays |= {f"{number}/samples/{name}": value for name, value in samples.items()}
+    if report.geometry is not None:
+        fields = vars(report.geometry)
+        arrays |= {f"geometry/{n}": np.asarray(v) for n, v in fields.items() if v is not None}
+    return arrays
+
+
+def _read_arrays(path: pathlib.Path, saved_rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows, samples and geometry of which `_arrays` has made arrays."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
+            arrays = dict(file)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged: {error}. Without it, the figures alone are loaded."
+        ) from error
+
+    def below(prefix: str) -> dict[str, np.ndarray]:
+        parts = {name: v for name, v in arrays.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): value for name, value in parts.items()}
+
+    rows, samples = [], {}
+    for number, saved in enumerate(saved_rows):
+        found = below(f"{number}/")
+        if "correct" not in found:
+            break
+        rows.append(
+            Row(
+                saved["name"],
+                found["correct"],
+                saved["attack"],
+                dict(saved["radii"]),
+                found.get("attacked"),
+                below(f"{number}/measures/"),
+                found["without_gradient"].tolist(),
+            )
+        )
+        if images := below(f"{number}/samples/"):
+            samples[saved["name"]] = Samples(**images)
+    if json.dumps([row.to_dict() for row in rows]) != json.dumps(saved_rows):
+        raise ValueError(
+            f"{str(path)!r} does not belong to the {JSON} beside it: other figures follow from it. "
+            "Without it, the figures alone are loaded."
+        )
+    geometry: dict[str, Any] = below("geometry/")
+    if geometry:
+        geometry["method"] = geometry["method"].item()
+        geometry.setdefault("explained_variance", None)
+    return {
+        "rows": rows,
+        "samples": samples,
+        "geometry": FeatureGeometry(**geometry) if geometry else None,
+    }

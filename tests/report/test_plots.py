@@ -1,0 +1,20 @@
+"""Pictures of curves: every curve is in them."""
+
+import keras_robust as kr
+from keras_robust.report import feature_plots, plots
+
+
+def test_every_curve_is_drawn_however_many_there_are(monkeypatch, tmp_path):
+    figures = []
+    for module in (plots, feature_plots):
+        make = module._figure
+        monkeypatch.setattr(
+            module, "_figure", lambda *size, make=make: figures.append(make(*size)) or figures[-1]
+        )
+    curves = {f"model {n}": {0.0: 0.9, 0.1: n / 20} for n in range(12)}
+    kr.evaluation.plot_curves(curves, tmp_path / "curves.png")
+    errors = {f"model {n}": {"first": 0.1, "second": n / 20} for n in range(12)}
+    kr.evaluation.plot_perturbation_error(errors, tmp_path / "errors.png")
+    for figure in figures:
+        (axes,) = figure.axes
+        assert [line.get_label() for line in axes.lines] == list(curves)
