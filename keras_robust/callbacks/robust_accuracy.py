@@ -20,6 +20,8 @@ class RobustAccuracy(keras.callbacks.Callback):
     KerasTuner search takes `keras_tuner.Objective("val_robust_accuracy", "max")`. It works with
     any Keras model, `kr.RobustModel` or not.
 
+    Several of them, with other attacks or images, need a `name` each.
+
     The attack starts from the same random numbers in each epoch, so that epochs can be compared.
     Choose models on other images than those of the final report.
 
@@ -35,7 +37,8 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     Raises:
         ValueError: if `attack` is not an untargeted attack; when training begins, if the attack
-            cannot work on `x`, `y` and the model.
+            cannot work on `x`, `y` and the model, or if another callback logs the same `name`; at
+            the end of the first epoch, if a metric does.
 
     Example:
 
@@ -70,10 +73,15 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.name = name
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._check_that_the_name_is_free(logs)
+        if logs is not None:
+            # All callbacks of a training get the same mapping: the next one sees the name in it.
+            logs[self.name] = None
         if self.model.built:
             self.attack.check(self.model, self.x, self.y)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._check_that_the_name_is_free(logs)
         accuracy = robust_accuracy(
             self.model,
             self.x,
@@ -84,3 +92,11 @@ class RobustAccuracy(keras.callbacks.Callback):
         )
         if logs is not None:
             logs[self.name] = accuracy
+
+    def _check_that_the_name_is_free(self, logs: dict[str, Any] | None) -> None:
+        if logs is not None and self.name in logs:
+            raise ValueError(
+                f"Two callbacks or metrics would be logged as {self.name!r}, one over the other. "
+                "Pass another `name` to this `RobustAccuracy`, such as "
+                f"'val_{type(self.attack).__name__.lower()}_accuracy'. Received: name={self.name!r}"
+            )
