@@ -132,7 +132,7 @@ def test_attacks_get_the_options_that_they_take(name):
         ({"model": "model.h5"}, "does not end in .keras"),
         ({"model": "damaged"}, "cannot be loaded"),
         ({"model": "three"}, "from 0 to 2"),
-        ({"model": "small"}, "cannot be run on images of shape (28, 28, 1)"),
+        ({"model": "small"}, "cannot be run on images of shape (28, 28, 1), as the data set has"),
         ({"--dataset": "no_such_data"}, "no_such_data"),
         ({"--split": "validation"}, "validation"),
         ({"--num-examples": "0"}, "--num-examples: expected an integer of at least 1, not '0'"),
@@ -148,7 +148,6 @@ def test_attacks_get_the_options_that_they_take(name):
         ({"--num-steps": "3"}, "no --attack takes --num-steps"),
         ({"--norm": "l3"}, "--norm"),
         ({"--norm": "l2", "--attack": "ifgsm"}, "has the norm linf, not l2"),
-        ({"--bounds": ["0", "0.5"]}, "inside the attack's `bounds`"),
         ({"--bounds": ["1", "0"]}, "`bounds`"),
         ({"--from-probabilities": []}, "`from_logits=False` was given"),
         ({"--from-logits": [], "--from-probabilities": []}, "not allowed with"),
@@ -289,11 +288,14 @@ def test_a_failed_check_is_in_the_exit_status(files, monkeypatch, capsys):
         assert ("CHECKS FAILED" in capsys.readouterr().out) == (passed is False)
 
 
-def test_the_script_is_declared():
+def test_the_script_is_declared(monkeypatch):
     file = pathlib.Path(__file__).parent.parent / "pyproject.toml"
-    target = tomllib.loads(file.read_text())["project"]["scripts"]["keras-robust"]
-    module, name = target.split(":")
-    assert getattr(importlib.import_module(module), name) is main
+    declared = tomllib.loads(file.read_text())
+    module, name = declared["project"]["scripts"]["keras-robust"].split(":")
+    assert module in declared["tool"]["setuptools"]["py-modules"]
+    monkeypatch.syspath_prepend(file.parent)
+    monkeypatch.setattr("keras_robust.cli.main", lambda: 7)
+    assert getattr(importlib.import_module(module), name)() == 7
 
 
 def test_help(capsys):

@@ -2,9 +2,11 @@
 
 import argparse
 import importlib
+import json
 import pathlib
 import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,13 @@ from keras_robust.model.arrays import as_arrays
 from keras_robust.model.classifier import Classifier, check_outputs
 
 _PROBED = 64
+# What files that are no archives begin with, and what they are.
+_OTHER_FILES = {
+    b"PK\x03\x04": "it is cut short, as an interrupted save, copy or download leaves it",
+    b"\x89HDF": "it is an HDF5 file under another name: load it in Keras and save it as .keras",
+    b"version https://git-lfs": "it is a pointer of Git LFS: `git lfs pull` brings the file itself",
+    b"": "it is no zip archive, as .keras files are",
+}
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -36,8 +45,12 @@ def load_model(path: str) -> Any:
             f"{path!r} does not end in .keras: save the model as model.save('name.keras'). Other "
             "formats may run code when they are loaded"
         )
-    if not pathlib.Path(path).is_file():
+    file = pathlib.Path(path)
+    if not file.exists():
         raise ValueError(f"there is no file {path!r}")
+    fault = "it is a folder" if file.is_dir() else _fault(file)
+    if fault:
+        raise ValueError(f"{path!r} cannot be loaded: {fault}")
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # damaged files raise anything
@@ -45,6 +58,27 @@ def load_model(path: str) -> Any:
     if not isinstance(model, keras.Model):
         raise ValueError(f"{path!r} holds no model but a {type(model).__name__}")
     return model
+
+
+def _fault(file: pathlib.Path) -> str | None:
+    """What is wrong with a file that is to be an archive of Keras; `None` if nothing is."""
+    if not zipfile.is_zipfile(file):
+        with file.open("rb") as opened:
+            beginning = opened.read(32)
+        if not beginning:
+            return "it is empty"
+        return next(text for magic, text in _OTHER_FILES.items() if beginning.startswith(magic))
+    with zipfile.ZipFile(file) as archive:
+        if "config.json" not in archive.namelist():
+            return "it is an archive, but not of a model: it holds no config.json"
+        try:
+            damaged = archive.testzip()
+            json.loads(archive.read("config.json"))
+        except ValueError:
+            damaged = "config.json"
+        except Exception as error:  # what lies in a damaged archive raises anything
+            return f"it is damaged. {type(error).__name__}: {error}"
+    return None if damaged is None else f"its {damaged} is damaged"
 
 
 def _loading_advice(message: str) -> str:
@@ -64,18 +98,28 @@ def _loading_advice(message: str) -> str:
 
 
 def load_data(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels."""
+    """Images, scaled to the bounds, and labels."""
+    data = None
     try:
         data = load(options.dataset, options.split, options.data_dir)
-        return as_arrays(data.take(options.num_examples or -1))
+        x, y = as_arrays(data.take(options.num_examples or -1))
     except Exception as error:  # downloads fail in many ways
-        raise ValueError(f"--dataset {options.dataset}: {error}") from error
+        message = str(error)
+        if data is not None and None in data.element_spec[0].shape:
+            message = (
+                "its images differ in size: bring them to one in Python, and use "
+                "keras_robust.evaluate there"
+            )
+        raise ValueError(f"--dataset {options.dataset}: {message}") from error
+    low, high = options.bounds
+    return np.clip(low + (high - low) * x, low, high), y
 
 
 def returns_logits(model: Any, x: np.ndarray, given: bool | None) -> bool:
     """Whether the model returns logits: as the user says, or as it looks."""
     classifier = Classifier.of(model)
     classifier.check_structure()
+    _check_shape(model, x.shape[1:])
     probe = x[:_PROBED]
     try:
         outputs = classifier.predict(probe)
@@ -94,3 +138,21 @@ def returns_logits(model: Any, x: np.ndarray, given: bool | None) -> bool:
         return True
     print("The model's outputs look like probabilities (--from-probabilities).")
     return False
+
+
+def _check_shape(model: Any, shape: tuple[int, ...]) -> None:
+    """Raises a `ValueError` where a model says that it takes images of another shape."""
+    expected = getattr(model, "input_shape", None)
+    if not isinstance(expected, tuple) or not {type(n) for n in expected} <= {int, type(None)}:
+        return
+    expected = expected[1:]
+    # Keras adds or drops a last axis of one by itself.
+    candidates = [shape, (*shape, 1), *([shape[:-1]] if shape[-1] == 1 else [])]
+    for found in candidates:
+        pairs = zip(found, expected, strict=False)
+        if len(found) == len(expected) and all(n in (None, size) for size, n in pairs):
+            return
+    raise ValueError(
+        f"the model cannot be run on images of shape {shape}, as the data set has them: it takes "
+        f"images of shape {expected}"
+    )

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from keras_robust.cli.attacks import check_attacks, make_attack
+from keras_robust.cli.attacks import check_attacks, make_attack, remarks
 from keras_robust.cli.loading import import_modules, load_data, load_model, returns_logits
 from keras_robust.cli.options import parser
 from keras_robust.evaluation import evaluate
@@ -45,7 +45,11 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         raise ValueError("--resume needs the --output that the evaluation was begun in")
     if options.transfer_from is not None and options.no_checks:
         raise ValueError("--transfer-from is for the checks, which --no-checks leaves out")
+    if options.pictures and options.output is None:
+        raise ValueError("--pictures needs the --output that they are to be in")
     check_attacks(options)
+    for remark in remarks(options):
+        print(f"keras-robust: {remark}", file=sys.stderr)
     import_modules(options.modules)
     model = load_model(options.model)
     other = None if options.transfer_from is None else load_model(options.transfer_from)
@@ -66,7 +70,8 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         notes={
             "command": shlex.join(["keras-robust", *argv]),
             "model": options.model,
-            "data": f"{options.dataset}, {options.split}, the first {len(x)} examples",
+            "data": f"{options.dataset}, {options.split}, the first {len(x)} examples, scaled to "
+            f"{options.bounds[0]:g} to {options.bounds[1]:g}",
             "outputs": "logits" if from_logits else "probabilities",
         },
     )

@@ -2,7 +2,10 @@
 
 import argparse
 import fractions
+import sys
 from typing import NoReturn
+
+import keras
 
 from keras_robust.cli.attacks import OFFERED
 from keras_robust.datasets.load import EMBEDDED
@@ -18,14 +21,16 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """What the command takes."""
     top = Parser(prog="keras-robust", description="How robust a Keras classifier is.")
+    top.add_argument("--version", action="version", version=_versions())
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
         "evaluate",
         help="accuracy of a model file on clean images and under attacks",
         description="Measures the accuracy of a classifier on clean images and under attacks, "
-        "and checks whether the figures can be trusted. Images are scaled to [0, 1].",
+        "and checks whether the figures can be trusted.",
         epilog="Exit status: 0 done, 2 bad input, 3 done but a check has failed, 130 interrupted. "
-        "The environment variable KERAS_BACKEND chooses TensorFlow or JAX.",
+        "The environment variable KERAS_BACKEND chooses TensorFlow or JAX. TensorFlow's own log is "
+        "left out: TF_CPP_MIN_LOG_LEVEL=0 brings it back.",
     )
     add = command.add_argument
     # fmt: off
@@ -37,29 +42,37 @@ def parser() -> Parser:
     add("--num-examples", type=_count, metavar="N", help="the first N only; default: all")
     add("--attack", required=True, action="append", metavar="NAME",
         help=f"one of {', '.join(OFFERED)}; may be given several times")
-    add("--epsilon", type=_number, help="radius in units of the image: 8/255, 0.3")
+    add("--epsilon", type=_number,
+        help="radius in units of the images: 8/255 for images from 0 to 1, 8 for 0 to 255")
     add("--norm", choices=["linf", "l2"], help="default: the attack's own")
-    add("--num-steps", type=_count, metavar="N", help="default: the attack's own")
+    add("--num-steps", type=_count, metavar="N",
+        help="of the attacks that have a number of steps; default: the attack's own")
     add("--bounds", type=_number, nargs=2, default=[0.0, 1.0], metavar=("LOW", "HIGH"),
-        help="valid range of the images; default: 0 1")
+        help="range of the images that the model takes: they are scaled to it; default: 0 1")
     outputs = command.add_mutually_exclusive_group()
     outputs.add_argument("--from-logits", action="store_const", const=True,
                          help="the model returns logits; default: as its outputs look")
     outputs.add_argument("--from-probabilities", action="store_const", const=False,
                          dest="from_logits", help="the model returns probabilities")
     add("--batch-size", type=_count, default=128, metavar="N", help="default: 128")
-    add("--seed", type=int, default=0, help="default: 0")
+    add("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     add("--output", metavar="DIR", help="where to save the report, and what is done so far")
     add("--resume", action="store_true", help="continue what was begun in --output")
     add("--no-checks", action="store_true", help="do not check whether the figures hold")
     add("--transfer-from", metavar="OTHER.keras",
         help="another model for the same data: the checks also attack with its images")
     add("--pictures", action="store_true",
-        help="add curves over epsilon and steps, and the geometry of features; takes longer")
+        help="add curves over epsilon and steps, and the geometry of features, to the report in "
+        "--output; takes longer")
     add("--import", dest="modules", action="append", default=[], metavar="MODULE",
         help="import (and so run) a Python module of yours that registers custom layers")
     # fmt: on
     return top
+
+
+def _versions() -> str:
+    names = ("keras_robust", "keras", keras.backend.backend())
+    return ", ".join(f"{name.replace('_', '-')} {sys.modules[name].__version__}" for name in names)
 
 
 def _number(text: str) -> float:
@@ -68,6 +81,12 @@ def _number(text: str) -> float:
     except (ValueError, ZeroDivisionError, OverflowError):
         message = f"expected a number or a fraction, such as 0.3 or 8/255, not {text!r}"
         raise argparse.ArgumentTypeError(message) from None
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, not {text!r}")
+    return int(text)
 
 
 def _count(text: str) -> int:
