@@ -73,11 +73,9 @@ def _from_tensorflow_datasets(name: str, split: str, data_dir: str | None) -> An
             f"Argument `name` must be {EMBEDDED!r} or a data set that TensorFlow Datasets knows, "
             f"or has in `data_dir`. Received: name={name!r}, data_dir={data_dir!r}"
         ) from error
-    keys = builder.info.supervised_keys
-    image = builder.info.features[keys[0]] if keys else None
-    if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3:
+    if not _has_labelled_images(builder.info):
         raise ValueError(
-            "Argument `name` must be a data set of labelled 8-bit images. "
+            "Argument `name` must be a data set of labelled 8-bit images, with one integer each. "
             f"Received: name={name!r}, with {builder.info.features}"
         )
     builder.download_and_prepare()
@@ -88,3 +86,17 @@ def _from_tensorflow_datasets(name: str, split: str, data_dir: str | None) -> An
         )
     dataset: tf.data.Dataset = builder.as_dataset(split=split, as_supervised=True)
     return dataset
+
+
+def _has_labelled_images(info: Any) -> bool:
+    """Whether the pairs of a data set are of an 8-bit image and the number of its class."""
+    keys = info.supervised_keys
+    if not keys or not all(isinstance(key, str) for key in keys):
+        return False
+    image, label = (info.features[key] for key in keys[:2])
+    return (
+        image.np_dtype == np.uint8
+        and len(image.shape) == 3
+        and label.shape == ()
+        and np.issubdtype(label.np_dtype, np.integer)
+    )

@@ -1,9 +1,11 @@
 """Real data."""
 
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
@@ -72,3 +74,56 @@ def test_unknown_split_of_a_full_set(full_data_dir):
 def test_data_without_images(tmp_path):
     with pytest.raises(ValueError, match="labelled 8-bit images"):
         kr.datasets.load("imdb_reviews", "train", data_dir=str(tmp_path))
+
+
+LABEL = tfds.features.ClassLabel(num_classes=2)
+SCALAR = tfds.features.Scalar(np.float32)
+IMAGE = tfds.features.Image(shape=(4, 4, 1))
+
+
+class Described(tfds.core.GeneratorBasedBuilder):
+    """A data set that is described and never made."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = pathlib.Path("nowhere")
+    features: ClassVar = {"image": IMAGE, "label": LABEL}
+    keys = ("image", "label")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(self.features),
+            supervised_keys=self.keys,
+        )
+
+    def _split_generators(self, dl_manager):
+        raise NotImplementedError
+
+    def _generate_examples(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("features", "keys"),
+    [
+        # A target that would be cut to an integer, a label for each pixel, several labels.
+        ({"image": IMAGE, "label": SCALAR}, ("image", "label")),
+        ({"image": IMAGE, "label": IMAGE}, ("image", "label")),
+        ({"image": IMAGE, "label": tfds.features.Sequence(LABEL)}, ("image", "label")),
+        ({"image": IMAGE, "label": {"coarse": LABEL}}, ("image", "label")),
+        ({"image": tfds.features.Tensor(shape=(4, 4, 1), dtype=np.float32), "label": LABEL},
+         ("image", "label")),
+        ({"image": IMAGE, "label": LABEL}, ({"image": "image"}, "label")),
+        ({"image": IMAGE, "label": LABEL}, None),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_classified(features, keys, monkeypatch, tmp_path):
+    monkeypatch.setattr(Described, "features", features)
+    monkeypatch.setattr(Described, "keys", keys)
+    with pytest.raises(ValueError, match="labelled 8-bit images, with one integer each"):
+        kr.datasets.load("described", "test", data_dir=str(tmp_path))
+
+
+def test_data_that_can_be_classified_are_made(tmp_path):
+    with pytest.raises(NotImplementedError):
+        kr.datasets.load("described", "test", data_dir=str(tmp_path))

@@ -1,0 +1,84 @@
+"""Promised: what pip installs from this repository loads data sets by name and has its command."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import keras_robust as kr
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+# In a module of a package, as TensorFlow Datasets' own are.
+DATA_SET = """
+import numpy as np
+import tensorflow_datasets as tfds
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(4, 4, 1)),
+            "label": tfds.features.ClassLabel(num_classes=2),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(6), "test": self._generate_examples(4)}
+
+    def _generate_examples(self, count):
+        for n in range(count):
+            yield n, {"image": np.full((4, 4, 1), 51 * n, "uint8"), "label": n % 2}
+"""
+LOAD = """
+import tiny_data.tiny
+import keras_robust as kr
+
+data = kr.datasets.load("tiny", "test", data_dir="data")
+found = sorted((round(float(image[0, 0, 0]), 6), int(label)) for image, label in data)
+print(found, kr.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_a_clean_environment(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "keras_robust_command.py"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "keras_robust", source / "keras_robust")
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TFDS_DATA_DIR", "KERAS_BACKEND")
+    }
+
+    def run(*command):
+        finished = subprocess.run(
+            command, cwd=tmp_path, env=variables, capture_output=True, text=True
+        )
+        assert finished.returncode == 0, finished.stderr
+        return finished
+
+    run(sys.executable, "-m", "venv", "fresh")
+    programs = tmp_path / "fresh" / ("Scripts" if os.name == "nt" else "bin")
+    run(programs / "python", "-m", "pip", "install", "--quiet", source)
+    shutil.rmtree(source)
+
+    (tmp_path / "tiny_data").mkdir()
+    (tmp_path / "tiny_data" / "__init__.py").touch()
+    (tmp_path / "tiny_data" / "tiny.py").write_text(DATA_SET)
+    loaded = run(programs / "python", "-c", LOAD).stdout.splitlines()[-1]
+    assert loaded.startswith("[(0.0, 0), (0.2, 1), (0.4, 0), (0.6, 1)] ")
+    assert str(tmp_path / "fresh") in loaded
+
+    version = run(programs / "keras-robust", "--version")
+    assert version.stdout.startswith(f"keras-robust {kr.__version__}, keras ")
+    assert version.stderr == ""
