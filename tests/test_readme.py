@@ -1,46 +1,241 @@
-"""The code of the README and of docs/losses.md runs as it stands, on fewer images and epochs."""
+"""The code of the README and of the pages in docs/ does what they say, on few images and epochs."""
 
 import pathlib
 import re
+import shlex
 
 import keras
+import numpy as np
 import pytest
 
 import keras_robust as kr
+from keras_robust.callbacks import robust_accuracy
+from keras_robust.cli import main
+from keras_robust.cli.attacks import check_attacks
+from keras_robust.cli.options import parser
+from keras_robust.model.arrays import as_arrays
 
 ROOT = pathlib.Path(__file__).parent.parent
-README, LOSSES = (ROOT / name for name in ("README.md", "docs/losses.md"))
-BLOCKS, OF_LOSSES = (
-    re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
-    for path in (README, LOSSES)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path, language="python"):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [code for name, code in found if name == language]
+
+
+README, EVALUATION, LOSSES, WNLL = (
+    blocks(ROOT / name)
+    for name in ("README.md", "docs/evaluation.md", "docs/losses.md", "docs/wnll.md")
 )
 load = kr.datasets.load
+fit = keras.Model.fit
 
 
-def test_there_is_an_example_of_each_kind():
-    assert len(BLOCKS) == 5
-
-
-@pytest.mark.parametrize(
-    "code", BLOCKS + OF_LOSSES,
-    ids=["layer", "head", "loss", "callback", "attacks", "sums", "radius", "pairs", "keras"],
-)  # fmt: skip
-def test_example(code, monkeypatch, tmp_path):
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs an example in a folder of its own, and returns its variables."""
     monkeypatch.chdir(tmp_path)
-    count = 600 if "WNLLHead" in code else 64
-    monkeypatch.setattr(kr.datasets, "load", lambda *args: load(*args).take(count))
-    fit = keras.Model.fit
 
-    def short_fit(self, *args, **kwargs):
-        return fit(self, *args, **{**kwargs, "epochs": 1})
+    def run(code, count=64, epochs=1, **variables):
+        monkeypatch.setattr(kr.datasets, "load", lambda *args: load(*args).take(count))
 
-    monkeypatch.setattr(keras.Model, "fit", short_fit)
-    exec(compile(code, "README.md", "exec"), {})
+        def short_fit(self, *args, **kwargs):
+            kwargs["epochs"] = min(epochs, kwargs.get("epochs", 1))
+            return fit(self, *args, verbose=0, **kwargs)
+
+        monkeypatch.setattr(keras.Model, "fit", short_fit)
+        exec(compile(code, "example", "exec"), variables)
+        return variables
+
+    return run
 
 
-@pytest.mark.parametrize(
-    "path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
-)
+@pytest.fixture
+def images():
+    return as_arrays(load("fashion_mnist_subset", "test").take(100))
+
+
+def accuracy(model, images):
+    x, y = images
+    return (model.predict(x, verbose=0).argmax(axis=1) == y).mean()
+
+
+def test_every_example_has_its_test():
+    counts = {path.name: len(blocks(path)) for path in PAGES if blocks(path)}
+    assert counts == {"README.md": 5, "evaluation.md": 1, "losses.md": 4, "wnll.md": 2}
+
+
+def test_a_layer(run, images):
+    model = run(README[0], count=2000)["model"]
+    features = kr.evaluation.features(model, images[0])
+    assert abs(features).max() <= 1  # tanh features,
+    assert float(sum(model.losses)) > 0  # weights pushed apart
+    assert accuracy(model, images) > 0.4
+
+
+def test_a_head_that_interpolates(run, images):
+    model = run(README[1], count=800)["model"]
+    head = model.layers[-1]
+    assert head.phase == "wnll"
+    outputs = model.predict(images[0], verbose=0)
+    np.testing.assert_allclose(np.exp(outputs).sum(axis=1), 1, atol=1e-4)
+    assert accuracy(model, images) > 0.4
+    # Each prediction by itself.
+    alone = np.concatenate([model.predict(x[None], verbose=0) for x in images[0][:5]])
+    np.testing.assert_allclose(alone, outputs[:5], rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss(run, images, capsys):
+    found = run(README[2], count=500)
+    report, model = found["report"], found["model"]
+    assert [row.name for row in report.rows] == ["clean", "PGD-40", "worst case"]
+    assert report.accuracy("worst case") == report.accuracy("PGD-40") <= report.accuracy("clean")
+    assert report.statement in capsys.readouterr().out
+    # What is deployed answers the same, and needs nothing of this package.
+    saved = keras.saving.load_model("classifier.keras")
+    assert type(saved) is keras.Sequential
+    assert "keras_robust" not in saved.to_json()
+    np.testing.assert_allclose(
+        saved.predict(images[0], verbose=0), model.predict(images[0], verbose=0), atol=1e-5
+    )
+
+
+def test_a_callback_keeps_the_best_epoch_and_stops(run, monkeypatch):
+    logged = iter([0.3, 0.6, 0.5, 0.4, 0.2, 0.1])
+    weights = []
+
+    def scripted(model, *arguments, **named):
+        weights.append(model.get_weights())
+        return next(logged)
+
+    monkeypatch.setattr(robust_accuracy, "robust_accuracy", scripted)
+    found = run(README[3], epochs=20)
+    assert found["model"].history.history["val_robust_accuracy"] == [0.3, 0.6, 0.5, 0.4, 0.2]
+    best = keras.saving.load_model("best.keras")
+    for saved, expected in zip(best.get_weights(), weights[1], strict=True):
+        np.testing.assert_array_equal(saved, expected)
+    assert any((a != b).any() for a, b in zip(weights[1], weights[-1], strict=True))
+
+
+def test_attacks_and_a_report(run, monkeypatch):
+    found = run(README[4], count=40)
+    result, report, x, y = (found[name] for name in ("result", "report", "x", "y"))
+    # An attack that fails returns the original image and says so.
+    np.testing.assert_array_equal(result.x_adv[~result.success], x[~result.success])
+    assert result.success_rate == result.success.mean()
+    assert (result.norms["linf"] <= 0.03 + 1e-6).all()
+    page = pathlib.Path("report/report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page
+    for text in ("PGD-40", "AutoAttack", "DeepFool", "95% interval", "Checks", report.statement):
+        assert text in page
+    assert "DeepFool" in report.statement  # Without a radius, and left out.
+    # Continued, it is what it was; read again, too.
+    arguments = (found["model"], x, y, found["attacks"])
+    resumed = kr.evaluate(*arguments, output="report", resume=True, checks=False, verbose=0)
+    assert resumed.to_dict()["rows"] == report.to_dict()["rows"]
+    assert kr.evaluation.Report.load("report").to_dict()["rows"] == report.to_dict()["rows"]
+    larger = found["attacks"]["PGD-40"].replace(epsilon=0.1)
+    assert (larger.epsilon, found["attacks"]["PGD-40"].epsilon) == (0.1, 0.03)
+
+
+def command():
+    (code,) = [code for code in blocks(ROOT / "README.md", "") if "keras-robust" in code]
+    name, *argv = shlex.split(code.replace("\\\n", " "))
+    assert name == "keras-robust"
+    return argv
+
+
+def test_the_command_is_one_that_the_command_takes():
+    options = parser().parse_args(command())
+    check_attacks(options)
+    assert options.num_examples == 500
+    assert options.epsilon == 8 / 255
+
+
+@pytest.mark.slow
+def test_the_command_writes_its_report_and_continues(trained_model, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained_model.save("classifier.keras")
+    argv = [{"500": "40"}.get(part, part) for part in command()]
+    assert main(argv) == 0
+    first = kr.evaluation.Report.load("report")
+    assert set(first.curves) == {"epsilon", "steps"}
+    assert first.geometry is not None
+    assert "report/report.html" in capsys.readouterr().out
+    assert main([*argv, "--resume"]) == 0
+    assert kr.evaluation.Report.load("report").to_dict()["rows"] == first.to_dict()["rows"]
+
+
+def test_a_check_says_what_it_found(trained_model, images, capsys):
+    (code,) = EVALUATION
+    exec(code, {"kr": kr, "model": trained_model, "x": images[0], "y": images[1]})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("passed")]
+    assert len(lines) >= 13
+    assert any("clean accuracy is above chance" in line for line in lines)
+
+
+def test_a_sum_with_a_weight_that_warms_up(run):
+    found = run(LOSSES[0], epochs=3)
+    assert float(found["weight"]) == 10.0  # Of the third epoch.
+    assert np.isfinite(found["model"].history.history["loss"]).all()
+
+
+def test_a_radius_that_grows(run):
+    found = run(LOSSES[1])
+    steps = (0, 500, 1000, 2000)
+    np.testing.assert_allclose(
+        [float(found["epsilon"](step)) for step in steps], [0, 0.05, 0.1, 0.1], rtol=1e-6
+    )
+    x, y = np.full((8, 4), 0.5, "float32"), np.arange(8) % 2
+    model = kr.RobustModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    model.compile(keras.optimizers.SGD(0.0), found["loss"])
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    clean = float(plain(y, model.predict(x, verbose=0)))
+    losses = []
+    for step in (0, 500, 1000):
+        model.optimizer.iterations.assign(step)
+        losses.append(model.train_on_batch(x, y))
+    # The attack has a radius of 0 first, and then more and more.
+    assert clean == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_pairs_that_are_made_before(run):
+    found = run(LOSSES[2], epochs=2)
+    x, x_adv = (np.asarray(found[name]) for name in ("x", "x_adv"))
+    assert len(found["both"]) == 2 * len(x) == 128
+    moved = (x != x_adv).any(axis=(1, 2, 3))
+    assert 0 < moved.mean() <= 1
+
+
+def test_what_keras_has_already(run, images):
+    found = run(LOSSES[3], count=2000)
+    assert accuracy(found["noisy"], images) > 0.4
+    assert accuracy(found["machine"], images) > 0.4
+    assert isinstance(found["machine"].loss, keras.losses.CategoricalHinge)
+    first, second = (found["noisy"].predict(images[0], verbose=0) for _ in range(2))
+    np.testing.assert_array_equal(first, second)  # The noise is for training alone.
+
+
+def test_training_a_wnll_classifier_and_saving_it(run, images):
+    x, y = as_arrays(load("fashion_mnist_subset", "train").take(1000))
+    backbone = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten()])
+    model = run(WNLL[0], keras=keras, kr=kr, backbone=backbone, x=x, y=y)["model"]
+    assert model.layers[-1].phase == "wnll"
+    assert accuracy(model, images) > 0.4
+    # Template, phase and all.
+    saved = keras.saving.load_model("classifier.keras")
+    assert saved.layers[-1].phase == "wnll"
+    np.testing.assert_allclose(
+        saved.predict(images[0], verbose=0), model.predict(images[0], verbose=0), atol=1e-4
+    )
+    model = run(WNLL[1], kr=kr, model=model, x=x, y=y)["model"]
+    assert accuracy(model, images) > 0.4
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         if not target.startswith("http"):
