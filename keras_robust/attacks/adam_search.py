@@ -13,6 +13,8 @@ _INSIDE = 0.999
 # `c` is raised by the first factor while it is too low, lowered by the second while too high. The
 # first is ten times what it would have to be if the model were linear.
 _RAISED, _LOWERED, _FIRST = 10.0, 4.0, 10.0
+# No `c` is larger, nor its pull on a value: the square of that must be finite. Adam divides it out.
+_LARGEST_CONST, _LARGEST_PULL = 1e30, 1e15
 # Adam stops, once an image is known, where a round has brought less than half a percent.
 _STALLED = 0.995
 # How often the last segment is halved.
@@ -103,11 +105,12 @@ class AdamSearch:
         upper = ops.where(found, ops.minimum(search.upper, const), search.upper)
         lower = ops.where(found, search.lower, ops.maximum(search.lower, const))
         between = ops.where(lower > 0, ops.sqrt(lower) * ops.sqrt(upper), upper / _LOWERED)
+        raised = ops.minimum(const * _RAISED, _LARGEST_CONST)
         return search._replace(
             w=self._start(x),
             first_moment=ops.zeros_like(x),
             second_moment=ops.zeros_like(x),
-            const=ops.where(upper < float("inf"), between, const * _RAISED),
+            const=ops.where(upper < float("inf"), between, raised),
             lower=lower,
             upper=upper,
             lowest=ops.full_like(search.lowest, float("inf")),
@@ -132,7 +135,8 @@ class AdamSearch:
         loss = squared + const * ops.maximum(excess, 0.0)
 
         pull = ops.where(excess > 0, const, ops.zeros_like(const))
-        gradient = 2 * (z - x) - per_example(pull, x) * gradient
+        pull = ops.clip(per_example(pull, x) * gradient, -_LARGEST_PULL, _LARGEST_PULL)
+        gradient = 2 * (z - x) - pull
         gradient = gradient * self._half * (1 - ops.square(ops.tanh(search.w)))
         first = _BETA_1 * search.first_moment + (1 - _BETA_1) * gradient
         second = _BETA_2 * search.second_moment + (1 - _BETA_2) * ops.square(gradient)
@@ -190,7 +194,8 @@ class AdamSearch:
         scores, gradient = problem.scores_and_gradient(scaled, z)
         own = problem.margin_from(scores, z)
         factor = scale(scores)
-        return scaled(scores) * factor, own, gradient * per_example(factor, z)
+        margins = scaled(scores) * factor - problem.rounding(scores)
+        return margins, own, gradient * per_example(factor, z)
 
     def _is_wanted(self, margins: Any) -> Any:
         return margins >= self.attack.confidence if self.attack.confidence > 0 else margins > 0
@@ -212,5 +217,5 @@ def _first_const(excess: Any, gradient: Any) -> Any:
     """`c` from the model's linearisation, at which `2 delta = c g` reaches an `excess` of 0."""
     slope = euclidean_norm(gradient)
     safe = ops.where(slope > 0, slope, ops.ones_like(slope))
-    const = _FIRST * 2 * excess / safe / safe
+    const = ops.minimum(_FIRST * 2 * excess / safe / safe, _LARGEST_CONST)
     return ops.where(const > 0, const, ops.ones_like(const))

@@ -14,6 +14,7 @@ from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.inputs import as_seed, working
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.meter import Cost, Meter
+from keras_robust.attacks.plausible import warn_of_units
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, RoundResult
 from keras_robust.attacks.rounds import Rounds
@@ -24,6 +25,8 @@ from keras_robust.ops import per_example_where, sparse_labels
 
 # What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
 _ATTACKED, _JUDGED = 1_000_001, 1_000_002
+# By how many times what rounding can undo an attack is to fool the model.
+_CAUTION = 2.0
 
 
 class _Value(type):
@@ -32,6 +35,7 @@ class _Value(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         attack = super().__call__(*args, **kwargs)
         object.__setattr__(attack, "_is_frozen", True)
+        warn_of_units(attack)
         return attack
 
     @property
@@ -291,7 +295,11 @@ class Attack(metaclass=_Value):
         return num_classes
 
     def check_classifier(self, classifier: Classifier, x: np.ndarray) -> None:
-        """Raises a `ValueError` for a checked model and images that this attack cannot work on."""
+        """Raises a `ValueError` for a checked model and images that this attack cannot work on.
+
+        It warns of a radius that is implausible for images of this size.
+        """
+        warn_of_units(self, num_values=x[0].size)
         if classifier.is_black_box and self.uses_gradient and self.objective is None:
             raise ValueError(
                 f"{type(self).__name__} needs the model's gradient, which a "
@@ -422,7 +430,7 @@ class Attack(metaclass=_Value):
         seed: Any,
     ) -> RoundResult:
         """Round `index` in tensor operations."""
-        problem = _problem(self, classifier, y, seed, index, _ATTACKED, x.dtype)
+        problem = _problem(self, classifier, y, seed, index, _ATTACKED, x.dtype, _CAUTION)
         seed = backend.fold_in(seed, index)
         found = self.generate(problem, working(x), start, index, seed, *state)
         if isinstance(found, RoundResult):
@@ -456,6 +464,7 @@ def _problem(
     index: Any,
     purpose: int,
     dtype: str | None,
+    caution: float = 1.0,
 ) -> Problem:
     seed = backend.fold_in(backend.fold_in(seed, index), purpose)
-    return Problem(attack, classifier, y, seed, dtype)
+    return Problem(attack, classifier, y, seed, dtype, caution)

@@ -23,6 +23,8 @@ from keras_robust.ops import (
 _STEPS_PER_ROUND = 3
 # Added to each step's length, as a share of the range of `bounds`.
 _EXTRA_LENGTH = 1e-4
+# No step is longer, in the same unit: an infinite one, times a direction with zeros, would be NaN.
+_LONGEST = 1e30
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -33,12 +35,13 @@ class DeepFool(Attack):
     for each candidate class `k` other than `y`,
 
         l = argmin_k |f_k(x_i)| / ||w_k||_q
-        r_i = |f_l(x_i)| / ||w_l||_q * d(w_l)
+        r_i = (|f_l(x_i)| / ||w_l||_q + s) * d(w_l)
         x_{i+1} = clip(x_i + (1 + overshoot) * r_i)
 
     where `q = 2` and `d(w) = w / ||w||_2` for the L2 norm, `q = 1` and `d(w) = sign(w)` for
-    L-infinity: `r_i` is the smallest step to where `f_l` would be 0 if it were linear. An example
-    that is misclassified to begin with is returned as it is.
+    L-infinity: `r_i` leads to where `f_l` would be 0 if it were linear, by the shortest way, and on
+    by `s`, 1e-4 times the range of `bounds`. An example that is misclassified to begin with is
+    returned as it is.
 
     The perturbations are larger than those of `kr.attacks.FAB` and `kr.attacks.CarliniWagnerL2`,
     for fewer gradients. Where a network's gradient says little of what lies beyond the next
@@ -89,9 +92,8 @@ class DeepFool(Attack):
     - They overshoot once, at the end. Here each step does: that is `x + (1 + overshoot) * sum
       r_i`, as in the published code, and the next gradient is taken beyond the linearised
       boundary rather than on it.
-    - Each step is longer by 1e-4 times the range of `bounds`, as in the published code, with
-      1e-4. Without it the steps become too small to change anything where the iterates converge
-      to a boundary that curves away from them.
+    - `s` is in the published code alone, as 1e-4. Without it the steps become too small to change
+      anything where the iterates converge to a boundary that curves away from them.
 
     Reference:
 
@@ -176,7 +178,8 @@ class DeepFool(Attack):
     def _step(self, value: Any, normal: Any) -> Any:
         """The shortest step to where `value` would be 0 if its gradient were `normal` all over."""
         distance = _ratio(ops.abs(value), self._dual_norm(normal), 0.0)
-        length = distance + _EXTRA_LENGTH * (self.bounds[1] - self.bounds[0])
+        width = self.bounds[1] - self.bounds[0]
+        length = ops.minimum(distance + _EXTRA_LENGTH * width, _LONGEST * width)
         return per_example(length, normal) * steepest_direction(normal, self.norm)
 
     def _dual_norm(self, normal: Any) -> Any:

@@ -35,8 +35,9 @@ class Ensemble(Attack):
     the whole batch, and `success` is that in the batch of the attack which made the image.
 
     Args:
-        attacks: sequence of `kr.attacks.Attack`s, at least one. They must agree in `targeted`,
-            `bounds` and `from_logits`, which then are the ensemble's too. Cheap ones go first.
+        attacks: sequence of `kr.attacks.Attack`s, at least one; a single attack is a sequence of
+            one. They must agree in `targeted`, `bounds` and `from_logits`, which then are the
+            ensemble's too. Cheap ones go first.
 
     Call arguments, returns: as `kr.attacks.PGD`; each attack keeps to its own ball.
     `run(model, x, y, seed=None, verbose=0)` shows with `verbose=1` which attack and which of its
@@ -61,8 +62,9 @@ class Ensemble(Attack):
     (4,)
     """
 
-    def __init__(self, attacks: Sequence[Attack]) -> None:
-        self.attacks = list(attacks) if isinstance(attacks, Sequence) else []
+    def __init__(self, attacks: Sequence[Attack] | Attack) -> None:
+        given = [attacks] if isinstance(attacks, Attack) else attacks
+        self.attacks = list(given) if isinstance(given, Sequence) else []
         if not self.attacks or not all(isinstance(attack, Attack) for attack in self.attacks):
             raise ValueError(
                 "Argument `attacks` must be a sequence of at least one "

@@ -24,8 +24,8 @@ from keras_robust.ops import (
 
 NORMS = {"linf": maximum_norm, "l2": euclidean_norm}
 _NUM_SEARCH_STEPS = 3
-# Each goes this share of the way to where the margin would be 0, if it were linear.
-_CLOSED = 0.9
+# Each ends this share of the distance beyond where the margin would be 0, if it were linear.
+_BEYOND = 1e-3
 # How far restarts go where no misclassified image is known, as a share of the range of values.
 _REACH = 0.1
 
@@ -44,8 +44,8 @@ class FAB(Attack):
     where `proj` is the nearest point in the norm that is in `bounds` too. An iterate that is
     misclassified is kept if none was nearer to `x`, and the next step goes from
     `(1 - beta) * x + beta * x_{i+1}` rather than from `x_{i+1}`. In the end the nearest is moved
-    towards `x` on the line between them, in 3 steps, by where the margin would be 0 if it were
-    linear.
+    towards `x` on the line between them, in 3 steps: each to 1.001 times the distance at which the
+    margin `max_{j != y} z_j - z_y` would be 0 if it were linear.
 
     Without `epsilon` the attack looks for the smallest perturbation, over all targets and
     restarts. With it, it looks for any perturbation in the ball of that radius, and an example
@@ -96,8 +96,10 @@ class FAB(Attack):
     misclassified, steps back, and runs it again for the gradient; here one pass on `x_{i+1}`
     gives both, and where that is misclassified, the boundary is linearised there, before the step
     back. At equal numbers of steps this has found perturbations as small, or smaller. In the last
-    3 steps, the paper tries the very point where the margin would be 0, which rounding makes a
-    toss-up if the model is linear there; here each goes 0.9 of the way to it. The papers solve
+    3 steps, the paper tries the very point where the margin would be 0; there rounding decides, and
+    the image may be classified correctly in a batch of another size. Here each goes beyond it by a
+    thousandth of the distance, and `f` and the margin are taken to be 0 where they exceed 0 by
+    more than rounding can undo. The papers solve
     for the projection by sorting, here Newton's method does. All targets are tried from `x`
     before the first random start. Where no misclassified image is known without `epsilon`, the
     random start is at a radius that moves values by up to 0.05 of the range of `bounds`.
@@ -158,7 +160,8 @@ class FAB(Attack):
 
         def difference(scores: Any) -> Any:
             """`f`, in units that keep its gradient from over- and underflow."""
-            return (of_class(scores, target) - of_class(scores, problem.y)) / scale
+            value = of_class(scores, target) - of_class(scores, problem.y)
+            return (value - ops.stop_gradient(problem.rounding(scores))) / scale
 
         def nearer(z: Any, z_margin: Any, best: Any, best_margin: Any, distance: Any) -> Any:
             """The nearer of both that are misclassified, its margin and its distance."""
@@ -250,19 +253,24 @@ class FAB(Attack):
     def _towards(self, problem: Problem, x: Any, x_margin: Any, x_adv: Any, margins: Any) -> Any:
         """Moves misclassified images towards `x`, to just beyond where the margin is 0."""
 
+        def image(share: Any) -> Any:
+            return problem.as_returned(x + per_example(share, x) * (x_adv - x))
+
         def step(number: Any, ends: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
             inner, inner_margin, outer, outer_margin = ends
-            difference = outer_margin - inner_margin
-            share = outer_margin / ops.where(difference > 0, difference, ops.ones_like(difference))
-            z = problem.as_returned(outer + per_example(_CLOSED * share, x) * (inner - outer))
-            z_margin = ops.cast(problem.margin(z), x.dtype)
-            fooled = z_margin > 0
+            rise = outer_margin - inner_margin
+            back = outer_margin / ops.where(rise > 0, rise, ops.ones_like(rise))
+            boundary = outer - back * (outer - inner)
+            share = ops.minimum((1 + _BEYOND) * boundary, outer)
+            margin = ops.cast(problem.margin(image(share)), x.dtype)
+            fooled = margin > 0
             return (
-                per_example_where(fooled, inner, z),
-                ops.where(fooled, inner_margin, z_margin),
-                per_example_where(fooled, z, outer),
-                ops.where(fooled, z_margin, outer_margin),
+                ops.where(fooled, inner, share),
+                ops.where(fooled, inner_margin, margin),
+                ops.where(fooled, share, outer),
+                ops.where(fooled, margin, outer_margin),
             )
 
-        ends = (x, x_margin, x_adv, margins)
-        return problem.fori_loop(0, _NUM_SEARCH_STEPS, step, ends)[2]
+        ends = (ops.zeros_like(margins), x_margin, ops.ones_like(margins), margins)
+        share = problem.fori_loop(0, _NUM_SEARCH_STEPS, step, ends)[2]
+        return per_example_where(share < 1, image(share), x_adv)

@@ -1,5 +1,6 @@
 """What an attack may ask of a model."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,11 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import attacked_as
-from keras_robust.ops import logit_range, margin
+from keras_robust.ops import logit_range, margin, rounding, rounding_of_probabilities
 
 # A loss: from class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`,
 # to one value for each example, which an untargeted attack climbs.
 Loss = Callable[[Any, Any], Any]
-_TIE = 1e-30
 
 
 class Problem:
@@ -24,16 +24,29 @@ class Problem:
     `objective`. `margin` is the model itself, by which success is judged. All are averages over
     the attack's `num_samples` draws of a random model.
 
+    The same image gets other logits in a batch of another size: sums are added up in another order.
+    An image on the very boundary would fool the model in one batch and not in the next. So `margin`
+    is positive where the model is fooled by more than rounding can undo, and a tie is none.
+
     Args:
         attack: `kr.attacks.Attack`.
         classifier: the model.
         y: int32 tensor of labels, shape `(batch_size,)`.
         seed: tensor, seed of the model's own random numbers.
         dtype: what the user's images are in. Defaults to `None`: as the attack computes.
+        caution: float. By how many times what rounding can undo the model must be fooled. An
+            attack asks for more than its judge does, who runs the model in another function.
+            Defaults to `1.0`.
     """
 
     def __init__(
-        self, attack: Any, classifier: Classifier, y: Any, seed: Any, dtype: str | None = None
+        self,
+        attack: Any,
+        classifier: Classifier,
+        y: Any,
+        seed: Any,
+        dtype: str | None = None,
+        caution: float = 1.0,
     ) -> None:
         self.y = y
         self.sign = -1.0 if attack.targeted else 1.0
@@ -43,15 +56,20 @@ class Problem:
         self._classifier = classifier
         self._seed = seed
         self._dtype = dtype
+        self._caution = caution
 
     def at(self, step: Any) -> "Problem":
         """The same problem with other draws of a random model, to be used in step `step`."""
-        seed = backend.fold_in(self._seed, step)
-        return Problem(self._attack, self._classifier, self.y, seed, self._dtype)
+        return self._with(_seed=backend.fold_in(self._seed, step))
 
     def with_labels(self, y: Any) -> "Problem":
         """The same problem with other labels."""
-        return Problem(self._attack, self._classifier, y, self._seed, self._dtype)
+        return self._with(y=y)
+
+    def _with(self, **attributes: Any) -> "Problem":
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        return other
 
     def as_returned(self, x: Any) -> Any:
         """`x` clipped to the bounds, and rounded to what the user's images are in.
@@ -72,8 +90,9 @@ class Problem:
     def margin(self, x: Any) -> Any:
         """How far the model itself is fooled, shape `(batch_size,)`: positive where it is.
 
-        `max_{j != y} z_j - z_y`; the same with the other sign for a targeted attack. Where the
-        two tie, the sign is that of the class which `argmax` predicts.
+        `max_{j != y} z_j - z_y - tau`; `z_y - max_{j != y} z_j - tau` for a targeted attack. `tau`
+        is `rounding(z)`. Where the model's outputs are probabilities that round to a tie, it is
+        not positive.
         """
         return self._margin(self._average(lambda: self._logits(x)))
 
@@ -83,6 +102,10 @@ class Problem:
             pass
         is_model = self._attack.objective is None and not is_other
         return self._margin(scores) if is_model else self.margin(x)
+
+    def rounding(self, scores: Any) -> Any:
+        """`tau`: by how much the model must be fooled, shape `(batch_size,)`."""
+        return self._caution * rounding(scores, self.y, self._classifier.precision)
 
     def gradient(self, loss: Loss, x: Any) -> Any:
         """The direction in which an attack climbs: see `loss_and_gradient`."""
@@ -130,10 +153,13 @@ class Problem:
         return self._classifier.logits(x, self._attack.from_logits)
 
     def _margin(self, logits: Any) -> Any:
-        predicted = ops.cast(ops.argmax(logits, axis=-1), self.y.dtype)
-        fooled = predicted == self.y if self.sign < 0 else predicted != self.y
-        values = self.sign * margin(logits, self.y)
-        return ops.where(fooled, ops.maximum(values, _TIE), values)
+        values = self.sign * margin(logits, self.y) - self.rounding(logits)
+        if self._attack.from_logits:
+            return values
+        p = self._classifier.probabilities(logits)
+        difference = self.sign * margin(p, self.y)
+        is_tie = difference <= rounding_of_probabilities(p, self._classifier.precision)
+        return ops.where(is_tie, ops.minimum(values, 0.0), values)
 
     def _scores_loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any, Any]:
         def function(x: Any) -> tuple[Any, Any]:

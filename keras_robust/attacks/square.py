@@ -107,7 +107,7 @@ class Square(Attack):
         self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
         self.num_queries = validation.check_count("num_queries", num_queries)
         self.initial_fraction = validation.check_number(
-            "initial_fraction", initial_fraction, exclusive=True
+            "initial_fraction", initial_fraction, exclusive=True, maximum=1.0
         )
         self.num_restarts = validation.check_count("num_restarts", num_restarts)
         self.data_format = validation.check_data_format(data_format)

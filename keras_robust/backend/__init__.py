@@ -15,6 +15,7 @@ here, once for each backend, under the same names:
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
 - `host_call(function, x, outputs)`: a function of arrays, called by a compiled one as it runs.
 - `repeat(count, step, state)`: a loop of fixed length, whose gradient XLA can compile.
+- `product_precision()`: the dtype that factors of a matrix product are rounded to.
 - `device()`: what the computation runs on, in words.
 - `synchronize(x)`: waits until `x` has been computed.
 - `peak_memory()`: the most memory that tensors have taken on a GPU, in bytes.
@@ -36,6 +37,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import make_seed as make_seed
     from keras_robust.backend.tensorflow import normal as normal
     from keras_robust.backend.tensorflow import peak_memory as peak_memory
+    from keras_robust.backend.tensorflow import product_precision as product_precision
     from keras_robust.backend.tensorflow import repeat as repeat
     from keras_robust.backend.tensorflow import rounded as rounded
     from keras_robust.backend.tensorflow import seeded as seeded
@@ -55,6 +57,7 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import make_seed as make_seed
     from keras_robust.backend.jax import normal as normal
     from keras_robust.backend.jax import peak_memory as peak_memory
+    from keras_robust.backend.jax import product_precision as product_precision
     from keras_robust.backend.jax import repeat as repeat
     from keras_robust.backend.jax import rounded as rounded
     from keras_robust.backend.jax import seeded as seeded

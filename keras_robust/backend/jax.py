@@ -150,6 +150,16 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
     return jax.lax.fori_loop(0, count, lambda _, state: step(state), state)
 
 
+def product_precision() -> str:
+    """The dtype that the factors of a product of float32 matrices are rounded to.
+
+    TF32, the default on GPUs, has the 10 bits of float16's mantissa.
+    """
+    if jax.config.jax_default_matmul_precision in ("float32", "highest"):
+        return "float32"
+    return {"gpu": "float16", "tpu": "bfloat16"}.get(jax.default_backend(), "float32")
+
+
 def device() -> str:
     """The name of the GPU, or of the processor."""
     return processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind

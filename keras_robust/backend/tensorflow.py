@@ -150,6 +150,15 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
     )[1]
 
 
+def product_precision() -> str:
+    """The dtype that the factors of a product of float32 matrices are rounded to.
+
+    TF32, the default on GPUs, has the 10 bits of float16's mantissa.
+    """
+    is_short = tf.config.experimental.tensor_float_32_execution_enabled()
+    return "float16" if is_short and tf.config.list_physical_devices("GPU") else "float32"
+
+
 def device() -> str:
     """The name of the GPU, or of the processor."""
     accelerators = [d for d in tf.config.list_physical_devices() if d.device_type != "CPU"]

@@ -24,6 +24,7 @@ from keras_robust.ops.precision import working_dtype
 
 # Outputs are looked at on so many images.
 _NUM_PROBED = 8
+_PRECISIONS = ("bfloat16", "float16", "float32", "float64")
 Setting = tuple[tuple[float, float] | None, bool | None]
 
 
@@ -77,6 +78,14 @@ class Classifier:
         known = {id(state) for state in in_order}
         return in_order + [state for number, state in states.items() if number not in known]
 
+    @functools.cached_property
+    def precision(self) -> str:
+        """The name of the least precise dtype that it computes in, as far as that is known."""
+        found = {getattr(layer, "compute_dtype", None) for layer in self.layers}
+        if "float64" not in found:
+            found.add(backend.product_precision())
+        return next(name for name in _PRECISIONS if name in found)
+
     @property
     def depends_on_batch(self) -> bool:
         """Whether the answer to one example depends on the others in its batch."""
@@ -110,6 +119,13 @@ class Classifier:
         with without_final_activation(self.model) as left_out:
             outputs = self.outputs(x)
         return outputs if left_out else probabilities_to_logits(outputs)
+
+    def probabilities(self, logits: Any) -> Any:
+        """What `outputs` returns where `logits(x, from_logits=False)` returns these."""
+        activation = final_activation(self.model) if self.is_keras else None
+        if activation == "softmax":
+            return ops.softmax(logits)
+        return ops.sigmoid(logits) if activation == "sigmoid" else ops.exp(logits)
 
     def while_loop(self, condition: Any, body: Any, state: Any, **options: Any) -> Any:
         """`keras.ops.while_loop`; around a black box a loop of Python."""
@@ -163,7 +179,7 @@ class Classifier:
         """Creates a Keras model's weights, which cannot be done while a function is compiled."""
         if self.is_keras and not self.model.built:
             call_model(self.model, ops.convert_to_tensor(x[:1]), training=False)
-            for name in ("layers", "switched", "structure", "random_state"):
+            for name in ("layers", "switched", "structure", "random_state", "precision"):
                 vars(self).pop(name, None)
 
     def predict(self, x: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -19,6 +19,8 @@ from keras_robust.ops.logits import margin as margin
 from keras_robust.ops.logits import of_class as of_class
 from keras_robust.ops.logits import other_classes as other_classes
 from keras_robust.ops.logits import probabilities_to_logits as probabilities_to_logits
+from keras_robust.ops.logits import rounding as rounding
+from keras_robust.ops.logits import rounding_of_probabilities as rounding_of_probabilities
 from keras_robust.ops.simplex import simplex_gram as simplex_gram
 from keras_robust.ops.simplex import simplex_vertices as simplex_vertices
 from keras_robust.ops.total_variation import total_variation as total_variation

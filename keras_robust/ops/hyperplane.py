@@ -57,4 +57,5 @@ def to_hyperplane(
 
     start = (ops.zeros_like(target), ops.convert_to_tensor(True))
     t = ops.while_loop(lambda t, moved: moved, newton, start)[0]
-    return direction * ops.minimum(speed * per_example(t, x), room)
+    step = ops.minimum(speed * per_example(t, x), room)
+    return direction * ops.where(speed > 0, step, zeros)  # `t` may be infinite.

@@ -6,6 +6,16 @@ from keras import ops
 
 # Below the smallest positive float32 that is not subnormal, a probability is taken for this one.
 _SMALLEST_PROBABILITY = 1e-37
+# The distance from 1 to the next number.
+_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# How far rounding moves the difference of two logits, in units of `_EPSILON` times the largest. From
+# batches of 1 to batches of 300 it was moved by up to 16 of them in float32, where every sum of
+# products is rounded, and by up to 1.5 in float16 and bfloat16, where only its result is.
+_MOVES = {"float64": 64.0, "float32": 64.0, "float16": 2.0, "bfloat16": 2.0}
+# A logit that is larger by more than this is none that the others are made with: a class is masked.
+_MASKED = 100.0
+# How far rounding moves the difference of two probabilities, in the same unit.
+_MOVES_PROBABILITIES = 4.0
 
 
 def probabilities_to_logits(probabilities: Any) -> Any:
@@ -37,6 +47,27 @@ def of_class(logits: Any, y: Any) -> Any:
 def margin(logits: Any, y: Any) -> Any:
     """`max_{j != y} z_j - z_y`, shape `(batch_size,)`: positive where `y` is not predicted."""
     return ops.max(_others(logits, y), axis=-1) - of_class(logits, y)
+
+
+def rounding(logits: Any, y: Any, precision: str) -> Any:
+    """How far rounding may move `margin(logits, y)`, shape `(batch_size,)`.
+
+    It is a share of the largest logit, so it goes with their scale.
+
+    Args:
+        logits: tensor, shape `(batch_size, num_classes)`.
+        y: int tensor, shape `(batch_size,)`.
+        precision: the name of the least precise dtype that the model computes in.
+    """
+    other = ops.max(_others(logits, y), axis=-1)
+    compared = ops.maximum(ops.abs(other), ops.abs(of_class(logits, y)))
+    largest = ops.minimum(ops.max(ops.abs(logits), axis=-1), _MASKED * compared)
+    return _MOVES[precision] * _EPSILON[precision] * largest
+
+
+def rounding_of_probabilities(p: Any, precision: str) -> Any:
+    """How far rounding may move the difference of the largest probability and another."""
+    return _MOVES_PROBABILITIES * _EPSILON[precision] * ops.max(p, axis=-1)
 
 
 def log_odds_against(logits: Any, y: Any) -> Any:

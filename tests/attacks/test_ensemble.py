@@ -163,7 +163,7 @@ def test_progress(problem, capsys):
     ("attacks", "message"),
     [
         ([], "`attacks`.*at least one.*Received: attacks=\\[\\]"),
-        (MEMBERS[0], "`attacks` must be a sequence"),
+        (MEMBERS[0].run, "`attacks` must be a sequence"),
         (["pgd"], "`keras_robust.attacks.Attack`. Received: attacks=\\['pgd'\\]"),
         ("pgd", "`attacks`"),
         ([MEMBERS[0], kr.attacks.FGSM(0.1, targeted=True)], "same `targeted`.*\\[False, True\\]"),
@@ -175,6 +175,15 @@ def test_progress(problem, capsys):
 def test_attacks(attacks, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.Ensemble(attacks)
+
+
+def test_a_single_attack_is_a_sequence_of_one(problem):
+    model, x, y = problem
+    attack = kr.attacks.Ensemble(MEMBERS[0])
+    assert attack.get_config() == kr.attacks.Ensemble([MEMBERS[0]]).get_config()
+    result, expected = attack.run(model, x, y), MEMBERS[0].run(model, x, y)
+    np.testing.assert_array_equal(result.x_adv, expected.x_adv)
+    assert kr.attacks.Ensemble(attack).attacks == [attack]
 
 
 def test_members_are_checked_before_any_runs(problem):

@@ -99,6 +99,8 @@ def test_every_attack_is_in_the_table():
     assert public == set(ATTACKS) | set(NOT_FUZZED)
 
 
+# Odd radii are warned of.
+@pytest.mark.filterwarnings("ignore:.*It is in the units of the images:UserWarning")
 @pytest.mark.parametrize("name", ATTACKS)
 @settings(
     max_examples=20,

@@ -94,10 +94,10 @@ def test_nan_in_the_reach_of_the_attack_is_an_error():
         kr.attacks.PGD(0.1, num_steps=2).run(outputs, x, y, seed=0)
 
 
-def test_ties_count_as_argmax_counts_them():
+def test_ties_are_not_fooled_whatever_argmax_makes_of_them():
     def constant(x):
         return ops.concatenate([x[:, :1] * 0.0, x[:, :1] * 0.0], axis=1)
 
     x = np.full((4, 3), 0.5, "float32")
     result = kr.attacks.FGSM(0.1).run(constant, x, np.array([0, 0, 1, 1]))
-    np.testing.assert_array_equal(result.success, [False, False, True, True])
+    assert not result.success.any()
