@@ -143,9 +143,9 @@ def test_evaluation_holds_batches_fixed(models, tmp_path):
     seen = []
 
     class Recording(kr.attacks.FGSM):
-        def run(self, model, x, y, seed=None):
+        def run_checked(self, classifier, x, *args, **kwargs):
             seen.append(x)
-            return super().run(model, x, y, seed)
+            return super().run_checked(classifier, x, *args, **kwargs)
 
     attacks = {"FGSM": Recording(0.03)}
     run = functools.partial(

@@ -10,14 +10,17 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks import PGD, Attack
+from keras_robust.attacks.inputs import working
 from keras_robust.attacks.journal import Arrays, Journal
 from keras_robust.attacks.pgd import LOSSES
+from keras_robust.attacks.problem import Problem
 from keras_robust.evaluation.fingerprint import attack_fingerprint
 from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import radii
 from keras_robust.model.arrays import padded_batches
 from keras_robust.model.classifier import Classifier
+from keras_robust.ops import rounding, rounding_of_probabilities
 
 # PGD's default step of 2.5 epsilon / NUM_STEPS then crosses the ball.
 NUM_STEPS = 20
@@ -120,8 +123,14 @@ class Case:
         return self.once((attack.key, str(attack.data)), lambda: self._standing(attack, among))
 
     def still_correct(self, x: np.ndarray) -> np.ndarray:
-        """Which examples are classified correctly where the images are these."""
-        return (self.classifier.classes(x, self.batch_size) == self.y)[self.examples]
+        """Which examples the model is not fooled on where the images are these, as attacks judge."""
+        attack = self.attack
+
+        def margin(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+            return Problem(attack, classifier, y, seed).margin(working(x))
+
+        judge = self.classifier.compiled(("still correct", attack.key), margin, num_batched=2)
+        return (self.on_images(judge, x) <= 0)[self.examples]
 
     def batched(self, function: Callable[..., Any]) -> np.ndarray:
         """`function(x, y, seed)`, always with the same seed, on all examples, as one array."""
@@ -138,17 +147,35 @@ class Case:
         ]
         return np.concatenate(batches)[: len(x)]
 
-    def probabilities(self) -> np.ndarray:
-        """The model's probabilities in float32, shape `(num_examples, num_classes)`."""
+    def outputs(self) -> np.ndarray:
+        """The model's outputs in float32, shape `(num_examples, num_classes)`."""
 
         def compute() -> np.ndarray:
-            p = self.batched(lambda x, *_: self.classifier.predict(x)).astype("float32")
-            if self.attack.from_logits:
-                p = np.exp(p - p.max(axis=1, keepdims=True))
-                p /= p.sum(axis=1, keepdims=True)
-            return p
+            return self.batched(lambda x, *_: self.classifier.predict(x)).astype("float32")
 
-        return self.once("probabilities", compute)
+        return self.once("outputs", compute)
+
+    def probabilities(self) -> np.ndarray:
+        """The model's probabilities in float32, shape `(num_examples, num_classes)`."""
+        p = self.outputs()
+        if self.attack.from_logits:
+            p = np.exp(p - p.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+        return p
+
+    def rounding(self) -> np.ndarray:
+        """How far rounding may move the difference of two outputs, shape `(num_examples,)`."""
+        outputs, precision = ops.convert_to_tensor(self.outputs()), self.classifier.precision
+        if self.attack.from_logits:
+            values = rounding(outputs, self.y[self.examples].astype("int32"), precision)
+        else:
+            values = rounding_of_probabilities(outputs, precision)
+        return ops.convert_to_numpy(values)
+
+    def share_of_ties(self) -> float:
+        """The share of examples whose two largest class scores differ by no more than rounding."""
+        second, first = np.sort(self.outputs(), axis=1)[:, -2:].T
+        return float(np.mean(first - second <= self.rounding()))
 
     def _standing(self, attack: Attack, among: np.ndarray | None) -> np.ndarray:
         standing = np.ones(len(self.x), bool)

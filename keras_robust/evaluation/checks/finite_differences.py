@@ -10,7 +10,7 @@ from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.gradients import failed_without
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import log_odds_against
+from keras_robust.ops import log_odds_against, logit_range, rounding
 
 # Ordinary networks stay below 0.05 in float32: ReLU networks below 0.01, those with max pooling
 # below 0.04. Where the gradient is not the function's derivative, the two have little in common,
@@ -33,6 +33,9 @@ def agree(case: Case) -> Outcome:
     """Directional derivatives of the log-odds against central differences.
 
     Along `v` with entries of -1 and 1, `<grad f(x), v>` against `(f(x + h v) - f(x - h v)) / 2h`.
+    `f` are the log-odds of the logits divided by their typical range, so that the figures are the
+    same whatever the logits are multiplied with: those of 1e-12 would be lost in the logarithm.
+    Where both are below what rounding makes of a difference, they are not compared.
     Before that, the images are moved away from the bounds so far that no step leaves them, and by
     a little noise. Where predictions depend on the batch, each `v` moves one example alone, and `f`
     is the sum over the batch.
@@ -44,8 +47,9 @@ def agree(case: Case) -> Outcome:
     x = np.clip(case.x.astype("float32"), low + room, high - room)
     x += rng.uniform(-jitter, jitter, x.shape).astype("float32")
     signs = _directions(case, rng)
+    scale = np.float32(np.median(case.on_images(_compiled(case, "range"), x)))
     try:
-        gradient = case.on_images(_compiled(case, "gradient"), x).astype("float64")
+        gradient = case.on_images(_compiled(case, "gradient", scale), x).astype("float64")
     except backend.NoGradientError:
         if case.attack.objective is None:
             raise
@@ -54,7 +58,9 @@ def agree(case: Case) -> Outcome:
     axes = tuple(range(1, x.ndim))
     expected = np.array([(gradient * sign).sum(axis=axes) for sign in signs])
     expected = _summed(case, expected)
-    values = _compiled(case, "values")
+    values = _compiled(case, "values", scale)
+    noise = case.on_images(_compiled(case, "rounding", scale), x).astype("float64")
+    noise = _summed(case, np.broadcast_to(noise, (len(signs), len(x))))
     errors = []
     for step in (np.float32(share * case.range) for share in _STEPS):
         rise = [
@@ -62,10 +68,12 @@ def agree(case: Case) -> Outcome:
             - case.on_images(values, x - step * sign)
             for sign in signs
         ]
-        errors.append(_median_error(expected, _summed(case, np.array(rise)) / (2 * step)))
+        measured = _summed(case, np.array(rise)) / (2 * step)
+        errors.append(_median_error(expected, measured, noise / step))
     known = [error for error in errors if error is not None]
     if not known:
-        return Outcome(None, "The log-odds do not change in any direction: nothing to compare.")
+        sentence = "The log-odds do not change by more than rounding: there is nothing to compare."
+        return Outcome(None, sentence)
     figures = {"median_relative_error": min(known)}
     facts = (
         "Along random directions the gradient differs from finite differences by "
@@ -106,26 +114,35 @@ def _is_half_precision(classifier: Classifier) -> bool:
     return any(dtype.endswith("float16") for dtype in dtypes)
 
 
-def _median_error(expected: np.ndarray, measured: np.ndarray) -> float | None:
-    """The median of `|a - b| / max(|a|, |b|)`, where not both are 0."""
+def _median_error(expected: np.ndarray, measured: np.ndarray, noise: np.ndarray) -> float | None:
+    """The median of `|a - b| / max(|a|, |b|)`, where not both are within the noise around 0."""
     largest = np.maximum(abs(expected), abs(measured))
-    counted = largest != 0
+    counted = ~(largest <= noise)
     if not counted.any():
         return None
     error = abs(expected - measured)[counted] / largest[counted]
     return float(np.median(np.where(np.isnan(error), np.inf, error)))
 
 
-def _compiled(case: Case, what: str) -> Any:
+def _compiled(case: Case, what: str, *scale: np.float32) -> Any:
     from_logits = case.attack.from_logits
 
-    def function(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+    def function(classifier: Classifier, x: Any, y: Any, seed: Any, *scale: Any) -> Any:
+        def logits(x: Any) -> Any:
+            return classifier.logits(x, from_logits) / (scale[0] if scale else 1.0)
+
         def log_odds(x: Any) -> Any:
-            return log_odds_against(classifier.logits(x, from_logits), y)
+            return log_odds_against(logits(x), y)
 
         with backend.seeded(classifier.random_state, seed):
+            if what == "range":
+                return logit_range(logits(x))
             if what == "values":
                 return log_odds(x)
+            if what == "rounding":
+                return rounding(logits(x), y, classifier.precision)
             return backend.input_gradient(lambda x: ops.sum(log_odds(x)), x)
 
-    return case.classifier.compiled(("log-odds", what, from_logits), function, num_batched=2)
+    key = ("log-odds", what, from_logits)
+    run = case.classifier.compiled(key, function, num_batched=2)
+    return lambda x, y, seed: run(x, y, seed, *scale)

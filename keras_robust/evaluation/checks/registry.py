@@ -1,5 +1,6 @@
 """All checks, by the names of what should hold."""
 
+import dataclasses
 from collections.abc import Callable
 
 import keras
@@ -18,6 +19,9 @@ from keras_robust.evaluation.checks import (
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.report.check_result import CheckResult
+
+# Where rounding decides the class of more of the examples, no check can tell anything.
+_MAX_TIED_SHARE = 0.5
 
 CHECKS: dict[str, Callable[[Case], Outcome]] = {
     "robust accuracy is below clean accuracy": below_clean.below_clean,
@@ -54,7 +58,14 @@ def _run(check: Callable[[Case], Outcome], case: Case) -> Outcome:
     if not len(case.examples) and check is not above_chance.above_chance:
         return Outcome(None, "The model classifies none of the examples correctly.")
     try:
-        return check(case)
+        outcome = check(case)
+        if outcome.passed is not None and case.share_of_ties() > _MAX_TIED_SHARE:
+            sentence = (
+                f"{outcome.sentence} But rounding decides the class of {case.share_of_ties():.1%} "
+                "of the examples, so this says nothing."
+            )
+            return dataclasses.replace(outcome, passed=None, sentence=sentence)
+        return outcome
     except Exception as error:
         message = f"{type(error).__name__}: {error}".split(". ")[0].rstrip(".")
         return Outcome(None, f"It could not be run. {message}.")
