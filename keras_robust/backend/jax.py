@@ -155,7 +155,8 @@ def product_precision() -> str:
 
     TF32, the default on GPUs, has the 10 bits of float16's mantissa.
     """
-    if jax.config.jax_default_matmul_precision in ("float32", "highest"):
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if precision in ("float32", "highest"):
         return "float32"
     return {"gpu": "float16", "tpu": "bfloat16"}.get(jax.default_backend(), "float32")
 

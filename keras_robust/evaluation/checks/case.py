@@ -123,7 +123,7 @@ class Case:
         return self.once((attack.key, str(attack.data)), lambda: self._standing(attack, among))
 
     def still_correct(self, x: np.ndarray) -> np.ndarray:
-        """Which examples the model is not fooled on where the images are these, as attacks judge."""
+        """Which examples the model is not fooled on, by these images, as attacks judge."""
         attack = self.attack
 
         def margin(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
