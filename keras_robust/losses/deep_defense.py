@@ -20,6 +20,9 @@ from keras_robust.ops import sparse_labels
 
 # From here on the exponential is continued by its tangent.
 _LARGEST_EXPONENT = 5.0
+# What an image's length counts as at least, in units of its mean over the batch: less than any
+# image of MNIST, Fashion-MNIST or CIFAR-10 has.
+_LEAST_SHARE = 0.1
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -88,9 +91,15 @@ class DeepDefense(ModelLoss):
 
     Departures from the paper:
 
-    - Where `d rho` exceeds 5, the exponential is continued by its tangent, so that a perturbation
-      longer than the image (by the default `d`), as where a gradient almost vanishes, does not
-      outweigh all others.
+    - `||x - mean||` counts as at least a tenth of its mean over the batch. Of an image that is all
+      but equal to the mean, a black one say, the ratio would outweigh all others or be infinite.
+      No image of MNIST, Fashion-MNIST or CIFAR-10 is that short.
+    - Of a misclassified image rho counts as at most 1: a perturbation longer than the image, as
+      where a gradient almost vanishes or a batch is all black, has the penalty `exp(d)` and no
+      gradient; the cross-entropy still trains it. So no image adds more than
+      `weight * exp(d)`, or what the tangent makes of it.
+    - Where `d rho` exceeds 5, as it can with a `d` above 5, the exponential is continued by its
+      tangent.
     - Of a misclassified image each step goes from the class that is the most likely one then.
 
     Reference:
@@ -165,7 +174,8 @@ class DeepDefense(ModelLoss):
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         rho = self.rho(step)
-        exponent = ops.where(step.prepared.is_correct, -self.c * rho, self.d * rho)
+        growing = self.d * ops.minimum(rho, 1.0)
+        exponent = ops.where(step.prepared.is_correct, -self.c * rho, growing)
         excess = ops.maximum(exponent - _LARGEST_EXPONENT, 0.0)
         penalty = ops.exp(ops.minimum(exponent, _LARGEST_EXPONENT)) * (1.0 + excess)
         values = self.classification_loss(y_true, y_pred)
@@ -176,7 +186,8 @@ class DeepDefense(ModelLoss):
         x = ops.cast(step.x, "float32")
         with self._masked(step.model):
             delta = self.deepfool.perturbation(Classifier.of(step.model), x, step.prepared)
-        return self.deepfool.length(delta) / self.deepfool.length(x - self.mean)
+        size = self.deepfool.length(x - self.mean)
+        return self.deepfool.length(delta) / ops.maximum(size, _LEAST_SHARE * ops.mean(size))
 
     @contextlib.contextmanager
     def _masked(self, model: Any) -> Iterator[None]:
