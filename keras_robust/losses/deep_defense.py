@@ -16,13 +16,10 @@ from keras_robust.losses.step import Step
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.layers import named_layers
 from keras_robust.model.patching import frozen_batch_norm
-from keras_robust.ops import sparse_labels
+from keras_robust.ops import LEAST_SHARE, sparse_labels
 
 # From here on the exponential is continued by its tangent.
 _LARGEST_EXPONENT = 5.0
-# What an image's length counts as at least, in units of its mean over the batch: less than any
-# image of MNIST, Fashion-MNIST or CIFAR-10 has.
-_LEAST_SHARE = 0.1
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -187,7 +184,7 @@ class DeepDefense(ModelLoss):
         with self._masked(step.model):
             delta = self.deepfool.perturbation(Classifier.of(step.model), x, step.prepared)
         size = self.deepfool.length(x - self.mean)
-        return self.deepfool.length(delta) / ops.maximum(size, _LEAST_SHARE * ops.mean(size))
+        return self.deepfool.length(delta) / ops.maximum(size, LEAST_SHARE * ops.mean(size))
 
     @contextlib.contextmanager
     def _masked(self, model: Any) -> Iterator[None]:

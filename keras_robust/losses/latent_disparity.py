@@ -13,6 +13,7 @@ from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.augmentation import copies_in_batch
 from keras_robust.model.calls import LayerCall, noted_calls, parts
+from keras_robust.ops import LEAST_SHARE
 from keras_robust.ops.precision import working_dtype
 
 _RATIOS = ("batch", "sample")
@@ -109,7 +110,10 @@ class LatentDisparity(PairLoss):
       aligned.
     - `order` above 1 is the question they leave open ("replacing the L1-norm in (3) with higher
       order norms").
-    - A denominator below 1e-7, of a network whose hidden layers are silent, counts as 1e-7.
+    - A denominator below 1e-7, of a network whose hidden layers are silent, counts as 1e-7. With
+      `reduction="sample"` it counts as at least a tenth of its mean over the batch: of an example
+      that leaves the layers all but silent, such as a black image, the ratio would outweigh all
+      others.
 
     Reference:
 
@@ -161,7 +165,9 @@ class LatentDisparity(PairLoss):
         xi = weights.current(self.weight, maximum=1.0)
         differences = [benign - adversarial for benign, adversarial in step.kept]
         norm = self._norm([benign for benign, _ in step.kept])
-        ratio = self._norm(differences) / ops.maximum(norm, keras.config.epsilon())
+        least = LEAST_SHARE * ops.stop_gradient(ops.mean(norm))
+        norm = ops.maximum(norm, ops.maximum(least, keras.config.epsilon()))
+        ratio = self._norm(differences) / norm
         values = self.classification_loss(y_true, y_pred)
         return (1 - xi) * values + xi * ops.cast(ratio, values.dtype)
 

@@ -20,6 +20,7 @@ from keras_robust.model.arrays import (
     sparse,
 )
 from keras_robust.model.classifier import Classifier
+from keras_robust.ops import LEAST_SHARE
 
 
 def rho(
@@ -74,7 +75,7 @@ def rho(
 
     Raises:
         ValueError: as the attack, and if it is missing or targeted, or passed in the place of `y`;
-            or if the norm of an image, less `mean`, is 0.
+            or if all images, less `mean`, are 0.
 
     Example:
 
@@ -85,8 +86,13 @@ def rho(
     >>> 0 < kr.evaluation.rho(model, x, attack=attack, verbose=0) < 1
     True
 
-    Departure from the paper: images are clipped to the attack's `bounds`, which the paper's
-    DeepFool is not; pass it wide `bounds` to have none.
+    Departures from the paper:
+
+    - Images are clipped to the attack's `bounds`, which the paper's DeepFool is not; pass it wide
+      `bounds` to have none.
+    - `||x||_p` counts as at least a tenth of its mean over the images: a black one has no length
+      to measure by. A warning says for how many images. There is none in MNIST, Fashion-MNIST
+      or CIFAR-10.
 
     Reference:
 
@@ -110,10 +116,17 @@ def rho(
     y = as_array(y, "y")
     attack.check(classifier, x, y)
     sizes = perturbation_norms(np.broadcast_to(np.asarray(mean), x.shape), x)[norm]
-    if not (sizes > 0).all():
+    if not (sizes > 0).any():
         raise ValueError(
-            "Each image in argument `x`, less `mean`, must have a norm other than 0 to divide by. "
-            f"Received: {int((sizes == 0).sum())} images with a norm of 0"
+            "Some image in argument `x`, less `mean`, must have a norm other than 0 to divide by. "
+            f"Received: {len(x)} images with a norm of 0"
+        )
+    least = LEAST_SHARE * sizes.mean()
+    if (sizes < least).any():
+        warnings.warn(
+            f"{int((sizes < least).sum())} of {len(x)} images are all but equal to `mean` (black, "
+            "by default): their norms count in rho as a tenth of the mean norm.",
+            stacklevel=2,
         )
 
     labels = sparse(y)
@@ -128,4 +141,4 @@ def rho(
             "tried on them counts in rho, but does not fool the model.",
             stacklevel=2,
         )
-    return float((perturbation_norms(x, x_adv)[norm] / sizes).mean())
+    return float((perturbation_norms(x, x_adv)[norm] / np.maximum(sizes, least)).mean())

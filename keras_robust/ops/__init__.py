@@ -1,5 +1,6 @@
 """Pure tensor functions without state."""
 
+from keras_robust.ops.balls import LEAST_SHARE as LEAST_SHARE
 from keras_robust.ops.balls import euclidean_norm as euclidean_norm
 from keras_robust.ops.balls import maximum_norm as maximum_norm
 from keras_robust.ops.balls import per_example as per_example

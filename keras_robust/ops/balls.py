@@ -8,6 +8,10 @@ from keras import ops
 
 from keras_robust import backend
 
+# A length of an example that others are measured by counts as at least this share of its mean over
+# the examples. An image that is all but black has no length to measure by: the ratio would outweigh
+# all others, or be infinite. No image of MNIST, Fashion-MNIST or CIFAR-10 is that short.
+LEAST_SHARE = 0.1
 # A length to divide by, where both the length and the radius are 0.
 _SMALLEST = 1e-30
 
