@@ -6,6 +6,7 @@ import runpy
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 import keras_robust as kr
@@ -96,7 +97,6 @@ def test_the_value_of_one_batch(loss, head):
     assert 0.05 < expected < 2
     found = first_loss(kr.losses.GraphInterpolation(**loss), model)
     assert found == pytest.approx(expected, rel=2e-3)
-    assert layer.phase == "linear"
 
 
 def test_the_linear_branch_has_a_weight():
@@ -109,7 +109,7 @@ def test_the_linear_branch_has_a_weight():
 
 def test_unlabeled_examples_carry_no_loss_but_are_in_the_graph():
     y = np.where(np.arange(24) % 5 == 0, -1, Y)
-    model, head = make_model()
+    model, head = make_model(template_size=19)
     h = features(head, X)
     expected = cross_entropy(log(u_of_folds(h, y)), y).mean()
     found = first_loss(kr.losses.GraphInterpolation(), model, y=y)
@@ -137,7 +137,7 @@ def test_example_weights():
 def test_the_value_on_adversarial_images():
     """IFGSM on the linear branch, which is a model of two dense layers; -1 is not attacked."""
     y = np.where(np.arange(24) % 5 == 0, -1, Y)
-    model, head = make_model()
+    model, head = make_model(template_size=19)
     twin = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
     )
@@ -180,7 +180,6 @@ def test_the_attack_climbs_u_of_the_folds():
     assert expected > clean + 0.05
     found = first_loss(kr.losses.GraphInterpolation(attack=kr.attacks.FGSM(0.02)), model)
     assert found == pytest.approx(expected, rel=5e-3)
-    assert not head.is_adapted
     # What the head or the attack is set to climb instead is climbed.
     linear, _ = make_model(gradient="linear")
     surrogate = kr.attacks.FGSM(0.02, objective=kr.attacks.WNLLSurrogate("linear"))
@@ -223,6 +222,25 @@ def test_the_gradient_through_the_folds_is_the_slope():
         assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
+def test_an_example_that_is_not_finite_gets_nan_and_the_others_what_they_get_without_it():
+    """Also one so far away that squares overflow."""
+    h = (CENTERS[Y] + 0.15 * RNG.normal(size=(24, 6))).astype("float32")
+    labels = np.where(np.arange(24) % 7 == 0, -1, Y).astype("int32")
+
+    def interpolated(h, labels):
+        template = InBatchTemplate(ops.convert_to_tensor(labels), 3)
+        u = template.interpolate(ops.convert_to_tensor(h), 3, 8, 4, "gaussian", None)
+        return ops.convert_to_numpy(u)
+
+    for value in (np.nan, np.inf, -1e30):
+        broken = h.copy()
+        broken[[5, 14], 1] = value
+        u = interpolated(broken, labels)
+        assert np.isnan(u[[5, 14]]).all()
+        rest = np.delete(np.arange(24), [5, 14])
+        np.testing.assert_allclose(u[rest], interpolated(h[rest], labels[rest]), atol=1e-5)
+
+
 def make_network(seed=0):
     keras.utils.set_random_seed(seed)
     head = kr.layers.WNLLHead(10, units=32, num_neighbors=10, sigma_neighbor=5, template_size=500)
@@ -254,8 +272,6 @@ def test_a_network_learns(embedded_data):
     for is_trained in (False, True):
         if is_trained:
             history = train_network(model, train)
-            # `evaluate` and `predict` are the linear branch's until the template is filled.
-            assert not model.layers[-1].is_adapted
         network = make_network()
         network.set_weights(model.get_weights())
         kr.training.adapt_template(network, *train)
@@ -318,6 +334,21 @@ def test_the_model_must_have_a_head_and_be_wrapped():
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         kr.losses.GraphInterpolation(**change)
+
+
+@pytest.mark.parametrize("form", ["arrays", "few arrays", "data set", "train_on_batch"])
+def test_a_batch_too_small_for_its_folds(form):
+    robust = kr.RobustModel(make_model()[0])
+    robust.compile("sgd", kr.losses.GraphInterpolation(num_folds=3))
+    with pytest.raises(ValueError, match=r"at least `num_folds`, 3, examples.*a batch of 2"):
+        if form == "arrays":
+            robust.fit(X, Y, batch_size=2, verbose=0)
+        elif form == "few arrays":
+            robust.fit(X[:2], Y[:2], verbose=0)
+        elif form == "data set":
+            robust.fit(tf.data.Dataset.from_tensor_slices((X, Y)).batch(2), verbose=0)
+        else:
+            robust.train_on_batch(X[:2], Y[:2])
 
 
 def test_images_out_of_bounds_are_found_before_training():

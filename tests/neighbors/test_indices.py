@@ -139,6 +139,26 @@ def test_missing_neighbours_are_infinitely_far():
     np.testing.assert_array_equal(indices[:, 2:], 0)
 
 
+@pytest.mark.parametrize("block", [32768, 32])
+def test_points_that_are_no_ones_neighbours(block, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", block)
+    points = gaussians(100)
+    is_point = np.arange(100) % 3 > 0
+    kept = np.flatnonzero(is_point)
+    found = nearest(*map(ops.convert_to_tensor, (points, points)), 5, 0, is_point)
+    expected = all_distances(points, points)
+    np.fill_diagonal(expected, np.inf)
+    order = np.argsort(expected[:, kept], axis=1)[:, :5]
+    np.testing.assert_array_equal(ops.convert_to_numpy(found[1]), kept[order])
+
+
+def test_squared_distances_keep_nan():
+    x = gaussians(4)
+    x[1, 0] = np.nan
+    distances = ops.convert_to_numpy(squared_distances(*[ops.convert_to_tensor(x)] * 2))
+    np.testing.assert_array_equal(np.isnan(distances), np.isnan(x[:, :1] + x[:, 0]))
+
+
 def test_squared_distances_of_duplicates_are_zero():
     x = ops.convert_to_tensor(100 * gaussians(50))
     distances = ops.convert_to_numpy(squared_distances(x, x))
@@ -157,7 +177,17 @@ def test_float64_is_kept():
 
 
 @pytest.mark.parametrize("index", [kr.neighbors.ExactIndex, kr.neighbors.ScannIndex])
-@pytest.mark.parametrize("points", [np.zeros(3), np.zeros((0, 3)), np.full((2, 3), np.nan)])
+@pytest.mark.parametrize(
+    "points",
+    [
+        np.zeros(3),
+        np.zeros((0, 3)),
+        np.full((2, 3), np.nan),
+        # Of which there is no finite square, in float32 or at all.
+        np.full((2, 3), 1e25, "float32"),
+        np.full((2, 3), 1e300),
+    ],
+)
 def test_bad_points(index, points):
     with pytest.raises(ValueError, match="Argument `points` must"):
         index(points)
@@ -168,6 +198,7 @@ def test_bad_points(index, points):
     [
         (np.zeros((2, 4)), 1, "`queries` must have the shape"),
         (np.full((2, 3), np.inf), 1, "`queries` must hold finite"),
+        (np.full((2, 3), 1e300), 1, "`queries` must hold finite.* 2 rows"),
         (np.zeros((2, 3)), 6, "`num_neighbors` must be at most .* 5"),
         (np.zeros((2, 3)), 0, "num_neighbors"),
     ],

@@ -267,6 +267,71 @@ def test_in_a_compiled_function_with_any_batch_size():
     assert model.predict(queries, batch_size=7, verbose=0).shape == (40, 3)
 
 
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_a_query_that_is_not_finite(joint, value):
+    """It gets NaN, and the others what they get without it; 1e30 has no finite square."""
+    queries, template, labels = points()
+    broken = queries.copy()
+    broken[[3, 17], 2] = value
+    rest = np.delete(np.arange(len(queries)), [3, 17])
+    u = interpolated(broken, template, labels, 8, 4, joint=joint)
+    assert np.isnan(u[[3, 17]]).all()
+    expected = interpolated(queries[rest], template, labels, 8, 4, joint=joint)
+    np.testing.assert_allclose(u[rest], expected, atol=1e-5)
+    alone = interpolated(broken[[3]], template, labels, 8, 4, joint=joint)
+    assert np.isnan(alone).all()
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_the_gradient_beside_a_query_that_is_not_finite(joint):
+    rng = np.random.default_rng(0)
+    queries, template = (rng.normal(size=(n, 5)).astype("float32") for n in (12, 18))
+    labels, rest = np.arange(18, dtype="int32") % 3, np.delete(np.arange(12), 4)
+    broken = queries.copy()
+    broken[4, 0] = np.nan
+
+    def first(queries, rows):
+        u = kr.ops.wnll(queries, template, labels, 6, 3, joint=joint, num_classes=3)
+        return ops.sum(ops.take(u[:, 0], rows))
+
+    (found,) = gradients(lambda x: first(x, rest), broken)
+    (expected,) = gradients(lambda x: first(x, np.arange(11)), queries[rest])
+    np.testing.assert_allclose(found[rest], expected, atol=1e-4)
+    assert abs(expected).max() > 1e-2
+
+
+def test_a_template_that_is_not_finite_is_refused_or_makes_all_nan():
+    queries, template, labels = (np.asarray(a, "float32") for a in points())
+    labels = labels.astype("int32")
+    for value in (np.nan, np.inf, 1e30):
+        template[7, 1] = value
+        with pytest.raises(ValueError, match="`template` must hold finite numbers.* 1 rows"):
+            kr.ops.wnll(queries, template, labels, 8, 4)
+
+        class Model(keras.Model):
+            def call(self, x, template=template):
+                return kr.ops.wnll(x, template, labels, 8, 4, num_classes=3)
+
+        assert np.isnan(Model().predict(queries, verbose=0)).all()
+    vectors = np.eye(3)[labels]
+    vectors[5, 1] = np.nan
+    with pytest.raises(ValueError, match="`labels` must hold finite numbers"):
+        kr.ops.wnll(queries, points()[1].astype("float32"), vectors, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("num_neighbors", "expected"), [(30, 15), (15, 8), (14, 7), (10, 5), (2, 1), (1, 1)]
+)
+def test_sigma_neighbor_is_half_of_num_neighbors(num_neighbors, expected):
+    """Rounded up, as the paper's pair of 15 and 8 is, and its code's of 14 and 7."""
+    queries, template, labels = points()
+    u = interpolated(queries, template, labels, num_neighbors)
+    np.testing.assert_array_equal(
+        u, interpolated(queries, template, labels, num_neighbors, expected)
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
