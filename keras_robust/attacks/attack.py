@@ -25,8 +25,9 @@ from keras_robust.ops import per_example_where, sparse_labels
 
 # What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
 _ATTACKED, _JUDGED = 1_000_001, 1_000_002
-# By how many times what rounding can undo an attack is to fool the model.
-_CAUTION = 2.0
+# By how many times what rounding can undo an attack is to fool the model, so that its judge and
+# the user agree: they run the model in other functions, and in batches of other sizes.
+_CAUTION = 3.0
 
 
 class _Value(type):

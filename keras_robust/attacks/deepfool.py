@@ -137,7 +137,9 @@ class DeepFool(Attack):
         return best_margin <= 0  # A round goes on from where the one before it has ended.
 
     def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
-        classes = other_classes(problem.scores(x), problem.y)[:, : self.num_candidates - 1]
+        scores = problem.scores(x)
+        classes = other_classes(scores, problem.y)[:, : self.num_candidates - 1]
+        rounding = problem.rounding(scores)
         first = index * _STEPS_PER_ROUND
         last = ops.minimum(first + _STEPS_PER_ROUND, self.num_steps)
 
@@ -154,6 +156,8 @@ class DeepFool(Attack):
             value, normal = self._nearest(values, normals)
             if_stuck = _without_outward(normal, x_adv, self.bounds)
             normal = ops.where(2 * step >= self.num_steps, if_stuck, normal)
+            # Where nothing but rounding is left of the value, it says nothing of the distance.
+            value = ops.maximum(ops.abs(value), rounding)
             moved = x_adv + (1 + self.overshoot) * self._step(value, normal)
             stands = per_example(margin <= 0, x)
             x_adv = ops.where(stands, ops.clip(moved, *self.bounds), x_adv)
@@ -176,8 +180,8 @@ class DeepFool(Attack):
         return ops.sum(is_nearest * values, axis=1), ops.sum(weights * normals, axis=1)
 
     def _step(self, value: Any, normal: Any) -> Any:
-        """The shortest step to where `value` would be 0 if its gradient were `normal` all over."""
-        distance = _ratio(ops.abs(value), self._dual_norm(normal), 0.0)
+        """The step that raises the score by `value`, if its gradient is `normal` all over."""
+        distance = _ratio(value, self._dual_norm(normal), 0.0)
         width = self.bounds[1] - self.bounds[0]
         length = ops.minimum(distance + _EXTRA_LENGTH * width, _LONGEST * width)
         return per_example(length, normal) * steepest_direction(normal, self.norm)

@@ -1,0 +1,132 @@
+"""Promised: a radius or step that can hardly be meant is warned of, with what to pass instead."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_robust as kr
+
+X, Y = np.full((4, 4, 4, 3), 0.5, "float32"), np.arange(4) % 2
+GREY_LEVELS = {"bounds": (0.0, 255.0)}
+
+
+def classifier():
+    return keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+
+
+def messages(make):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make()
+    return [str(warning.message) for warning in caught]
+
+
+LARGE = {
+    "FGSM": lambda: kr.attacks.FGSM(8),
+    "IFGSM": lambda: kr.attacks.IFGSM(8),
+    "PGD": lambda: kr.attacks.PGD(epsilon=8),
+    "MIM": lambda: kr.attacks.MIM(8),
+    "MultiTargeted": lambda: kr.attacks.MultiTargeted(8),
+    "APGD": lambda: kr.attacks.APGD(8),
+    "FAB": lambda: kr.attacks.FAB(8),
+    "Square": lambda: kr.attacks.Square(8),
+    "AutoAttack": lambda: kr.attacks.AutoAttack(8),
+}
+
+
+@pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
+def test_grey_levels_on_images_from_0_to_1(make):
+    (message,) = messages(make)
+    assert "`epsilon=8` is larger than any difference within `bounds=(0.0, 1.0)`" in message
+    assert "pass `epsilon=0.0314`" in message
+
+
+def test_the_units_of_the_bounds_count():
+    (message,) = messages(lambda: kr.attacks.PGD(8, bounds=(-1.0, 1.0)))
+    assert "pass `epsilon=0.0627`" in message
+    assert not messages(lambda: kr.attacks.PGD(8, bounds=(0, 255)))
+
+
+def test_noise_in_grey_levels():
+    (message,) = messages(lambda: kr.attacks.GaussianNoise(16))
+    assert "`stddev=16`" in message
+    assert "pass `stddev=0.0627`" in message
+
+
+@pytest.mark.parametrize("make", [kr.attacks.PGD, kr.attacks.MIM, kr.attacks.MultiTargeted])
+def test_the_number_of_steps_as_their_size(make):
+    (message,) = messages(lambda: make(0.03, 10))
+    assert "`step_size=10` is larger than the ball, 2 * epsilon = 0.06" in message
+    assert "`num_steps`" in message
+
+
+def test_a_radius_for_images_from_0_to_1_on_grey_levels():
+    for make in (
+        lambda: kr.attacks.PGD(8 / 255, **GREY_LEVELS),
+        lambda: kr.attacks.AutoAttack(8 / 255, norm="l2", **GREY_LEVELS),
+    ):
+        (message,) = messages(make)
+        assert "less than a thousandth of the range" in message
+        assert "pass `epsilon=8`" in message
+    assert not messages(lambda: kr.attacks.PGD(0.5, **GREY_LEVELS))
+
+
+def test_an_l2_radius_is_known_to_be_large_where_the_images_are():
+    # The largest distance of two images of 48 values from 0 to 1 is the root of 48, 6.9.
+    attack = kr.attacks.PGD(7.0, num_steps=1, norm="l2")
+    (message,) = messages(lambda: attack.run(classifier(), X, Y, seed=0))
+    assert "`epsilon=7`" in message
+    assert "6.93" in message
+    evaluated = messages(lambda: kr.evaluate(classifier(), X, Y, [attack], checks=False, verbose=0))
+    assert evaluated == [message]
+    attack = attack.replace(epsilon=6.9)
+    assert not messages(lambda: attack.run(classifier(), X, Y, seed=0))
+
+
+def test_the_warning_points_to_the_line_that_made_the_attack():
+    for make in (lambda: kr.attacks.PGD(8), lambda: kr.attacks.FGSM(8)):
+        with pytest.warns(UserWarning) as caught:
+            make()
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_what_is_plausible_is_not_warned_of():
+    for make in (
+        lambda: kr.attacks.PGD(1.0),  # A ball that holds all images.
+        lambda: kr.attacks.PGD(0.0, step_size=0.01),
+        lambda: kr.attacks.PGD(0.1, step_size=0.2),
+        lambda: kr.attacks.PGD(1e-7),
+        lambda: kr.attacks.PGD(5.0, norm="l2"),
+        lambda: kr.attacks.GaussianNoise(1.0),
+        lambda: kr.attacks.FAB(),
+        lambda: kr.attacks.DeepFool(),
+        lambda: kr.attacks.CarliniWagnerL2(),
+        lambda: kr.attacks.AutoAttack(1e-4, bounds=(-2.1, 2.6)),
+        lambda: kr.attacks.PGD(16, num_steps=3, **GREY_LEVELS),
+    ):
+        assert not messages(make)
+
+
+def test_radii_that_change():
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.1)
+    variable = keras.Variable(8.0)
+
+    def run():
+        kr.attacks.PGD(schedule, step_size=schedule)
+        attack = kr.attacks.PGD(variable, num_steps=1)
+        attack.run(classifier(), X, Y, seed=0)
+
+    (message,) = messages(run)
+    assert "`epsilon=8`" in message
+    variable.assign(0.1)
+    assert not messages(run)
+
+
+def test_in_training():
+    model = kr.RobustModel(classifier())
+    loss = kr.losses.AdversarialTraining(kr.attacks.PGD(7.0, num_steps=1, norm="l2"))
+    model.compile("sgd", loss)
+    (message,) = messages(lambda: model.fit(X, Y, verbose=0))
+    assert "`epsilon=7`" in message
