@@ -63,7 +63,13 @@ def accuracy(model, images):
 
 def test_every_example_has_its_test():
     counts = {path.name: len(blocks(path)) for path in PAGES if blocks(path)}
-    assert counts == {"README.md": 5, "evaluation.md": 1, "losses.md": 4, "wnll.md": 2}
+    assert counts == {
+        "README.md": 5,
+        "evaluation.md": 1,
+        "losses.md": 4,
+        "supported.md": 4,
+        "wnll.md": 2,
+    }
 
 
 def test_a_layer(run, images):
@@ -233,6 +239,12 @@ def test_training_a_wnll_classifier_and_saving_it(run, images):
     )
     model = run(WNLL[1], kr=kr, model=model, x=x, y=y)["model"]
     assert accuracy(model, images) > 0.4
+
+
+@pytest.mark.parametrize("code", blocks(ROOT / "docs/supported.md"))
+def test_what_is_supported(code, run):
+    """The examples assert what they promise, or only have to run."""
+    run(code)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)

@@ -55,7 +55,7 @@ def _messages(attack: Any, num_values: int | None) -> list[str]:
                 f"`bounds={low, high}`. It is in the units of the images: for a size that was "
                 f"meant for images in [0, 1], pass `{name}={size * width:.3g}`."
             )
-    if 0 < 2 * epsilon < step_size:
+    if 0 < 2 * epsilon * _ROUNDING < step_size:
         messages.append(
             f"`step_size={step_size:g}` is larger than the ball, 2 * epsilon = {2 * epsilon:g}: "
             "every step ends at its edge. The number of steps is `num_steps`; leave `step_size` "

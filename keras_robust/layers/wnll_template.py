@@ -202,7 +202,8 @@ class WNLLTemplate(keras.layers.Layer):
         return answers
 
     def load_own_variables(self, store: Any) -> None:
-        lists = [] if self.has_reach else [self.distances, self.indices, *self._block]
+        has_lists = self.built and not self.has_reach
+        lists = [self.distances, self.indices, *self._block] if has_lists else []
         if lists and len(store.keys()) == len(self.variables) - len(lists):
             # Written when lists were not kept.
             known = {id(variable) for variable in lists}

@@ -15,6 +15,8 @@ from keras_robust.training.adapt_template import head_inputs
 from keras_robust.training.template_draw import draw_from_data_set, draw_rows
 from keras_robust.training.template_filling import TemplateFilling
 
+# What `fit` takes after images and labels.
+_FURTHER = list(inspect.signature(keras.Model.fit).parameters)[3:]
 _REMEDY = (
     "Pass `keras_robust.callbacks.TemplateUpdate(x, y)` to `fit`, or call "
     "`keras_robust.training.adapt_template(model, x, y)` after it."
@@ -37,7 +39,7 @@ def fit_and_fill(
     losses = graph_losses(getattr(model, "loss", None))
     if not losses:
         return fit(x, y, *args, **kwargs)
-    given = inspect.signature(fit).bind(x, y, *args, **kwargs).arguments
+    given = {"x": x, "y": y, **dict(zip(_FURTHER, args, strict=False)), **kwargs}
     callbacks = given.get("callbacks")
     callbacks = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
     split = given.get("validation_split") or 0.0

@@ -34,8 +34,8 @@ def test_two_devices_equal_one(results, run):
 @pytest.mark.parametrize("run", RUNS)
 def test_the_replicas_have_the_same_weights_and_template(results, run):
     weights = [value for name, value in results["two", run].items() if name.startswith("weight")]
-    # Three kernels and biases; template, its labels, phase and `joint`.
-    assert len(weights) == 6 + 4
+    # Three kernels and biases; template, labels, two lists and a kept block of two; phase, `joint`.
+    assert len(weights) == 6 + 8
     for copies in weights:
         assert len(copies) == 2
         np.testing.assert_array_equal(copies[1], copies[0])

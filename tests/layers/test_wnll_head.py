@@ -182,6 +182,8 @@ def test_the_phase_needs_a_template():
         ({"features": np.zeros((40, 6))}, "shapes .*5"),
         ({"features": np.zeros((0, 5)), "labels": np.zeros(0, int)}, "at least one"),
         ({"features": np.full((40, 5), np.nan)}, "finite"),
+        ({"features": np.full((40, 5), 1e30)}, "`features` must hold finite.* 40 rows"),
+        ({"labels": np.full((40, 3), np.nan)}, "one-hot vectors with NaN"),
     ],
 )
 def test_bad_templates(change, message):
@@ -304,8 +306,153 @@ def test_a_vote_by_majority_has_the_gradient_of_the_mean():
     assert abs(gradients[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_row_that_is_not_finite(size, joint, monkeypatch):
+    """It is NaN, and the others are what they are without it."""
+    if size == "large":
+        monkeypatch.setattr(wnll_template, "_MAX_UNION", 10)
+    for arguments in ({"units": None}, {"vote": "majority", "template_batches": 3}):
+        model, head = make_model(joint=joint, **arguments)
+        x, _ = clusters(20, seed=1)
+        rest = np.delete(np.arange(20), [2, 11])
+        expected = softmax(array(model(x[rest])))
+        for value in (np.nan, np.inf, 1e30):
+            broken = x.copy()
+            broken[[2, 11], 3] = value
+            outputs = model.predict(broken, verbose=0)
+            assert np.isnan(outputs[[2, 11]]).all()
+            np.testing.assert_allclose(softmax(outputs[rest]), expected, atol=1e-4)
+            with head.attacked_as("soft_neighbors"):
+                assert np.isnan(array(model(broken))[[2, 11]]).all()
+            with head.attacked_as("straight_through"):
+                assert np.isnan(array(model(broken))[[2, 11]]).all()
+
+
+def test_a_network_that_has_diverged_predicts_nan():
+    model, head = make_model()
+    x, _ = clusters(6, seed=1)
+    kernel, bias = head.buffer.get_weights()
+    kernel[0, 0] = np.nan
+    head.buffer.set_weights([kernel, bias])
+    assert np.isnan(model.predict(x, verbose=0)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, (30, 15)),
+        ({"num_neighbors": 10}, (10, 5)),
+        ({"num_neighbors": 15}, (15, 8)),
+        ({"num_neighbors": 1}, (1, 1)),
+        ({"num_neighbors": 10, "sigma_neighbor": 9}, (10, 9)),
+    ],
+    ids=str,
+)
+def test_sigma_neighbor_is_half_of_num_neighbors(arguments, expected):
+    head = kr.layers.WNLLHead(3, **arguments)
+    assert (head.num_neighbors, head.sigma_neighbor) == expected
+    again = kr.layers.WNLLHead.from_config(head.get_config())
+    assert (again.num_neighbors, again.sigma_neighbor) == expected
+
+
+class TestKeptLists:
+    """Those of a small template, with which nothing is approximated."""
+
+    def test_nothing_is_searched_for_among_the_template(self, monkeypatch):
+        searches = []
+        original = wnll_template.nearest
+
+        def noted(queries, points, *args):
+            searches.append(len(queries) == len(points))
+            return original(queries, points, *args)
+
+        monkeypatch.setattr(wnll_template, "nearest", noted)
+        model, _ = make_model(units=None)
+        assert searches == [True]
+        model(clusters(5, seed=1)[0])
+        assert searches == [True]
+
+    @pytest.mark.parametrize("joint", [True, False])
+    def test_they_follow_the_buffer_block(self, joint):
+        """However its weights were changed: nobody has to fill the template anew."""
+        model, head = make_model(joint=joint)
+        x, y = clusters(20, seed=1)
+        before = model.predict(x, verbose=0)
+        kernel, bias = head.buffer.get_weights()
+        head.buffer.set_weights([-kernel, bias + 0.1])
+        after = softmax(model.predict(x, verbose=0))
+        assert abs(after - softmax(before)).max() > 0.05
+        np.testing.assert_allclose(after, expected_u(head, x), atol=1e-4)
+        head.buffer.set_weights([kernel, bias])
+        np.testing.assert_array_equal(model.predict(x, verbose=0), before)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.5), loss)
+        model.fit(x, y, epochs=2, verbose=0)
+        trained = softmax(model.predict(x, verbose=0))
+        np.testing.assert_allclose(trained, expected_u(head, x), atol=1e-4)
+
+    @needs_float64
+    @pytest.mark.parametrize("joint", [True, False])
+    @pytest.mark.parametrize("is_current", [True, False])
+    def test_the_gradient_in_the_buffer_block(self, joint, is_current):
+        """The template passes through the block, so that its lists and sigma move too."""
+        _, head = make_model(dtype="float64", joint=joint)
+        x = clusters(12, seed=1)[0].astype("float64")
+        rng = np.random.default_rng(2)
+        cotangent = rng.normal(size=(12, 3))
+        kernel, bias = head.buffer.get_weights()
+        if not is_current:
+            kernel = kernel + 0.1 * rng.normal(size=kernel.shape)
+            head.buffer.set_weights([kernel, bias])
+
+        def product(kernel):
+            with keras.StatelessScope([(head.buffer._kernel, kernel)]):
+                return ops.sum(head(x) * cotangent)
+
+        gradient = gradient_of(product, kernel)
+        for _ in range(3):
+            direction = rng.normal(size=kernel.shape)
+            ends = []
+            for sign in (1, -1):
+                head.buffer.set_weights([kernel + sign * 1e-6 * direction, bias])
+                ends.append(float(ops.sum(head(x) * cotangent)))
+            slope = (ends[0] - ends[1]) / 2e-6
+            assert abs(slope) > 1e-3
+            assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+    @pytest.mark.parametrize("units", [None, 16])
+    def test_files_from_before_lists_were_kept(self, units, tmp_path, monkeypatch):
+        """They lack the lists' weights, and answer as they did."""
+        model, head = make_model(units=units)
+        x, _ = clusters(20, seed=1)
+        expected = model.predict(x, verbose=0)
+        template = head.template
+        old = [template.features, template.labels]
+
+        def save_own_variables(store):
+            for number, variable in enumerate(old):
+                store[str(number)] = array(variable)
+
+        monkeypatch.setattr(template, "save_own_variables", save_own_variables)
+        path = tmp_path / "old.weights.h5"
+        model.save_weights(path)
+        for is_filled in (False, True):
+            again, _ = make_model(adapt=is_filled, units=units, seed=2)
+            if is_filled:  # With other lists.
+                again.layers[-1].adapt(*clusters(30, seed=5))
+            again.load_weights(path)
+            found = again.predict(x, verbose=0)
+            np.testing.assert_allclose(softmax(found), softmax(expected), atol=1e-5)
+
+    def test_all_weights_are_finite(self):
+        """With fewer points than neighbours too."""
+        model, _ = make_model(template_size=6, num_neighbors=30)
+        assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
 class TestLists:
-    """Lists that are found when the template is filled, rather than in each call."""
+    """Lists of a large template, of which no more is kept than how far they reach."""
 
     @pytest.fixture(autouse=True)
     def _few(self, monkeypatch):

@@ -23,7 +23,7 @@ ATTACK = kr.attacks.IFGSM(0.05, num_steps=3, objective=kr.attacks.WNLLSurrogate(
 
 def make_model(**arguments):
     keras.utils.set_random_seed(1)
-    settings = {"units": 16, "num_neighbors": 8, "sigma_neighbor": 4, "template_size": 20}
+    settings = {"units": 16, "num_neighbors": 8, "sigma_neighbor": 4, "template_size": 18}
     head = kr.layers.WNLLHead(3, **{**settings, **arguments})
     return keras.Sequential([keras.Input((6,)), head]), head
 
@@ -340,15 +340,15 @@ def test_bad_arguments(change, message):
 def test_a_batch_too_small_for_its_folds(form):
     robust = kr.RobustModel(make_model()[0])
     robust.compile("sgd", kr.losses.GraphInterpolation(num_folds=3))
+    train = {
+        "arrays": lambda: robust.fit(X, Y, batch_size=2, verbose=0),
+        "few arrays": lambda: robust.fit(X[:2], Y[:2], verbose=0),
+        "data set": lambda: robust.fit(
+            tf.data.Dataset.from_tensor_slices((X, Y)).batch(2), verbose=0
+        ),
+    }.get(form, lambda: robust.train_on_batch(X[:2], Y[:2]))
     with pytest.raises(ValueError, match=r"at least `num_folds`, 3, examples.*a batch of 2"):
-        if form == "arrays":
-            robust.fit(X, Y, batch_size=2, verbose=0)
-        elif form == "few arrays":
-            robust.fit(X[:2], Y[:2], verbose=0)
-        elif form == "data set":
-            robust.fit(tf.data.Dataset.from_tensor_slices((X, Y)).batch(2), verbose=0)
-        else:
-            robust.train_on_batch(X[:2], Y[:2])
+        train()
 
 
 def test_images_out_of_bounds_are_found_before_training():

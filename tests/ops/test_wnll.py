@@ -306,7 +306,7 @@ def test_a_template_that_is_not_finite_is_refused_or_makes_all_nan():
     labels = labels.astype("int32")
     for value in (np.nan, np.inf, 1e30):
         template[7, 1] = value
-        with pytest.raises(ValueError, match="`template` must hold finite numbers.* 1 rows"):
+        with pytest.raises(ValueError, match=r"`template` must hold finite numbers.* 1 rows"):
             kr.ops.wnll(queries, template, labels, 8, 4)
 
         class Model(keras.Model):

@@ -87,7 +87,7 @@ def test_an_l2_radius_is_known_to_be_large_where_the_images_are():
 
 def test_the_warning_points_to_the_line_that_made_the_attack():
     for make in (lambda: kr.attacks.PGD(8), lambda: kr.attacks.FGSM(8)):
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="epsilon=8") as caught:
             make()
         assert [warning.filename for warning in caught] == [__file__]
 

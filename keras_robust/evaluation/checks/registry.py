@@ -59,7 +59,8 @@ def _run(check: Callable[[Case], Outcome], case: Case) -> Outcome:
         return Outcome(None, "The model classifies none of the examples correctly.")
     try:
         outcome = check(case)
-        if outcome.passed is not None and case.share_of_ties() > _MAX_TIED_SHARE:
+        is_told = outcome.passed is not None and len(case.examples) > 0
+        if is_told and case.share_of_ties() > _MAX_TIED_SHARE:
             sentence = (
                 f"{outcome.sentence} But rounding decides the class of {case.share_of_ties():.1%} "
                 "of the examples, so this says nothing."

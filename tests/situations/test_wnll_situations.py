@@ -1,0 +1,206 @@
+"""A WNLL head: what is trained through the graph predicts by it; what is not finite says so."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_robust as kr
+
+RNG = np.random.default_rng(0)
+CENTERS = RNG.uniform(0, 1, (4, 6))
+Y = (np.arange(160) % 4).astype("int32")
+X = (CENTERS[Y] + 0.15 * RNG.normal(size=(160, 6))).astype("float32")
+X_TEST = (CENTERS[Y] + 0.15 * RNG.normal(size=(160, 6))).astype("float32")
+
+
+def make_model(activation="tanh", **arguments):
+    keras.utils.set_random_seed(1)
+    settings = {"num_neighbors": 8, "template_size": 60, **arguments}
+    head = kr.layers.WNLLHead(4, **settings)
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, activation), head])
+
+
+def compiled(model, loss=None):
+    robust = kr.RobustModel(model)
+    loss = kr.losses.GraphInterpolation() if loss is None else loss
+    robust.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+    return robust
+
+
+def accuracy(model):
+    return float((model.predict(X_TEST, verbose=0).argmax(axis=1) == Y).mean())
+
+
+def data_set(repeat=False):
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(160, seed=0).batch(40)
+    return data.repeat() if repeat else data
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        rows = slice(40 * number, 40 * number + 40)
+        return X[rows], Y[rows]
+
+
+FORMS = {
+    "arrays": ((X, Y), {"batch_size": 40}),
+    "tensors and one-hot labels": ((tf.constant(X), np.eye(4)[Y]), {"batch_size": 40}),
+    "tf.data": ((data_set(),), {}),
+    "endless tf.data": ((data_set(repeat=True),), {"steps_per_epoch": 4}),
+    "PyDataset": ((Batches(),), {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_after_fit_the_model_predicts_as_it_was_trained(form):
+    """Nobody has to know of the template: 25% would be chance."""
+    data, arguments = FORMS[form]
+    model = make_model()
+    history = compiled(model).fit(*data, epochs=3, verbose=0, **arguments).history
+    assert model.layers[-1].phase == "wnll"
+    assert history["accuracy"][-1] > 0.8
+    assert accuracy(model) > history["accuracy"][-1] - 0.15
+
+
+@pytest.mark.parametrize("kind", ["generator", "iterator"])
+def test_data_that_are_read_once_bring_a_warning_that_says_what_to_call(kind):
+    def generator():
+        for number in range(8):
+            yield Batches()[number % 4]
+
+    data = generator() if kind == "generator" else iter(data_set(repeat=True))
+    model = make_model()
+    robust = compiled(model)
+    with pytest.warns(UserWarning, match=r"adapt_template\(model, x, y\)"):
+        robust.fit(data, steps_per_epoch=4, epochs=2, verbose=0)
+    assert model.layers[-1].phase == "linear"
+    kr.training.adapt_template(model, X, Y)
+    assert accuracy(model) > 0.8
+
+
+def test_a_callback_fills_the_template_where_fit_cannot():
+    model = make_model()
+    data = (Batches()[number % 4] for number in range(8))
+    update = kr.callbacks.TemplateUpdate(X, Y)
+    robust = compiled(model)
+    robust.fit(data, steps_per_epoch=4, epochs=2, verbose=0, callbacks=[update])
+    assert accuracy(model) > 0.8
+
+
+def test_validation_and_the_best_epoch_are_those_of_the_graph(tmp_path):
+    """Early stopping and checkpoints would otherwise choose by a branch that is not trained."""
+    robust = compiled(make_model())
+    path = tmp_path / "best.keras"
+    callbacks = [
+        keras.callbacks.ModelCheckpoint(path, "val_accuracy", mode="max", save_best_only=True),
+        keras.callbacks.EarlyStopping("val_accuracy", mode="max", restore_best_weights=True),
+    ]
+    history = robust.fit(
+        X, Y, batch_size=40, epochs=3, verbose=0, validation_data=(X_TEST, Y),
+        validation_batch_size=160, callbacks=callbacks,
+    ).history  # fmt: skip
+    assert max(history["val_accuracy"]) > 0.8
+    found = robust.evaluate(X_TEST, Y, batch_size=160, verbose=0)[1]
+    assert found == pytest.approx(max(history["val_accuracy"]), abs=0.02)
+    loaded = keras.models.load_model(path)
+    found = loaded.evaluate(X_TEST, Y, batch_size=160, verbose=0)[1]
+    assert found == pytest.approx(max(history["val_accuracy"]), abs=0.02)
+
+
+def test_images_that_are_set_apart_for_validation_are_not_in_the_template():
+    """They would predict themselves."""
+    model = make_model(template_size=160)
+    x, y = np.concatenate([X, X_TEST]), np.tile(Y, 2)
+    compiled(model).fit(x, y, batch_size=40, validation_split=0.5, verbose=0)
+    assert template_is_that_of(model, X, Y)
+
+
+def test_in_a_sum_with_weights():
+    model = make_model()
+    plain = kr.losses.FisherInformation(weight=0.0)
+    loss = kr.losses.Sum([plain, kr.losses.GraphInterpolation()], weights=[0.1, 1.0])
+    compiled(model, loss).fit(X, Y, batch_size=40, verbose=0, epochs=3)
+    assert accuracy(model) > 0.8
+
+
+def test_with_unlabeled_examples():
+    model = make_model(unlabeled_size=20)
+    y = np.where(np.arange(160) % 5 == 0, -1, Y)
+    compiled(model).fit(X, y, batch_size=40, verbose=0, epochs=3)
+    assert accuracy(model) > 0.8
+
+
+def test_too_few_examples_for_the_template_are_found_before_training():
+    for data in ((X, Y), (data_set(),)):
+        robust = compiled(make_model(template_size=200))
+        with pytest.raises(ValueError, match=r"at least `template_size`, 200.*TemplateUpdate"):
+            robust.fit(*data, verbose=0)
+        assert int(robust.optimizer.iterations) == 0
+    robust = compiled(make_model())
+    with pytest.raises(ValueError, match=r"without the classes \[3\]"):
+        robust.fit(X[Y < 3], Y[Y < 3], verbose=0)
+
+
+def test_a_batch_that_is_too_small_for_its_folds_is_an_error():
+    with pytest.raises(ValueError, match="at least `num_folds`, 3"):
+        compiled(make_model()).fit(X, Y, batch_size=2, verbose=0)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_that_is_not_finite_has_no_class(joint, value):
+    """Its row is NaN, as behind a dense layer; the others are what they are without it."""
+    model = make_model(activation=None)
+    kr.training.adapt_template(model, X, Y)
+    model.layers[-1].joint = joint
+    x = X_TEST[:20].copy()
+    x[5, 0] = value
+    outputs = model.predict(x, verbose=0)
+    assert np.isnan(outputs[5]).all()
+    rest = np.delete(np.arange(20), 5)
+    expected = model.predict(x[rest], verbose=0)
+    np.testing.assert_allclose(np.exp(outputs[rest]), np.exp(expected), atol=1e-4)
+
+
+def test_few_neighbours_need_no_second_number():
+    head = kr.layers.WNLLHead(10, num_neighbors=10)
+    assert head.sigma_neighbor == 5
+    assert kr.layers.WNLLHead(10).sigma_neighbor == 15
+
+
+def test_training_ends_as_it_would_without_the_filling():
+    """The template is filled beside the training, and moves nothing in it."""
+    found = []
+    for callbacks in ([], [keras.callbacks.History()]):
+        robust = compiled(make_model())
+        history = robust.fit(
+            X, Y, batch_size=40, epochs=3, shuffle=False, verbose=0, callbacks=callbacks,
+            validation_data=(X_TEST, Y) if callbacks else None,
+        ).history  # fmt: skip
+        found.append((history["loss"], robust.get_weights()))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def template_is_that_of(model, x, y):
+    """Whether `adapt_template` changes nothing."""
+    before = model.get_weights()
+    kr.training.adapt_template(model, x, y)
+    return all(
+        np.allclose(one, other, atol=1e-5)
+        for one, other in zip(before, model.get_weights(), strict=True)
+    )
+
+
+def test_each_call_of_fit_leaves_a_template_of_its_data_and_of_the_network_as_it_is():
+    model = make_model()
+    robust = compiled(model)
+    robust.fit(X, Y, batch_size=40, verbose=0)
+    assert template_is_that_of(model, X, Y)
+    robust.fit(X_TEST, Y, batch_size=40, verbose=0)
+    assert template_is_that_of(model, X_TEST, Y)
