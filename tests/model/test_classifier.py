@@ -48,7 +48,7 @@ def change_activation(model):
 def enable_lora(model):
     model.get_layer("hidden").enable_lora(2)
     for weight in model.get_layer("hidden").trainable_weights:
-        weight.assign(3 * np.random.default_rng(0).normal(size=weight.shape))
+        weight.assign(0.5 * np.random.default_rng(0).normal(size=weight.shape))
 
 
 CHANGES = {
