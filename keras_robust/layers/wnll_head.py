@@ -169,7 +169,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         self.buffer = (
             None
             if units is None
-            else keras.layers.Dense(units, "relu", name="buffer", dtype=self.dtype_policy)
+            else keras.layers.Dense(units, _relu, name="buffer", dtype=self.dtype_policy)
         )
         self.linear = keras.layers.Dense(num_classes, name="linear", dtype=self.dtype_policy)
         self.template = WNLLTemplate(
@@ -310,9 +310,12 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         }
 
     def _buffered(self, inputs: Any) -> Any:
-        """What the graph is made of, in full precision."""
+        """What the graph is made of, in full precision; NaN where an input is not finite."""
         features = inputs if self.buffer is None else self.buffer(self._narrow(inputs))
-        return ops.cast(features, self._precision)
+        features = ops.cast(features, self._precision)
+        # An infinite input may be 0 behind the block.
+        is_finite = ops.all(ops.isfinite(inputs), axis=1, keepdims=True)
+        return ops.where(is_finite, features, ops.full_like(features, float("nan")))
 
     @property
     def _block(self) -> list[Any]:
@@ -390,6 +393,11 @@ def wnll_head(model: Any) -> WNLLHead:
             f"Received: a model that ends with {last!r}"
         )
     return heads[0]
+
+
+def _relu(x: Any) -> Any:
+    """ReLU that keeps NaN, of which TensorFlow makes 0 where it compiles a dense layer with ReLU."""
+    return ops.where(x <= 0, ops.zeros_like(x), x)
 
 
 def _log(u: Any) -> Any:

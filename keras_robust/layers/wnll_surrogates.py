@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_robust.model.patching import replaced
 from keras_robust.ops.nearest import squared_distances
-from keras_robust.ops.neighbor_graph import own_sigma
+from keras_robust.ops.neighbor_graph import center_of, measurable, own_sigma
 
 
 class WNLLSurrogates:
@@ -40,8 +40,9 @@ class WNLLSurrogates:
     def _soft_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
         """log sum_{y of the class} exp(-d^2 / sigma^2), over all of the template: no list jumps."""
         features, template = self._buffered(inputs), self._buffered(self.template.features)
-        center = ops.stop_gradient(ops.mean(template, axis=0))
-        distances = squared_distances(features - center, template - center)
+        center = center_of(template)
+        features, is_row = measurable(features - center)
+        distances = squared_distances(features, template - center)
         count = min(self.sigma_neighbor, self.template_size)
         nearest_few = -ops.top_k(-ops.stop_gradient(distances), count)[0]
         scores = -distances / own_sigma(nearest_few, count)
@@ -51,4 +52,5 @@ class WNLLSurrogates:
             ops.logsumexp(ops.where(labels == label, scores, lowest), axis=1)
             for label in range(self.num_classes)
         ]
-        return ops.stack(columns, axis=1)
+        outputs = ops.stack(columns, axis=1)
+        return ops.where(is_row[:, None], outputs, ops.full_like(outputs, float("nan")))
