@@ -396,7 +396,7 @@ def wnll_head(model: Any) -> WNLLHead:
 
 
 def _relu(x: Any) -> Any:
-    """ReLU that keeps NaN, of which TensorFlow makes 0 where it compiles a dense layer with ReLU."""
+    """ReLU that keeps NaN: where TensorFlow compiles a dense layer with its own, NaN becomes 0."""
     return ops.where(x <= 0, ops.zeros_like(x), x)
 
 

@@ -20,6 +20,8 @@ from keras_robust.ops import LEAST_SHARE, sparse_labels
 
 # From here on the exponential is continued by its tangent.
 _LARGEST_EXPONENT = 5.0
+# What a misclassified image's rho counts as at most.
+_LARGEST_RHO = 10.0
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -88,15 +90,15 @@ class DeepDefense(ModelLoss):
 
     Departures from the paper:
 
+    - Where `d rho` exceeds 5, the exponential is continued by its tangent, so that a perturbation
+      longer than the image (by the default `d`), as where a gradient almost vanishes, does not
+      outweigh all others.
     - `||x - mean||` counts as at least a tenth of its mean over the batch. Of an image that is all
-      but equal to the mean, a black one say, the ratio would outweigh all others or be infinite.
+      but equal to the mean, a black one say, the ratio would outweigh all others, or be infinite.
       No image of MNIST, Fashion-MNIST or CIFAR-10 is that short.
-    - Of a misclassified image rho counts as at most 1: a perturbation longer than the image, as
-      where a gradient almost vanishes or a batch is all black, has the penalty `exp(d)` and no
-      gradient; the cross-entropy still trains it. So no image adds more than
-      `weight * exp(d)`, or what the tangent makes of it.
-    - Where `d rho` exceeds 5, as it can with a `d` above 5, the exponential is continued by its
-      tangent.
+    - Of a misclassified image rho counts as at most 10, with no gradient beyond: in a batch of
+      nothing but black images there is no length to measure by. So both the penalty and its
+      gradient are bounded, whatever the images are; the cross-entropy trains on all of them.
     - Of a misclassified image each step goes from the class that is the most likely one then.
 
     Reference:
@@ -171,7 +173,7 @@ class DeepDefense(ModelLoss):
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         rho = self.rho(step)
-        growing = self.d * ops.minimum(rho, 1.0)
+        growing = self.d * ops.minimum(rho, _LARGEST_RHO)
         exponent = ops.where(step.prepared.is_correct, -self.c * rho, growing)
         excess = ops.maximum(exponent - _LARGEST_EXPONENT, 0.0)
         penalty = ops.exp(ops.minimum(exponent, _LARGEST_EXPONENT)) * (1.0 + excess)

@@ -134,6 +134,43 @@ def test_beyond_an_exponent_of_five_the_penalty_grows_linearly():
     assert value_of(loss, linear_model(weights), y=y) == pytest.approx(expected.mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_an_image_of_no_length_counts_as_a_tenth_of_the_mean(norm):
+    """Less `mean`; the others' ratios stay what they are."""
+    weights, y = WEIGHTS[:, :2], Y % 2
+    x = X.copy()
+    x[3], x[8], x[10] = 0.4, 0.4001, 0.45
+    loss = kr.losses.DeepDefense(norm=norm, gradient_offset=0.0, mean=0.4)
+    rho, _ = linear_rho(x + 1e-9, y, weights, norm, mean=0.4)
+    order = {"l2": 2, "linf": np.inf}[norm]
+    sizes = np.linalg.norm((x - 0.4).reshape(12, -1), order, axis=1)
+    expected = rho * sizes / np.maximum(sizes, 0.1 * sizes.mean())
+    assert (sizes < 0.1 * sizes.mean()).sum() == 2
+    found = rho_of(linear_model(weights), loss, x, y)
+    np.testing.assert_allclose(np.delete(found, 3), np.delete(expected, 3), rtol=1e-3)
+    assert 0 < found[3] < 10
+
+
+def test_rho_counts_as_at_most_10_where_it_is_misclassified():
+    """And beyond, it has no gradient."""
+    weights = WEIGHTS[:, :2]
+    black = np.zeros((4, 2, 3, 1), "float32")
+    model = keras.Sequential(
+        [keras.Input((2, 3, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    model.set_weights([weights, np.array([0.3, 0.0], "float32")])
+    values = [cross_entropy(np.tile([[0.3, 0.0]], (4, 1)), np.full(4, k)).mean() for k in (0, 1)]
+    loss = kr.losses.DeepDefense(weight=1.0)
+    found = [value_of(loss, model, black, np.full(4, k)) for k in (0, 1)]
+    np.testing.assert_allclose(found, [values[0], values[1] + np.exp(5) * 46], rtol=1e-4)
+    robust = kr.RobustModel(model)
+    robust.compile(keras.optimizers.SGD(1.0), loss)
+    robust.fit(black, np.ones(4, "int32"), verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], weights)
+    p = np.exp(0.3) / (1 + np.exp(0.3))
+    np.testing.assert_allclose(model.get_weights()[1], [0.3 - p, p], rtol=1e-4)
+
+
 def test_reduction_and_sample_weight():
     weights, y = WEIGHTS[:, :2], Y % 2
     rho, correct = linear_rho(X, y, weights, "l2")

@@ -75,6 +75,21 @@ def test_failures_are_told_and_their_perturbations_count(linear):
         rho(linear.model, linear.x, attack=linear.attack(overshoot=0.02), verbose=0)
 
 
+def test_images_of_no_length_count_as_a_tenth_of_the_mean(linear):
+    x, (kernel, bias) = linear.x.copy(), linear.model.get_weights()
+    x[:3] = np.array([0.0, 0.001, 0.1])[:, None]
+    sizes = np.linalg.norm(x, axis=1)
+    assert (sizes < 0.1 * sizes.mean()).sum() == 2
+    sizes = np.maximum(sizes, 0.1 * sizes.mean())
+    scores = x.astype("float64") @ kernel + bias
+    gaps = scores.max(axis=1, keepdims=True) - scores
+    lengths = np.linalg.norm(kernel[:, scores.argmax(axis=1)].T[:, :, None] - kernel, axis=1)
+    distances = np.where(gaps > 0, gaps / np.maximum(lengths, 1e-9), np.inf).min(axis=1)
+    with pytest.warns(UserWarning, match="2 of 60 images are all but equal to `mean`"):
+        result = rho(linear.model, x, linear.attack(overshoot=0.02), verbose=0)
+    assert result == pytest.approx(1.02 * (distances / sizes).mean(), rel=1e-4)
+
+
 def test_data_sets(trained_model):
     data = kr.datasets.load("fashion_mnist_subset", "test").take(20)
     x, _ = kr.model.arrays.as_arrays(data)
