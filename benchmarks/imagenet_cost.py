@@ -8,11 +8,12 @@ It prints the table that `docs/evaluation.md` has of what an evaluation costs. E
 them: speed does not depend on what they show. The radius is so small that no image is fooled, and
 no round ends early: the figures are the most that a batch can cost.
 
-A pass forward and a gradient in the images are timed in compiled functions. Of APGD and FAB one
-round of 100 steps is run, of Square the first 250 queries, each after a run that compiles. A batch
-is then the sum of AutoAttack's rounds, at what one round, or one query, has taken. What it takes to
-save a round is timed for the attacks that hand on the least and the most. On a CPU, the machine was
-quiet if `processor_seconds` is near the number of cores times `seconds`.
+A pass forward and a gradient in the images are timed in compiled functions. APGD and FAB are run
+for 20 steps towards one class, Square for 50 queries, each after a run that compiles. Rounds and a
+batch are then the passes of AutoAttack, at what one pass of the same attack has taken, its own
+arithmetic included. What it takes to save a round is timed for the attacks that hand on the least
+and the most. On a CPU, the machine was quiet if `processor_seconds` is near the number of cores
+times `seconds`.
 """
 
 import argparse
@@ -36,13 +37,13 @@ from keras_robust.evaluation.progress import Progress
 from keras_robust.model.classifier import Classifier
 
 EPSILON = 1e-9
-NUM_QUERIES = 250
-# One round each, but for Square, whose rounds are counted by their queries.
-ROUNDS = {
-    "APGD, cross-entropy": kr.attacks.APGD(EPSILON, loss="ce"),
-    "APGD, one target": kr.attacks.APGD(EPSILON, loss="dlr_targeted", num_targets=1),
-    "FAB, one target": kr.attacks.FAB(EPSILON, num_targets=1),
-    "Square, 250 queries": kr.attacks.Square(EPSILON, num_queries=NUM_QUERIES),
+NUM_CLASSES = 1000
+# What is run of each attack of AutoAttack, in its order.
+SAMPLES = {
+    "APGD": kr.attacks.APGD(EPSILON, loss="ce", num_steps=20),
+    "APGD, targeted": kr.attacks.APGD(EPSILON, loss="dlr_targeted", num_steps=20, num_targets=1),
+    "FAB": kr.attacks.FAB(EPSILON, num_steps=20, num_targets=1),
+    "Square": kr.attacks.Square(EPSILON, num_queries=50),
 }
 # The second hands on Adam's two moments and its variables too.
 SAVED = {
@@ -84,20 +85,29 @@ def measure(name: str, batch_size: int, repeats: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"parameters": model.count_params(), "batch_size": batch_size}
     figures["one_pass"] = passes(classifier, x, y, repeats)
     print(f"{name}, one pass of {batch_size} images: {figures['one_pass']}", flush=True)
-    figures["rounds"] = {}
-    for round_name, attack in ROUNDS.items():
-        attack.run(model, *(v[:1] if backend.DYNAMIC_BATCH else v for v in (x, y)), seed=0)
+    figures["attacks"] = {}
+    for (attack_name, sample), attack in zip(SAMPLES.items(), autoattack(), strict=True):
+        sample.run(model, *(v[:1] if backend.DYNAMIC_BATCH else v for v in (x, y)), seed=0)
         start, work = time.perf_counter(), time.process_time()
-        result = attack.run(model, x, y, seed=0)
-        figures["rounds"][round_name] = {
-            "seconds": time.perf_counter() - start,
+        result = sample.run(model, x, y, seed=0)
+        seconds = time.perf_counter() - start
+        counts, others = result.num_evaluations, 0.0
+        if attack.uses_gradient:  # As many passes forward belong to each round.
+            others = float(result.num_evaluations.mean()) * figures["one_pass"]["forward"]
+            counts = result.num_gradients
+        one_pass = (seconds - others) / float(counts.mean())
+        costs = [cost.passes for cost in attack.round_costs(NUM_CLASSES)]
+        figures["attacks"][attack_name] = {
+            "sample": repr(sample),
+            "seconds": seconds,
             "processor_seconds": time.process_time() - work,
-            "gradients": float(result.num_gradients.mean()),
-            "evaluations": float(result.num_evaluations.mean()),
+            "passes": float(counts.mean()),
             "fooled": int(result.success.sum()),
+            "num_rounds": len(costs),
+            "longest_round_seconds": max(costs) * one_pass + others,
+            "batch_seconds": sum(costs) * one_pass + len(costs) * others,
         }
-        print(f"{round_name}: {figures['rounds'][round_name]}", flush=True)
-    figures["batch_seconds"] = whole_batch(figures["rounds"])
+        print(f"{attack_name}: {figures['attacks'][attack_name]}", flush=True)
     figures["saving"] = {attack: saving(classifier, x, y, attack) for attack in SAVED}
     return figures
 
@@ -119,20 +129,8 @@ def passes(classifier: Classifier, x: Any, y: Any, repeats: int) -> dict[str, fl
     return {kind: statistics.median(values) for kind, values in samples.items()}
 
 
-def whole_batch(rounds: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The seconds of each attack of AutoAttack on a batch, and of all of them."""
-    attacks = kr.attacks.AutoAttack(EPSILON).ensemble(1000).attacks
-    num_rounds = [attack.num_rounds(1000) for attack in attacks]
-    *by_round, by_query = rounds.values()
-    seconds = {
-        f"{type(attack).__name__}, {count} rounds": count * one["seconds"]
-        for attack, count, one in zip(attacks[:3], num_rounds[:3], by_round, strict=True)
-    }
-    # Each of Square's rounds runs the model twice more: where it begins, and to judge it.
-    num_passes = attacks[3].num_queries + 2 * num_rounds[3]
-    one_pass = by_query["seconds"] / by_query["evaluations"]
-    seconds[f"Square, {num_rounds[3]} rounds"] = num_passes * one_pass
-    return {**seconds, "AutoAttack": sum(seconds.values())}
+def autoattack() -> list[kr.attacks.Attack]:
+    return kr.attacks.AutoAttack(EPSILON).ensemble(NUM_CLASSES).attacks
 
 
 def saving(classifier: Classifier, x: Any, y: Any, name: str) -> dict[str, float]:
@@ -162,10 +160,17 @@ def main() -> None:
     print(f"| | {' | '.join(cases)} |\n|---|{'---|' * len(cases)}")
     for kind in ("forward", "gradient"):
         row(f"one pass, {kind}", [f"{case['one_pass'][kind]:.2f} s" for case in cases.values()])
-    for name in ROUNDS:
-        row(name, [clock(case["rounds"][name]["seconds"]) for case in cases.values()])
-    for name in next(iter(cases.values()))["batch_seconds"]:
-        row(name, [clock(case["batch_seconds"][name]) for case in cases.values()])
+    for name in SAMPLES:
+        found = [case["attacks"][name] for case in cases.values()]
+        row(
+            f"{name}: longest of {found[0]['num_rounds']} rounds, all of them",
+            [f"{clock(f['longest_round_seconds'])}, {clock(f['batch_seconds'])}" for f in found],
+        )
+    totals = [
+        sum(attack["batch_seconds"] for attack in case["attacks"].values())
+        for case in cases.values()
+    ]
+    row("AutoAttack", [clock(total) for total in totals])
     for name in SAVED:
         saved = [case["saving"][name] for case in cases.values()]
         row(
