@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import warnings
 from typing import Any
 
 from keras_robust import attacks
@@ -55,9 +56,12 @@ def check_attacks(options: argparse.Namespace) -> None:
 
 def make_attack(name: str, options: argparse.Namespace, from_logits: bool) -> attacks.Attack:
     """An attack with the options that it takes."""
-    attack = ATTACKS[name.lower()](
-        **_arguments(name, options), bounds=tuple(options.bounds), from_logits=from_logits
-    )
+    with warnings.catch_warnings():
+        # `remarks` says the same in the command's own words.
+        warnings.simplefilter("ignore", UserWarning)
+        attack = ATTACKS[name.lower()](
+            **_arguments(name, options), bounds=tuple(options.bounds), from_logits=from_logits
+        )
     norm = getattr(attack, "norm", None)
     if options.norm not in (None, norm):
         has = "takes no --norm" if norm is None else f"has the norm {norm}, not {options.norm}"
