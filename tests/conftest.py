@@ -1,5 +1,6 @@
 """What the tests share. They run on the backend that KERAS_BACKEND names."""
 
+import contextlib
 import gc
 import os
 import types
@@ -175,6 +176,20 @@ def embedded_data():
         kr.model.arrays.as_arrays(kr.datasets.load("fashion_mnist_subset", split))
         for split in ("train", "test")
     )
+
+
+@pytest.fixture
+def double_precision():
+    """float64 throughout, where rounding would decide what a test looks at."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    with contextlib.ExitStack() as stack:
+        if keras.backend.backend() == "jax":
+            import jax
+
+            stack.enter_context(jax.enable_x64(True))
+        yield
+    keras.config.set_floatx("float32")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """APGD against Algorithm 1 in NumPy, its checkpoints, what it returns and what it costs."""
 
-import contextlib
 import fractions
 import math
 
@@ -103,20 +102,6 @@ class Iterate(Problem):
 
     def margin_loss_and_gradient(self, loss, x):
         return self.margin(x), *self.loss_and_gradient(loss, x)
-
-
-@pytest.fixture
-def double_precision():
-    """In float32, rounding decides which of two nearly equal losses is the larger."""
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    with contextlib.ExitStack() as stack:
-        if keras.backend.backend() == "jax":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
-        yield
-    keras.config.set_floatx("float32")
 
 
 @pytest.mark.usefixtures("double_precision")

@@ -1,7 +1,5 @@
 """float64 stays float64, on JAX too, where it may be switched on."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
@@ -9,19 +7,6 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust.model.classifier import Classifier
-
-
-@pytest.fixture
-def double_precision():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    with contextlib.ExitStack() as stack:
-        if keras.backend.backend() == "jax":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
-        yield
-    keras.config.set_floatx("float32")
 
 
 @pytest.mark.usefixtures("double_precision")

@@ -10,17 +10,6 @@ import keras_robust as kr
 
 
 @pytest.fixture(scope="module")
-def classifier(embedded_data):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
-    )
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(*embedded_data[0], batch_size=128, epochs=2, verbose=0)
-    return model
-
-
-@pytest.fixture(scope="module")
 def data(embedded_data):
     return tuple(values[:40] for values in embedded_data[1])
 
