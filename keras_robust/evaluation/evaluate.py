@@ -2,16 +2,16 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.attacks.journal import Arrays, Journal
-from keras_robust.attacks.meter import Meter
+from keras_robust.attacks.journal import Arrays
 from keras_robust.evaluation.attack_list import named_attacks
+from keras_robust.evaluation.attacked_batches import attacked_batches
 from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
@@ -181,22 +181,21 @@ def evaluate(
         if verbose:
             print(f"{name} on {standing.sum()} of {len(x)} examples")
         fooled: list[tuple[int, np.ndarray, int]] = []
-        batches = list(
-            attack_in_batches(
-                classifier, x, labels, attack, standing, batch_size, seed, needs_gradient=False
-            )
+        batches = attack_in_batches(
+            classifier, x, labels, attack, standing, batch_size, seed, needs_gradient=False
         )
-        meter = Meter(attack.round_costs(classifier.num_classes), len(batches), verbose)
-        for batch_number, (batch, attack_batch) in enumerate(batches):
-            meter.begin_batch(len(batch))
-            found = progress.attacked(
-                f"{number:02}-{batch_number:05}", _shortened(attack_batch), meter
-            )
-            meter.end_batch()
+        costs = attack.round_costs(classifier.num_classes)
+        for batch, found in attacked_batches(
+            batches,
+            costs,
+            file=f"{number:02}",
+            keep=_shortened,
+            progress=progress,
+            verbose=verbose,
+        ):
             row.record(batch, found)
             shown = found["shown"]
             fooled += zip(batch[shown], found["x_adv"], found["classes"][shown], strict=True)
-        meter.close(int(row.correct[standing].sum()), int(standing.sum()))
         report.add(row, _samples(x, labels, fooled[:_NUM_SAMPLES]))
         if name in limited:
             worst = worst & row.correct
@@ -226,16 +225,10 @@ def evaluate(
     return report
 
 
-def _shortened(attack_batch: Callable[[Journal], Arrays]) -> Callable[[Journal], Arrays]:
-    """`attack_batch`, keeping of the images only some that the report may show."""
-
-    def attack(journal: Journal) -> Arrays:
-        found = attack_batch(journal)
-        found["shown"] = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
-        found["x_adv"] = found["x_adv"][found["shown"]].astype("float32")
-        return found
-
-    return attack
+def _shortened(found: Arrays) -> Arrays:
+    """What is kept of an attacked batch: of the images, only some that the report may show."""
+    shown = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
+    return {**found, "shown": shown, "x_adv": found["x_adv"][shown].astype("float32")}
 
 
 def _samples(

@@ -1,15 +1,15 @@
 """Curves and the geometry of features, added to a report."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_robust.attacks import Attack
-from keras_robust.attacks.journal import Arrays, Journal
-from keras_robust.attacks.meter import Meter
+from keras_robust.attacks.journal import Arrays
+from keras_robust.evaluation.attacked_batches import attacked_batches
 from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.accuracy import attack_in_batches
 from keras_robust.metrics.activations import features
@@ -54,17 +54,19 @@ def add_pictures(
     with_steps = [name for name in names if "num_steps" in attacks[name].arguments]
     name = min(with_steps or names, key=report.accuracy)
     attack, clean = attacks[name], report.row(CLEAN).correct
-    run = functools.partial(_run, classifier, seed=report.seed, progress=progress, verbose=verbose)
+    run = functools.partial(attacked_batches, progress=progress, verbose=verbose)
 
     def still_standing(changed: Attack, standing: np.ndarray, point: str) -> np.ndarray:
         if verbose:
             print(f"{name} for the curve over {point} on {standing.sum()} of {len(x)} examples")
         left = standing.copy()
         file = f"curve-{point.replace(' ', '-')}"
-        for batch, success in run(
-            x, labels, changed, standing, report.batch_size, file=file, wanted="success"
-        ):
-            left[batch] = ~success
+        batches = attack_in_batches(
+            classifier, x, labels, changed, standing, report.batch_size, report.seed
+        )
+        costs = changed.round_costs(classifier.num_classes)
+        for batch, found in run(batches, costs, file=file, keep=_only("success")):
+            left[batch] = ~found["success"]
         return left
 
     def over_epsilon() -> Arrays:
@@ -97,50 +99,15 @@ def add_pictures(
         x_adv, all_of_them = x.copy(), np.ones(len(chosen), bool)
         if verbose:
             print(f"{name} for the geometry of features on {len(chosen)} examples")
-        for batch, found in run(
-            x, labels, attack, all_of_them, size, file="geometry", wanted="x_adv"
-        ):
-            x_adv[batch] = found.view(x.dtype)  # Files know bfloat16 as bytes.
+        batches = attack_in_batches(classifier, x, labels, attack, all_of_them, size, report.seed)
+        costs, keep = attack.round_costs(classifier.num_classes), _only("success", "x_adv")
+        for batch, found in run(batches, costs, file="geometry", keep=keep):
+            x_adv[batch] = found["x_adv"].view(x.dtype)  # Files know bfloat16 as bytes.
         report.geometry = feature_geometry(classifier, x, labels, x_adv, batch_size=size)
 
 
-def _run(
-    classifier: Classifier,
-    x: np.ndarray,
-    labels: np.ndarray,
-    attack: Attack,
-    standing: np.ndarray,
-    batch_size: int,
-    *,
-    file: str,
-    wanted: str,
-    seed: int,
-    progress: Progress,
-    verbose: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The indices of each batch of examples that still stand, and one array that attacking gives.
-
-    Args:
-        file: string, what the names of the files begin with that the arrays are saved in.
-        wanted: string, the name of the array.
-    """
-    batches = list(attack_in_batches(classifier, x, labels, attack, standing, batch_size, seed))
-    meter = Meter(attack.round_costs(classifier.num_classes), len(batches), verbose)
-    num_standing = int(standing.sum())
-    for number, (batch, attack_batch) in enumerate(batches):
-
-        def attacked(
-            journal: Journal, attack_batch: Callable[..., Arrays] = attack_batch
-        ) -> Arrays:
-            found = attack_batch(journal)
-            return {name: found[name] for name in ("success", wanted)}
-
-        meter.begin_batch(len(batch))
-        arrays = progress.attacked(f"{file}-{number:05}", attacked, meter)
-        meter.end_batch()
-        num_standing -= int(arrays["success"].sum())
-        yield batch, arrays[wanted]
-    meter.close(num_standing, int(standing.sum()))
+def _only(*names: str) -> Callable[[Arrays], Arrays]:
+    return lambda found: {name: found[name] for name in names}
 
 
 def _arrays(curve: Mapping[Any, float]) -> Arrays:
