@@ -14,6 +14,7 @@ FLOORS = (
     "backend",
     "validation",
     "scheduled",
+    "whole_file",
     "datasets",
     "ops",
     "neighbors",

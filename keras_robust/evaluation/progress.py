@@ -5,12 +5,12 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import BinaryIO
 
 import numpy as np
 
 from keras_robust.attacks.journal import Arrays, Journal
 from keras_robust.attacks.meter import Meter
+from keras_robust.whole_file import write_whole
 
 _FINGERPRINT = "fingerprint.json"
 _ROUNDS = "rounds"
@@ -61,7 +61,7 @@ class Progress:
             path.unlink(missing_ok=True)
         self._forget_rounds()
         text = json.dumps(fingerprint, indent=2)
-        _replace(self.folder / _FINGERPRINT, lambda file: file.write(text.encode()))
+        write_whole(self.folder / _FINGERPRINT, lambda file: file.write(text.encode()))
 
     def arrays(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """The arrays saved as `name`, or those that `compute` returns, which are saved."""
@@ -124,14 +124,4 @@ def _load(path: pathlib.Path) -> Arrays | None:
 
 
 def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    _replace(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-
-
-def _replace(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under another name, and renames it once it is on the disk."""
-    temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from keras_robust.report.data import SCHEMA, ReportData
 from keras_robust.report.row import Row
 from keras_robust.report.samples import Samples
 from keras_robust.report.saved_row import SavedRow
+from keras_robust.whole_file import write_whole
 
 JSON, ARRAYS = "report.json", "report.npz"
 # What `ReportData.to_dict` adds to the fields.
@@ -26,19 +27,14 @@ def write(report: ReportData, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = _arrays(report)
     if arrays:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_whole(folder / ARRAYS, buffer.getvalue())
+        write_whole(
+            folder / ARRAYS,
+            lambda file: np.savez_compressed(file, **arrays),  # type: ignore[arg-type]
+        )
     else:
         (folder / ARRAYS).unlink(missing_ok=True)
-    write_whole(folder / JSON, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
-
-
-def write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file that is whole or not there."""
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    text = json.dumps(report.to_dict(), indent=2) + "\n"
+    write_whole(folder / JSON, lambda file: file.write(text.encode()))
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:

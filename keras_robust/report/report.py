@@ -8,6 +8,7 @@ from keras_robust.report import files, html, plots
 from keras_robust.report.data import ReportData
 from keras_robust.report.feature_plots import plot_geometry
 from keras_robust.report.text import text_summary
+from keras_robust.whole_file import write_whole
 
 _PAGE = "report.html"
 
@@ -72,7 +73,8 @@ class Report(ReportData):
             path = pictures["geometry"] = folder / "geometry.png"
             plot_geometry(self.geometry, path)
         pngs = {name: path.read_bytes() for name, path in pictures.items()}
-        files.write_whole(folder / _PAGE, html.page(self, pngs).encode())
+        page = html.page(self, pngs).encode()
+        write_whole(folder / _PAGE, lambda file: file.write(page))
 
     @staticmethod
     def load(directory: str | os.PathLike[str]) -> "Report":

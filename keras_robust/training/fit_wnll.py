@@ -18,6 +18,7 @@ from keras_robust.model.classifier import Classifier
 from keras_robust.model.layers import all_layers
 from keras_robust.training.adapt_template import adapt_template
 from keras_robust.training.robust_model import RobustModel
+from keras_robust.whole_file import write_whole
 
 
 def fit_wnll(
@@ -243,11 +244,9 @@ class _Stages:
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.model.save_weights(self._weights(self.num_done - 1), overwrite=True)
-            saved = {"schedule": self.schedule, "histories": self.histories}
-            # Last, and in one piece: a stage counts once its weights are there.
-            temporary = self.directory / "stages.json.part"
-            temporary.write_text(json.dumps(saved))
-            temporary.replace(self.directory / "stages.json")
+            saved = json.dumps({"schedule": self.schedule, "histories": self.histories})
+            # Last: a stage counts once its weights are there.
+            write_whole(self.directory / "stages.json", lambda file: file.write(saved.encode()))
 
     def history(self) -> dict[str, list[float]]:
         joined: dict[str, list[float]] = {"stage": []}
