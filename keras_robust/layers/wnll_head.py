@@ -10,6 +10,7 @@ from keras_robust.layers.in_batch import current_template
 from keras_robust.layers.wnll_surrogates import WNLLSurrogates
 from keras_robust.layers.wnll_template import WNLLTemplate
 from keras_robust.model.layers import all_layers, output_layer
+from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.wnll import check_graph
 
 _PHASES = ("linear", "wnll")
@@ -380,7 +381,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     @property
     def _precision(self) -> str:
-        return "float64" if self.compute_dtype == "float64" else "float32"
+        return working_dtype(self.compute_dtype)
 
 
 def wnll_head(model: Any) -> WNLLHead:

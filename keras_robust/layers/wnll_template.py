@@ -29,7 +29,8 @@ from keras_robust.ops.neighbor_graph import (
     recorded_distances,
     template_reach,
 )
-from keras_robust.ops.wnll import MAX_REVERSE, extend
+from keras_robust.ops.precision import working_dtype
+from keras_robust.ops.wnll import edges_alone, extend
 
 # Up to so many points the answers are those of `kr.ops.wnll`, exactly.
 _MAX_UNION = 2000
@@ -85,7 +86,7 @@ class WNLLTemplate(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         width = input_shape[-1]
         # Not in half precision, which squared distances exceed.
-        full = "float64" if self.compute_dtype == "float64" else "float32"
+        full = working_dtype(self.compute_dtype)
         self.features = self._add("features", (self.size, width), 0.0)
         self.labels = self._add("labels", (self.size,), -1, "int32")
         if self.unlabeled_size:
@@ -230,8 +231,8 @@ class WNLLTemplate(keras.layers.Layer):
     ) -> Edges:
         """The edges between the queries and the points of one batch of the template."""
         m, n = self.num_neighbors, self.sigma_neighbor
-        fixed, fixed_points = ops.stop_gradient(queries), ops.stop_gradient(points)
         if self.has_reach:
+            fixed, fixed_points = ops.stop_gradient(queries), ops.stop_gradient(points)
             rows = ops.cast(ops.convert_to_tensor(self.reach), points.dtype)
             reach = Reach(*(rows[row, self._part(number)] for row in range(3)))
             found = self._search(number, fixed, fixed_points, reach, transform)
@@ -240,10 +241,7 @@ class WNLLTemplate(keras.layers.Layer):
         if joint:
             return edges_of_union(queries, points, lists, n, self.kernel, is_query)
         reach = reach_of_lists(lists, n)
-        count = min(MAX_REVERSE, self._batch_size)
-        scale = ops.stop_gradient(reach.scale())
-        found = nearest_in_two_ways(fixed, fixed_points, m, scale, count)
-        return edges_to_template(queries, points, reach, found, n, self.kernel, joint, is_query)
+        return edges_alone(queries, points, reach, m, n, self.kernel, is_query)
 
     def _lists(self, points: Any, number: int, is_current: Any) -> Any:
         """Each point's squared distances to its neighbours among the points of its batch."""

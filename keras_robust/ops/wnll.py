@@ -11,6 +11,7 @@ from keras_robust.ops.nearest import check_distances_exist, nearest_in_two_ways
 from keras_robust.ops.neighbor_graph import (
     KERNELS,
     Edges,
+    Reach,
     center_of,
     edges_to_template,
     measurable,
@@ -19,7 +20,7 @@ from keras_robust.ops.neighbor_graph import (
 )
 
 # With `joint=False`, how many template points' edges to a query are kept.
-MAX_REVERSE = 512
+_MAX_REVERSE = 512
 
 
 def wnll(
@@ -134,17 +135,32 @@ def wnll(
         edges = union_edges(points, num_neighbors, sigma_neighbor, kernel, is_point)
     else:
         reach = template_reach(template, num_neighbors, sigma_neighbor)
-        found = nearest_in_two_ways(
-            ops.stop_gradient(queries),
-            ops.stop_gradient(template),
-            num_neighbors,
-            ops.stop_gradient(reach.scale()),
-            min(template.shape[0] or MAX_REVERSE, MAX_REVERSE),
-        )
-        edges = edges_to_template(
-            queries, template, reach, found, sigma_neighbor, kernel, joint, is_query
+        edges = edges_alone(
+            queries, template, reach, num_neighbors, sigma_neighbor, kernel, is_query
         )
     return extend(edges, values, is_query, template_weight, joint)
+
+
+def edges_alone(
+    queries: Any,
+    template: Any,
+    reach: Reach,
+    num_neighbors: int,
+    sigma_neighbor: int,
+    kernel: str,
+    is_query: Any,
+) -> Edges:
+    """`edges_to_template` where each query forms a graph with the template by itself."""
+    found = nearest_in_two_ways(
+        ops.stop_gradient(queries),
+        ops.stop_gradient(template),
+        num_neighbors,
+        ops.stop_gradient(reach.scale()),
+        min(template.shape[0] or _MAX_REVERSE, _MAX_REVERSE),
+    )
+    return edges_to_template(
+        queries, template, reach, found, sigma_neighbor, kernel, False, is_query
+    )
 
 
 def extend(
