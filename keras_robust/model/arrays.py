@@ -96,10 +96,7 @@ def first_batch(x: Any, y: Any = None) -> tuple[Any, Any, Any]:
             first = next(iter(x), None)
     if first is None:
         raise ValueError("Argument `x` must not be empty. Received: an empty data set")
-    images, labels, _ = keras.utils.unpack_x_y_sample_weight(
-        tuple(first) if isinstance(first, list) else first
-    )
-    return images, labels, again
+    return *_images_and_labels(first), again
 
 
 def can_be_read_again(x: Any, steps: int | None = None) -> bool:
@@ -107,8 +104,7 @@ def can_be_read_again(x: Any, steps: int | None = None) -> bool:
     is_distributed = hasattr(x, "element_spec") and not hasattr(x, "take")
     if isinstance(x, Iterator) or is_distributed:
         return False
-    is_endless = isinstance(x, keras.utils.PyDataset) and x.num_batches is None
-    return steps is not None or not (is_endless or _cardinality(x) == -1)
+    return steps is not None or not _is_endless(x)
 
 
 def batches(x: Any, steps: int | None = None) -> Iterator[tuple[Any, Any]]:
@@ -122,31 +118,34 @@ def batches(x: Any, steps: int | None = None) -> Iterator[tuple[Any, Any]]:
         steps = min(steps, x.num_batches)
     with _torch_numbers_kept():
         for element in _elements(x, steps):
-            images, labels, _ = keras.utils.unpack_x_y_sample_weight(
-                tuple(element) if isinstance(element, list) else element
-            )
-            yield images, labels
+            yield _images_and_labels(element)
+
+
+def _images_and_labels(element: Any) -> tuple[Any, Any]:
+    """The parts of a data set's element, as Keras's `fit` takes it."""
+    return keras.utils.unpack_x_y_sample_weight(
+        tuple(element) if isinstance(element, list) else element
+    )[:2]
 
 
 def _elements(x: Any, steps: int | None) -> Iterator[Any]:
     """The elements of a data set, as many as are to be read."""
     if steps is not None:
         steps = validation.check_count("steps", steps)
-    if isinstance(x, keras.utils.PyDataset):
-        count = x.num_batches if steps is None else steps
-        if count is None:
-            raise ValueError(_endless(x))
-        return (x[number] for number in range(count))
-    if steps is None and (isinstance(x, Iterator) or _cardinality(x) == -1):
+    elif _is_endless(x):
         raise ValueError(_endless(x))
+    if isinstance(x, keras.utils.PyDataset):
+        return (x[number] for number in range(x.num_batches if steps is None else steps))
     # A data set of TensorFlow is not read beyond what is needed.
     source = x.take(-1 if steps is None else steps) if hasattr(x, "take") else x
     return itertools.islice(iter(source), steps)
 
 
-def _cardinality(x: Any) -> int | None:
-    """The number of elements of a `tf.data.Dataset`: -1 where it repeats for ever."""
-    return int(x.cardinality()) if hasattr(x, "cardinality") else None
+def _is_endless(x: Any) -> bool:
+    """Whether a data set repeats for ever, or may do so, as a generator."""
+    if isinstance(x, keras.utils.PyDataset):
+        return x.num_batches is None
+    return isinstance(x, Iterator) or (hasattr(x, "cardinality") and int(x.cardinality()) == -1)
 
 
 def _endless(x: Any) -> str:
