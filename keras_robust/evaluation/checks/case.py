@@ -174,8 +174,12 @@ class Case:
 
     def share_of_ties(self) -> float:
         """The share of examples whose two largest class scores differ by no more than rounding."""
-        second, first = np.sort(self.outputs(), axis=1)[:, -2:].T
-        return float(np.mean(first - second <= self.rounding()))
+
+        def compute() -> float:
+            second, first = np.sort(self.outputs(), axis=1)[:, -2:].T
+            return float(np.mean(first - second <= self.rounding()))
+
+        return self.once("share of ties", compute)
 
     def _standing(self, attack: Attack, among: np.ndarray | None) -> np.ndarray:
         standing = np.ones(len(self.x), bool)
