@@ -140,7 +140,7 @@ class Attack(metaclass=_Value):
         return 1
 
     def round_costs(self, num_classes: int) -> list[Cost]:
-        """What each round costs at most: the remaining time is estimated by it."""
+        """The passes that each round takes at most, to estimate the remaining time."""
         num_steps = getattr(self, "num_steps", 1)
         passes = num_steps if isinstance(num_steps, int) else 1
         cost = Cost(self.uses_gradient, max(passes, 1) * self.num_samples)

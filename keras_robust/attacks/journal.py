@@ -1,4 +1,4 @@
-"""What an attack writes down while it runs, so that it can be shown and continued."""
+"""Notes of a running attack, to show its progress and to continue it after an interruption."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -21,10 +21,10 @@ class Store(Protocol):
 
 
 class Journal:
-    """Where an attack notes which round begins, and after each what it has so far.
+    """Shows which round of an attack begins, and saves after each round what it has found so far.
 
-    An attack that finds notes goes on from there. Each attack inside of an ensemble has a journal
-    of its own, `member`.
+    An attack that finds its notes saved goes on after the last of them. Each attack inside of an
+    ensemble has a journal of its own, `member`.
 
     Args:
         meter: shows how far the attack is. Defaults to `None`: nothing is shown.
@@ -61,12 +61,12 @@ class Journal:
             self.meter.begin_round(self._position + index, self._path, place, num_examples)
 
     def read(self) -> Arrays:
-        """What was written last; an empty mapping if nothing was."""
+        """Returns the arrays that were saved last, or an empty mapping."""
         found = None if self.store is None else self.store.read(self._name)
         return {} if found is None else found
 
     def write(self, **arrays: np.ndarray) -> None:
-        """Keeps what the attack has so far, in the place of what it had before."""
+        """Saves what the attack has found so far, in place of the notes before."""
         if self.store is not None:
             self.store.write(self._name, arrays)
 

@@ -14,7 +14,7 @@ _OVERWRITTEN, _APPENDED, _RARE = 0.1, 10.0, 60.0
 
 
 class Cost(NamedTuple):
-    """What a round costs at most, for each example.
+    """The largest number of passes that a round takes for each example.
 
     Args:
         uses_gradient: bool. Whether the passes are gradients, rather than passes forward.

@@ -111,7 +111,7 @@ class LatentDisparity(PairLoss):
     - `order` above 1 is the question they leave open ("replacing the L1-norm in (3) with higher
       order norms").
     - A denominator below 1e-7, of a network whose hidden layers are silent, counts as 1e-7. With
-      `reduction="sample"` it counts as at least a tenth of its mean over the batch: of an example
+      `ratio="sample"` it counts as at least a tenth of its mean over the batch: of an example
       that leaves the layers all but silent, such as a black image, the ratio would outweigh all
       others.
 
