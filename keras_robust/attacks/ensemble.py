@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -164,7 +164,7 @@ class Ensemble(Attack):
                 margin = ops.where(better, new_margin, margin)
         return best
 
-    def at(self, iterations: Any, dtype: Any = "float32") -> Attack:
+    def at(self, iterations: Any, dtype: Any = "float32") -> Self:
         return self.changed(attacks=[attack.at(iterations, dtype) for attack in self.attacks])
 
     @property
@@ -186,7 +186,7 @@ class Ensemble(Attack):
     def data_arrays(self) -> list[np.ndarray]:
         return [value for attack in self.attacks for value in attack.data_arrays()]
 
-    def with_data(self, values: Sequence[Any], dtype: Any) -> Attack:
+    def with_data(self, values: Sequence[Any], dtype: Any) -> Self:
         given = iter(values)
         parts = [
             attack.with_data([next(given) for _ in range(attack.num_data)], dtype)
