@@ -1,6 +1,5 @@
 """The base class of all attacks."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend, validation
-from keras_robust.attacks.inputs import as_seed, working
+from keras_robust.attacks.inputs import as_seed, drawn_seed, working
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.meter import Cost, Meter
 from keras_robust.attacks.plausible import warn_of_units
@@ -214,7 +213,7 @@ class Attack(Value):
                 it notes each round. Defaults to `None`: it begins anew, and nothing is noted.
         """
         num_rounds = self.num_rounds(classifier.num_classes)
-        seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
+        seed = drawn_seed() if seed is None else as_seed(seed)
         rounds = Rounds(self, classifier, x, y, seed, needs_gradient, journal or Journal())
         return rounds.run(num_rounds)
 

@@ -1,6 +1,5 @@
 """The worst case of several attacks."""
 
-import random
 from collections.abc import Hashable, Sequence
 from typing import Any, Self
 
@@ -10,7 +9,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks.attack import Attack
-from keras_robust.attacks.inputs import as_seed, working
+from keras_robust.attacks.inputs import as_seed, drawn_seed, working
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
@@ -98,7 +97,7 @@ class Ensemble(Attack):
         needs_gradient: bool = True,
         journal: Journal | None = None,
     ) -> AttackResult:
-        seed = as_seed(random.randint(1, 2**31 - 1) if seed is None else seed)
+        seed = drawn_seed() if seed is None else as_seed(seed)
         journal = journal or Journal()
         is_joint = classifier.depends_on_batch
         best, success = x.copy(), np.zeros(len(x), bool)

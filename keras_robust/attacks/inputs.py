@@ -1,5 +1,6 @@
 """What attacks compute with: images in full precision, and seeds."""
 
+import random
 from typing import Any
 
 import numpy as np
@@ -20,3 +21,8 @@ def working(x: Any) -> Any:
 def as_seed(seed: Any) -> Any:
     """A seed of `keras_robust.backend`, from an integer or from one."""
     return backend.make_seed(int(seed)) if isinstance(seed, int | np.integer) else seed
+
+
+def drawn_seed() -> Any:
+    """A seed from Python's random numbers."""
+    return backend.make_seed(random.randint(1, 2**31 - 1))
