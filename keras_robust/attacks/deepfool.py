@@ -23,6 +23,8 @@ from keras_robust.ops import (
 _STEPS_PER_ROUND = 3
 # Added to each step's length, as a share of the range of `bounds`.
 _EXTRA_LENGTH = 1e-4
+# How far a step leads, in the same unit, where the value is below rounding.
+_LONGEST_BLIND = 1e-3
 # No step is longer, in the same unit: an infinite one, times a direction with zeros, would be NaN.
 _LONGEST = 1e30
 
@@ -156,9 +158,7 @@ class DeepFool(Attack):
             value, normal = self._nearest(values, normals)
             if_stuck = _without_outward(normal, x_adv, self.bounds)
             normal = ops.where(2 * step >= self.num_steps, if_stuck, normal)
-            # Where nothing but rounding is left of the value, it says nothing of the distance.
-            value = ops.maximum(ops.abs(value), rounding)
-            moved = x_adv + (1 + self.overshoot) * self._step(value, normal)
+            moved = x_adv + (1 + self.overshoot) * self._step(value, normal, rounding)
             stands = per_example(margin <= 0, x)
             x_adv = ops.where(stands, ops.clip(moved, *self.bounds), x_adv)
             return step + 1, x_adv, now.margin(now.as_returned(x_adv))
@@ -179,10 +179,15 @@ class DeepFool(Attack):
         weights = ops.reshape(is_nearest, (-1, num_candidates) + (1,) * (len(normals.shape) - 2))
         return ops.sum(is_nearest * values, axis=1), ops.sum(weights * normals, axis=1)
 
-    def _step(self, value: Any, normal: Any) -> Any:
-        """The step that raises the score by `value`, if its gradient is `normal` all over."""
-        distance = _ratio(value, self._dual_norm(normal), 0.0)
+    def _step(self, value: Any, normal: Any, rounding: Any) -> Any:
+        """The shortest step to where `value` would be 0 if its gradient were `normal` all over.
+
+        Where nothing but rounding is left of the value, it says little of the distance.
+        """
         width = self.bounds[1] - self.bounds[0]
+        slope = self._dual_norm(normal)
+        blind = ops.minimum(_ratio(rounding, slope, 0.0), _LONGEST_BLIND * width)
+        distance = ops.maximum(_ratio(ops.abs(value), slope, 0.0), blind)
         length = ops.minimum(distance + _EXTRA_LENGTH * width, _LONGEST * width)
         return per_example(length, normal) * steepest_direction(normal, self.norm)
 
