@@ -86,7 +86,7 @@ def test_images_of_no_length_count_as_a_tenth_of_the_mean(linear):
     lengths = np.linalg.norm(kernel[:, scores.argmax(axis=1)].T[:, :, None] - kernel, axis=1)
     distances = np.where(gaps > 0, gaps / np.maximum(lengths, 1e-9), np.inf).min(axis=1)
     with pytest.warns(UserWarning, match="2 of 60 images are all but equal to `mean`"):
-        result = rho(linear.model, x, linear.attack(overshoot=0.02), verbose=0)
+        result = rho(linear.model, x, attack=linear.attack(overshoot=0.02), verbose=0)
     assert result == pytest.approx(1.02 * (distances / sizes).mean(), rel=1e-4)
 
 

@@ -80,7 +80,7 @@ def test_latent_disparity_of_each_sample(classifier):
     silent = keras.models.clone_model(classifier)
     silent.set_weights([w if w.ndim > 1 else 0 * w for w in classifier.get_weights()])
     attack = kr.attacks.FGSM(0.05)
-    loss = kr.losses.LatentDisparity(attack, reduction="sample")
+    loss = kr.losses.LatentDisparity(attack, ratio="sample")
     plain, _ = fine_tuned(silent, loss, X)
     with_them, model = fine_tuned(silent, loss, with_constant_images())
     assert with_them < 2 * plain + 1
@@ -90,6 +90,6 @@ def test_latent_disparity_of_each_sample(classifier):
 def test_rho_is_measured_on_them(classifier):
     attack = kr.attacks.DeepFool(num_steps=50)
     with pytest.warns(UserWarning, match="4 of 120 images are all but equal to `mean`"):
-        found = kr.evaluation.rho(classifier, with_constant_images(), attack, verbose=0)
-    plain = kr.evaluation.rho(classifier, X, attack, verbose=0)
+        found = kr.evaluation.rho(classifier, with_constant_images(), attack=attack, verbose=0)
+    plain = kr.evaluation.rho(classifier, X, attack=attack, verbose=0)
     assert plain / 2 < found < 2 * plain

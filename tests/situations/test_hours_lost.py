@@ -130,6 +130,7 @@ def shown_by(monkeypatch, run):
     """The lines that are shown, one over the other, while something runs."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "120")  # A line is cut where the terminal ends.
     run()
     monkeypatch.undo()
     return [line.strip() for line in re.split("[\r\n]", terminal.getvalue()) if line.strip()]
