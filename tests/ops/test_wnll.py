@@ -310,10 +310,18 @@ def test_a_template_that_is_not_finite_is_refused_or_makes_all_nan():
             kr.ops.wnll(queries, template, labels, 8, 4)
 
         class Model(keras.Model):
-            def call(self, x, template=template):
-                return kr.ops.wnll(x, template, labels, 8, 4, num_classes=3)
+            """Its template is traced: only when the graph runs are its values there."""
 
-        assert np.isnan(Model().predict(queries, verbose=0)).all()
+            def build(self, input_shape):
+                self.template = self.add_weight(shape=template.shape)
+
+            def call(self, x):
+                return kr.ops.wnll(x, self.template, labels, 8, 4, num_classes=3)
+
+        model = Model()
+        model.build(queries.shape)
+        model.set_weights([template])
+        assert np.isnan(model.predict(queries, verbose=0)).all()
     vectors = np.eye(3)[labels]
     vectors[5, 1] = np.nan
     with pytest.raises(ValueError, match="`labels` must hold finite numbers"):

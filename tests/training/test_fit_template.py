@@ -131,6 +131,7 @@ class Watch(keras.callbacks.Callback):
         self.head, self.phases = head, []
 
     def on_train_batch_begin(self, batch, logs=None):
+        _ = self.model  # On JAX, Keras then puts the values of training back in the variables.
         self.phases.append(("batch", self.head.phase))
 
     def on_test_begin(self, logs=None):
