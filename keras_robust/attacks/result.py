@@ -32,7 +32,8 @@ class AttackResult:
         x_adv: array, shape and dtype of `x`: the adversarial image of each example, or its
             original image where the attack has failed.
         success: bool array, shape `(num_examples,)`: whether the model misclassifies `x_adv`; for
-            a targeted attack, whether it classifies it as `y`.
+            a targeted attack, whether it classifies it as `y`. By more than rounding can undo: a
+            tie of the two largest outputs is no success, whichever `argmax` names.
         norms: mapping of `"l0"`, `"l1"`, `"l2"` and `"linf"` to float arrays, shape
             `(num_examples,)`: the norms of `x_adv - x`. L0 counts values.
         num_gradients: int array, shape `(num_examples,)`: how many gradients in the input were

@@ -2,11 +2,9 @@
 
 import argparse
 import inspect
-import warnings
 from typing import Any
 
 from keras_robust import attacks
-from keras_robust.metrics.radii import radii
 
 # All attacks by name; those added later are in it.
 ATTACKS = {
@@ -56,29 +54,11 @@ def check_attacks(options: argparse.Namespace) -> None:
 
 def make_attack(name: str, options: argparse.Namespace, from_logits: bool) -> attacks.Attack:
     """An attack with the options that it takes."""
-    with warnings.catch_warnings():
-        # `remarks` says the same in the command's own words.
-        warnings.simplefilter("ignore", UserWarning)
-        attack = ATTACKS[name.lower()](
-            **_arguments(name, options), bounds=tuple(options.bounds), from_logits=from_logits
-        )
+    attack = ATTACKS[name.lower()](
+        **_arguments(name, options), bounds=tuple(options.bounds), from_logits=from_logits
+    )
     norm = getattr(attack, "norm", None)
     if options.norm not in (None, norm):
         has = "takes no --norm" if norm is None else f"has the norm {norm}, not {options.norm}"
         raise ValueError(f"--attack {name} {has}")
     return attack
-
-
-def remarks(options: argparse.Namespace) -> list[str]:
-    """What is to be said of an epsilon that can hardly be meant."""
-    low, high = options.bounds
-    attacks = [make_attack(name, options, from_logits=True) for name in options.attack]
-    if not any(radii(attack).get("linf") for attack in attacks):
-        return []
-    units = f"in units of the images, which --bounds scales to {low:g} to {high:g}"
-    given = f"--epsilon {options.epsilon:g}"
-    if options.epsilon >= high - low:
-        return [f"{given} lets an attack replace every image; it is {units}"]
-    if (low, high) != (0, 1) and options.epsilon < (high - low) / 255:
-        return [f"{given} is less than one of 255 levels of grey; it is {units}"]
-    return []

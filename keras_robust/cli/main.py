@@ -4,9 +4,11 @@ import argparse
 import pathlib
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from keras_robust.cli.attacks import check_attacks, make_attack, remarks
+from keras_robust.cli.attacks import check_attacks, make_attack
 from keras_robust.cli.loading import import_modules, load_data, load_model, returns_logits
 from keras_robust.cli.options import parser
 from keras_robust.evaluation import evaluate
@@ -31,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser().parse_args(argv)
         if options.output is not None:
             kept = " The same command with --resume continues."
-        return _evaluate(options, argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _Warnings(warnings.showwarning)
+            return _evaluate(options, argv)
     except (ValueError, OSError, ImportError) as error:
         print(f"keras-robust: error: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT
@@ -48,8 +52,6 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if options.pictures and options.output is None:
         raise ValueError("--pictures needs the --output that they are to be in")
     check_attacks(options)
-    for remark in remarks(options):
-        print(f"keras-robust: {remark}", file=sys.stderr)
     import_modules(options.modules)
     model = load_model(options.model)
     other = None if options.transfer_from is None else load_model(options.transfer_from)
@@ -82,6 +84,22 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
     return CHECK_FAILED if report.failed_checks else DONE
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+class _Warnings:
+    """Prints each warning for the user once, without the line of code that it comes from."""
+
+    def __init__(self, other: Any) -> None:
+        self.other = other
+        self.said: set[str] = set()
+
+    def __call__(self, message: Any, category: Any, *args: Any, **kwargs: Any) -> None:
+        text = _one_line(message)
+        if category is not UserWarning:
+            self.other(message, category, *args, **kwargs)
+        elif text not in self.said:
+            self.said.add(text)
+            print(f"keras-robust: warning: {text}", file=sys.stderr)
+
+
+def _one_line(message: BaseException) -> str:
+    text = " ".join(str(message).split()) or type(message).__name__
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
