@@ -12,12 +12,12 @@ demo: .venv/installed
 # Two processes: the tests are many small ones, and most of their time is tracing and compiling.
 test: .venv/installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --doctest-modules keras_robust tests
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not slow_on_jax" tests
 
 test-slow: .venv/installed-peers .venv-torch/installed .venv-scann/installed
 	KERAS_BACKEND=tensorflow .venv-scann/bin/python -m pytest -q tests/neighbors
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m slow tests
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m slow tests
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m "slow or slow_on_jax" tests
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ from keras_robust.cli.attacks import ATTACKS, OFFERED, check_attacks, make_attac
 from keras_robust.cli.options import parser
 from keras_robust.evaluation import evaluate
 
+pytestmark = pytest.mark.slow_on_jax
+
 DATA = ["--dataset", "fashion_mnist_subset", "--num-examples", "24"]
 FGSM = ["--attack", "fgsm", "--epsilon", "8/255"]
 COMMAND = [sys.executable, "-c", "import sys; from keras_robust.cli import main; sys.exit(main())"]

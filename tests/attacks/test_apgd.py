@@ -15,6 +15,8 @@ from keras_robust.attacks.pgd import LOSSES
 from keras_robust.attacks.problem import Problem
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 @pytest.fixture(scope="module")
 def data(embedded_data):

@@ -9,6 +9,8 @@ import keras_robust as kr
 from keras_robust import backend
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 SETTINGS = {"learning_rate": 0.02, "num_steps": 200, "initial_const": 0.1}
 
 

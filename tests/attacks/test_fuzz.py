@@ -11,6 +11,8 @@ from keras import ops
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 # Each attack with few steps: `epsilon, bounds -> attack`.
 ATTACKS = {
     "FGSM": lambda e, b: kr.attacks.FGSM(e, bounds=b),

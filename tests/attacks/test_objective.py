@@ -8,6 +8,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 @keras.saving.register_keras_serializable(package="test_objective")
 class Quantize(keras.layers.Layer):

@@ -63,6 +63,7 @@ def norms(delta, norm):
     return abs(flat).max(1) if norm == "linf" else np.sqrt((flat**2).sum(1))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
 @pytest.mark.parametrize(
     ("dtype", "bounds"),
@@ -162,6 +163,7 @@ def test_ifgsm_is_equation_16():
     np.testing.assert_allclose(x_adv, expected, atol=1e-6)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "attack", [a for a in ATTACKS if not a.targeted], ids=[i for i in IDS if "targeted" not in i]
 )
@@ -187,6 +189,7 @@ def test_targeted_leads_to_the_target(trained_model, embedded_data):
     assert (classes == target).mean() > 0.95
 
 
+@pytest.mark.slow_on_jax
 def test_more_steps_and_restarts_are_stronger(trained_model, embedded_data):
     x, y = (values[:256] for values in embedded_data[1])
     accuracies = [
@@ -247,6 +250,7 @@ def test_the_random_start_fills_the_ball(norm):
         np.testing.assert_allclose(np.linalg.norm(delta, axis=1).mean(), 0.2 * 16 / 17, rtol=0.01)
 
 
+@pytest.mark.slow_on_jax
 def test_label_forms_are_the_same():
     (model, _), x, y = linear_model(), images(), np.arange(16) % 3
     attack = kr.attacks.PGD(0.1, num_steps=2)

@@ -7,6 +7,8 @@ from keras import ops
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 POLICIES = ["float32", "mixed_float16"]
 SCALES = [1.0, 20.0, 1000.0]
 

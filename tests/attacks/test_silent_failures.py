@@ -8,6 +8,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 ATTACKS = {
     "fgsm": kr.attacks.FGSM(0.1),
     "pgd": kr.attacks.PGD(0.1, num_steps=5),

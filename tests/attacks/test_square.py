@@ -7,6 +7,8 @@ from keras import ops
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 def quantized_threshold(x):
     """Class 1 where the mean of the rounded values is above 1/2; without a gradient."""

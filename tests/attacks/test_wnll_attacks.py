@@ -12,6 +12,8 @@ from keras_robust.evaluation.surrogates import with_surrogates
 from keras_robust.metrics.perturbed import batch_seed, perturbed_images
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 evaluate = functools.partial(kr.evaluate, checks=False, verbose=0)
 RNG = np.random.default_rng(0)
 CENTERS = RNG.uniform(0.35, 0.65, (3, 6))

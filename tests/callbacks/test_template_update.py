@@ -10,6 +10,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.training.adapt_template import head_inputs
 
+pytestmark = pytest.mark.slow_on_jax
+
 RNG = np.random.default_rng(0)
 Y = np.arange(60) % 3
 X = (RNG.uniform(0, 1, (3, 6))[Y] + 0.3 * RNG.normal(size=(60, 6))).astype("float32")

@@ -64,6 +64,7 @@ def test_singular_values_converge_to_one(kernel):
     np.testing.assert_allclose(found, 1, atol=1e-3)
 
 
+@pytest.mark.slow_on_jax
 def test_every_row_is_chosen_as_often_and_in_every_company():
     constraint = kr.constraints.ParsevalTightness(0.1, 0.3)
     pairs = np.zeros((10, 10))
@@ -94,6 +95,7 @@ def test_the_smallest_change_chooses_other_rows_and_the_same_weights_the_same():
     assert len(sets) > 20
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     ("kind", "policy"), [("convolution", "float32"), ("dense", "mixed_float16")]
 )

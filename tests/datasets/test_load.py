@@ -10,6 +10,8 @@ import tensorflow_datasets as tfds
 import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 @pytest.mark.parametrize(("split", "per_class"), [("train", 1000), ("test", 200)])
 def test_embedded_subset_is_stratified(split, per_class):

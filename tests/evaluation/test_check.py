@@ -17,6 +17,8 @@ from keras_robust.evaluation.checks.registry import CHECKS
 from keras_robust.evaluation.checks.statistics import binomial_tail, sign_test
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 BELOW_CLEAN, NO_WEAKER, MORE_STEPS, SINGLE_STEP, SQUARE, TRANSFER, NOISE, CHANCE, UNBOUNDED = list(
     CHECKS
 )[:9]

@@ -10,6 +10,8 @@ from keras_robust.evaluation.checks.registry import CHECKS
 from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 NO_WEAKER, MORE_STEPS, SINGLE_STEP, SQUARE, TRANSFER, NOISE, CHANCE = list(CHECKS)[1:8]
 NOT_ZERO, DIFFERENCES, LOGITS = list(CHECKS)[10:13]
 SIZE = 16

@@ -7,6 +7,8 @@ from keras import ops
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 X = np.linspace(0, 1, 40, dtype="float32").reshape(40, 1, 1, 1)
 Y = (X[:, 0, 0, 0] > 0.5).astype("int32")
 DISTANCE = abs(X[:, 0, 0, 0] - 0.5)

@@ -14,6 +14,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.evaluation.progress import Progress
 
+pytestmark = pytest.mark.slow_on_jax
+
 # The checks of the figures' validity have tests of their own, and cost more than these.
 evaluate = functools.partial(kr.evaluate, checks=False)
 

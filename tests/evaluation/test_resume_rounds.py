@@ -15,6 +15,8 @@ from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.rounds import Rounds
 from keras_robust.evaluation.progress import Progress
 
+pytestmark = pytest.mark.slow_on_jax
+
 evaluate = functools.partial(kr.evaluate, batch_size=3, verbose=0)
 
 

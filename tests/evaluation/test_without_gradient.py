@@ -35,6 +35,7 @@ def evaluate(attacks, **options):
     return kr.evaluate(flat, X, Y, attacks, batch_size=50, **{"verbose": 0, **options})
 
 
+@pytest.mark.slow_on_jax
 def test_square_alone_finds_the_robust_accuracy():
     report = evaluate({"PGD": PGD, "DeepFool": kr.attacks.DeepFool(), "Square": SQUARE})
     assert report.accuracy("PGD") == report.accuracy("DeepFool") == 1

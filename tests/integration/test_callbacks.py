@@ -33,6 +33,7 @@ def robust_accuracy(model, data):
     return kr.evaluation.robust_accuracy(model, *data, attack=ATTACK)
 
 
+@pytest.mark.slow_on_jax
 def test_checkpoint_keeps_the_most_robust_epoch(make_robust, easy_data, tmp_path):
     checkpoint = keras.callbacks.ModelCheckpoint(
         tmp_path / "best.keras", monitor="val_robust_accuracy", mode="max", save_best_only=True

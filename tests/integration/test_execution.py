@@ -11,6 +11,7 @@ def train(model, data, **arguments):
     return model
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("arguments", [{"run_eagerly": True}, {"jit_compile": False}])
 def test_eager_and_graph_equal_default(
     make_base, make_robust, loss, assert_same_weights, distance, small_data, arguments
@@ -38,6 +39,7 @@ def test_steps_per_execution(make_robust, loss, assert_same_weights, small_data)
     assert two.optimizer.iterations.numpy() == 3
 
 
+@pytest.mark.slow_on_jax
 def test_train_on_batch(make_robust, loss, assert_same_weights, small_data):
     x, y = small_data
     fitted = train(make_robust(loss, metrics=["accuracy"]), small_data)

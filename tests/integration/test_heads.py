@@ -6,6 +6,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 L = keras.layers
 PGD = kr.attacks.PGD(0.05, num_steps=1)
 LOSSES = {

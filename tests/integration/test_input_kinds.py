@@ -29,6 +29,7 @@ def as_generator(*arrays):
     return (batches[index] for index in range(len(batches)))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("convert", [as_dataset, Batches, as_generator])
 def test_batches_with_weights_equal_arrays(
     make_robust, loss, assert_same_weights, small_data, convert
@@ -50,6 +51,7 @@ def test_pairs_equal_arrays(make_robust, loss, assert_same_weights, small_data):
     assert_same_weights(from_arrays, from_dataset)
 
 
+@pytest.mark.slow_on_jax
 def test_one_hot_labels_equal_integers(make_robust, loss, assert_same_weights, small_data):
     x, y = small_data
     integers, one_hot, columns = make_robust(loss), make_robust(loss), make_robust(loss)

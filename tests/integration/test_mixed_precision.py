@@ -28,6 +28,7 @@ def test_fit_scales_the_loss_and_trains(make_base, make_robust, loss, distance, 
     assert distance(robust, make_base(batch_norm=True)) > 0.01
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.usefixtures("mixed_precision")
 def test_trains_to_nearly_the_same_weights_as_float32(
     make_base, make_robust, loss, distance, small_data

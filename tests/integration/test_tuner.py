@@ -6,6 +6,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 keras_tuner = pytest.importorskip("keras_tuner")
 
 ATTACK = kr.attacks.PGD(epsilon=0.05, num_steps=2)

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow_on_jax
+
 RUNS = ["end_to_end", "alone", "joint"]
 
 

@@ -67,6 +67,7 @@ def random_weight(rng, shape):
     return rng.uniform(-1, 1, shape) * np.sqrt(6 / np.prod(shape[:-1]))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (2, 7, 5, 3)])
 def test_it_is_the_u_net(shape, training):
@@ -84,6 +85,7 @@ def test_it_is_the_u_net(shape, training):
     assert changed == training
 
 
+@pytest.mark.slow_on_jax
 def test_the_papers_size():
     layer = kr.layers.GuidedDenoiser()
     layer.build((None, 28, 28, 1))

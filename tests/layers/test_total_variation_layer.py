@@ -10,6 +10,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust import backend
 
+pytestmark = pytest.mark.slow_on_jax
+
 X = np.random.default_rng(0).random((4, 8, 8, 3)).astype("float32")
 TENSORFLOW_ONLY = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="layers run in tf.data on TensorFlow alone"

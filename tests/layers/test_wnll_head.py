@@ -12,6 +12,8 @@ from keras_robust import backend
 from keras_robust.layers import wnll_template
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 SETTINGS = {"num_neighbors": 8, "sigma_neighbor": 4}
 needs_float64 = pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="JAX has float64 only where it was switched on first"

@@ -108,6 +108,7 @@ def test_two_candidates_are_the_label_and_the_most_likely_other_class():
     )
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "y", [Y % 2, (Y % 2)[:, None], np.eye(2, dtype="float32")[Y % 2]], ids=["", "1", "hot"]
 )
@@ -151,6 +152,7 @@ def test_an_image_of_no_length_counts_as_a_tenth_of_the_mean(norm):
     assert 0 < found[3] < 10
 
 
+@pytest.mark.slow_on_jax
 def test_rho_counts_as_at_most_10_where_it_is_misclassified():
     """And beyond, it has no gradient."""
     weights = WEIGHTS[:, :2]
@@ -171,6 +173,7 @@ def test_rho_counts_as_at_most_10_where_it_is_misclassified():
     np.testing.assert_allclose(model.get_weights()[1], [0.3 - p, p], rtol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_reduction_and_sample_weight():
     weights, y = WEIGHTS[:, :2], Y % 2
     rho, correct = linear_rho(X, y, weights, "l2")
@@ -285,6 +288,7 @@ def test_value_and_gradient_through_five_steps(norm):
         assert slope == pytest.approx((ahead - behind) / 2e-6, rel=2e-3, abs=2e-3)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX says what it allocates")
 def test_memory_grows_by_as_much_with_each_step_and_choosing_records_nothing():
     import jax
@@ -334,6 +338,7 @@ def step_in_weights(**arguments):
     return [a - b for a, b in zip(before, model.get_weights(), strict=True)]
 
 
+@pytest.mark.slow_on_jax
 def test_the_penalty_of_named_layers_alone():
     plain, full = step_in_weights(weight=0.0), step_in_weights()
     for name, regularized in (("hidden", (0, 1)), ("logits", (2,))):
@@ -346,6 +351,7 @@ def test_the_penalty_of_named_layers_alone():
                 np.testing.assert_allclose(masked[i], plain[i], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_a_wrong_name_is_answered_with_those_that_exist():
     inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="a")], name="encoder")
     model = keras.Sequential(
@@ -359,6 +365,7 @@ def test_a_wrong_name_is_answered_with_those_that_exist():
         robust.fit(X, Y, verbose=0)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("frozen", [True, False])
 def test_batch_norm_is_frozen(frozen):
     model = keras.Sequential(
@@ -386,12 +393,14 @@ def test_evaluation_is_the_plain_loss():
     assert robust.evaluate(X, Y, verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_probabilities():
     model = keras.Sequential([linear_model(), keras.layers.Softmax()])
     found = value_of(kr.losses.DeepDefense(from_logits=False), model)
     assert found == pytest.approx(value_of(kr.losses.DeepDefense(), linear_model()), rel=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_finite_where_the_gradient_vanishes():
     zero = linear_model(np.zeros((6, 3), "float32"))
     loss = kr.losses.DeepDefense(gradient_offset=0.0, num_steps=2)
@@ -402,6 +411,7 @@ def test_finite_where_the_gradient_vanishes():
         assert np.isfinite(model.get_weights()[0]).all()
 
 
+@pytest.mark.slow_on_jax
 def test_mixed_precision_and_other_heads():
     keras.config.set_dtype_policy("mixed_float16")
     model = keras.Sequential(

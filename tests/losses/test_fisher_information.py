@@ -113,6 +113,7 @@ def test_evaluation_of_a_robust_model_is_the_cross_entropy(linear):
     assert value == pytest.approx(plain.sum(), rel=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_training_makes_a_model_less_sure(linear):
     loss = kr.losses.FisherInformation(weight=1.0)
     history, _ = linear.fit(loss, learning_rate=0.02, epochs=25)

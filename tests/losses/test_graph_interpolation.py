@@ -13,6 +13,8 @@ import keras_robust as kr
 from keras_robust import backend
 from keras_robust.layers.in_batch import InBatchTemplate
 
+pytestmark = pytest.mark.slow_on_jax
+
 REFERENCE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "ops" / "reference_wnll.py"))
 RNG = np.random.default_rng(0)
 Y = np.arange(24) % 3

@@ -65,6 +65,7 @@ def train_once(loss, base, x=(X, X_ADV), y=Y, **arguments):
     return history.history["loss"][0]
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("layer", [None, "conv"])
 def test_value(layer):
     base = make_model()
@@ -74,6 +75,7 @@ def test_value(layer):
     np.testing.assert_allclose(value, each.mean(), rtol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_the_attack_knows_nothing_of_the_denoiser():
     base = make_model()
     attack = kr.attacks.FGSM(1.0, norm="l2")
@@ -87,6 +89,7 @@ def test_the_attack_knows_nothing_of_the_denoiser():
     )
 
 
+@pytest.mark.slow_on_jax
 def test_example_weights_and_reductions():
     base = make_model()
     each = expected(base)
@@ -210,6 +213,7 @@ def test_arguments():
         kr.losses.GuidedDenoising("fgsm")
 
 
+@pytest.mark.slow_on_jax
 def test_layers_of_models_inside_of_the_classifier():
     encoder = keras.Sequential([keras.layers.Conv2D(2, 1, name="deep")], name="encoder")
     classifier = keras.Sequential(
@@ -227,6 +231,7 @@ def test_layers_of_models_inside_of_the_classifier():
     assert np.isfinite(train_once(kr.losses.GuidedDenoising(FGSM), functional, x=X))
 
 
+@pytest.mark.slow_on_jax
 def test_mixed_precision_and_an_ensemble():
     keras.config.set_dtype_policy("mixed_float16")
     base = make_model(make_classifier("mixed_float16"), "mixed_float16")

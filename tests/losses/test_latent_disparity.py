@@ -79,6 +79,7 @@ def train_once(loss, x=(X, X_ADV), y=Y, base=None, **arguments):
     return history.history["loss"][0], gradient
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     ("over", "order", "layers"),
     [
@@ -108,6 +109,7 @@ def test_value_and_slopes(over, order, layers):
         np.testing.assert_allclose(found, slopes, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_the_disparity_alone_and_the_cross_entropy_alone():
     start = weights_of(network())
     for xi in (0.0, 1.0):
@@ -115,6 +117,7 @@ def test_the_disparity_alone_and_the_cross_entropy_alone():
         np.testing.assert_allclose(value, expected(start, xi=xi).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_moving_averages_are_those_of_both_halves():
     base = network()
     base.get_layer("norm").moving_mean.assign(np.zeros(5))
@@ -133,6 +136,7 @@ def test_the_attack_makes_the_pairs_in_inference_mode():
     np.testing.assert_allclose(value, expected(start, x_adv=x_adv).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_example_weights():
     sample_weight = np.arange(6, dtype="float32")
     for over in ("batch", "sample"):
@@ -162,6 +166,7 @@ def test_pairs_stay_aligned():
     assert parted.mean() > 1.1 * each.mean()
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(("over", "order"), [("batch", 1), ("sample", 2), ("sample", 40)])
 def test_nothing_moves_and_nothing_answers(over, order):
     arguments = {"weight": 1.0, "ratio": over, "order": order}
@@ -223,6 +228,7 @@ def test_which_layers_are_hidden():
     assert names == ["shared", "shared:1", "relu", "encoder/inner"]
 
 
+@pytest.mark.slow_on_jax
 def test_names_of_nested_layers():
     loss = kr.losses.LatentDisparity(
         kr.attacks.FGSM(0.1, from_logits=False), layers=["encoder/inner", "shared:1"]
@@ -298,6 +304,7 @@ def test_a_configuration_of_version_0_1_0():
     assert (restored.ratio, restored.reduction) == ("sample", "sum_over_batch_size")
 
 
+@pytest.mark.slow_on_jax
 def test_a_data_set_of_pairs():
     import tensorflow as tf
 
@@ -320,6 +327,7 @@ def test_a_data_set_of_pairs():
         model.fit((batch for batch in [(X, Y)]), steps_per_epoch=1, verbose=0)
 
 
+@pytest.mark.slow_on_jax
 def test_in_a_sum():
     start = weights_of(network())
     loss = kr.losses.Sum([kr.losses.LatentDisparity(None), kr.losses.FisherInformation()])
@@ -331,6 +339,7 @@ def test_in_a_sum():
     np.testing.assert_allclose(value, (expected(start) + fisher).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_pairs_in_a_sum_with_a_loss_that_takes_images():
     loss = kr.losses.AdversarialTraining(FGSM) + kr.losses.LatentDisparity(None)
     value, _ = train_once(loss)
@@ -341,6 +350,7 @@ def test_pairs_in_a_sum_with_a_loss_that_takes_images():
     np.testing.assert_allclose(value, (expected(start) + adversarial).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("head", ["tanh", "linear", "template"])
 def test_heads_and_attacks(head):
     pgd = kr.attacks.PGD(0.1, num_steps=2)

@@ -41,6 +41,7 @@ def test_a_value_worked_out_by_hand():
     assert found == pytest.approx(3 * np.log(2) + np.log(2) / 4, rel=1e-3)
 
 
+@pytest.mark.slow_on_jax
 def test_reduction_and_sample_weight(linear):
     per_example = expected(linear, linear.fgsm(linear.x, 0.2), 5.0)
     weight = np.linspace(0, 2, 12).astype("float32")
@@ -56,6 +57,7 @@ def test_gradient(linear):
     np.testing.assert_allclose(found, slopes, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_accuracy_is_adversarial(linear):
     robust = kr.RobustModel(linear.make_model())
     attack = kr.attacks.FGSM(0.3)
@@ -84,6 +86,7 @@ def test_a_model_that_is_sure_of_itself(linear):
     assert np.isfinite(trained.get_weights()[0]).all()
 
 
+@pytest.mark.slow_on_jax
 def test_probabilities(linear):
     attack = kr.attacks.FGSM(0.2, from_logits=False)
     model = keras.Sequential([linear.make_model(), keras.layers.Softmax()])
@@ -92,6 +95,7 @@ def test_probabilities(linear):
     assert found == pytest.approx(expected(linear, x_adv, 3.0).mean(), rel=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_mixed_precision_with_a_variable(linear):
     variable = keras.Variable(3.0, trainable=False)
     loss = kr.losses.MART(kr.attacks.PGD(0.1, num_steps=3), beta=variable)

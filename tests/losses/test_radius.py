@@ -37,6 +37,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_a_schedule_is_followed_step_by_step(attack):
     growing = losses_at(attack.replace(epsilon=Schedule(0.0, 2, 0.2)))
@@ -45,6 +46,7 @@ def test_a_schedule_is_followed_step_by_step(attack):
     assert growing[0] < growing[1] < growing[2]
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("loss", [kr.losses.AdversarialTraining, kr.losses.TRADES, kr.losses.MART])
 def test_a_variable_is_read_in_every_step(loss):
     epsilon = keras.Variable(0.0, trainable=False)
@@ -61,6 +63,7 @@ def test_a_variable_is_read_in_every_step(loss):
     np.testing.assert_allclose(growing, expected, rtol=tolerance)
 
 
+@pytest.mark.slow_on_jax
 def test_in_a_sum_and_an_ensemble():
     epsilon = keras.Variable(0.1, trainable=False)
     attack = kr.attacks.Ensemble([kr.attacks.FGSM(epsilon), kr.attacks.FGSM(epsilon, norm="l2")])

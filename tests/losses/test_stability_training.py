@@ -35,6 +35,7 @@ def test_value_and_new_noise_in_each_step(linear):
     assert plain == pytest.approx(linear.cross_entropy(linear.x).mean(), rel=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_reduction_and_sample_weight(linear):
     weight = np.linspace(0, 2, 12).astype("float32")
     loss = kr.losses.StabilityTraining(ALPHA, STDDEV, reduction="sum")
@@ -62,6 +63,7 @@ def test_noise_is_normal_and_not_clipped():
     assert n.max() > 3 * STDDEV
 
 
+@pytest.mark.slow_on_jax
 def test_probabilities(linear):
     loss = kr.losses.StabilityTraining(ALPHA, STDDEV, from_logits=False)
     model = keras.Sequential([linear.make_model(), keras.layers.Softmax()])

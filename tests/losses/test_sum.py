@@ -33,6 +33,7 @@ def fisher(linear, x):
     return 0.75 * -log_p[np.arange(12), linear.y] + 0.25 * np.exp(-log_p).sum(1)
 
 
+@pytest.mark.slow_on_jax
 def test_adversarial_training_and_fisher_information(linear):
     adversarial = linear.cross_entropy(linear.fgsm(linear.x, 0.1))
     per_example = adversarial + fisher(linear, linear.x)
@@ -159,6 +160,7 @@ def test_evaluation_is_the_first_loss_alone(linear):
         assert found == pytest.approx(linear.cross_entropy(linear.x).mean(), rel=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_nested_sums(linear):
     adversarial = linear.cross_entropy(linear.fgsm(linear.x, 0.1))
     own = fisher(linear, linear.x)
@@ -176,6 +178,7 @@ def test_nested_sums(linear):
     assert linear.fit(both)[0][0] == pytest.approx((adversarial + 4 * own).mean(), rel=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_graph_interpolation_in_a_sum():
     rng = np.random.default_rng(0)
     x, y = rng.random((24, 6)).astype("float32"), np.arange(24) % 3

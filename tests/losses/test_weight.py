@@ -77,6 +77,7 @@ def test_a_schedule_follows_the_optimizer(linear, name):
     np.testing.assert_allclose(again, fixed[:1], rtol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_graph_interpolation():
     rng = np.random.default_rng(0)
     x, y = rng.random((24, 6)).astype("float32"), np.arange(24) % 3

@@ -10,6 +10,8 @@ from keras_robust.evaluation import features
 from keras_robust.metrics.activations import calls_of_one
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.slow_on_jax
+
 X = np.random.default_rng(0).random((10, 4, 4, 1), "float32")
 FLAT = X.reshape(10, 16).astype("float64")
 

@@ -6,6 +6,8 @@ import pytest
 import keras_robust as kr
 from keras_robust.evaluation import robustness_curve, steps_curve
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 class Alternating(kr.attacks.Attack):
     """Fools everything with an odd number of steps and nothing with an even one."""

@@ -9,6 +9,8 @@ import pytest
 import keras_robust as kr
 from keras_robust.evaluation import feature_geometry, nearest_images
 
+pytestmark = pytest.mark.slow_on_jax
+
 RNG = np.random.default_rng(0)
 
 

@@ -9,6 +9,8 @@ from keras import ops
 
 from keras_robust.evaluation import KFold, k_fold
 
+pytestmark = pytest.mark.slow_on_jax
+
 Y = np.repeat([0, 1, 2], [30, 20, 10])
 X = np.arange(60, dtype="float32").reshape(60, 1)
 

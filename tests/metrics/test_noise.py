@@ -9,6 +9,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.evaluation import noise_accuracy
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 def test_the_mean_is_that_of_the_normal_distribution(threshold, pixels):
     x, y = pixels

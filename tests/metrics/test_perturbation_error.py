@@ -7,6 +7,8 @@ import pytest
 import keras_robust as kr
 from keras_robust.evaluation import perturbation_error
 
+pytestmark = pytest.mark.slow_on_jax
+
 RNG = np.random.default_rng(0)
 X = RNG.random((11, 6), "float32")
 X_ADV = X + RNG.normal(scale=0.1, size=X.shape).astype("float32")

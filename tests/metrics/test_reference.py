@@ -7,6 +7,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.evaluation import accuracy_at, reference_epsilon
 
+pytestmark = pytest.mark.slow_on_jax
+
 FGSM = kr.attacks.FGSM(0.1)
 
 

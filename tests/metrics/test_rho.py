@@ -8,6 +8,8 @@ import pytest
 import keras_robust as kr
 from keras_robust.evaluation import rho
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 @pytest.mark.parametrize("overshoot", [0.02, 0.5])
 @pytest.mark.parametrize("batch_size", [7, 1000])

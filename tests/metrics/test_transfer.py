@@ -9,6 +9,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.evaluation import transfer_matrix
 
+pytestmark = pytest.mark.slow_on_jax
+
 FGSM = kr.attacks.FGSM(0.1)
 
 

@@ -130,6 +130,7 @@ def small_model():
     return keras.Sequential([keras.Input((6, 6, 1)), *layers])
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("make", FINITE.values(), ids=FINITE)
 def test_evaluation_and_metrics_take_every_form(make):
     arguments, options = make()
@@ -175,6 +176,7 @@ def test_training_looks_at_the_first_batch(form, x, y, message):
         bad(x, y)[form](robust_model())
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 @pytest.mark.parametrize("form", [form for form in bad(X) if form != "train_on_batch"])
 def test_training_sees_every_batch_from_the_first_on(form):

@@ -31,6 +31,7 @@ def linear():
     return model
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_square_finds_on_it_what_it_finds_on_the_model(norm):
     attack = kr.attacks.Square(0.2 if norm == "linf" else 2.0, norm=norm, num_queries=40)
@@ -46,6 +47,7 @@ def test_square_finds_on_it_what_it_finds_on_the_model(norm):
     assert box.num_queries == found.num_evaluations.sum() + 8
 
 
+@pytest.mark.slow_on_jax
 def test_a_report_of_it(tmp_path):
     attacks = [kr.attacks.Square(0.05, num_queries=30), kr.attacks.GaussianNoise(0.1)]
     reports = [
@@ -62,6 +64,7 @@ def test_a_report_of_it(tmp_path):
     assert box.num_queries == 8 + len(X)  # The attacks are not run again.
 
 
+@pytest.mark.slow_on_jax
 def test_metrics_of_it():
     attack, box, model = kr.attacks.Square(0.1, num_queries=20), kr.BlackBox(scores), linear()
     options = {"attack": attack, "epsilons": [0.02, 0.1], "verbose": 0}
@@ -88,6 +91,7 @@ def test_attacks_by_gradients_say_that_they_need_them(attack):
         kr.evaluate(box, X, Y, [kr.attacks.Square(0.1), attack], verbose=0)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "attack",
     [

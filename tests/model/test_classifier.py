@@ -67,6 +67,7 @@ def classes(model, x):
     return ops.convert_to_numpy(model(x, training=False)).argmax(axis=1)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_changed_model_is_attacked_as_it_is(change):
@@ -91,6 +92,7 @@ def test_statistics_that_are_adapted_again():
         np.testing.assert_allclose(Classifier(model).predict(X), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_training_leaves_the_structure_as_it_is():
     model = make()
     structure = Classifier(model).structure
@@ -119,6 +121,7 @@ def test_a_callable_is_compiled_for_what_it_is_bound_to():
     np.testing.assert_allclose(Classifier(scaled).predict(X), -2 * first, rtol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_an_evaluation_looks_at_its_input_and_outputs_once(monkeypatch):
     counts = {"images": 0, "outputs": 0}
     check_images, predict = module.check_images, Classifier.predict
@@ -141,6 +144,7 @@ def test_an_evaluation_looks_at_its_input_and_outputs_once(monkeypatch):
     assert counts == {"images": 1, "outputs": 1}
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("last", ["sigmoid", "softmax"])
 def test_the_last_activation_decides_what_outputs_are(last):
     heads = {
@@ -213,6 +217,7 @@ USES = {
 }
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("make_model", [two_outputs, two_inputs, ReturnsTuple])
 def test_several_inputs_or_outputs_are_refused(use, make_model):
@@ -250,6 +255,7 @@ ATTACKS = [
 
 
 # JAX computes in float32 where float64 is asked for, unless it is told not to, and warns.
+@pytest.mark.slow_on_jax
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
 @pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64"),
@@ -287,6 +293,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64")], ids=str)

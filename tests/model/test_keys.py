@@ -17,6 +17,8 @@ from keras import layers
 from keras_robust.model import keys
 from keras_robust.model.keys import Same, structure_key, value_key
 
+pytestmark = pytest.mark.slow_on_jax
+
 SCALE = 2.0
 SETTINGS = {"scale": 2.0}
 TABLE = np.ones(3)

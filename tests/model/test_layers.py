@@ -80,6 +80,7 @@ def test_every_layer_is_found_once(make):
     assert {layer.name for layer in found} >= {*PARTS, "block", "flat", "head"}
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("make", MODELS)
 def test_layers_see_the_same_calls_everywhere(make):
     model = make()
@@ -115,6 +116,7 @@ def test_names_that_occur_twice():
     assert list(named_layers(model)) == ["twins", "twins/dense", "twins/dense~2"]
 
 
+@pytest.mark.slow_on_jax
 def test_keras_own_layers_count_as_one():
     x = keras.Input((5, 4))
     h = L.Bidirectional(L.LSTM(3, return_sequences=True), name="both")(x)
@@ -156,6 +158,7 @@ class WithHead(L.Layer):
         return self.head(self.flat(x), training=training)
 
 
+@pytest.mark.slow_on_jax
 def test_a_joint_head_inside_of_a_layer():
     model = keras.Sequential([keras.Input((6, 6, 1)), WithHead()])
     assert not Classifier(model).depends_on_batch
@@ -173,6 +176,7 @@ def test_a_joint_head_inside_of_a_layer():
     assert np.isfinite(robust.fit(X, Y, batch_size=24, verbose=0).history["loss"]).all()
 
 
+@pytest.mark.slow_on_jax
 def test_saturation_is_seen_inside_of_layers():
     model = sequential()
     (last,) = [v for v in all_layers(model) if v.name == "last"]

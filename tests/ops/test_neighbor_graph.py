@@ -23,6 +23,7 @@ def matrix(edges, num_queries, count):
     return found
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("kernel", ["gaussian", "quartic"])
 @pytest.mark.parametrize(("num_queries", "num_template", "m", "n"), CASES)
 @pytest.mark.parametrize("share_left_out", [0.0, 0.3])

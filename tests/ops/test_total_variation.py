@@ -8,6 +8,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust import backend
 
+pytestmark = pytest.mark.slow_on_jax
+
 RNG = np.random.default_rng(0)
 WEIGHT = 1 / 0.03
 COMPILED_FOR = keras.layers.Layer()

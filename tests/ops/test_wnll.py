@@ -106,6 +106,7 @@ def test_gradient_by_finite_differences(joint):
         assert slope == pytest.approx(np.sum(gradient * direction), rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
 def test_second_derivative_by_finite_differences(joint):
     """Losses that have a gradient in them train through it."""
@@ -131,6 +132,7 @@ def test_second_derivative_by_finite_differences(joint):
     assert np.sum(second * direction) == pytest.approx(expected, rel=tolerance)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
 def test_gradient_in_a_branch(joint):
     """A WNLL head switches between phases while a function is compiled."""
@@ -165,6 +167,7 @@ def test_gradient_is_blind_to_translation_and_scale():
     assert abs(inner) < 1e-3 * size
 
 
+@pytest.mark.slow_on_jax
 def test_maximum_principle():
     for seed in range(5):
         queries, template, labels = points(100, 30, seed=seed)
@@ -194,6 +197,7 @@ def test_one_query_between_two_points():
     np.testing.assert_allclose(u[0], np.array(pull) / sum(pull), atol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_isolated_components_get_the_prior():
     template = np.array([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1], [0.1, 0.1]])
     near, far = template[:3] + 0.05, 1e4 + np.random.default_rng(0).normal(size=(200, 2))
@@ -202,6 +206,7 @@ def test_isolated_components_get_the_prior():
     np.testing.assert_allclose(u[3:], np.tile([0.25, 0.75], (200, 1)), atol=0.03)
 
 
+@pytest.mark.slow_on_jax
 def test_duplicates():
     template = np.repeat([[0.0, 0.0], [1.0, 0.0]], 10, axis=0)
     labels = np.repeat([0, 1], 10)
@@ -218,6 +223,7 @@ def test_duplicates():
     assert np.isfinite(gradients(first, queries.astype("float32"))[0]).all()
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
 def test_fewer_points_than_neighbours(joint):
     queries, template, labels = points(3, 4)
@@ -233,6 +239,7 @@ def test_a_class_without_template_points_gets_nothing():
     np.testing.assert_array_equal(u[:, 2:], 0)
 
 
+@pytest.mark.slow_on_jax
 def test_alone_is_the_limit_of_a_batch_of_one():
     queries, template, labels = points()
     together = interpolated(queries, template, labels, 8, 4, joint=False)
@@ -242,6 +249,7 @@ def test_alone_is_the_limit_of_a_batch_of_one():
     np.testing.assert_allclose(together[:20], half, atol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conjugate_gradients_agree_with_cholesky(dtype, monkeypatch):
     queries, template, labels = points(200, 50)
@@ -267,6 +275,7 @@ def test_in_a_compiled_function_with_any_batch_size():
     assert model.predict(queries, batch_size=7, verbose=0).shape == (40, 3)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
 def test_a_query_that_is_not_finite(joint, value):
@@ -283,6 +292,7 @@ def test_a_query_that_is_not_finite(joint, value):
     assert np.isnan(alone).all()
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
 def test_the_gradient_beside_a_query_that_is_not_finite(joint):
     rng = np.random.default_rng(0)

@@ -16,6 +16,8 @@ from keras_robust.report.report import Report
 from keras_robust.report.row import Row
 from keras_robust.report.samples import Samples
 
+pytestmark = pytest.mark.slow_on_jax
+
 EVIL = "<script>document.title = 'evil'</script> & \"$x^$\" 'quotes'"
 CHECKS = [
     CheckResult("more steps", True, "With 10 and 20 steps it is 31% & 30%.", {"20 steps": 0.3}),

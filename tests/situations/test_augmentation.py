@@ -8,6 +8,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 rng = np.random.default_rng(0)
 EPSILON = 0.1
 KERNEL = rng.normal(size=(8, 3))

@@ -9,7 +9,7 @@ import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
 
 # All checks on one model take some 10 seconds, on JAX a minute: those that add little are slow.
-pytestmark = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
+pytestmark = pytest.mark.slow_on_jax
 # The margin's direction is the same whatever the logits are multiplied with; the cross-entropy of
 # logits of 1e-12 is as good as linear in them, and climbs the mean of all other classes.
 ATTACK = kr.attacks.PGD(0.1, num_steps=5, loss="margin")

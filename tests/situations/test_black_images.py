@@ -6,6 +6,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 RNG = np.random.default_rng(0)
 CENTERS = RNG.uniform(0.2, 0.8, (3, 4, 4, 1))
 Y = np.arange(120) % 3

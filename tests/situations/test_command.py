@@ -15,6 +15,8 @@ import tensorflow as tf
 import keras_robust as kr
 from keras_robust.cli import main
 
+pytestmark = pytest.mark.slow_on_jax
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DATA = ["--dataset", "fashion_mnist_subset"]
 FGSM = ["--attack", "fgsm", "--epsilon", "0.05"]

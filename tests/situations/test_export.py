@@ -6,7 +6,10 @@ import pytest
 
 import keras_robust as kr
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*`native_serialization`:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow_on_jax,
+    pytest.mark.filterwarnings("ignore:.*`native_serialization`:DeprecationWarning"),
+]
 layers = keras.layers
 rng = np.random.default_rng(0)
 X, Y = rng.random((40, 4, 4, 1), "float32"), np.arange(40) % 4

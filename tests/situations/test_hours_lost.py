@@ -19,6 +19,8 @@ import pytest
 import keras_robust as kr
 from keras_robust.attacks.rounds import Rounds
 
+pytestmark = pytest.mark.slow_on_jax
+
 KERNEL = np.random.default_rng(0).normal(size=(36, 4)).astype("float32")
 X = np.random.default_rng(1).random((6, 6, 6, 1), "float32")
 Y = (X.reshape(6, -1) @ KERNEL).argmax(axis=1)

@@ -6,6 +6,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 rng = np.random.default_rng(0)
 X, Y = rng.random((32, 4, 4, 1), "float32"), rng.integers(0, 3, 32)
 ATTACK = kr.attacks.PGD(0.1, num_steps=2, random_start=False)

@@ -8,6 +8,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 @pytest.fixture(scope="module")
 def data(embedded_data):

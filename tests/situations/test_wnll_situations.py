@@ -7,6 +7,8 @@ import tensorflow as tf
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 RNG = np.random.default_rng(0)
 CENTERS = RNG.uniform(0, 1, (4, 6))
 Y = (np.arange(160) % 4).astype("int32")

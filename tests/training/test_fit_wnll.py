@@ -9,6 +9,8 @@ from keras import ops
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 RNG = np.random.default_rng(0)
 Y = np.arange(80) % 3
 X = np.clip(RNG.uniform(0.2, 0.8, (3, 6))[Y] + 0.2 * RNG.normal(size=(80, 6)), 0, 1)
