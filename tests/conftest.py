@@ -10,12 +10,31 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import pytest
+from emulated_tf32 import emulate
 from keras import ops
 
 import keras_robust as kr
 
 # A program that a test runs in an environment with PyTorch.
 collect_ignore = ["attacks/authors_auto_attack.py"]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--tf32", action="store_true", help="multiply matrices as recent GPUs do: see `tf32`"
+    )
+
+
+@pytest.fixture
+def tf32(monkeypatch):
+    """Multiplies the library's float32 matrices in TF32, as GPUs do unless told otherwise."""
+    emulate(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _tf32_everywhere(request):
+    if request.config.getoption("--tf32"):
+        request.getfixturevalue("tf32")
 
 
 @pytest.fixture(autouse=True)

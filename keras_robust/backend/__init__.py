@@ -15,6 +15,7 @@ here, once for each backend, under the same names:
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
 - `host_call(function, x, outputs)`: a function of arrays, called by a compiled one as it runs.
 - `repeat(count, step, state)`: a loop of fixed length, whose gradient XLA can compile.
+- `matmul(a, b)`: a matrix product in full precision, whatever the device's default is.
 - `product_precision()`: the dtype that factors of a matrix product are rounded to.
 - `device()`: what the computation runs on, in words.
 - `synchronize(x)`: waits until `x` has been computed.
@@ -35,6 +36,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import input_gradient as input_gradient
     from keras_robust.backend.tensorflow import is_tracing as is_tracing
     from keras_robust.backend.tensorflow import make_seed as make_seed
+    from keras_robust.backend.tensorflow import matmul as matmul
     from keras_robust.backend.tensorflow import normal as normal
     from keras_robust.backend.tensorflow import peak_memory as peak_memory
     from keras_robust.backend.tensorflow import product_precision as product_precision
@@ -55,6 +57,7 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import input_gradient as input_gradient
     from keras_robust.backend.jax import is_tracing as is_tracing
     from keras_robust.backend.jax import make_seed as make_seed
+    from keras_robust.backend.jax import matmul as matmul
     from keras_robust.backend.jax import normal as normal
     from keras_robust.backend.jax import peak_memory as peak_memory
     from keras_robust.backend.jax import product_precision as product_precision

@@ -150,6 +150,11 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
     return jax.lax.fori_loop(0, count, lambda _, state: step(state), state)
 
 
+def matmul(a: Any, b: Any) -> Any:
+    """The matrix product `a b` in the precision of its dtype, whatever the default is."""
+    return jax.numpy.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def product_precision() -> str:
     """The dtype that the factors of a product of float32 matrices are rounded to.
 

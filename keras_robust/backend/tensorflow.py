@@ -150,6 +150,18 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
     )[1]
 
 
+def matmul(a: Any, b: Any) -> Any:
+    """The matrix product `a b` in the precision of its dtype, whatever the default is.
+
+    Where float32 matrices are multiplied in TF32, it is computed in float64: TensorFlow has no
+    precision of a single product.
+    """
+    a, b = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
+    if a.dtype == tf.float32 and product_precision() != "float32":
+        return tf.cast(tf.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64)), tf.float32)
+    return tf.matmul(a, b)
+
+
 def product_precision() -> str:
     """The dtype that the factors of a product of float32 matrices are rounded to.
 

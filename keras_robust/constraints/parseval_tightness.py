@@ -77,8 +77,8 @@ class ParsevalTightness(keras.constraints.Constraint):
         weights = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[-1])))
         rows = self._rows(weights)
         chosen = weights if rows is None else ops.take(weights, rows, axis=0)
-        gram = ops.matmul(chosen, ops.transpose(chosen))
-        chosen = (1 + self.beta) * chosen - self.beta * ops.matmul(gram, chosen)
+        gram = backend.matmul(chosen, ops.transpose(chosen))
+        chosen = (1 + self.beta) * chosen - self.beta * backend.matmul(gram, chosen)
         if rows is not None:
             chosen = ops.scatter_update(weights, ops.expand_dims(rows, -1), chosen)
         return ops.reshape(ops.transpose(chosen), kernel.shape)

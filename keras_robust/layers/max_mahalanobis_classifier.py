@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import validation
+from keras_robust import backend, validation
 from keras_robust.ops import simplex_vertices
 from keras_robust.ops.precision import working_dtype
 
@@ -88,7 +88,7 @@ class MaxMahalanobisClassifier(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         dtype = working_dtype(inputs.dtype)
         features, centers = ops.cast(inputs, dtype), ops.cast(self.centers, dtype)
-        products = ops.matmul(features, ops.transpose(centers))
+        products = backend.matmul(features, ops.transpose(centers))
         return 2 * products - ops.sum(ops.square(features), axis=-1, keepdims=True) - self.scale**2
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, int]:

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_robust import backend
+
 # Points compared with the queries at once, and how many of them form a group in `smallest`.
 _BLOCK, _GROUP = 32768, 16
 _MAX_ROWS = 2048
@@ -16,7 +18,7 @@ _ROUNDING = {"float32": 1e-6, "float64": 1e-14}
 def squared_distances(x: Any, y: Any) -> Any:
     """`||x_i - y_j||_2^2`, shape `(len(x), len(y))`: exactly 0 where rounding cannot tell."""
     norms = ops.sum(ops.square(x), axis=1)[:, None] + ops.sum(ops.square(y), axis=1)
-    distances = norms - 2 * ops.matmul(x, ops.transpose(y))
+    distances = norms - 2 * backend.matmul(x, ops.transpose(y))
     # In this order NaN stays NaN.
     is_rounding = distances <= _ROUNDING[dtype_name(x)] * norms
     return ops.where(is_rounding, ops.zeros_like(norms), distances)
@@ -176,7 +178,7 @@ class _Search:
         norms = ops.where(is_missing, ops.full_like(norms, float("inf")), norms)
         # ||y||^2 - 2 x y in one matrix product; ||x||^2 is the same for all points.
         extended = ops.concatenate([-2 * block, norms[:, None]], axis=1)
-        distances = ops.matmul(self.extended, ops.transpose(extended))
+        distances = backend.matmul(self.extended, ops.transpose(extended))
         if self.first is not None:
             rows = self.first + ops.arange(ops.shape(self.queries)[0], dtype="int32")
             is_self = index[None] == rows[:, None]

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import validation
+from keras_robust import backend, validation
 from keras_robust.ops import simplex_gram
 
 
@@ -25,8 +25,8 @@ def _spectral_norm(matrix: Any) -> Any:
     """
     eigenvalues, eigenvectors = ops.eigh(ops.stop_gradient(matrix))
     index = ops.argmax(ops.abs(eigenvalues))
-    vector = ops.stop_gradient(ops.take(eigenvectors, index, axis=1))
-    return ops.abs(ops.sum(vector * ops.matmul(matrix, vector)))
+    vector = ops.stop_gradient(ops.take(eigenvectors, index, axis=1))[:, None]
+    return ops.abs(ops.sum(vector * backend.matmul(matrix, vector)))
 
 
 _NORMS = {"frobenius": _frobenius_norm, "spectral": _spectral_norm}
@@ -86,7 +86,7 @@ class AngularPenalty(keras.regularizers.Regularizer):
             )
         kernel = ops.convert_to_tensor(kernel)
         gram = simplex_gram(kernel.shape[1], self.scale)
-        deviation = ops.matmul(ops.transpose(kernel), kernel) - ops.cast(gram, kernel.dtype)
+        deviation = backend.matmul(ops.transpose(kernel), kernel) - ops.cast(gram, kernel.dtype)
         return self.penalty * _NORMS[self.norm](deviation)
 
     def get_config(self) -> dict[str, Any]:
