@@ -15,6 +15,7 @@ here, once for each backend, under the same names:
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
 - `host_call(function, x, outputs)`: a function of arrays, called by a compiled one as it runs.
 - `repeat(count, step, state)`: a loop of fixed length, whose gradient XLA can compile.
+- `convolution_for_loops()`: what convolves as fast in a loop as outside; `None` if Keras's does.
 - `matmul(a, b)`: a matrix product in full precision, whatever the device's default is.
 - `product_precision()`: the dtype that factors of a matrix product are rounded to.
 - `device()`: what the computation runs on, in words.
@@ -30,6 +31,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import DYNAMIC_BATCH as DYNAMIC_BATCH
     from keras_robust.backend.tensorflow import TrainStep as TrainStep
     from keras_robust.backend.tensorflow import compiled as compiled
+    from keras_robust.backend.tensorflow import convolution_for_loops as convolution_for_loops
     from keras_robust.backend.tensorflow import device as device
     from keras_robust.backend.tensorflow import fold_in as fold_in
     from keras_robust.backend.tensorflow import host_call as host_call
@@ -51,6 +53,7 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import DYNAMIC_BATCH as DYNAMIC_BATCH
     from keras_robust.backend.jax import TrainStep as TrainStep  # type: ignore[assignment]
     from keras_robust.backend.jax import compiled as compiled
+    from keras_robust.backend.jax import convolution_for_loops as convolution_for_loops
     from keras_robust.backend.jax import device as device
     from keras_robust.backend.jax import fold_in as fold_in
     from keras_robust.backend.jax import host_call as host_call

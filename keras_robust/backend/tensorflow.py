@@ -150,6 +150,11 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
     )[1]
 
 
+def convolution_for_loops() -> Callable[..., Any] | None:
+    """What convolves as fast in a loop as outside, where Keras's layers do not."""
+    return None
+
+
 def matmul(a: Any, b: Any) -> Any:
     """The matrix product `a b` in the precision of its dtype, whatever the default is.
 

@@ -15,6 +15,7 @@ from keras_robust.model.black_box import BlackBox
 from keras_robust.model.keys import value_key
 from keras_robust.model.layers import HasSwitch, all_layers, held_by
 from keras_robust.model.patching import (
+    convolutions_for_loops,
     final_activation,
     fixed_switches,
     without_final_activation,
@@ -99,7 +100,8 @@ class Classifier:
     def outputs(self, x: Any) -> Any:
         """The outputs on a tensor, in the precision of `x`, or float32 where that is lower."""
         if self.is_keras:
-            outputs = call_model(self.model, x, training=False)
+            with convolutions_for_loops(self.layers if backend.is_tracing(x) else []):
+                outputs = call_model(self.model, x, training=False)
         elif self.is_black_box or not backend.is_tracing(x):
             outputs = single_output(self.model(x))
         else:

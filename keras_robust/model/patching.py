@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_robust import backend
 from keras_robust.model.layers import HasSurrogate, HasSwitch, all_layers, output_layer
 
 _lock = threading.RLock()
@@ -104,6 +106,34 @@ def without_final_activation(model: Any) -> Iterator[bool]:
     else:
         with replaced(layer, "activation", keras.activations.linear):
             yield True
+
+
+@contextlib.contextmanager
+def convolutions_for_loops(layers: list[Any]) -> Iterator[None]:
+    """Makes convolutions as fast in a loop as outside, where Keras's are not."""
+    convolve = backend.convolution_for_loops()
+    with contextlib.ExitStack() as stack:
+        if convolve is not None:
+            for layer in filter(_is_plain_convolution, layers):
+                convolution_op = functools.partial(_convolution_op, layer, convolve)
+                stack.enter_context(replaced(layer, "convolution_op", convolution_op))
+        yield
+
+
+def _is_plain_convolution(layer: Any) -> bool:
+    kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+    return (
+        getattr(type(layer), "convolution_op", None) in [kind.convolution_op for kind in kinds]
+        and layer.groups == 1
+        and layer.padding in ("same", "valid")
+        and layer.data_format == "channels_last"
+    )
+
+
+def _convolution_op(layer: Any, convolve: Callable[..., Any], inputs: Any, kernel: Any) -> Any:
+    kernel = ops.convert_to_tensor(kernel)
+    inputs = ops.convert_to_tensor(inputs, kernel.dtype)
+    return convolve(inputs, kernel, layer.strides, layer.padding.upper(), layer.dilation_rate)
 
 
 @contextlib.contextmanager
