@@ -26,7 +26,8 @@ def main() -> int:
     is_set = _SETTING in os.environ
     os.environ.setdefault(_SETTING, "3")
     with contextlib.nullcontext() if is_set else _log_left_out():
-        import tensorflow  # noqa: F401  On JAX, only data sets would import it, and later.
+        with contextlib.suppress(ImportError):  # JAX does not need it.
+            import tensorflow  # noqa: F401  On JAX, only data sets would import it, and later.
 
         from keras_robust.cli import main
 

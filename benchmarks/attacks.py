@@ -86,7 +86,7 @@ def trained_model(args: argparse.Namespace) -> keras.Model:
     """A small CNN, adversarially trained with PGD-7."""
     keras.utils.set_random_seed(0)
     train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir)
-    batches = train.shuffle(len(train), seed=0).batch(128).prefetch(2)
+    batches = train.shuffle(len(train), seed=0).batch(128)
     robust = kr.RobustModel(models.small_cnn())
     attack = kr.attacks.PGD(args.epsilon, num_steps=7)
     robust.compile(optimizer="adam", loss=kr.losses.AdversarialTraining(attack))

@@ -13,6 +13,7 @@ import json
 import pathlib
 
 import keras
+import numpy as np
 
 import keras_robust as kr
 
@@ -51,9 +52,9 @@ def main() -> None:
     train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir)
     train = train.take(args.train_examples or len(train))
     test = kr.datasets.load(args.dataset, "test", data_dir=args.data_dir)
-    num_classes = 1 + max(int(label) for _, label in test.as_numpy_iterator())
-    input_shape = tuple(train.element_spec[0].shape)
-    batches = train.shuffle(len(train), seed=args.seed).batch(args.batch_size).prefetch(2)
+    num_classes = 1 + max(int(label) for _, label in test)
+    input_shape = np.shape(next(iter(train))[0])
+    batches = train.shuffle(len(train), seed=args.seed).batch(args.batch_size)
     watched = test.skip(max(0, len(test) - 200))
     attacked = test.take(args.num_examples)
 

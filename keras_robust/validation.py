@@ -37,11 +37,11 @@ def check_number(
     return float(value)
 
 
-def check_count(name: str, value: Any) -> int:
-    """An integer of at least 1."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """An integer of at least `minimum`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < minimum:
         raise ValueError(
-            f"Invalid value for argument `{name}`. Expected an integer of at least 1. "
+            f"Invalid value for argument `{name}`. Expected an integer of at least {minimum}. "
             f"Received: {name}={value!r}"
         )
     return int(value)

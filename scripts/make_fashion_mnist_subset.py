@@ -18,7 +18,7 @@ PER_CLASS = {"train": 1000, "test": 200}
 
 
 def stratified(split: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
-    pairs = datasets.load("fashion_mnist", split, data_dir=data_dir).as_numpy_iterator()
+    pairs = datasets.load("fashion_mnist", split, data_dir=data_dir)
     images, labels = (np.array(values) for values in zip(*pairs, strict=True))
     chosen = np.sort(
         np.concatenate([np.flatnonzero(labels == c)[: PER_CLASS[split]] for c in range(10)])

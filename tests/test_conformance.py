@@ -130,6 +130,7 @@ PUBLIC_CLASSES = [
         kr.attacks,
         kr.callbacks,
         kr.constraints,
+        kr.datasets,
         kr.layers,
         kr.losses,
         kr.neighbors,
@@ -162,6 +163,7 @@ def test_the_table_is_complete():
         kr.callbacks.TemplateUpdate,
         kr.attacks.AttackResult,
         kr.attacks.RoundResult,
+        kr.datasets.ArrayDataset,
         kr.neighbors.ExactIndex,
         kr.neighbors.ScannIndex,
     }

@@ -1,3 +1,4 @@
-"""Real data as `tf.data`."""
+"""Real data."""
 
+from keras_robust.datasets.array_dataset import ArrayDataset as ArrayDataset
 from keras_robust.datasets.load import load as load

@@ -1,9 +1,13 @@
-"""Image classification data as `tf.data`: the embedded subset, or TensorFlow Datasets."""
+"""Image classification data: the embedded subset, or TensorFlow Datasets."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
+
+from keras_robust.datasets.array_dataset import ArrayDataset
 
 EMBEDDED = "fashion_mnist_subset"
 _FILE = pathlib.Path(__file__).parent / "data" / f"{EMBEDDED}.npz"
@@ -23,13 +27,15 @@ def load(name: str, split: str, data_dir: str | None = None) -> Any:
             TensorFlow Datasets' own default.
 
     Returns:
-        `tf.data.Dataset` of pairs, not batched: an image, float32, shape
-        `(height, width, channels)`, scaled to [0, 1]; its label, int64, shape `()`. The order is
-        that of the data set.
+        A `tf.data.Dataset` on TensorFlow, a `kr.datasets.ArrayDataset` on JAX, both with `batch`,
+        `shuffle`, `take`, `skip` and `map`: of pairs, not batched, of an image, float32, shape
+        `(height, width, channels)`, scaled to [0, 1], and its label, int64, shape `()`. The order
+        is that of the data set.
 
     Raises:
         ValueError: if the data set is unknown, has no such split, or has no pairs of 8-bit images
             and labels.
+        ImportError: if it is one of TensorFlow Datasets', which is not installed.
 
     Example:
 
@@ -39,17 +45,25 @@ def load(name: str, split: str, data_dir: str | None = None) -> Any:
     10000
     >>> batches = train.shuffle(10_000, seed=0).batch(128)
     """
-    import tensorflow as tf
+    data = None if name == EMBEDDED else _from_tensorflow_datasets(name, split, data_dir)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
 
-    if name == EMBEDDED:
-        dataset = tf.data.Dataset.from_tensor_slices(_embedded(split))
-    else:
-        dataset = _from_tensorflow_datasets(name, split, data_dir)
+        if data is None:
+            data = tf.data.Dataset.from_tensor_slices(_embedded(split))
+        return data.map(_scaled(tf.cast), num_parallel_calls=tf.data.AUTOTUNE)
+    arrays = _embedded(split) if data is None else _in_memory(data)
+    return ArrayDataset(*arrays).map(_scaled(np.asarray))
 
-    def scale(image: Any, label: Any) -> tuple[Any, Any]:
-        return tf.cast(image, "float32") / 255.0, tf.cast(label, "int64")
 
-    return dataset.map(scale, num_parallel_calls=tf.data.AUTOTUNE)
+def _in_memory(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = zip(*data.as_numpy_iterator(), strict=True)
+    return np.stack(images), np.stack(labels)
+
+
+def _scaled(cast: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """What makes a pair of an image from 0 to 255 and a label the pair that is returned."""
+    return lambda image, label: (cast(image, "float32") / np.float32(255), cast(label, "int64"))
 
 
 def _embedded(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +77,14 @@ def _embedded(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_tensorflow_datasets(name: str, split: str, data_dir: str | None) -> Any:
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            f"Data sets other than {EMBEDDED!r} are read by TensorFlow Datasets. Install it with "
+            f"the extra `datasets`: `pip install 'keras-robust[datasets]'`. Received: name={name!r}"
+        ) from error
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)

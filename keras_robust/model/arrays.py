@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import validation
+from keras_robust.datasets import ArrayDataset
 from keras_robust.ops.labels import is_one_hot
 
 
@@ -20,8 +21,8 @@ def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarr
     """Images and labels as arrays, from anything that Keras's `fit` takes.
 
     Args:
-        x: arrays or tensors; or a `tf.data.Dataset` (batched or not), `keras.utils.PyDataset`,
-            torch `DataLoader` or generator of `(images, labels)`.
+        x: arrays or tensors; or a `tf.data.Dataset` or `kr.datasets.ArrayDataset` (batched or
+            not), `keras.utils.PyDataset`, torch `DataLoader` or generator of `(images, labels)`.
         y: labels, where `x` is an array or tensor.
         steps: int. How many batches to read; all by default. A generator needs it, as does a data
             set that repeats for ever.
@@ -165,7 +166,9 @@ def _pair(element: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_batched(x: Any, images: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether the first element is a batch: only a `tf.data.Dataset` may hold single images."""
+    """Whether the first element is a batch, rather than a single image and its label."""
+    if isinstance(x, ArrayDataset):
+        return x.is_batched
     if not hasattr(x, "element_spec"):
         return True
     if images.ndim == 0 or labels.ndim == 0 or len(images) != len(labels):
