@@ -213,7 +213,7 @@ def test_a_radius_that_grows(run):
 def test_pairs_that_are_made_before(run):
     found = run(LOSSES[2], epochs=2)
     x, x_adv = (np.asarray(found[name]) for name in ("x", "x_adv"))
-    assert len(found["both"]) == 2 * len(x) == 128
+    assert x.shape == x_adv.shape == (64, 28, 28, 1)
     moved = (x != x_adv).any(axis=(1, 2, 3))
     assert 0 < moved.mean() <= 1
 
@@ -243,6 +243,8 @@ def test_training_a_wnll_classifier_and_saving_it(run, images):
     assert accuracy(model, images) > 0.4
 
 
+# What Keras's export to a SavedModel passes on to JAX.
+@pytest.mark.filterwarnings("ignore:.*`native_serialization`:DeprecationWarning")
 @pytest.mark.parametrize("code", blocks(ROOT / "docs/supported.md"))
 def test_what_is_supported(code, run):
     """The examples assert what they promise, or only have to run."""
