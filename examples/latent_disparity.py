@@ -29,7 +29,9 @@ from sklearn.model_selection import StratifiedKFold
 from vgg import layer_names, vgg
 
 import keras_robust as kr
+from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.model.arrays import as_arrays
+from keras_robust.model.classifier import Classifier
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -84,7 +86,7 @@ def fgsm(model: keras.Model, x: np.ndarray, y: np.ndarray, epsilon: float) -> np
     if epsilon == 0:
         return x
     attack = kr.attacks.FGSM(epsilon)
-    return kr.evaluation.perturbed.perturbed_images(model, x, y, attack, 500, 0)
+    return perturbed_images(Classifier.of(model), x, y, attack, 500, 0)
 
 
 class Fold:

@@ -85,7 +85,8 @@ def main() -> None:
     }
     models = {"softmax": softmax, "robust": robust}
     reports, curves = {}, {}
-    epsilons = [round(factor * args.epsilon, 6) for factor in (0, 0.25, 0.5, 1, 1.5, 2, 3, 5)]
+    factors = (0, 0.25, 0.5, 1, 1.5, 2, 3, 5)
+    epsilons = sorted({round(min(factor * args.epsilon, 1.0), 6) for factor in factors})
     for name, model in models.items():
         print(f"\nAttacks on the {name} model")
         reports[name] = kr.evaluate(model, attacked, attacks=attacks, output=args.output / name)

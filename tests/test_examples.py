@@ -66,6 +66,7 @@ def test_quickstart_takes_a_full_data_set(monkeypatch, tmp_path, full_data_dir):
 TUNE = ("--epochs", 1, "--train-examples", 64, "--num-examples", 16, "--batch-size", 32)
 
 
+@pytest.mark.slow
 def test_tuning_writes_what_it_says(monkeypatch, tmp_path, capsys):
     pytest.importorskip("keras_tuner")
     run("tune", monkeypatch, "--defence", "fisher", "--trials", 2, "--output", tmp_path, *TUNE)
@@ -87,6 +88,7 @@ def test_tuning_writes_what_it_says(monkeypatch, tmp_path, capsys):
             *TUNE)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_defence_that_can_be_tuned_trains(small_data):
     pytest.importorskip("keras_tuner")
     tune = importlib.import_module("tune")

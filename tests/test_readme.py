@@ -15,7 +15,7 @@ from keras_robust.cli.attacks import check_attacks
 from keras_robust.cli.options import parser
 from keras_robust.model.arrays import as_arrays
 
-pytestmark = pytest.mark.slow_on_jax
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

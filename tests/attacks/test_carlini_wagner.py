@@ -171,6 +171,7 @@ def test_rounds_and_the_graph_are_the_reference(num_searches, num_steps, const):
         assert (result.num_gradients < num_searches * num_steps).any()
 
 
+@pytest.mark.slow
 def test_the_search_for_c_needs_no_good_start(trained_model, embedded_data):
     x, y = (values[:32] for values in embedded_data[1])
     found = [

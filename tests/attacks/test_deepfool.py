@@ -200,6 +200,7 @@ def test_an_objective_gives_the_direction_and_the_model_the_verdict():
     assert result.success.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "dtype"), [("l2", "float16"), ("l2", "float32"), ("linf", "float32")]
 )

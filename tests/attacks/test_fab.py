@@ -204,6 +204,7 @@ def test_misclassified_images_stay_as_they_are():
         assert result.num_gradients.max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_targets_and_restarts_find_nothing_further(norm, small_model):
     x = images(100)
@@ -261,6 +262,7 @@ def test_is_as_strong_as_pgd(norm, epsilon, trained_model, embedded_data):
     assert fab.norms[norm].max() <= epsilon + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_finds_the_same_whatever_the_logits_are_multiplied_with(norm, small_model):
     x = images()
@@ -362,4 +364,5 @@ def test_is_nearer_than_deepfool(norm, trained_model, embedded_data):
     ours = kr.attacks.FAB(norm=norm, num_steps=20).run(trained_model, x, y, seed=0)
     assert ours.success.all()
     assert np.median(ours.norms[norm]) <= np.median(theirs)
-    assert (ours.norms[norm] <= theirs).mean() > 0.9
+    # It steps a thousandth of the way beyond the boundary, so as to be misclassified.
+    assert (ours.norms[norm] <= 1.002 * theirs).mean() > 0.9

@@ -102,6 +102,7 @@ def test_every_attack_is_in_the_table():
 
 
 # Odd radii are warned of.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*It is in the units of the images:UserWarning")
 @pytest.mark.parametrize("name", ATTACKS)
 @settings(

@@ -63,7 +63,7 @@ def norms(delta, norm):
     return abs(flat).max(1) if norm == "linf" else np.sqrt((flat**2).sum(1))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
 @pytest.mark.parametrize(
     ("dtype", "bounds"),
@@ -163,7 +163,7 @@ def test_ifgsm_is_equation_16():
     np.testing.assert_allclose(x_adv, expected, atol=1e-6)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack", [a for a in ATTACKS if not a.targeted], ids=[i for i in IDS if "targeted" not in i]
 )

@@ -42,6 +42,7 @@ def accuracy(model, data, **arguments):
     return 1 - attack.run(model, *data, seed=0).success_rate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("softmax", [False, True])

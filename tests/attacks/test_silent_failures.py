@@ -82,6 +82,7 @@ def test_logits_declared_to_be_probabilities_are_refused(attack, trained_model, 
         attack(trained_model, *data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_arrays_tensors_and_one_hot_labels_are_the_same(attack, trained_model, data):
     x, y = (values[:8] for values in data)
@@ -92,6 +93,7 @@ def test_arrays_tensors_and_one_hot_labels_are_the_same(attack, trained_model, d
     np.testing.assert_array_equal(tensors.x_adv, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_attacks_work_in_graph_mode(attack, trained_model, data):
     x, y = (values[:8] for values in data)

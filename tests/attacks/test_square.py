@@ -28,6 +28,7 @@ def test_fools_a_model_without_a_gradient():
     assert (result.num_evaluations > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_more_queries_leave_fewer_standing(norm, trained_model, embedded_data):
     x, y = (values[:100] for values in embedded_data[1])
@@ -82,6 +83,7 @@ def whole_numbers(shape):
     return lambda x: ops.matmul(ops.round(ops.reshape(x, (-1, len(kernel))) * 64), kernel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("shape", [(9, 8, 3), (4, 6, 5, 2)], ids=["images", "volumes"])
 def test_channels_first_is_the_same_search_transposed(shape, norm):

@@ -133,6 +133,7 @@ def failures(results):
     return {name for name, result in results.items() if result.passed is False}
 
 
+@pytest.mark.slow
 def test_an_adversarially_trained_model_passes_every_check(
     adversarially_trained, natural, embedded_data
 ):

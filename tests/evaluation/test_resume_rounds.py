@@ -129,6 +129,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_round_of_every_attack(problem, rounds, tmp_path, name):
     options = {"attacks": {name: ATTACKS[name]}, "checks": False}
@@ -162,6 +163,7 @@ def test_models_that_are_random_or_depend_on_the_batch(problem, rounds, tmp_path
     assert_same(resumed, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16, "float64"])
 def test_images_of_any_precision(problem, rounds, tmp_path, dtype):
     model, x, y = problem()
@@ -188,6 +190,7 @@ def test_autoattack(problem, rounds, tmp_path, version):
     assert_same(resumed, whole)
 
 
+@pytest.mark.slow
 def test_checks_and_pictures_are_continued_too(problem, rounds, tmp_path):
     options = {"attacks": {"PGD": kr.attacks.PGD(0.05, num_steps=3)}, "pictures": True}
     whole = evaluate(*problem(), **options)

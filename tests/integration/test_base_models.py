@@ -74,7 +74,7 @@ def test_trains_and_survives_saving(make, loss, small_data, tmp_path):
     assert loaded.optimizer.iterations.numpy() == 5 * 2
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unbuilt, subclassed])
 def test_unbuilt_models_are_built_by_whatever_comes_first(make, attack, small_data):
     x, y = small_data

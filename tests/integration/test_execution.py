@@ -22,6 +22,7 @@ def test_eager_and_graph_equal_default(
     assert distance(model, make_base()) > 0.01
 
 
+@pytest.mark.slow
 def test_xla_equals_eager(make_robust, assert_same_weights, small_data):
     # No random start: TensorFlow's XLA draws other numbers from the same seed.
     loss = kr.losses.AdversarialTraining(

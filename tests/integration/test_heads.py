@@ -36,14 +36,9 @@ def separable(seed, count=60):
     return x, y
 
 
-@pytest.mark.parametrize(
-    ("head", "name"),
-    [
-        pytest.param(head, name, marks=[pytest.mark.slow] if head == "wnll" else [])
-        for head in HEADS
-        for name in LOSSES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("head", HEADS)
 def test_a_head_learns_under_a_loss(head, name):
     x, y = separable(seed=0)
     model = keras.Sequential(

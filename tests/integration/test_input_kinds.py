@@ -29,7 +29,7 @@ def as_generator(*arrays):
     return (batches[index] for index in range(len(batches)))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [as_dataset, Batches, as_generator])
 def test_batches_with_weights_equal_arrays(
     make_robust, loss, assert_same_weights, small_data, convert

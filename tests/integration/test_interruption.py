@@ -25,7 +25,7 @@ def run(*arguments):
     )
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 def test_backup_and_restore_after_a_kill(assert_same_weights, tmp_path):
     # Step 5 of 8 is the first of the third epoch; two epochs are on disk by then.
     killed = run(tmp_path, 5)

@@ -11,6 +11,7 @@ def make_compiled(make_robust, loss):
     return make_robust(loss, optimizer=keras.optimizers.Adam(0.01), metrics=["accuracy"])
 
 
+@pytest.mark.slow
 def test_training_continues_after_loading(
     make_robust, loss, assert_same_weights, distance, small_data, tmp_path
 ):

@@ -13,6 +13,7 @@ keras_tuner = pytest.importorskip("keras_tuner")
 ATTACK = kr.attacks.PGD(epsilon=0.05, num_steps=2)
 
 
+@pytest.mark.slow
 def test_search_over_beta(make_robust, easy_data, tmp_path):
     betas = []
 

@@ -19,6 +19,7 @@ def results(results_of):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_two_devices_equal_one(results, run):
     """On TensorFlow each replica is given the batch that the one device is given."""

@@ -308,6 +308,7 @@ def test_a_vote_by_majority_has_the_gradient_of_the_mean():
     assert abs(gradients[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("joint", [True, False])
 def test_a_row_that_is_not_finite(size, joint, monkeypatch):
@@ -374,6 +375,7 @@ class TestKeptLists:
         model(clusters(5, seed=1)[0])
         assert searches == [True]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("joint", [True, False])
     def test_they_follow_the_buffer_block(self, joint):
         """However its weights were changed: nobody has to fill the template anew."""
@@ -422,6 +424,7 @@ class TestKeptLists:
             assert abs(slope) > 1e-3
             assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("units", [None, 16])
     def test_files_from_before_lists_were_kept(self, units, tmp_path, monkeypatch):
         """They lack the lists' weights, and answer as they did."""

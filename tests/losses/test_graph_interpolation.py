@@ -120,6 +120,7 @@ def test_unlabeled_examples_carry_no_loss_but_are_in_the_graph():
     assert abs(alone - expected) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["column", "one-hot"])
 def test_other_forms_of_labels(form):
     y = Y[:, None] if form == "column" else np.eye(3, dtype="float32")[Y]
@@ -264,6 +265,7 @@ def train_network(model, data, attack=None):
     return robust.fit(*data, batch_size=200, epochs=8, verbose=0).history
 
 
+@pytest.mark.slow
 def test_a_network_learns(embedded_data):
     """By more than an untrained one knows, whose accuracy on raw features is 57% to 67%.
 

@@ -350,7 +350,7 @@ def test_pairs_in_a_sum_with_a_loss_that_takes_images():
     np.testing.assert_allclose(value, (expected(start) + adversarial).mean(), rtol=1e-4)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["tanh", "linear", "template"])
 def test_heads_and_attacks(head):
     pgd = kr.attacks.PGD(0.1, num_steps=2)

@@ -90,6 +90,7 @@ def test_nearest_in_the_space_of_a_layer(points):
     np.testing.assert_array_equal(nearest.labels[:, 0], y_train[:5])
 
 
+@pytest.mark.slow
 def test_an_attack_leads_away_from_the_training_images_of_the_true_class(
     trained_model, embedded_data
 ):

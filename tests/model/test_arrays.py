@@ -130,7 +130,7 @@ def small_model():
     return keras.Sequential([keras.Input((6, 6, 1)), *layers])
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FINITE.values(), ids=FINITE)
 def test_evaluation_and_metrics_take_every_form(make):
     arguments, options = make()

@@ -31,7 +31,7 @@ def linear():
     return model
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_square_finds_on_it_what_it_finds_on_the_model(norm):
     attack = kr.attacks.Square(0.2 if norm == "linf" else 2.0, norm=norm, num_queries=40)

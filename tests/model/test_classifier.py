@@ -255,7 +255,7 @@ ATTACKS = [
 
 
 # JAX computes in float32 where float64 is asked for, unless it is told not to, and warns.
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
 @pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64"),
@@ -293,7 +293,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64")], ids=str)

@@ -84,6 +84,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_both_images_of_a_pair_are_augmented_alike(layer, loss):
@@ -92,6 +93,7 @@ def test_both_images_of_a_pair_are_augmented_alike(layer, loss):
     assert weighted == pytest.approx(plain, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_both_halves_of_a_batch_of_pairs_are_augmented_alike(layer):
     attack = kr.attacks.FGSM(1e-6)
@@ -100,6 +102,7 @@ def test_both_halves_of_a_batch_of_pairs_are_augmented_alike(layer):
     assert disparity < 1e-4
 
 
+@pytest.mark.slow
 def test_deep_defense_measures_the_image_that_the_step_sees():
     def of_each(images):
         robust = kr.RobustModel(make())

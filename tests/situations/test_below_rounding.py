@@ -77,6 +77,7 @@ def test_a_gradient_that_misleads_is_found_at_every_scale(trained, scale):
 LOST = {"near": (1e-7, 1.0), "lost": (1e-12, 1.0), "zero": (0.0, 0.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "offset"),
     [

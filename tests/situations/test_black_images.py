@@ -54,6 +54,7 @@ def accuracy(model):
     return float((model.predict(X, verbose=0).argmax(axis=1) == Y).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_deep_defense_fine_tunes_a_classifier_on_them(classifier, norm):
     loss = kr.losses.DeepDefense(weight=1.0, norm=norm)
@@ -69,6 +70,7 @@ def test_deep_defense_fine_tunes_a_classifier_on_them(classifier, norm):
         assert abs(new - old).max() < 0.1
 
 
+@pytest.mark.slow
 def test_deep_defense_on_nothing_but_black_images(classifier):
     """A batch without any image to measure by: the loss is bounded, and moves no weight far."""
     black = np.zeros((8, 4, 4, 1), "float32")

@@ -48,6 +48,7 @@ def refusal(argv, capsys):
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(0, 255), (-1, 1)])
 def test_images_are_scaled_to_the_bounds(low, high, classifier, embedded_data, tmp_path, capsys):
     path = for_range(classifier, low, high, tmp_path)

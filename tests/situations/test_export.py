@@ -7,7 +7,7 @@ import pytest
 import keras_robust as kr
 
 pytestmark = [
-    pytest.mark.slow_on_jax,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*`native_serialization`:DeprecationWarning"),
 ]
 layers = keras.layers

@@ -65,6 +65,7 @@ def is_slow(name):
     return keras.backend.backend() == "jax" and name not in QUICK_ON_JAX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if is_slow(n) else []) for n in ATTACKS]
 )

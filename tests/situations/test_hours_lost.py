@@ -94,6 +94,7 @@ def test_many_interruptions(tmp_path):
     assert figures(resumed) == figures(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "named"),
     [

@@ -57,6 +57,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_after_fit_the_model_predicts_as_it_was_trained(form):
     """Nobody has to know of the template: 25% would be chance."""
@@ -68,6 +69,7 @@ def test_after_fit_the_model_predicts_as_it_was_trained(form):
     assert accuracy(model) > history["accuracy"][-1] - 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generator", "iterator"])
 def test_data_that_are_read_once_bring_a_warning_that_says_what_to_call(kind):
     def generator():
@@ -113,6 +115,7 @@ def test_validation_and_the_best_epoch_are_those_of_the_graph(tmp_path):
     assert found == pytest.approx(max(history["val_accuracy"]), abs=0.02)
 
 
+@pytest.mark.slow
 def test_images_that_are_set_apart_for_validation_are_not_in_the_template():
     """They would predict themselves."""
     model = make_model(template_size=160)
@@ -152,6 +155,7 @@ def test_a_batch_that_is_too_small_for_its_folds_is_an_error():
         compiled(make_model()).fit(X, Y, batch_size=2, verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_image_that_is_not_finite_has_no_class(joint, value):

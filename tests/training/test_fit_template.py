@@ -141,7 +141,7 @@ class Watch(keras.callbacks.Callback):
         self.phases.append(("end", self.head.phase))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["list", "one", "CallbackList"])
 def test_other_losses_of_a_sum_train_in_the_phase_of_before(form):
     model, head = make_model()
@@ -179,7 +179,7 @@ def test_what_is_interrupted_is_left_as_it_is():
     assert not head.is_adapted
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 def test_a_network_that_has_diverged_leaves_its_history():
     model, _ = make_model()
     weights = model.get_weights()
