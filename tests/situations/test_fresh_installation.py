@@ -69,7 +69,7 @@ def test_a_clean_environment(tmp_path):
 
     run(sys.executable, "-m", "venv", "fresh")
     programs = tmp_path / "fresh" / ("Scripts" if os.name == "nt" else "bin")
-    run(programs / "python", "-m", "pip", "install", "--quiet", source)
+    run(programs / "python", "-m", "pip", "install", "--quiet", f"{source}[datasets]")
     shutil.rmtree(source)
 
     (tmp_path / "tiny_data").mkdir()
