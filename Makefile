@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-jax test-slow lint format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -13,6 +13,10 @@ demo: .venv/installed
 test: .venv/installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --doctest-modules keras_robust tests
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not slow_on_jax" tests
+
+# What `make test` leaves out on JAX alone.
+test-jax: .venv/installed
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow_on_jax and not slow" tests
 
 # Folders whose tests hold in TF32 too, emulated.
 TF32 := $(addprefix tests/,ops neighbors layers regularizers constraints losses)
