@@ -11,7 +11,7 @@ from typing import Any
 from keras_robust.cli.attacks import check_attacks, make_attack
 from keras_robust.cli.loading import import_modules, load_data, load_model, returns_logits
 from keras_robust.cli.options import parser
-from keras_robust.evaluation import evaluate
+from keras_robust.evaluation import Report, evaluate, merge
 
 DONE, BAD_INPUT, CHECK_FAILED, INTERRUPTED = 0, 2, 3, 130
 _LONGEST = 500
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = ""
     try:
         options = parser().parse_args(argv)
+        if options.command == "merge":
+            return _merge(options)
         if options.output is not None:
             kept = " The same command with --resume continues."
         with warnings.catch_warnings():
@@ -69,6 +71,7 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         checks=not options.no_checks,
         transfer_from=other,
         pictures=options.pictures,
+        shard=options.shard,
         notes={
             "command": shlex.join(["keras-robust", *argv]),
             "model": options.model,
@@ -78,10 +81,19 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         },
     )
     print()
+    _show(report, options)
+    return CHECK_FAILED if report.failed_checks else DONE
+
+
+def _merge(options: argparse.Namespace) -> int:
+    _show(merge(options.directories, options.output), options)
+    return DONE
+
+
+def _show(report: Report, options: argparse.Namespace) -> None:
     report.summary()
     if options.output is not None:
         print(f"Report: {pathlib.Path(options.output) / 'report.html'}")
-    return CHECK_FAILED if report.failed_checks else DONE
 
 
 class _Warnings:

@@ -58,6 +58,8 @@ def parser() -> Parser:
     add("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     add("--output", metavar="DIR", help="where to save the report, and what is done so far")
     add("--resume", action="store_true", help="continue what was begun in --output")
+    add("--shard", type=_shard, metavar="I/N",
+        help="evaluate the I-th of N shares of the batches; keras-robust merge puts them together")
     add("--no-checks", action="store_true", help="do not check whether the figures hold")
     add("--transfer-from", metavar="OTHER.keras",
         help="another model for the same data: the checks also attack with its images")
@@ -67,6 +69,14 @@ def parser() -> Parser:
     add("--import", dest="modules", action="append", default=[], metavar="MODULE",
         help="import (and so run) a Python module of yours that registers custom layers")
     # fmt: on
+    merging = commands.add_parser(
+        "merge",
+        help="one report of the shares of an evaluation",
+        description="Makes one report of what keras-robust evaluate --shard I/N has found. The "
+        "same evaluate with --resume, in the new --output and without --shard, adds the checks.",
+    )
+    merging.add_argument("directories", nargs="+", metavar="DIR", help="the --output of each share")
+    merging.add_argument("--output", required=True, metavar="DIR", help="where to save the report")
     return top
 
 
@@ -87,6 +97,13 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer of at least 0, not {text!r}")
     return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a share such as 3/8, not {text!r}")
+    return int(number), int(count)
 
 
 def _count(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from keras_robust.evaluation.check import check as check
 from keras_robust.evaluation.evaluate import evaluate as evaluate
+from keras_robust.evaluation.merge import merge as merge
 from keras_robust.metrics.accuracy import robust_accuracy as robust_accuracy
 from keras_robust.metrics.activations import features as features
 from keras_robust.metrics.curves import robustness_curve as robustness_curve

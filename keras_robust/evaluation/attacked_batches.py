@@ -17,6 +17,7 @@ def attacked_batches(
     keep: Callable[[Arrays], Arrays],
     progress: Progress,
     verbose: int,
+    shard: tuple[int, int] = (1, 1),
 ) -> Iterator[tuple[np.ndarray, Arrays]]:
     """Each batch's indices, and what attacking it has found.
 
@@ -28,11 +29,12 @@ def attacked_batches(
             them.
         progress: where they are saved.
         verbose: int, as of `kr.evaluate`.
+        shard: `(i, n)`: of the batches, the i-th and each n-th after it. Defaults to all of them.
     """
-    batches = list(batches)
-    meter = Meter(costs, len(batches), verbose)
-    num_attacked = num_standing = sum(len(batch) for batch, _ in batches)
-    for number, (batch, attack_batch) in enumerate(batches):
+    numbered = list(enumerate(batches))[shard[0] - 1 :: shard[1]]
+    meter = Meter(costs, len(numbered), verbose)
+    num_attacked = num_standing = sum(len(batch) for _, (batch, _) in numbered)
+    for number, (batch, attack_batch) in numbered:
 
         def attacked(
             journal: Journal, attack_batch: Callable[..., Arrays] = attack_batch

@@ -1,5 +1,6 @@
 """The robustness report of a classifier."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,14 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.attacks.journal import Arrays
 from keras_robust.evaluation.attack_list import named_attacks
 from keras_robust.evaluation.attacked_batches import attacked_batches
 from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
 from keras_robust.evaluation.progress import Progress
+from keras_robust.evaluation.recording import file_name, record, shortened
+from keras_robust.evaluation.shards import SHARD, check_shard, share_of
 from keras_robust.evaluation.surrogates import with_surrogates
 from keras_robust.metrics.accuracy import attack_in_batches
 from keras_robust.metrics.radii import radii, union
@@ -24,9 +26,6 @@ from keras_robust.model.classifier import Classifier
 from keras_robust.report import plots
 from keras_robust.report.report import Report
 from keras_robust.report.row import CLEAN, WORST_CASE, Row
-from keras_robust.report.samples import Samples
-
-_NUM_SAMPLES = 8
 
 
 def evaluate(
@@ -44,6 +43,7 @@ def evaluate(
     pictures: bool = False,
     notes: Mapping[str, str] | None = None,
     steps: int | None = None,
+    shard: tuple[int, int] | None = None,
     verbose: int = 1,
 ) -> Report:
     """Measures a classifier's accuracy on clean images and under attacks.
@@ -101,6 +101,10 @@ def evaluate(
         notes: mapping of strings to strings, what else the report is to say about the model, the
             data and how it was made. Defaults to `None`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
+        shard: pair of ints `(i, n)`: the i-th of n shares of the batches, 1 for the first. Each
+            share is evaluated by a process of its own, in an `output` of its own, whose report is
+            of these examples alone; `kr.evaluation.merge` makes the report of all. The checks look
+            at all, so a share runs none. Defaults to `None`: everything is evaluated here.
         verbose: int. 1 shows for each attack which round runs and about how long it will still
             take, on a terminal or in a notebook in one line, elsewhere in a line every 10 seconds;
             2 in a line every minute; 0 shows nothing. Defaults to `1`.
@@ -114,7 +118,8 @@ def evaluate(
             attacks, or if one of them cannot work on `x`, `y` and `model`; if `resume` is true
             without an `output`, or the evaluation there was begun with another model, other
             images, labels, attacks, seed, batch size or backend; if the outputs of
-            `transfer_from` do not fit, or `checks` is false with it.
+            `transfer_from` do not fit, or `checks` is false with it; if there is a `shard`
+            without an `output`, or with `worst_case_only` or `pictures`, which need the others.
 
     Example:
 
@@ -138,6 +143,8 @@ def evaluate(
             "Argument `transfer_from` is for the checks, and needs `checks=True`. "
             "Received: checks=False"
         )
+    if shard is not None:
+        check_shard(shard, output, worst_case_only, pictures)
     classifier = Classifier.of(model)
     x, y = as_arrays(x, y, steps)
     attacks = with_surrogates(classifier, attacks)
@@ -158,6 +165,7 @@ def evaluate(
         facts = fingerprint(
             classifier.model, x, y, classes, attacks,
             seed=seed, batch_size=batch_size, worst_case_only=worst_case_only,
+            **({} if shard is None else {SHARD: tuple(shard)}),
         )  # fmt: skip
         progress = Progress(pathlib.Path(output) / "progress", facts, resume)
         if not resume:
@@ -177,31 +185,28 @@ def evaluate(
     worst = clean
     for number, (name, attack) in enumerate(attacks.items()):
         standing = worst if worst_case_only else clean
-        row = Row(name, standing.copy(), repr(attack), radii(attack), attacked=standing)
+        nothing = np.zeros(len(x), bool)
+        row = Row(name, standing.copy(), repr(attack), radii(attack), attacked=nothing)
         if verbose:
             print(f"{name} on {standing.sum()} of {len(x)} examples")
-        fooled: list[tuple[int, np.ndarray, int]] = []
         batches = attack_in_batches(
             classifier, x, labels, attack, standing, batch_size, seed, needs_gradient=False
         )
-        costs = attack.round_costs(classifier.num_classes)
-        for batch, found in attacked_batches(
+        found_batches = attacked_batches(
             batches,
-            costs,
-            file=f"{number:02}",
-            keep=_shortened,
+            attack.round_costs(classifier.num_classes),
+            file=file_name(number),
+            keep=functools.partial(shortened, x, labels),
             progress=progress,
             verbose=verbose,
-        ):
-            row.record(batch, found)
-            shown = found["shown"]
-            fooled += zip(batch[shown], found["x_adv"], found["classes"][shown], strict=True)
-        report.add(row, _samples(x, labels, fooled[:_NUM_SAMPLES]))
+            shard=shard or (1, 1),
+        )
+        report.add(row, record(row, (found for _, found in found_batches)))
         if name in limited:
             worst = worst & row.correct
-        if output is not None:
+        if output is not None and shard is None:
             report.save_json(output)
-    if checks:
+    if checks and shard is None:
         correct = {name: report.row(name).correct for name in attacks}
         report.checks = check_evaluation(
             classifier,
@@ -220,21 +225,8 @@ def evaluate(
     if pictures:
         add_pictures(report, classifier, x, labels, attacks, progress, verbose)
     report.add(Row(WORST_CASE, worst, radii=union([radii(attacks[name]) for name in limited])))
+    if shard is not None:
+        report = share_of(report, shard)
     if output is not None:
         report.save(output)
     return report
-
-
-def _shortened(found: Arrays) -> Arrays:
-    """What is kept of an attacked batch: of the images, only some that the report may show."""
-    shown = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
-    return {**found, "shown": shown, "x_adv": found["x_adv"][shown].astype("float32")}
-
-
-def _samples(
-    x: np.ndarray, labels: np.ndarray, fooled: list[tuple[int, np.ndarray, int]]
-) -> Samples | None:
-    if not fooled:
-        return None
-    indices, perturbed, classes = (np.array(values) for values in zip(*fooled, strict=True))
-    return Samples(x[indices].astype("float32"), perturbed, labels[indices], classes)

@@ -45,7 +45,7 @@ class Progress:
         if self.folder is None:
             return
         fingerprint = dict(fingerprint or {})
-        saved = self._saved_fingerprint() if resume else None
+        saved = load_fingerprint(self.folder) if resume else None
         if saved is not None:
             names = {*saved, *fingerprint}
             different = sorted(n for n in names if saved.get(n) != fingerprint.get(n))
@@ -93,11 +93,6 @@ class Progress:
         for path in (self.folder / _ROUNDS).glob("*.npz*"):
             path.unlink()
 
-    def _saved_fingerprint(self) -> dict[str, str] | None:
-        assert self.folder is not None
-        path = self.folder / _FINGERPRINT
-        return json.loads(path.read_text()) if path.exists() else None
-
 
 class _Rounds:
     """A store of `kr.attacks`' journals: files whose names begin as `path`."""
@@ -116,11 +111,20 @@ class _Rounds:
         return self.path.with_name(f"{self.path.name}{name and '.'}{name}.npz")
 
 
-def _load(path: pathlib.Path) -> Arrays | None:
-    if not path.exists():
-        return None
+def load_fingerprint(folder: pathlib.Path) -> dict[str, str] | None:
+    """What the arrays in a folder depend on; `None` where there are none."""
+    path = folder / _FINGERPRINT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def load_arrays(path: pathlib.Path) -> Arrays:
+    """The arrays of a file."""
     with np.load(path) as file:
         return dict(file)
+
+
+def _load(path: pathlib.Path) -> Arrays | None:
+    return load_arrays(path) if path.exists() else None
 
 
 def _save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -38,8 +38,9 @@ def attack_in_batches(
     Yields:
         The indices of a batch's examples, and a function that attacks them, with a journal if it is
         given one. It returns arrays with one value for each: those of `kr.attacks.AttackResult`,
-        the norms by their names, and `classes`, what the model predicts, -1 where that is a matter
-        of chance; and `without_gradient`, names, where a gradient is not needed.
+        the norms by their names, `examples`, their indices, and `classes`, what the model predicts,
+        -1 where that is a matter of chance; and `without_gradient`, names, where a gradient is not
+        needed.
     """
     is_joint = classifier.depends_on_batch
     indices = np.arange(len(x)) if is_joint else np.flatnonzero(standing)
@@ -71,6 +72,7 @@ def attack_in_batches(
             classes = np.where(result.success, classes, labels[batch])
             arrays = {**vars(result), **result.norms, "classes": classes}
             del arrays["norms"], arrays["without_gradient"]
+            arrays["examples"] = batch
             found = {name: values[places] for name, values in arrays.items()}
             return {**found, "without_gradient": np.array(result.without_gradient, str)}
 

@@ -60,12 +60,23 @@ class Row:
 
     def record(self, batch: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
         """Notes what an attack has found on a batch of examples, given by their indices."""
+        assert self.attacked is not None
+        self.attacked[batch] = True
         self.correct[batch] = ~found["success"]
         for name in (*NORMS, *COSTS):
             values = self.measures.setdefault(name, np.zeros(len(self.correct)))
             values[batch] = found[name]
         new = [n for n in found["without_gradient"].tolist() if n not in self.without_gradient]
         self.without_gradient += new
+
+    def of(self, examples: np.ndarray) -> "Row":
+        """The row of some of the examples, given by their indices."""
+        return dataclasses.replace(
+            self,
+            correct=self.correct[examples],
+            attacked=None if self.attacked is None else self.attacked[examples],
+            measures={name: values[examples] for name, values in self.measures.items()},
+        )
 
     @property
     def accuracy(self) -> float:

@@ -1,0 +1,132 @@
+"""The report of an evaluation that was made in shares."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_robust.attacks.journal import Arrays
+from keras_robust.evaluation.progress import Progress, load_arrays, load_fingerprint
+from keras_robust.evaluation.recording import file_name, record
+from keras_robust.evaluation.shards import SHARD
+from keras_robust.report.report import Report
+from keras_robust.report.row import CLEAN, WORST_CASE, Row
+
+
+def merge(
+    directories: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+) -> Report:
+    """Makes one report of the shares of an evaluation, each made by `kr.evaluate(..., shard=...)`.
+
+    It is the report that one process would have made without checks, but for its date. To have
+    them, call `kr.evaluate` with the same arguments, `output` and `resume=True`, without `shard`:
+    nothing but the checks is computed then.
+
+    Args:
+        directories: the `output` folders of all shares, in any order.
+        output: folder to save the report in, and what all shares have found. Defaults to `None`:
+            nothing is saved.
+
+    Returns:
+        `kr.evaluation.Report`.
+
+    Raises:
+        ValueError: if a folder holds no finished share, a share is missing or there twice, or they
+            are not of one evaluation: of the same model, images, labels, attacks and settings, and
+            with the same predictions on the images as they are.
+
+    Example:
+
+    >>> import keras, numpy as np, tempfile, keras_robust as kr
+    >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> x, y = np.random.rand(32, 8, 8, 1).astype("float32"), np.arange(32) % 10
+    >>> folders = [tempfile.mkdtemp() for _ in range(2)]
+    >>> for number, folder in enumerate(folders, start=1):
+    ...     part = kr.evaluate(model, x, y, kr.attacks.FGSM(0.1), batch_size=1, output=folder,
+    ...                        shard=(number, 2), verbose=0)
+    >>> kr.evaluation.merge(folders).num_examples
+    32
+    """
+    folders = [pathlib.Path(directory) for directory in directories]
+    facts = _facts(folders)
+    reports = [Report.load(folder) for folder in folders]
+    for folder, report in zip(folders, reports, strict=True):
+        if not report.complete:
+            raise ValueError(f"The share in {str(folder)!r} is not finished: resume it first.")
+    kept = [_kept(folder) for folder in folders]
+    clean = kept[0]["clean"]["correct"]
+    if any((arrays["clean"]["correct"] != clean).any() for arrays in kept):
+        raise ValueError(
+            "The shares cannot be merged: the model classified other images correctly in one than "
+            "in another. Run all of them on devices of one kind."
+        )
+    first = reports[0]
+    whole = Report(
+        len(clean),
+        first.batch_size,
+        first.seed,
+        first.worst_case_only,
+        notes=_common([report.notes for report in reports]),
+        environment=_common([report.environment for report in reports]),
+    )
+    whole.add(Row(CLEAN, clean))
+    found = {name: arrays for part in kept for name, arrays in part.items()}
+    attacked = [row for row in first.rows if row.attack is not None]
+    limited = [row.name for row in attacked if row.radii] or [row.name for row in attacked]
+    worst = clean
+    for number, part in enumerate(attacked):
+        nothing = np.zeros(len(clean), bool)
+        row = Row(part.name, clean.copy(), part.attack, dict(part.radii), attacked=nothing)
+        names = sorted(name for name in found if name.startswith(f"{file_name(number)}-"))
+        whole.add(row, record(row, (found[name] for name in names)))
+        if row.name in limited:
+            worst = worst & row.correct
+    whole.add(Row(WORST_CASE, worst, radii=dict(first.row(WORST_CASE).radii)))
+    if output is not None:
+        progress = Progress(pathlib.Path(output) / "progress", facts)
+        for name in found:
+            progress.arrays(name, lambda name=name: found[name])  # type: ignore[misc]
+        whole.save(output)
+    return whole
+
+
+def _facts(folders: list[pathlib.Path]) -> dict[str, str]:
+    """What all shares depend on, which must be the same, but for the share itself."""
+    all_facts, shards = [], []
+    for folder in folders:
+        facts = load_fingerprint(folder / "progress") or {}
+        all_facts.append(facts)
+        if SHARD not in facts:
+            raise ValueError(
+                "Argument `directories` must be folders of shares, as `kr.evaluate(..., "
+                f"shard=(i, n))` writes them. Received: {str(folder)!r}"
+            )
+        shards.append(facts.pop(SHARD))
+    first = all_facts[0] if all_facts else {}
+    for folder, facts in zip(folders, all_facts, strict=True):
+        different = sorted(n for n in {*first, *facts} if first.get(n) != facts.get(n))
+        if different:
+            raise ValueError(
+                f"The shares cannot be merged: {str(folder)!r} was evaluated with other "
+                f"{', '.join(different)} than {str(folders[0])!r}."
+            )
+    count = len(shards)
+    if not count or sorted(shards) != sorted(repr((n, count)) for n in range(1, count + 1)):
+        raise ValueError(
+            "Argument `directories` must hold each share of one evaluation once. "
+            f"Received: shares {', '.join(sorted(shards)) or 'none'}"
+        )
+    return first
+
+
+def _kept(folder: pathlib.Path) -> dict[str, Arrays]:
+    return {path.stem: load_arrays(path) for path in sorted((folder / "progress").glob("*.npz"))}
+
+
+def _common(mappings: list[dict[str, str]]) -> dict[str, str]:
+    """What all of them say; where they differ, all that they say."""
+    return {
+        name: " and ".join(dict.fromkeys(mapping.get(name, "none") for mapping in mappings))
+        for name in mappings[0]
+    }
