@@ -45,12 +45,10 @@ def train(loss, make_head, data):
     base.add(make_head())
     model = kr.RobustModel(base)
     model.compile(keras.optimizers.SGD(0.2), loss)
-    # Each process would draw a template from its own part.
-    callbacks = (
-        [kr.callbacks.TemplateUpdate(X, Y)]
-        if isinstance(loss, kr.losses.GraphInterpolation)
-        else []
-    )
+    callbacks = []
+    if isinstance(loss, kr.losses.GraphInterpolation):
+        # Without it, each process would draw a template from its own part.
+        callbacks = [kr.callbacks.TemplateUpdate(X, Y)]
     history = model.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
     return [*model.get_weights(), np.array(history.history["loss"])]
 
