@@ -38,7 +38,7 @@ from training import input_gradient, measured, measured_fit
 import keras_robust as kr
 from keras_robust import backend
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import of_class, other_classes
+from keras_robust.ops import of_class, other_classes, sparse_labels
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
 from vgg import layer_names, vgg
@@ -109,7 +109,8 @@ class InputGradientPenalty(kr.losses.ModelLoss):
     needs_attack = False
 
     def training_loss(self, step: Any, y_true: Any, y_pred: Any) -> Any:
-        gradient = input_gradient(Classifier(step.model), step.x, y_true)
+        labels = sparse_labels(y_true)  # Keras makes them floats.
+        gradient = input_gradient(Classifier(step.model), step.x, labels)
         penalty = ops.sum(ops.square(gradient), axis=(1, 2, 3))
         return self.classification_loss(y_true, y_pred) + penalty
 
