@@ -99,18 +99,11 @@ def _loading_advice(message: str) -> str:
 
 def load_data(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """Images, scaled to the bounds, and labels."""
-    data = None
     try:
         data = load(options.dataset, options.split, options.data_dir)
-        x, y = as_arrays(data.take(options.num_examples or -1))
+        x, y = as_arrays(data if options.num_examples is None else data.take(options.num_examples))
     except Exception as error:  # downloads fail in many ways
-        message = str(error)
-        if data is not None and None in data.element_spec[0].shape:
-            message = (
-                "its images differ in size: bring them to one in Python, and use "
-                "keras_robust.evaluate there"
-            )
-        raise ValueError(f"--dataset {options.dataset}: {message}") from error
+        raise ValueError(f"--dataset {options.dataset}: {error}") from error
     low, high = options.bounds
     return np.clip(low + (high - low) * x, low, high), y
 

@@ -57,6 +57,11 @@ def load(name: str, split: str, data_dir: str | None = None) -> Any:
 
 
 def _in_memory(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    if None in data.element_spec[0].shape:
+        raise ValueError(
+            "Argument `name` must be a data set of images of one size, to be held in memory. "
+            f"Received: images of shape {data.element_spec[0].shape}"
+        )
     images, labels = zip(*data.as_numpy_iterator(), strict=True)
     return np.stack(images), np.stack(labels)
 

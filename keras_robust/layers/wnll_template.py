@@ -212,7 +212,7 @@ class WNLLTemplate(keras.layers.Layer):
             for number, variable in enumerate(others):
                 variable.assign(store[str(number)])
             for variable in self._block:
-                variable.assign(ops.zeros_like(variable))
+                variable.assign(ops.zeros(variable.shape, variable.dtype))
             if not self._block and self.is_filled:
                 self._keep_lists(lambda points: points, [])
         else:

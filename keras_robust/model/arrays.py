@@ -42,7 +42,14 @@ def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarr
             "A data set passed as `x` must hold at least one pair of images and labels. "
             f"Received: x={x}"
         )
-    join = np.concatenate if _is_batched(x, *pairs[0]) else np.stack
+    is_batched = _is_batched(x, *pairs[0])
+    sizes = {images.shape[1:] if is_batched else images.shape for images, _ in pairs}
+    if len(sizes) > 1:
+        raise ValueError(
+            "A data set passed as `x` must hold images of one size: bring them to one with `map`. "
+            f"Received: images of shapes {', '.join(map(str, sorted(sizes)[:3]))}"
+        )
+    join = np.concatenate if is_batched else np.stack
     return join([pair[0] for pair in pairs]), join([pair[1] for pair in pairs])
 
 

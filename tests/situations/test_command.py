@@ -200,7 +200,8 @@ def test_images_of_different_sizes_are_told(path, monkeypatch, capsys):
     )
     monkeypatch.setattr("keras_robust.cli.loading.load", lambda *arguments: data)
     said = refusal(["evaluate", path, "--dataset", "cats_vs_dogs", *FGSM], capsys)
-    assert "--dataset cats_vs_dogs: its images differ in size" in said
+    assert "--dataset cats_vs_dogs: A data set passed as `x` must hold images of one size" in said
+    assert "(27, 28, 1), (28, 28, 1)" in said
 
 
 @pytest.mark.parametrize(
