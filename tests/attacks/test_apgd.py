@@ -238,6 +238,7 @@ def test_only_the_classes_aimed_at_are_reached():
         assert (attack.run(model, x, y, seed=0).success == success).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize(
     ("loss", "objective", "rounds", "evaluations"),

@@ -88,6 +88,7 @@ def test_the_gradients_are_those_of_the_objective():
     assert objectives == [twice, twice, twice, None]
 
 
+@pytest.mark.slow
 def test_in_a_compiled_function():
     model = keras.Sequential(
         [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]

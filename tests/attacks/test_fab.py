@@ -143,6 +143,7 @@ def test_aims_at_the_most_likely_other_classes():
     assert (exact.min(1) < 0.99 * exact[np.arange(20), order[:, 1]]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_succeeds_where_the_boundary_is_in_the_ball(norm):
     model, weights, biases = linear_model()
@@ -311,6 +312,7 @@ class Noise(keras.layers.GaussianNoise):
         return super().call(inputs, training=True)
 
 
+@pytest.mark.slow
 def test_draws_of_a_random_model_are_averaged():
     # Images lie so close to the boundary that other draws decide: only the draws are tested.
     model, _, _ = linear_model()

@@ -18,7 +18,7 @@ ATTACKS = {
 }
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_result_is_what_it_says(trained_model, embedded_data, attack, dtype):

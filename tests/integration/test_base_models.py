@@ -54,6 +54,7 @@ def subclassed():
 KINDS = [sequential, unbuilt, functional, subclassed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", KINDS)
 def test_trains_and_survives_saving(make, loss, small_data, tmp_path):
     x, y = small_data

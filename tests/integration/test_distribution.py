@@ -10,6 +10,7 @@ def results(results_of):
     return results_of("distributed_training.py")
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(results):
     # Four weights, then the accuracy, the loss and both on the validation data; with batch norm
     # four weights more.
@@ -21,6 +22,7 @@ def test_two_devices_equal_one(results):
     assert results["one_5"][1] < results["one_5"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="one program computes the whole batch on JAX"
 )

@@ -19,6 +19,7 @@ def test_two_halves_are_one_batch(make_robust, assert_same_weights, small_data):
     assert_same_weights(whole, halves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulated", [None, 2])
 @pytest.mark.parametrize("wrap", [False, True], ids=["plain", "loss_scaled"])
 def test_each_update_has_its_own_noise(make_robust, small_data, wrap, accumulated):

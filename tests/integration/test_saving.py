@@ -50,6 +50,7 @@ def test_loss_is_restored_with_its_configuration(make_robust, small_data, tmp_pa
     assert vars(loaded.loss.attack) == vars(attack)
 
 
+@pytest.mark.slow
 def test_weights_file_carries_the_optimizer(
     make_robust, loss, assert_same_weights, small_data, tmp_path
 ):
@@ -82,6 +83,7 @@ def test_base_model_is_deployed_alone(make_robust, loss, small_data, tmp_path):
     deployed.fit(x, y, verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_predictions_survive(make_robust, loss, small_data, tmp_path, compiled):
     x, y = small_data

@@ -47,7 +47,7 @@ def test_square_finds_on_it_what_it_finds_on_the_model(norm):
     assert box.num_queries == found.num_evaluations.sum() + 8
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 def test_a_report_of_it(tmp_path):
     attacks = [kr.attacks.Square(0.05, num_queries=30), kr.attacks.GaussianNoise(0.1)]
     reports = [
@@ -91,7 +91,7 @@ def test_attacks_by_gradients_say_that_they_need_them(attack):
         kr.evaluate(box, X, Y, [kr.attacks.Square(0.1), attack], verbose=0)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [

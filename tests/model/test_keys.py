@@ -731,6 +731,7 @@ if keras.backend.backend() == "tensorflow":
     KEEPS["export"] = lambda model, path: model.export(path / "export", verbose=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MODELS)
 def test_use_keeps_the_structure(make, tmp_path):
     model = make()

@@ -158,7 +158,7 @@ class WithHead(L.Layer):
         return self.head(self.flat(x), training=training)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 def test_a_joint_head_inside_of_a_layer():
     model = keras.Sequential([keras.Input((6, 6, 1)), WithHead()])
     assert not Classifier(model).depends_on_batch

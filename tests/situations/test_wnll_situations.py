@@ -95,6 +95,7 @@ def test_a_callback_fills_the_template_where_fit_cannot():
     assert accuracy(model) > 0.8
 
 
+@pytest.mark.slow
 def test_validation_and_the_best_epoch_are_those_of_the_graph(tmp_path):
     """Early stopping and checkpoints would otherwise choose by a branch that is not trained."""
     robust = compiled(make_model())
@@ -124,6 +125,7 @@ def test_images_that_are_set_apart_for_validation_are_not_in_the_template():
     assert template_is_that_of(model, X, Y)
 
 
+@pytest.mark.slow
 def test_in_a_sum_with_weights():
     model = make_model()
     plain = kr.losses.FisherInformation(weight=0.0)
