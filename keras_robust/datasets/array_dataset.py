@@ -89,7 +89,7 @@ class ArrayDataset(keras.utils.PyDataset):
 
     def take(self, count: int) -> "ArrayDataset":
         """The first `count` elements, or all where there are fewer."""
-        count = validation.check_count("count", count)
+        count = validation.check_count("count", count, minimum=0)
         return self._with(min(count, self._length), self._element)
 
     def skip(self, count: int) -> "ArrayDataset":
@@ -101,14 +101,19 @@ class ArrayDataset(keras.utils.PyDataset):
         )
 
     def map(self, function: Callable[..., tuple[Any, Any]]) -> "ArrayDataset":
-        """What `function(images, labels)` returns for each element."""
+        """What `function(images, labels)` returns for each element, a pair of arrays."""
         element = self._element
-        return self._with(
-            self._length,
-            lambda epoch, number: tuple(
-                np.asarray(part) for part in function(*element(epoch, number))
-            ),
-        )
+
+        def mapped(epoch: int, number: int) -> tuple[Any, ...]:
+            found = function(*element(epoch, number))
+            if not isinstance(found, tuple | list) or len(found) != 2:
+                raise ValueError(
+                    "Argument `function` must return a pair of images and labels. "
+                    f"Received: a {type(found).__name__}"
+                )
+            return tuple(np.asarray(part) for part in found)
+
+        return self._with(self._length, mapped)
 
     def __len__(self) -> int:
         return self._length

@@ -28,6 +28,7 @@ CHAINS = {
     "drop": lambda d: d.batch(5, drop_remainder=True),
     "take then batch": lambda d: d.take(7).batch(3),
     "batch then take": lambda d: d.batch(3).take(2),
+    "take none": lambda d: d.take(0),
     "take more": lambda d: d.take(100),
     "skip": lambda d: d.skip(20),
     "skip batches": lambda d: d.batch(4).skip(3),
@@ -102,7 +103,8 @@ def test_fit_is_that_on_arrays():
         (lambda: kr.datasets.ArrayDataset(X, Y[:5]), "Received: 23 images, 5 labels"),
         (lambda: kr.datasets.ArrayDataset(X[:0], Y[:0]), "at least one"),
         (lambda: dataset().batch(0), "`batch_size`"),
-        (lambda: dataset().take(0), "`count`"),
+        (lambda: dataset().take(-1), "`count`"),
+        (lambda: list(dataset().map(lambda x, y: x)), "must return a pair of images and labels"),
         (lambda: dataset().batch(2).batch(2), "batched once"),
     ],
 )

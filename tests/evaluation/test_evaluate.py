@@ -255,7 +255,7 @@ def test_a_data_set_holds_its_labels():
     with pytest.raises(ValueError, match="`y` must be None where `x` is a data set"):
         evaluate(threshold, test, Y, attacks)
     for empty in (test.take(0), test.map(lambda image, label: image)):
-        with pytest.raises(ValueError, match="at least one pair"):
+        with pytest.raises(ValueError, match="pair of images and labels"):
             evaluate(threshold, empty, attacks=attacks)
 
 

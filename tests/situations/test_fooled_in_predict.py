@@ -127,7 +127,7 @@ def test_probabilities_that_tie_fool_nobody(end, scale, weights, images):
     x, y = x[right], y[right]
     result = kr.attacks.PGD(0.05, num_steps=5, from_logits=False).run(model, x, y, seed=0)
     if scale == 1.0:
-        assert result.success.mean() > 0.5
+        assert result.success.mean() > 0.2
     assert still_right(model, result.x_adv[result.success], y[result.success]) == 0
 
 
