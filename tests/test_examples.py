@@ -44,7 +44,7 @@ def test_quickstart_writes_what_it_says(monkeypatch, tmp_path, capsys):
 @pytest.mark.slow
 def test_quickstart_shows_a_robust_model(monkeypatch, tmp_path):
     if keras.backend.backend() != "tensorflow":
-        pytest.skip("training a convolution on JAX takes too long on a CPU")
+        pytest.skip("takes long; what the examples call is tested on both backends")
     run("quickstart", monkeypatch, "--output", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     worst = {name: report["rows"][-1]["accuracy"] for name, report in results["reports"].items()}
@@ -177,7 +177,7 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 def test_long_examples_record_what_they_find_and_do_not_repeat_it(name, monkeypatch, tmp_path):
     if keras.backend.backend() != "tensorflow":
-        pytest.skip("training a convolution on JAX takes too long on a CPU")
+        pytest.skip("takes long; what the examples call is tested on both backends")
     output = tmp_path / "found.json" if name in ("wnll_raw_pixels", "wnll_small_data") else tmp_path
     run(name, monkeypatch, *SMALL, *LONG[name], "--output", output)
     path = output if output.suffix else output / "results.json"

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         keras.backend.backend() != "tensorflow",
-        reason="takes an hour on JAX, where convolutions are slow on CPUs",
+        reason="takes long, and compares algorithms, which both backends share",
     ),
 ]
 
