@@ -15,7 +15,7 @@ here, once for each backend, under the same names:
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
 - `host_call(function, x, outputs)`: a function of arrays, called by a compiled one as it runs.
 - `repeat(count, step, state)`: a loop of fixed length, whose gradient XLA can compile.
-- `convolution_for_loops()`: what convolves as fast in a loop as outside; `None` if Keras's does.
+- `convolution_for_loops()`: a convolution that is fast in loops too; `None` if Keras's own is.
 - `matmul(a, b)`: a matrix product in full precision, whatever the device's default is.
 - `product_precision()`: the dtype that factors of a matrix product are rounded to.
 - `device()`: what the computation runs on, in words.

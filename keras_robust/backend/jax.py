@@ -152,7 +152,7 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
 
 
 def convolution_for_loops() -> Callable[..., Any] | None:
-    """What convolves as fast in a loop as outside, where Keras's layers do not."""
+    """Returns a convolution that is fast in loops too, or `None` where Keras's own is."""
     return convolution if jax.default_backend() == "cpu" else None
 
 

@@ -1,5 +1,6 @@
 """A data set in memory that needs no TensorFlow."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,7 +102,7 @@ class ArrayDataset(keras.utils.PyDataset):
         )
 
     def map(self, function: Callable[..., tuple[Any, Any]]) -> "ArrayDataset":
-        """What `function(images, labels)` returns for each element, a pair of arrays."""
+        """Applies `function(images, labels)`, which returns a pair of arrays, to each element."""
         element = self._element
 
         def mapped(epoch: int, number: int) -> tuple[Any, ...]:
@@ -130,8 +131,6 @@ class ArrayDataset(keras.utils.PyDataset):
         self._epoch += 1
 
     def _with(self, length: int, element: _Element) -> "ArrayDataset":
-        other = ArrayDataset.__new__(ArrayDataset)
-        keras.utils.PyDataset.__init__(other)
-        other._length, other._element = length, element
-        other._epoch, other.is_batched = 0, self.is_batched
+        other = copy.copy(self)
+        other._length, other._element, other._epoch = length, element, 0
         return other

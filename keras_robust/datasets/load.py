@@ -67,7 +67,7 @@ def _in_memory(data: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scaled(cast: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """What makes a pair of an image from 0 to 255 and a label the pair that is returned."""
+    """Returns a function that scales an image from 0 to 255 to [0, 1] and casts its label."""
     return lambda image, label: (cast(image, "float32") / np.float32(255), cast(label, "int64"))
 
 

@@ -92,7 +92,7 @@ def merge(
 
 
 def _facts(folders: list[pathlib.Path]) -> dict[str, str]:
-    """What all shares depend on, which must be the same, but for the share itself."""
+    """Checks that the folders hold each share of one evaluation; returns its fingerprint."""
     all_facts, shards = [], []
     for folder in folders:
         facts = load_fingerprint(folder / "progress") or {}

@@ -110,7 +110,7 @@ def without_final_activation(model: Any) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def convolutions_for_loops(layers: list[Any]) -> Iterator[None]:
-    """Makes convolutions as fast in a loop as outside, where Keras's are not."""
+    """Replaces the convolutions of layers by ones that are fast in loops too, where needed."""
     convolve = backend.convolution_for_loops()
     with contextlib.ExitStack() as stack:
         if convolve is not None:
