@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_robust.attacks.journal import Arrays
-from keras_robust.evaluation.progress import Progress, load_arrays, load_fingerprint
+from keras_robust.evaluation.progress import Progress, differing, load_arrays, load_fingerprint
 from keras_robust.evaluation.recording import file_name, record
 from keras_robust.evaluation.shards import SHARD
 from keras_robust.report.report import Report
@@ -105,7 +105,7 @@ def _facts(folders: list[pathlib.Path]) -> dict[str, str]:
         shards.append(facts.pop(SHARD))
     first = all_facts[0] if all_facts else {}
     for folder, facts in zip(folders, all_facts, strict=True):
-        different = sorted(n for n in {*first, *facts} if first.get(n) != facts.get(n))
+        different = differing(first, facts)
         if different:
             raise ValueError(
                 f"The shares cannot be merged: {str(folder)!r} was evaluated with other "

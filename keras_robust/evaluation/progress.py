@@ -47,8 +47,7 @@ class Progress:
         fingerprint = dict(fingerprint or {})
         saved = load_fingerprint(self.folder) if resume else None
         if saved is not None:
-            names = {*saved, *fingerprint}
-            different = sorted(n for n in names if saved.get(n) != fingerprint.get(n))
+            different = differing(saved, fingerprint)
             if different:
                 raise ValueError(
                     f"`resume=True` cannot continue the evaluation in {str(self.folder.parent)!r}: "
@@ -109,6 +108,11 @@ class _Rounds:
 
     def _file(self, name: str) -> pathlib.Path:
         return self.path.with_name(f"{self.path.name}{name and '.'}{name}.npz")
+
+
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The names of what differs between two fingerprints, in order."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
 def load_fingerprint(folder: pathlib.Path) -> dict[str, str] | None:
