@@ -14,6 +14,8 @@ here, once for each backend, under the same names:
 - `seeded(variables, seed)`: Keras's seed generators, made functions of a seed.
 - `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
 - `host_call(function, x, outputs)`: a function of arrays, called by a compiled one as it runs.
+- `switch(index, branches)`: `keras.ops.switch`, which never compiles the other branches for a
+  call from Python.
 - `repeat(count, step, state)`: a loop of fixed length, whose gradient XLA can compile.
 - `convolution_for_loops()`: a convolution that is fast in loops too; `None` if Keras's own is.
 - `matmul(a, b)`: a matrix product in full precision, whatever the device's default is.
@@ -45,6 +47,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import repeat as repeat
     from keras_robust.backend.tensorflow import rounded as rounded
     from keras_robust.backend.tensorflow import seeded as seeded
+    from keras_robust.backend.tensorflow import switch as switch
     from keras_robust.backend.tensorflow import synchronize as synchronize
     from keras_robust.backend.tensorflow import uniform as uniform
     from keras_robust.backend.tensorflow import value_and_gradient as value_and_gradient
@@ -67,6 +70,7 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import repeat as repeat
     from keras_robust.backend.jax import rounded as rounded
     from keras_robust.backend.jax import seeded as seeded
+    from keras_robust.backend.jax import switch as switch
     from keras_robust.backend.jax import synchronize as synchronize
     from keras_robust.backend.jax import uniform as uniform
     from keras_robust.backend.jax import value_and_gradient as value_and_gradient

@@ -1,7 +1,7 @@
 """The JAX backend."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -92,6 +92,11 @@ def compiled(
 def is_tracing(x: Any) -> bool:
     """Whether `x` is a symbol of a function under construction."""
     return isinstance(x, jax.core.Tracer)
+
+
+def switch(index: Any, branches: Sequence[Callable[[], Any]]) -> Any:
+    """`branches[index]()`, whether `index` is known yet or not."""
+    return keras.ops.switch(index, branches) if is_tracing(index) else branches[int(index)]()
 
 
 def make_seed(seed: int) -> Any:

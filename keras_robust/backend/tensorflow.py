@@ -1,7 +1,7 @@
 """The TensorFlow backend."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -83,6 +83,11 @@ def compiled(
 def is_tracing(x: Any) -> bool:
     """Whether `x` is a symbol of a graph under construction."""
     return tf.is_symbolic_tensor(x) or not tf.executing_eagerly()
+
+
+def switch(index: Any, branches: Sequence[Callable[[], Any]]) -> Any:
+    """`branches[index]()`, whether `index` is known yet or not."""
+    return keras.ops.switch(index, branches)
 
 
 def make_seed(seed: int) -> Any:

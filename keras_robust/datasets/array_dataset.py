@@ -127,6 +127,10 @@ class ArrayDataset(keras.utils.PyDataset):
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return (self[number] for number in range(self._length))
 
+    def as_numpy_iterator(self) -> Iterator[tuple[Any, ...]]:
+        """The elements one after another, as arrays: what `tf.data` calls by this name."""
+        return iter(self)
+
     def on_epoch_end(self) -> None:
         self._epoch += 1
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import validation
+from keras_robust import backend, validation
 from keras_robust.layers.in_batch import current_template
 from keras_robust.layers.wnll_surrogates import WNLLSurrogates
 from keras_robust.layers.wnll_template import WNLLTemplate
@@ -287,7 +287,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         if self.fixed_switch is not None:
             return branches[self.fixed_switch]()
         phase = ops.convert_to_tensor(self._is_wnll)
-        return ops.switch(phase * (2 - ops.convert_to_tensor(self._is_joint)), branches)
+        return backend.switch(phase * (2 - ops.convert_to_tensor(self._is_joint)), branches)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         return keras.KerasTensor((inputs.shape[0], self.num_classes), dtype=self._precision)

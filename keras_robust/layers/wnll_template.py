@@ -252,7 +252,8 @@ class WNLLTemplate(keras.layers.Layer):
         )
         lists = kept[0]
         if is_current is not None:
-            found = ops.cond(is_current, lambda: kept, lambda: self._found_lists(points))
+            branches = [lambda: self._found_lists(points), lambda: kept]
+            found = backend.switch(ops.cast(is_current, "int32"), branches)
             lists = recorded_distances(points, points, *found)
         missing = self.num_neighbors - self._list_length
         return ops.pad(lists, [(0, 0), (0, missing)], constant_values=float("inf"))

@@ -41,7 +41,7 @@ CHAINS = {
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
 def test_elements_are_those_of_tf_data(chain):
     tf = pytest.importorskip("tensorflow", reason="compares with tf.data")
-    found = list(chain(dataset()))
+    found = list(chain(dataset()).as_numpy_iterator())
     expected = list(chain(tf.data.Dataset.from_tensor_slices((X, Y))).as_numpy_iterator())
     assert len(found) == len(expected) == len(chain(dataset()))
     for ours, theirs in zip(found, expected, strict=True):

@@ -141,6 +141,32 @@ def test_phase_and_joint_switch_in_functions_that_are_compiled_here():
     assert all(abs(answers[0] - other).max() > 1e-2 for other in answers[1:3])
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="TensorFlow compiles no eager call")
+@pytest.mark.parametrize("units", [None, 3])
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_second_call_from_python_compiles_nothing(joint, units):
+    import jax
+
+    compilations = []
+
+    def listener(event, duration, **_):
+        if "backend_compile" in event:
+            compilations.append(event)
+
+    model, _ = make_model(joint=joint, units=units)
+    x, _ = clusters(3, seed=1)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        first = array(model(x))
+        compilations.clear()
+        np.testing.assert_array_equal(array(model(x)), first)
+        assert not compilations
+        jax.jit(lambda value: value + 1)(1)
+        assert compilations, "the listener hears nothing"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
 def test_alone_an_answer_does_not_depend_on_the_batch():
     model, head = make_model()
     x, _ = clusters(24, seed=1)
