@@ -29,8 +29,9 @@ def main() -> int:
         with contextlib.suppress(ImportError):  # JAX does not need it.
             import tensorflow  # noqa: F401  On JAX, only data sets would import it, and later.
 
-        from keras_robust.cli import main
+        from keras_robust.cli import keep_compiled, main
 
+        keep_compiled()
     return main()
 
 

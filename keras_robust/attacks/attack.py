@@ -316,7 +316,8 @@ class Attack(Value):
         seed: Any,
     ) -> RoundResult:
         """Round `index` in tensor operations."""
-        problem = _problem(self, classifier, y, seed, index, _ATTACKED, x.dtype, _CAUTION)
+        attacked_seed = backend.fold_in(backend.fold_in(seed, index), _ATTACKED)
+        problem = Problem(self, classifier, y, attacked_seed, x.dtype, _CAUTION)
         seed = backend.fold_in(seed, index)
         found = self.generate(problem, working(x), start, index, seed, *state)
         if isinstance(found, RoundResult):
@@ -331,26 +332,14 @@ class Attack(Value):
             )
         return RoundResult(found)
 
-    def judge(
-        self, classifier: Classifier, y: Any, seed: Any, index: Any, dtype: str | None = None
-    ) -> Problem:
-        """What judges the images of round `index`: other draws of a random model than attacked."""
-        return _problem(self, classifier, y, seed, index, _JUDGED, dtype)
+    def judge(self, classifier: Classifier, y: Any, seed: Any, index: Any) -> Problem:
+        """What judges the images of round `index`."""
+        return Problem(self, classifier, y, self.judging_seed(seed, index))
+
+    def judging_seed(self, seed: Any, index: Any) -> Any:
+        """The seed that judges round `index`: other draws of a random model than attacked."""
+        return backend.fold_in(backend.fold_in(seed, index), _JUDGED)
 
     def takes_any_batch_size(self, classifier: Classifier) -> bool:
         """Whether one compiled function serves all batch sizes: a user's own may not."""
         return self.objective is None and classifier.takes_any_batch_size
-
-
-def _problem(
-    attack: Attack,
-    classifier: Classifier,
-    y: Any,
-    seed: Any,
-    index: Any,
-    purpose: int,
-    dtype: str | None,
-    caution: float = 1.0,
-) -> Problem:
-    seed = backend.fold_in(backend.fold_in(seed, index), purpose)
-    return Problem(attack, classifier, y, seed, dtype, caution)

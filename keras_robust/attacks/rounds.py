@@ -1,4 +1,8 @@
-"""An attack on arrays: round after round, each compiled once, on the examples not yet done."""
+"""An attack on arrays: round after round, each compiled once, on the examples not yet done.
+
+What judges the images is compiled by itself, once for all attacks: none compiles the forward pass
+for it once more.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +73,7 @@ class Rounds:
         )
 
     def _run_all(self, num_rounds: int) -> None:
-        run_round = self._compiled("round", _traced_round, 3 + len(self.state))
+        run_round = self._compiled_round()
         for index in range(self._continue(), num_rounds):
             active = np.flatnonzero(self.attack.is_active(index, self.margins, self.state))
             if len(active):
@@ -104,10 +108,12 @@ class Rounds:
     def _run_round(self, run_round: Callable[..., Any], index: int, active: np.ndarray) -> None:
         batch, places = self._batch(active)
         images = (values[batch] for values in (self.x, self.y, self.best, *self.state))
-        results = run_round(*images, np.int32(index), self.seed, *self.attack.data_arrays())
-        num_computed = np.array([ops.convert_to_numpy(value) for value in results[2:4]], int)
+        data = self.attack.data_arrays()
+        x_adv, *counts, state = run_round(*images, np.int32(index), self.seed, *data)
+        margins = self._margins(x_adv, batch, self.attack.judging_seed(self.seed, index))
+        num_computed = np.array([ops.convert_to_numpy(count) for count in counts], int)
         new, new_margins, *new_state = (
-            ops.convert_to_numpy(values)[places] for values in (*results[:2], *results[4:])
+            ops.convert_to_numpy(values)[places] for values in (x_adv, margins, *state)
         )
         self._check_finite(new, new_margins)
         better = self.attack.improves(
@@ -116,18 +122,18 @@ class Rounds:
         self.best[active[better]] = new[better]
         self.margins[active[better]] = new_margins[better]
         self.counts[:, active] += num_computed[:, None]
+        self.counts[1, active] += 1
         for values, new_values in zip(self.state, new_state, strict=True):
             values[active] = new_values
 
     def _give_back_originals(self) -> None:
         """The original image for each that does not fool, and the margins of what is returned."""
-        judge = self._compiled("margin", _traced_margin, 2)
         failed = np.flatnonzero(self.margins <= 0)
         unjudged = np.arange(len(self.x)) if self.is_joint else failed
         while len(unjudged):
             self.best[failed] = self.x[failed]
             batch, places = self._batch(unjudged)
-            judged = ops.convert_to_numpy(judge(self.best[batch], self.y[batch], self.seed))
+            judged = ops.convert_to_numpy(self._margins(self.best[batch], batch, self.seed))
             self._check_finite(self.x[:1], judged)
             self.margins[unjudged] = judged[places]
             self.counts[1, unjudged] += 1
@@ -143,15 +149,24 @@ class Rounds:
         batch = filled_up(self.attack, self.classifier, indices, len(self.x))
         return batch, slice(len(indices))
 
-    def _compiled(
-        self, name: str, function: Callable[..., Any], num_batched: int
-    ) -> Callable[..., Any]:
+    def _compiled_round(self) -> Callable[..., Any]:
         attack = self.attack
+        takes_any = attack.takes_any_batch_size(self.classifier)
         return self.classifier.compiled(
-            (name, self.key),
-            lambda *args: function(attack, *args),
-            num_batched=num_batched if attack.takes_any_batch_size(self.classifier) else 0,
+            ("round", self.key),
+            lambda *args: _traced_round(attack, *args),
+            num_batched=3 + len(self.state) if takes_any else 0,
         )
+
+    def _margins(self, x_adv: Any, batch: np.ndarray, seed: Any) -> Any:
+        """How far the model is fooled by images for the examples of a batch."""
+        attack = self.attack
+        judge = self.classifier.compiled(
+            ("margin", attack.targeted, attack.from_logits, attack.num_samples),
+            lambda *args: _traced_margin(attack, *args),
+            num_batched=2 if self.classifier.takes_any_batch_size else 0,
+        )
+        return judge(x_adv, self.y[batch], seed)
 
     def _check_finite(self, x: np.ndarray, margins: np.ndarray) -> None:
         if not np.isfinite(x.astype("float32")).all() or np.isnan(margins).any():
@@ -196,17 +211,15 @@ def filled_up(
 def _traced_round(
     attack: Any, classifier: Classifier, x: Any, y: Any, start: Any, *rest: Any
 ) -> tuple[Any, ...]:
-    """A round, judged on the images as they will be returned: clipped, in the dtype of `x`."""
+    """The images of a round as they will be returned, what they have cost, and the new state."""
     count = len(rest) - attack.num_data
     *state, index, seed = rest[:count]
     attack = attack.with_data(rest[count:], working(x).dtype)
     y = sparse_labels(y)
     found = attack.round(classifier, x, y, working(start), state, index, seed)
-    judge = attack.judge(classifier, y, seed, index, x.dtype)
-    x_adv = judge.as_returned(found.x_adv)
-    counts = (found.num_gradients, found.num_evaluations + 1)
-    counts = tuple(ops.cast(count, "int32") for count in counts)
-    return ops.cast(x_adv, x.dtype), judge.margin(x_adv), *counts, *found.state
+    x_adv = ops.cast(ops.clip(found.x_adv, *attack.bounds), x.dtype)
+    counts = (ops.cast(count, "int32") for count in (found.num_gradients, found.num_evaluations))
+    return x_adv, *counts, tuple(found.state)
 
 
 def _traced_margin(attack: Any, classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:

@@ -8,6 +8,7 @@ here, once for each backend, under the same names:
 - `NoGradientError`: what these raise on TensorFlow where there is none; on JAX it is 0.
 - `compiled(model, key, function)`: `function(...)` compiled once per model, key and shapes.
 - `is_tracing(x)`: whether a compiled function is being traced, so that `x` has no values yet.
+- `keep_compiled(folder)`: keeps compiled functions for other processes; on TensorFlow nothing.
 - `DYNAMIC_BATCH`: whether a compiled function takes batches of every size.
 - `make_seed`, `fold_in`, `uniform`, `normal`: random numbers without state.
 - `rounded(x, dtype)`: `x` rounded to the values of another dtype.
@@ -39,6 +40,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import host_call as host_call
     from keras_robust.backend.tensorflow import input_gradient as input_gradient
     from keras_robust.backend.tensorflow import is_tracing as is_tracing
+    from keras_robust.backend.tensorflow import keep_compiled as keep_compiled
     from keras_robust.backend.tensorflow import make_seed as make_seed
     from keras_robust.backend.tensorflow import matmul as matmul
     from keras_robust.backend.tensorflow import normal as normal
@@ -62,6 +64,7 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import host_call as host_call
     from keras_robust.backend.jax import input_gradient as input_gradient
     from keras_robust.backend.jax import is_tracing as is_tracing
+    from keras_robust.backend.jax import keep_compiled as keep_compiled
     from keras_robust.backend.jax import make_seed as make_seed
     from keras_robust.backend.jax import matmul as matmul
     from keras_robust.backend.jax import normal as normal

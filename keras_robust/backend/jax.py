@@ -1,6 +1,7 @@
 """The JAX backend."""
 
 import contextlib
+import pathlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -87,6 +88,12 @@ def compiled(
         return executable([variable.value for variable in variables], *args)
 
     return run
+
+
+def keep_compiled(folder: pathlib.Path) -> None:
+    """Keeps compiled functions in `folder` for other processes, unless another one is set."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def is_tracing(x: Any) -> bool:

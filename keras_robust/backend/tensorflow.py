@@ -1,6 +1,7 @@
 """The TensorFlow backend."""
 
 import contextlib
+import pathlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -78,6 +79,10 @@ def compiled(
         return cached(model, (key, specs), build)(*args)
 
     return run
+
+
+def keep_compiled(folder: pathlib.Path) -> None:
+    """Nothing: TensorFlow compiles for one process."""
 
 
 def is_tracing(x: Any) -> bool:

@@ -253,3 +253,29 @@ def test_tensorflows_log_is_as_the_user_has_set_it():
     session = run([sys.executable, "-c", "import keras_robust, tensorflow"])
     assert (session.returncode, session.stdout) == (0, "")
     assert "oneDNN" in session.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="TensorFlow keeps nothing compiled")
+def test_jax_keeps_what_it_compiles_for_the_next_call(path, tmp_path):
+    argv = ["evaluate", path, *DATA, "--num-examples", "8", *FGSM, "--no-checks"]
+    # By default JAX keeps what took a second to compile.
+    settings = {
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def kept():
+        return {file.name for file in tmp_path.glob("cache/keras_robust/jax/*/*-cache")}
+
+    first = run_script(*argv, **settings)
+    assert first.returncode == 0, first.stderr
+    compiled = kept()
+    assert any(name.startswith("jit_stateless") for name in compiled)
+    second = run_script(*argv, **settings)
+    assert kept() == compiled
+    assert second.stdout.split("\n\n")[1:] == first.stdout.split("\n\n")[1:] != []
+    elsewhere = str(tmp_path / "elsewhere")
+    run_script(*argv, **settings, JAX_COMPILATION_CACHE_DIR=elsewhere)
+    assert kept() == compiled
+    assert list(pathlib.Path(elsewhere).iterdir())
