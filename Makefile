@@ -45,21 +45,21 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --editable ".[all,test]"
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[all,dev]"
 	touch $@
 
 .venv/installed-peers: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[test,peers]"
+	$(BIN)/python -m pip install --quiet --editable ".[all,test,peers]"
 	touch $@
 
 # ScaNN: it asks for the TensorFlow that it was built for.
 .venv-scann/installed: .venv/bin/python pyproject.toml
 	$(BIN)/python -m venv .venv-scann
-	.venv-scann/bin/python -m pip install --quiet --editable ".[scann,plots,test]"
+	.venv-scann/bin/python -m pip install --quiet --editable ".[scann,test]"
 	touch $@
 
 # The authors' AutoAttack: it asks for other versions of packages than those above.
