@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from data_sets import pairs
 
 import keras_robust as kr
 
@@ -53,7 +53,7 @@ def test_arrays(make_robust, loss, small_data, case):
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_datasets(make_robust, attack, small_data, case):
     spoil, match = BAD_DATA[case]
-    dataset = tf.data.Dataset.from_tensor_slices(spoil(*small_data)).batch(64)
+    dataset = pairs(*spoil(*small_data)).batch(64)
     assert_refused(make_robust(kr.losses.AdversarialTraining(attack)), match, dataset)
 
 
@@ -69,7 +69,7 @@ def test_logits_where_probabilities_are_expected(make_robust, small_data):
 
 
 def test_empty_dataset(make_robust, loss, small_data):
-    dataset = tf.data.Dataset.from_tensor_slices(small_data).batch(64).take(0)
+    dataset = pairs(*small_data).batch(64).take(0)
     assert_refused(make_robust(loss), "must not be empty", dataset)
 
 

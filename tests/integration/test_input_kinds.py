@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from data_sets import pairs, tf_data
 
 
 class Batches(keras.utils.PyDataset):
@@ -21,7 +21,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def as_dataset(*arrays):
-    return tf.data.Dataset.from_tensor_slices(arrays).batch(24)
+    return tf_data(*arrays).batch(24)
 
 
 def as_generator(*arrays):
@@ -47,7 +47,7 @@ def test_batches_with_weights_equal_arrays(
 def test_pairs_equal_arrays(make_robust, loss, assert_same_weights, small_data):
     from_arrays, from_dataset = make_robust(loss), make_robust(loss)
     from_arrays.fit(*small_data, batch_size=24, shuffle=False, verbose=0)
-    from_dataset.fit(as_dataset(*small_data), shuffle=False, verbose=0)
+    from_dataset.fit(pairs(*small_data).batch(24), shuffle=False, verbose=0)
     assert_same_weights(from_arrays, from_dataset)
 
 
@@ -66,5 +66,5 @@ def test_last_batch_of_another_size(make_robust, loss, small_data):
     # Without `drop_remainder`, and unlike the first batch that was checked.
     x, y = small_data
     robust = make_robust(loss)
-    robust.fit(as_dataset(x[:25], y[:25]), shuffle=False, verbose=0)
+    robust.fit(pairs(x[:25], y[:25]).batch(24), shuffle=False, verbose=0)
     assert robust.optimizer.iterations.numpy() == 2

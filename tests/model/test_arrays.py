@@ -6,7 +6,7 @@ import types
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from data_sets import tf_data as slices
 
 import keras_robust as kr
 from keras_robust.model.arrays import as_arrays, first_batch
@@ -37,10 +37,6 @@ class Endless(Sequence):
 
     def __getitem__(self, number):
         return super().__getitem__(number % 3)
-
-
-def slices(*arrays):
-    return tf.data.Dataset.from_tensor_slices(arrays)
 
 
 def generator(x=X, y=Y, size=8):
@@ -77,6 +73,7 @@ FINITE = {
     "unbatched, labels of shape (1,)": lambda: ((slices(X, Y[:, None]),), {}),
     "with weights": lambda: ((slices(X, Y, np.ones(24)).batch(7),), {}),
     "dicts of one": lambda: ((slices({"image": X}, {"label": Y}).batch(7),), {}),
+    "ArrayDataset": lambda: ((kr.datasets.ArrayDataset(X, Y).batch(7),), {}),
     "PyDataset": lambda: ((Sequence(),), {}),
     "DataLoader": lambda: ((DataLoader(),), {}),
     "generator": lambda: ((generator(),), {"steps": 3}),
@@ -108,18 +105,21 @@ def test_what_has_no_end_is_refused(make):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "message"),
+    ("make", "y", "message"),
     [
-        (X, None, "`y` must be given"),
-        (slices(X, Y).batch(8), Y, "`y` must be None"),
-        (slices(X).batch(8), None, "pair of images and labels"),
-        (slices(X, Y).batch(8).take(0), None, "at least one pair"),
-        (slices((X, X), Y).batch(8), None, "`x` must be one array"),
-        ([X, X], Y, "`x` must be one array"),
-        (X, {"a": Y, "b": Y}, "`y` must be one array"),
+        (lambda: X, None, "`y` must be given"),
+        (lambda: slices(X, Y).batch(8), Y, "`y` must be None"),
+        (lambda: Sequence(), Y, "`y` must be None"),
+        (lambda: slices(X).batch(8), None, "pair of images and labels"),
+        (lambda: slices(X, Y).batch(8).take(0), None, "at least one pair"),
+        (lambda: kr.datasets.ArrayDataset(X, Y).batch(8).take(0), None, "at least one pair"),
+        (lambda: slices((X, X), Y).batch(8), None, "`x` must be one array"),
+        (lambda: [X, X], Y, "`x` must be one array"),
+        (lambda: X, {"a": Y, "b": Y}, "`y` must be one array"),
     ],
 )
-def test_what_cannot_be_read(x, y, message):
+def test_what_cannot_be_read(make, y, message):
+    x = make()
     with pytest.raises(ValueError, match=message):
         as_arrays(x, y)
 
@@ -153,6 +153,9 @@ def bad(x, y=Y):
     return {
         "arrays": lambda m: m.fit(x, y, batch_size=8, verbose=0),
         "tf.data": lambda m: m.fit(slices(x, y).batch(8), verbose=0),
+        "ArrayDataset": lambda m: m.fit(
+            kr.datasets.ArrayDataset(x, y).batch(8), shuffle=False, verbose=0
+        ),
         "PyDataset": lambda m: m.fit(Sequence(x, y), shuffle=False, verbose=0),
         "generator": lambda m: m.fit(generator(x, y), steps_per_epoch=3, verbose=0),
         "train_on_batch": lambda m: m.train_on_batch(x[:8], y[:8]),

@@ -6,6 +6,7 @@ import pytest
 
 import keras_robust as kr
 
+tf = pytest.importorskip("tensorflow", reason="SavedModel and TFLite are TensorFlow's")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*`native_serialization`:DeprecationWarning"),
@@ -48,8 +49,6 @@ def with_total_variation():
 
 
 def from_saved_model(model, path):
-    import tensorflow as tf
-
     model.export(path, verbose=False)
     loaded = tf.saved_model.load(path)  # It holds the variables.
     return loaded.serve(tf.constant(NEW)).numpy()
@@ -86,8 +85,6 @@ def test_a_wnll_head_says_nan_on_jax(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 @pytest.mark.parametrize("make", [with_head, with_total_variation])
 def test_tflite(make, tmp_path):
-    import tensorflow as tf
-
     model = make()
     path = str(tmp_path / "model.tflite")
     model.export(path, format="litert", verbose=False)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from data_sets import pairs, tf_data
 
 import keras_robust as kr
 
@@ -34,9 +34,8 @@ def accuracy(model):
     return float((model.predict(X_TEST, verbose=0).argmax(axis=1) == Y).mean())
 
 
-def data_set(repeat=False):
-    data = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(160, seed=0).batch(40)
-    return data.repeat() if repeat else data
+def shuffled(make=pairs):
+    return make(X, Y).shuffle(160, seed=0).batch(40)
 
 
 class Batches(keras.utils.PyDataset):
@@ -49,11 +48,15 @@ class Batches(keras.utils.PyDataset):
 
 
 FORMS = {
-    "arrays": ((X, Y), {"batch_size": 40}),
-    "tensors and one-hot labels": ((tf.constant(X), np.eye(4)[Y]), {"batch_size": 40}),
-    "tf.data": ((data_set(),), {}),
-    "endless tf.data": ((data_set(repeat=True),), {"steps_per_epoch": 4}),
-    "PyDataset": ((Batches(),), {}),
+    "arrays": lambda: ((X, Y), {"batch_size": 40}),
+    "tensors and one-hot labels": lambda: (
+        (keras.ops.convert_to_tensor(X), np.eye(4)[Y]),
+        {"batch_size": 40},
+    ),
+    "tf.data": lambda: ((shuffled(tf_data),), {}),
+    "endless tf.data": lambda: ((shuffled(tf_data).repeat(),), {"steps_per_epoch": 4}),
+    "ArrayDataset": lambda: ((shuffled(kr.datasets.ArrayDataset),), {}),
+    "PyDataset": lambda: ((Batches(),), {}),
 }
 
 
@@ -61,7 +64,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_after_fit_the_model_predicts_as_it_was_trained(form):
     """Nobody has to know of the template: 25% would be chance."""
-    data, arguments = FORMS[form]
+    data, arguments = FORMS[form]()
     model = make_model()
     history = compiled(model).fit(*data, epochs=3, verbose=0, **arguments).history
     assert model.layers[-1].phase == "wnll"
@@ -76,7 +79,7 @@ def test_data_that_are_read_once_bring_a_warning_that_says_what_to_call(kind):
         for number in range(8):
             yield Batches()[number % 4]
 
-    data = generator() if kind == "generator" else iter(data_set(repeat=True))
+    data = generator() if kind == "generator" else iter(shuffled(tf_data).repeat())
     model = make_model()
     robust = compiled(model)
     with pytest.warns(UserWarning, match=r"adapt_template\(model, x, y\)"):
@@ -142,7 +145,7 @@ def test_with_unlabeled_examples():
 
 
 def test_too_few_examples_for_the_template_are_found_before_training():
-    for data in ((X, Y), (data_set(),)):
+    for data in ((X, Y), (shuffled(),)):
         robust = compiled(make_model(template_size=200))
         with pytest.raises(ValueError, match=r"at least `template_size`, 200.*TemplateUpdate"):
             robust.fit(*data, verbose=0)

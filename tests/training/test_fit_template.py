@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from data_sets import pairs, tf_data
 from keras import ops
 
 import keras_robust as kr
@@ -31,10 +31,10 @@ def template(size, num_classes=3, unlabeled_size=0):
     return head.template
 
 
-def numbered(labels, batch_size=64):
+def numbered(labels, batch_size=64, make=pairs):
     """A data set whose images are their own numbers."""
     images = np.arange(len(labels), dtype="float32")[:, None]
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
+    return make(images, labels).batch(batch_size)
 
 
 class TestDrawFromDataSet:
@@ -77,7 +77,7 @@ class TestDrawFromDataSet:
         assert images.max() < 200
 
     def test_the_steps_of_an_endless_data_set(self):
-        data = numbered(np.arange(300) % 3, 50).repeat()
+        data = numbered(np.arange(300) % 3, 50, tf_data).repeat()
         images, _ = draw_from_data_set(template(100), data, 2)
         assert sorted(images[:, 0].astype(int)) == list(range(100))
 
