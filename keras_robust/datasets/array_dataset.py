@@ -17,8 +17,9 @@ class ArrayDataset(keras.utils.PyDataset):
     """Images and labels in memory, with the methods of `tf.data` that training needs.
 
     `batch`, `shuffle`, `take`, `skip` and `map` each return another data set, and compute nothing
-    before it is read. `fit` takes it once it has been batched; the library's own functions take
-    it as it is.
+    before it is read. `fit` takes it once it has been batched, and reads the batches in random
+    order unless it is called with `shuffle=False`, as it does every `PyDataset`; the library's own
+    functions take it as it is.
 
     Args:
         images: array, shape `(num_examples, ...)`.

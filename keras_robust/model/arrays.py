@@ -94,7 +94,7 @@ def first_batch(x: Any, y: Any = None) -> tuple[Any, Any, Any]:
         # What Keras takes is a generator.
         again = (element for element in itertools.chain([] if first is None else [first], x))
     elif isinstance(x, keras.utils.PyDataset):
-        first = x[0]
+        first = None if x.num_batches == 0 else x[0]
     elif hasattr(x, "take"):
         first = next(iter(x.take(1)), None)
     elif hasattr(x, "element_spec"):  # Distributed to several devices: each has its own part.
