@@ -29,7 +29,11 @@ def main() -> int:
         with contextlib.suppress(ImportError):  # JAX does not need it.
             import tensorflow  # noqa: F401  On JAX, only data sets would import it, and later.
 
-        from keras_robust.cli import keep_compiled, main
+        try:
+            from keras_robust.cli import keep_compiled, main
+        except ImportError as error:  # What it says is to be installed, without a traceback.
+            print(f"keras-robust: error: {error}", file=sys.stderr)
+            return 2
 
         keep_compiled()
     return main()

@@ -25,13 +25,14 @@ from typing import Any
 import keras
 import numpy as np
 from records import Records, center_and_half, interval
-from sklearn.model_selection import StratifiedKFold
 from vgg import layer_names, vgg
 
 import keras_robust as kr
+from keras_robust.metrics.analysis import require_scikit_learn
 from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.model.arrays import as_arrays
 from keras_robust.model.classifier import Classifier
+from keras_robust.report.plots import require_matplotlib
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -118,8 +119,6 @@ def noisy(x: np.ndarray, seed: int) -> np.ndarray:
 
 def defended(args: argparse.Namespace, method: str, fold: Fold) -> keras.Model:
     """The network after fine-tuning by a method."""
-    import tensorflow as tf
-
     keras.utils.set_random_seed(100 * args.seed + fold.number)
     train = fold.train
     model = vgg(train[0].shape[1:], args.width)
@@ -151,18 +150,19 @@ def defended(args: argparse.Namespace, method: str, fold: Fold) -> keras.Model:
     else:  # cross-entropy: benign images alone, as a control.
         x, y = train
     order = np.random.default_rng(fold.number).permutation(len(x))
-    images = (x[order], x_a[order]) if takes_pairs else x[order]
-    data = tf.data.Dataset.from_tensor_slices((images, y[order]))
+
+    def data(rows: np.ndarray) -> tuple[Any, np.ndarray]:
+        return ((x[rows], x_a[rows]) if takes_pairs else x[rows]), y[rows]
+
     held_out = len(x) // 10
-    validation = data.take(held_out).batch(500)
-    data = data.skip(held_out).shuffle(20_000, seed=fold.number).batch(100)
     # As many steps for each method as the pairs ask for.
     epochs = args.epochs if takes_pairs else args.epochs * max(1, round(len(x_a) / len(x)))
     robust = kr.RobustModel(model)
     robust.compile("nadam", loss, metrics=["accuracy"])
     checkpoint = args.output / "best.weights.h5"
     robust.fit(
-        data, epochs=epochs, validation_data=validation, verbose=0,
+        *data(order[held_out:]), batch_size=100, epochs=epochs, verbose=0,
+        validation_data=data(order[:held_out]), validation_batch_size=500,
         callbacks=[
             keras.callbacks.ModelCheckpoint(checkpoint, save_best_only=True, save_weights_only=True)
         ],
@@ -262,6 +262,10 @@ def draw_rows(
 
 def main() -> None:
     args = parse_arguments()
+    require_matplotlib()
+    require_scikit_learn()
+    from sklearn.model_selection import StratifiedKFold
+
     args.output.mkdir(parents=True, exist_ok=True)
     parts = [
         as_arrays(kr.datasets.load(args.dataset, split, data_dir=args.data_dir))

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 import keras_robust as kr
+from keras_robust.report.plots import require_matplotlib
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,6 +49,7 @@ def make_classifier(input_shape: tuple[int, ...], head: keras.layers.Layer) -> k
 
 def main() -> None:
     args = parse_arguments()
+    require_matplotlib()
     keras.utils.set_random_seed(args.seed)
     train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir)
     train = train.take(args.train_examples or len(train))

@@ -21,12 +21,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
-import keras_tuner
 import numpy as np
 from records import made_by
 
 import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
+from keras_robust.report.plots import require_matplotlib
+
+try:
+    import keras_tuner
+except ImportError as error:
+    raise ImportError(
+        "Tuning needs KerasTuner. Install it with the extra `tuner`: "
+        "`pip install 'keras-robust[tuner]'`."
+    ) from error
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -161,6 +169,7 @@ def table_of(trials: list[dict[str, float]]) -> str:
 
 def main() -> None:
     args = parse_arguments()
+    require_matplotlib()
     defence = DEFENCES[args.defence]
     low = defence.low if args.low is None else args.low
     high = defence.high if args.high is None else args.high

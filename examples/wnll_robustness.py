@@ -19,6 +19,7 @@ from records import Records
 
 import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
+from keras_robust.report.plots import require_matplotlib
 
 L = keras.layers
 HEADS = ("softmax", "WNLL")
@@ -125,6 +126,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
 
 def main() -> None:
     args = parse_arguments()
+    require_matplotlib()
     splits = (kr.datasets.load(args.dataset, s, data_dir=args.data_dir) for s in ("train", "test"))
     train, test = (as_arrays(split) for split in splits)
     test = tuple(part[: args.num_examples] for part in test)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -133,9 +134,21 @@ class RobustModel(backend.TrainStep, keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Exports `base_model`, which computes the same: arguments as of Keras's `export`."""
-        self.base_model.export(filepath, *args, **kwargs)
+    def export(
+        self, filepath: Any, format: str = "tf_saved_model", *args: Any, **kwargs: Any
+    ) -> None:
+        """Exports `base_model`, which computes the same: arguments as of Keras's `export`.
+
+        Raises:
+            ImportError: if `format` is `"tf_saved_model"`, and TensorFlow is not installed.
+        """
+        if format == "tf_saved_model" and importlib.util.find_spec("tensorflow") is None:
+            raise ImportError(
+                "A SavedModel is written by TensorFlow. Install it with the extra `tensorflow`: "
+                "`pip install 'keras-robust[tensorflow]'`; `base_model.save('name.keras')` needs "
+                f"none. Received: format={format!r}"
+            )
+        self.base_model.export(filepath, format, *args, **kwargs)
 
     @property
     def output_names(self) -> list[str]:

@@ -1,0 +1,111 @@
+"""What is not installed is named, with the extra that brings it, before any work."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_robust as kr
+
+ROOT = pathlib.Path(__file__).parent.parent
+RNG = np.random.default_rng(0)
+X, Y = RNG.random((8, 4, 4, 1), "float32"), np.arange(8) % 2
+BACKENDS = ("tensorflow", "jax")
+
+
+def extra(name):
+    return rf"pip install 'keras-robust\[{name}\]'"
+
+
+def model():
+    return keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+
+
+class Never(kr.attacks.FGSM):
+    def run_checked(self, *args, **kwargs):
+        raise AssertionError
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Makes modules seem not to be installed."""
+
+    def without(*names):
+        for name in names:
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return without
+
+
+def test_a_report_in_a_folder(without, tmp_path):
+    without("matplotlib")
+    folder = tmp_path / "report"
+    with pytest.raises(ImportError, match=extra("plots")):
+        kr.evaluate(model(), X, Y, Never(0.1), output=folder, verbose=0)
+    assert not folder.exists()
+
+
+def test_pictures_of_features(without, tmp_path):
+    without("sklearn")
+    folder = tmp_path / "report"
+    with pytest.raises(ImportError, match=extra("analysis")):
+        kr.evaluate(model(), X, Y, Never(0.1), output=folder, pictures=True, verbose=0)
+    assert not folder.exists()
+
+
+def test_plots(without, tmp_path):
+    without("matplotlib")
+    path = tmp_path / "curves.png"
+    with pytest.raises(ImportError, match=extra("plots")):
+        kr.evaluation.plot_curves({"model": {0.0: 1.0, 0.1: 0.5}}, path)
+
+
+def test_a_saved_model_for_tensorflow(without, tmp_path):
+    robust, path = kr.RobustModel(model()), tmp_path / "exported"
+    without("tensorflow")
+    with pytest.raises(ImportError, match=extra("tensorflow")):
+        robust.export(str(path))
+    assert not path.exists()
+
+
+# Before anything else has imported the backend, which the process of the tests has done.
+WITHOUT = "import sys; sys.modules[{name!r}] = None; "
+
+
+def run(code, name):
+    kept = {n: value for n, value in os.environ.items() if n != "TF_CPP_MIN_LOG_LEVEL"}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(name=name) + code],
+        env={**kept, "KERAS_BACKEND": name},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_backend(name):
+    found = run("import keras_robust", name)
+    assert found.returncode == 1
+    said = found.stderr.splitlines()[-1]
+    assert said.startswith(f"ImportError: Keras's backend is {name!r}, which is not installed.")
+    assert f"pip install 'keras-robust[{name}]'" in said
+    (other,) = set(BACKENDS) - {name}
+    assert f"KERAS_BACKEND to {other!r}" in said
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_backend_of_the_command(name):
+    """As the installed script does; one line, and the exit status of bad input."""
+    found = run(
+        "import keras_robust_command as c; sys.argv[1:] = ['--version']; sys.exit(c.main())", name
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith("keras-robust: error: Keras's backend is ")
+    assert f"pip install 'keras-robust[{name}]'" in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert found.stdout == ""
