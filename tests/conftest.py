@@ -1,6 +1,5 @@
 """What the tests share. They run on the backend that KERAS_BACKEND names."""
 
-import contextlib
 import gc
 import os
 import types
@@ -69,15 +68,20 @@ def embedded_data():
 @pytest.fixture
 def double_precision():
     """float64 throughout, where rounding would decide what a test looks at."""
+    _set_double_precision(True)
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
-    with contextlib.ExitStack() as stack:
-        if keras.backend.backend() == "jax":
-            import jax
-
-            stack.enter_context(jax.enable_x64(True))
-        yield
+    yield
     keras.config.set_floatx("float32")
+    _set_double_precision(False)
+
+
+def _set_double_precision(value):
+    """On JAX, whose context manager for it has another name in each of its versions."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", value)
 
 
 @pytest.fixture
