@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import keras_robust as kr
+from keras_robust.cli import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -70,6 +72,18 @@ def test_a_saved_model_for_tensorflow(without, tmp_path):
     with pytest.raises(ImportError, match=extra("tensorflow")):
         robust.export(str(path))
     assert not path.exists()
+
+
+def test_a_data_set_of_the_command(without, tmp_path, capsys):
+    path = str(tmp_path / "model.keras")
+    model().save(path)
+    without("tensorflow_datasets")
+    attack = ["--attack", "fgsm", "--epsilon", "0.1"]
+    assert main(["evaluate", path, "--dataset", "mnist", *attack]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("keras-robust: error: --dataset mnist: ")
+    assert re.search(extra("datasets"), said)
+    assert said.count("\n") == 1
 
 
 # Before anything else has imported the backend, which the process of the tests has done.
