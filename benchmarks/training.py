@@ -18,6 +18,7 @@ Each case is written to `benchmarks/results/` as soon as it has been measured.
 """
 
 import argparse
+import functools
 import pathlib
 import statistics
 import time
@@ -116,8 +117,7 @@ def measure(
         model = case.make_model()
         for steps in case.attack_steps:
             prepared[f"pgd_{steps}", number] = measured(
-                lambda attack=case.attack(steps), model=model: attack(model, x, y, seed=0),
-                sample_seconds,
+                functools.partial(case.attack(steps), model, x, y, seed=0), sample_seconds
             )
         robust = kr.RobustModel(model)
         robust.compile(
@@ -200,9 +200,7 @@ def main() -> None:
         case = CASES[name]
         default = case.gpu_batch_sizes[:1] if on_cpu else case.gpu_batch_sizes
         for batch_size in args.batch_sizes or default:
-            figures = measure(
-                case, batch_size, args.repeats, args.seconds, args.compilations
-            )
+            figures = measure(case, batch_size, args.repeats, args.seconds, args.compilations)
             if (name, batch_size) in peak_memory:
                 figures["peak_memory_bytes"] = peak_memory[name, batch_size]
             results.add(f"{name}, batch size {batch_size}", figures)
