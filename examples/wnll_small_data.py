@@ -3,6 +3,8 @@
     python examples/wnll_small_data.py --data-dir DIR
     python examples/wnll_small_data.py --data-dir DIR --dataset cifar10 --seeds 0 1 2
     python examples/wnll_small_data.py --data-dir DIR --epsilon 0.1 --epochs 60
+    python examples/wnll_small_data.py --data-dir DIR --dataset cifar10_jpeg --num-train 5000 \
+        --epsilon 0.0314 --growth 0.5 --epochs 16
 
 Every method processes the same number of images in training, but for "softmax, a third", which
 is what the others' linear parts alone would cost. Each run is written to the results as soon as
@@ -10,7 +12,7 @@ it has ended, and is not repeated.
 
 With `--epsilon`, softmax and end to end are trained by PGD-5, and the worst case over PGD-100 with
 2 restarts (for WNLL through each surrogate too) and Square is measured on the first 500 test
-images, in one batch.
+images, in one batch. With `--growth` the radius grows from 0 over that share of training.
 """
 
 import argparse
@@ -49,6 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all there are")
     parser.add_argument("--epsilon", type=float, default=None, help="trains adversarially")
+    parser.add_argument(
+        "--growth", type=float, default=0.0, help="share of training in which epsilon grows from 0"
+    )
     parser.add_argument("--epochs", type=int, default=180, help="of 1,000 images")
     parser.add_argument("--num-train", type=int, default=NUM_TRAIN)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("wnll_small_data.json"))
@@ -58,6 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     args.methods = args.methods or (METHODS if args.epsilon is None else ADVERSARIAL)
     if args.epsilon is not None and not set(args.methods) <= set(ADVERSARIAL):
         parser.error(f"--epsilon is for the methods {ADVERSARIAL}")
+    if not 0 <= args.growth <= 1:
+        parser.error(f"--growth must be from 0 to 1. Received: {args.growth}")
     return args
 
 
@@ -75,10 +82,20 @@ def head(size: int, **settings: Any) -> kr.layers.WNLLHead:
     return kr.layers.WNLLHead(10, template_size=size, **settings)
 
 
-def adam(num_images: int, batch_size: int, epochs: int) -> keras.optimizers.Adam:
+def adam(num_steps: int) -> keras.optimizers.Adam:
     """Adam, whose rate falls to 0 by a cosine: the same for softmax and end to end."""
-    steps = -(-num_images // batch_size) * epochs
-    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps))
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, num_steps))
+
+
+def training_attack(epsilon: float | None, growth: float, num_steps: int) -> Any:
+    """PGD-5, whose radius grows in the first part of the steps; `None` without a radius."""
+    if epsilon is None:
+        return None
+    radius: Any = epsilon
+    if growth > 0:
+        grown = max(1, round(growth * num_steps))
+        radius = keras.optimizers.schedules.PolynomialDecay(0.0, grown, epsilon)
+    return kr.attacks.PGD(radius, num_steps=5)
 
 
 def accuracy(model: keras.Model, test: tuple) -> float:
@@ -100,10 +117,16 @@ def worst_case(model: keras.Model, test: tuple, epsilon: float) -> float:
 
 
 def run(
-    method: str, seed: int, train: tuple, test: tuple, epochs: int, epsilon: float | None
+    method: str,
+    seed: int,
+    train: tuple,
+    test: tuple,
+    epochs: int,
+    epsilon: float | None,
+    growth: float,
 ) -> dict[str, float]:
     """Trains by one method, and gives the test accuracy; with epsilon that in the worst case."""
-    model = trained(method, seed, train, epochs, epsilon)
+    model = trained(method, seed, train, epochs, epsilon, growth)
     found = {"accuracy": accuracy(model, test)}
     if epsilon is not None:
         found["worst case"] = worst_case(model, test, epsilon)
@@ -111,22 +134,26 @@ def run(
 
 
 def trained(
-    method: str, seed: int, train: tuple, epochs: int, epsilon: float | None
+    method: str, seed: int, train: tuple, epochs: int, epsilon: float | None, growth: float
 ) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    attack = None if epsilon is None else kr.attacks.PGD(epsilon, num_steps=5)
     shape, size = train[0].shape[1:], len(train[0])
+
+    def num_steps(batch_size: int) -> int:
+        return -(-size // batch_size) * epochs
+
     if method.startswith("softmax"):
         model = network(shape, L.Dense(10))
         part = epochs // 3 if method.endswith("third") else epochs
         wrapped, loss = model, CROSS_ENTROPY
+        attack = training_attack(epsilon, growth, num_steps(100))
         if attack is not None:
             wrapped, loss = kr.RobustModel(model), kr.losses.AdversarialTraining(attack)
-        wrapped.compile(adam(size, 100, part), loss)
+        wrapped.compile(adam(num_steps(100) * part // epochs), loss)
         wrapped.fit(*train, batch_size=100, epochs=part, verbose=0)
     elif method == "WNLL on softmax features":
         model = network(shape, head(size))
-        model.compile(adam(size, 100, epochs), CROSS_ENTROPY)
+        model.compile(adam(num_steps(100)), CROSS_ENTROPY)
         model.fit(*train, batch_size=100, epochs=epochs, verbose=0)
         kr.training.adapt_template(model, *train)
     elif method == "alternating":
@@ -138,11 +165,12 @@ def trained(
         )  # fmt: skip
     else:
         model = network(shape, head(size, units=200 if method.endswith("block") else None))
+        attack = training_attack(epsilon, growth, num_steps(BATCH))
         loss = kr.losses.GraphInterpolation(
             linear_weight=float(method.endswith("linear")), attack=attack
         )
         robust = kr.RobustModel(model)
-        robust.compile(optimizer=adam(size, BATCH, epochs), loss=loss)
+        robust.compile(optimizer=adam(num_steps(BATCH)), loss=loss)
         robust.fit(*train, batch_size=BATCH, epochs=epochs, verbose=0)
         kr.training.adapt_template(model, *train)
     return model
@@ -161,6 +189,7 @@ def main() -> None:
 
     def key(method: str, seed: int) -> str:
         attacked = "" if args.epsilon is None else f" at epsilon {args.epsilon}"
+        attacked += f", growing for {args.growth:g} of them" if args.growth else ""
         size = args.num_train
         return f"{args.dataset}, {size}, {args.epochs} epochs{attacked}, {method}, seed {seed}"
 
@@ -170,7 +199,7 @@ def main() -> None:
             found = records.run(
                 name,
                 lambda method=method, seed=seed: run(
-                    method, seed, train, test, args.epochs, args.epsilon
+                    method, seed, train, test, args.epochs, args.epsilon, args.growth
                 ),
             )
             shown = "  ".join(
