@@ -36,6 +36,15 @@ def _tf32_everywhere(request):
         request.getfixturevalue("tf32")
 
 
+@pytest.fixture
+def error_of_terms(request):
+    """How far off the terms of a network's products may be, relative to their size.
+
+    In TF32, which a network keeps, both factors are rounded to 10 bits.
+    """
+    return 2.1 * 2**-11 if request.config.getoption("--tf32") else 0.0
+
+
 @pytest.fixture(autouse=True)
 def _reproducible():
     """Each test starts from the same random numbers and the same global policy."""

@@ -39,8 +39,10 @@ def emulated(function):
 
     @functools.wraps(function)
     def multiply(*args, **kwargs):
+        # A copy, since TensorFlow's custom gradients take no variables.
         args = [
-            arg if isinstance(arg, str) else _factor(ops.convert_to_tensor(arg)) for arg in args
+            arg if isinstance(arg, str) else _factor(ops.copy(ops.convert_to_tensor(arg)))
+            for arg in args
         ]
         return _product(function(*args, **kwargs))
 
