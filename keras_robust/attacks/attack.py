@@ -18,6 +18,7 @@ from keras_robust.attacks.rounds import Rounds
 from keras_robust.attacks.value import Value
 from keras_robust.model.arrays import as_array, single
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.images import Images
 from keras_robust.ops import per_example_where, sparse_labels
 
 # What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
@@ -263,7 +264,7 @@ class Attack(Value):
             )[1]
         return ops.cast(ops.clip(best, *self.bounds), x.dtype)
 
-    def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> int:
+    def check(self, model: Any, x: np.ndarray | Images, y: np.ndarray) -> int:
         """Raises a `ValueError` for input that the attack cannot work on.
 
         Returns:
@@ -274,7 +275,7 @@ class Attack(Value):
         self.check_classifier(classifier, x)
         return num_classes
 
-    def check_classifier(self, classifier: Classifier, x: np.ndarray) -> None:
+    def check_classifier(self, classifier: Classifier, x: np.ndarray | Images) -> None:
         """Raises a `ValueError` for a checked model and images that this attack cannot work on.
 
         It warns of a radius that is implausible for images of this size.

@@ -16,6 +16,7 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.square import Square
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.images import Images
 
 # How many draws of a random model each version averages over.
 _NUM_SAMPLES = {"standard": 1, "rand": 20}
@@ -122,7 +123,7 @@ class AutoAttack(Attack):
         # Set afterwards: in a function under construction the radius is a tensor.
         return Ensemble([attack.changed(epsilon=self.epsilon) for attack in attacks])
 
-    def check_classifier(self, classifier: Classifier, x: np.ndarray) -> None:
+    def check_classifier(self, classifier: Classifier, x: np.ndarray | Images) -> None:
         self.ensemble(classifier.num_classes).check_classifier(classifier, x)
 
     def round_costs(self, num_classes: int) -> list[Cost]:

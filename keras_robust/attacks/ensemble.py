@@ -16,6 +16,7 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
 from keras_robust.attacks.rounds import filled_up
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.images import Images
 from keras_robust.ops import per_example
 
 # What must be the same for all attacks of an ensemble.
@@ -81,7 +82,7 @@ class Ensemble(Attack):
         num_samples = max(attack.num_samples for attack in self.attacks)
         super().__init__(**common, num_samples=num_samples)
 
-    def check_classifier(self, classifier: Classifier, x: np.ndarray) -> None:
+    def check_classifier(self, classifier: Classifier, x: np.ndarray | Images) -> None:
         for attack in self.attacks:
             attack.check_classifier(classifier, x)
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_robust.datasets.load import load
-from keras_robust.model.arrays import as_arrays
+from keras_robust.model.arrays import as_images
 from keras_robust.model.classifier import Classifier, check_outputs
+from keras_robust.model.images import Images
 
 _PROBED = 64
 # What files that are no archives begin with, and what they are.
@@ -97,18 +99,23 @@ def _loading_advice(message: str) -> str:
     return message.strip().split("\n")[0]
 
 
-def load_data(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def load_data(options: argparse.Namespace) -> tuple[np.ndarray | Images, np.ndarray]:
     """Images, scaled to the bounds, and labels."""
+    low, high = options.bounds
+
+    def scaled(image: Any, label: Any) -> tuple[Any, Any]:
+        return ops.clip(low + (high - low) * image, low, high), label
+
     try:
         data = load(options.dataset, options.split, options.data_dir)
-        x, y = as_arrays(data if options.num_examples is None else data.take(options.num_examples))
+        if options.num_examples is not None:
+            data = data.take(options.num_examples)
+        return as_images(data.map(scaled))
     except Exception as error:  # downloads fail in many ways
         raise ValueError(f"--dataset {options.dataset}: {error}") from error
-    low, high = options.bounds
-    return np.clip(low + (high - low) * x, low, high), y
 
 
-def returns_logits(model: Any, x: np.ndarray, given: bool | None) -> bool:
+def returns_logits(model: Any, x: np.ndarray | Images, given: bool | None) -> bool:
     """Whether the model returns logits: as the user says, or as it looks."""
     classifier = Classifier.of(model)
     classifier.check_structure()

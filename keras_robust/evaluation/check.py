@@ -13,8 +13,9 @@ from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.registry import run_checks
 from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.radii import check_attack, radii
-from keras_robust.model.arrays import as_arrays, padded_batches, sparse
+from keras_robust.model.arrays import as_images, padded_batches, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.images import Images
 from keras_robust.report.check_result import CheckResult
 
 NUM_EXAMPLES = 100
@@ -126,7 +127,7 @@ def check(
         chance = validation.check_number("chance", chance, exclusive=True, maximum=1.0)
     num_examples = validation.check_count("num_examples", num_examples)
     classifier = Classifier.of(model)
-    x, y = as_arrays(x, y, steps)
+    x, y = as_images(x, y, steps)
     attack.check(classifier, x, y)
     other = check_transfer_from(transfer_from, attack, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
@@ -160,7 +161,7 @@ def check(
 
 def check_evaluation(
     classifier: Classifier,
-    x: np.ndarray,
+    x: np.ndarray | Images,
     labels: np.ndarray,
     classes: np.ndarray,
     clean: np.ndarray,
@@ -226,7 +227,7 @@ def check_evaluation(
 
 
 def check_transfer_from(
-    transfer_from: Any, attack: Attack, x: np.ndarray, y: np.ndarray
+    transfer_from: Any, attack: Attack, x: np.ndarray | Images, y: np.ndarray
 ) -> Classifier | None:
     """The other model; raises a `ValueError` for what is no model for the same data."""
     if transfer_from is None:
@@ -275,7 +276,7 @@ def _whole(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _look(
     classifier: Classifier,
-    x: np.ndarray,
+    x: np.ndarray | Images,
     labels: np.ndarray,
     num_examples: int,
     batch_size: int,

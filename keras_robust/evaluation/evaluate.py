@@ -21,7 +21,7 @@ from keras_robust.evaluation.shards import SHARD, check_shard, share_of
 from keras_robust.evaluation.surrogates import with_surrogates
 from keras_robust.metrics.accuracy import attack_in_batches
 from keras_robust.metrics.radii import radii, union
-from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.arrays import as_images, sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.report import plots
 from keras_robust.report.report import Report
@@ -70,7 +70,9 @@ def evaluate(
             in inference mode, as it is when the evaluation begins.
         x: images, shape `(num_examples, ...)`; or a data set of pairs of images and labels, as
             for Keras's `fit`: a `tf.data.Dataset` (batched or not), a `keras.utils.PyDataset`, a
-            torch `DataLoader`, or a generator with `steps`. All of it is held in memory.
+            torch `DataLoader`, or a generator with `steps`. A data set is read several times, a
+            batch at a time; a generator, and a data set that holds other images each time
+            (`shuffle`, random augmentation), is read once and held in memory.
         y: integer labels, shape `(num_examples,)`, or one-hot labels, shape
             `(num_examples, num_classes)`. Defaults to `None`, for a data set.
         attacks: mapping of names to `kr.attacks.Attack`s, untargeted, at least one; or a list of
@@ -146,7 +148,7 @@ def evaluate(
     if shard is not None:
         check_shard(shard, output, worst_case_only, pictures)
     classifier = Classifier.of(model)
-    x, y = as_arrays(x, y, steps)
+    x, y = as_images(x, y, steps)
     attacks = with_surrogates(classifier, attacks)
     classifier.check(x, y, *((attack.bounds, attack.from_logits) for attack in attacks.values()))
     for attack in attacks.values():
@@ -196,7 +198,7 @@ def evaluate(
             batches,
             attack.round_costs(classifier.num_classes),
             file=file_name(number),
-            keep=functools.partial(shortened, x, labels),
+            keep=functools.partial(shortened, labels),
             progress=progress,
             verbose=verbose,
             shard=shard or (1, 1),

@@ -12,11 +12,12 @@ import numpy as np
 from keras import ops
 
 from keras_robust.attacks import Attack
+from keras_robust.model.images import Images, as_bytes, content_of
 
 
 def fingerprint(
     model: Any,
-    x: np.ndarray,
+    x: np.ndarray | Images,
     y: np.ndarray,
     clean: np.ndarray,
     attacks: Mapping[str, Attack],
@@ -31,7 +32,7 @@ def fingerprint(
         settings: what else the figures depend on.
     """
     facts = {
-        "images": _hash([x]),
+        "images": f"{x.dtype} {x.shape} {content_of(x)}",
         "labels": _hash([y]),
         "attacks": json.dumps(list(attacks)),
         **{f"arguments of {name}": attack_fingerprint(attack) for name, attack in attacks.items()},
@@ -84,6 +85,5 @@ def _hash(values: Iterable[np.ndarray | bytes]) -> str:
     for value in values:
         if isinstance(value, np.ndarray):
             digest.update(f"{value.dtype}{value.shape}".encode())
-            value = np.ascontiguousarray(value).tobytes()
-        digest.update(value)
+        digest.update(as_bytes(value) if isinstance(value, np.ndarray) else value)
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from keras_robust.metrics.analysis import require_scikit_learn
 from keras_robust.metrics.curves import with_epsilon
 from keras_robust.metrics.geometry import feature_geometry
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.images import Images
 from keras_robust.report.report import Report
 from keras_robust.report.row import CLEAN
 
@@ -25,7 +26,7 @@ _NUM_STEPS = (1, 2, 5, 10, 20, 50)
 _NUM_POINTS, _FEWEST_POINTS = 400, 4
 
 
-def check_pictures(classifier: Classifier, x: np.ndarray) -> None:
+def check_pictures(classifier: Classifier, x: np.ndarray | Images) -> None:
     """Raises, before any work, what `add_pictures` would raise after it."""
     if isinstance(classifier.model, keras.Model):
         require_scikit_learn()
@@ -35,7 +36,7 @@ def check_pictures(classifier: Classifier, x: np.ndarray) -> None:
 def add_pictures(
     report: Report,
     classifier: Classifier,
-    x: np.ndarray,
+    x: np.ndarray | Images,
     labels: np.ndarray,
     attacks: Mapping[str, Attack],
     progress: Progress,

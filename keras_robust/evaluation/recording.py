@@ -17,15 +17,14 @@ def file_name(number: int) -> str:
     return f"{number:02}"
 
 
-def shortened(x: np.ndarray, labels: np.ndarray, found: Arrays) -> Arrays:
+def shortened(labels: np.ndarray, found: Arrays) -> Arrays:
     """What is kept of an attacked batch: of the images, only some that the report may show."""
     shown = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
-    examples = found["examples"][shown]
     return {
         **found,
-        "images": x[examples].astype("float32"),
+        "images": found["images"][shown].astype("float32"),
         "x_adv": found["x_adv"][shown].astype("float32"),
-        "labels": labels[examples],
+        "labels": labels[found["examples"][shown]],
         "shown_classes": found["classes"][shown],
     }
 

@@ -10,13 +10,14 @@ from keras_robust.attacks import Attack
 from keras_robust.attacks.journal import Journal
 from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import check_attack
-from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.arrays import as_images, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.images import Images
 
 
 def attack_in_batches(
     classifier: Classifier,
-    x: np.ndarray,
+    x: np.ndarray | Images,
     labels: np.ndarray,
     attack: Attack,
     standing: np.ndarray,
@@ -38,9 +39,9 @@ def attack_in_batches(
     Yields:
         The indices of a batch's examples, and a function that attacks them, with a journal if it is
         given one. It returns arrays with one value for each: those of `kr.attacks.AttackResult`,
-        the norms by their names, `examples`, their indices, and `classes`, what the model predicts,
-        -1 where that is a matter of chance; and `without_gradient`, names, where a gradient is not
-        needed.
+        the norms by their names, `examples`, their indices, `images`, as they were, and `classes`,
+        what the model predicts, -1 where that is a matter of chance; and `without_gradient`, names,
+        where a gradient is not needed.
     """
     is_joint = classifier.depends_on_batch
     indices = np.arange(len(x)) if is_joint else np.flatnonzero(standing)
@@ -58,9 +59,10 @@ def attack_in_batches(
             number: int = number,
             places: np.ndarray = places,
         ) -> dict[str, np.ndarray]:
+            images = x[batch]
             result = attack.run_checked(
                 classifier,
-                x[batch],
+                images,
                 labels[batch],
                 batch_seed(seed, number),
                 needs_gradient=needs_gradient,
@@ -72,7 +74,7 @@ def attack_in_batches(
             classes = np.where(result.success, classes, labels[batch])
             arrays = {**vars(result), **result.norms, "classes": classes}
             del arrays["norms"], arrays["without_gradient"]
-            arrays["examples"] = batch
+            arrays |= {"examples": batch, "images": images}
             found = {name: values[places] for name, values in arrays.items()}
             return {**found, "without_gradient": np.array(result.without_gradient, str)}
 
@@ -146,11 +148,12 @@ def robust_accuracy(
     0.0
     """
     classifier = Classifier.of(model)
-    x, y = as_arrays(x, y, steps)
+    x, y = as_images(x, y, steps)
     check_attack(attack).check(classifier, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
     labels = sparse(y)
-    classes = classifier.classes(x, batch_size)
-    standing = classes == labels
-    _, classes = attack_standing(classifier, x, labels, classes, attack, standing, batch_size, seed)
-    return float((classes == labels).mean())
+    correct = classifier.classes(x, batch_size) == labels
+    batches = attack_in_batches(classifier, x, labels, attack, correct, batch_size, seed)
+    for batch, attack_batch in batches:
+        correct[batch] = attack_batch()["classes"] == labels[batch]
+    return float(correct.mean())

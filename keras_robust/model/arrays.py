@@ -1,6 +1,7 @@
 """Data of any kind as arrays, and the checks of images and labels."""
 
 import contextlib
+import functools
 import itertools
 import math
 import sys
@@ -14,6 +15,7 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.datasets import ArrayDataset
+from keras_robust.model.images import Images, Pair, check_one_size
 from keras_robust.ops.labels import is_one_hot
 
 
@@ -43,14 +45,29 @@ def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarr
             f"Received: x={x}"
         )
     is_batched = _is_batched(x, *pairs[0])
-    sizes = {images.shape[1:] if is_batched else images.shape for images, _ in pairs}
-    if len(sizes) > 1:
-        raise ValueError(
-            "A data set passed as `x` must hold images of one size: bring them to one with `map`. "
-            f"Received: images of shapes {', '.join(map(str, sorted(sizes)[:3]))}"
-        )
+    check_one_size(images.shape[1:] if is_batched else images.shape for images, _ in pairs)
     join = np.concatenate if is_batched else np.stack
     return join([pair[0] for pair in pairs]), join([pair[1] for pair in pairs])
+
+
+def as_images(
+    x: Any, y: Any = None, steps: int | None = None
+) -> tuple[np.ndarray | Images, np.ndarray]:
+    """`as_arrays`, but for the images of a data set that is the same each time that it is read.
+
+    They are not held in memory.
+    """
+    if isinstance(x, Images):
+        return x, as_array(y, "y")
+    if y is None and is_data_set(x) and can_be_read_again(x, steps):
+        first = next(_elements(x, steps), None)
+        if first is not None:
+            read = functools.partial(_read, x, steps, _is_batched(x, *_pair(first, x)))
+            del first  # One batch at a time.
+            images = Images(read, in_order=not isinstance(x, keras.utils.PyDataset))
+            if images.is_steady():
+                return images, images.labels
+    return as_arrays(x, y, steps)
 
 
 def is_data_set(x: Any) -> bool:
@@ -136,17 +153,28 @@ def _images_and_labels(element: Any) -> tuple[Any, Any]:
     )[:2]
 
 
-def _elements(x: Any, steps: int | None) -> Iterator[Any]:
-    """The elements of a data set, as many as are to be read."""
+def _elements(x: Any, steps: int | None, first: int = 0) -> Iterator[Any]:
+    """The elements of a data set, as many as are to be read, without the first ones."""
     if steps is not None:
         steps = validation.check_count("steps", steps)
     elif _is_endless(x):
         raise ValueError(_endless(x))
     if isinstance(x, keras.utils.PyDataset):
-        return (x[number] for number in range(x.num_batches if steps is None else steps))
+        return map(x.__getitem__, range(first, x.num_batches if steps is None else steps))
     # A data set of TensorFlow is not read beyond what is needed.
     source = x.take(-1 if steps is None else steps) if hasattr(x, "take") else x
-    return itertools.islice(iter(source), steps)
+    return itertools.islice(iter(source), first, steps)
+
+
+def _read(x: Any, steps: int | None, is_batched: bool, first: int) -> Iterator[Pair]:
+    """The batches of a data set from the first-th on; an example by itself is one."""
+
+    def batch(element: Any) -> Pair:
+        images, labels = _pair(element, x)
+        return (images, labels) if is_batched else (images[None], labels[None])
+
+    # Not a generator, which would hold a batch while the next is made.
+    return map(batch, _elements(x, steps, first))
 
 
 def _is_endless(x: Any) -> bool:
@@ -163,7 +191,7 @@ def _endless(x: Any) -> str:
     )
 
 
-def _pair(element: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
+def _pair(element: Any, x: Any) -> Pair:
     if not isinstance(element, list | tuple) or len(element) < 2:
         raise ValueError(
             "A data set passed as `x` must hold at least one pair of images and labels. "
@@ -203,7 +231,7 @@ def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.split(np.concatenate([indices, padding]), count) if count else []
 
 
-def check_images(x: np.ndarray) -> tuple[float, float]:
+def check_images(x: np.ndarray | Images) -> tuple[float, float]:
     """Raises a `ValueError` for images that are not floating, empty or not finite.
 
     Returns:
@@ -215,12 +243,10 @@ def check_images(x: np.ndarray) -> tuple[float, float]:
             f"Received: x.shape={x.shape}"
         )
     check_floating(x)
-    low, high = (float(np.min(x)), float(np.max(x)))
+    low, high = float(x.min()), float(x.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(
-            f"Argument `x` must be finite. Received: {int(np.sum(~np.isfinite(x)))} NaN or "
-            "infinite values"
-        )
+        count = sum(int(np.sum(~np.isfinite(x[i]))) for i in range(len(x)))
+        raise ValueError(f"Argument `x` must be finite. Received: {count} NaN or infinite values")
     return low, high
 
 

@@ -12,6 +12,7 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.model.arrays import check_images, check_labels, check_range, padded_batches
 from keras_robust.model.black_box import BlackBox
+from keras_robust.model.images import Images
 from keras_robust.model.keys import value_key
 from keras_robust.model.layers import HasSwitch, all_layers, held_by
 from keras_robust.model.patching import (
@@ -194,7 +195,7 @@ class Classifier:
         function = self.compiled("outputs", _seeded_outputs, num_batched=num_batched)
         return ops.convert_to_numpy(function(ops.convert_to_tensor(x), backend.make_seed(seed)))
 
-    def classes(self, x: np.ndarray, batch_size: int) -> np.ndarray:
+    def classes(self, x: np.ndarray | Images, batch_size: int) -> np.ndarray:
         """The class with the highest score for each example."""
         classes = []
         for indices in self.batches(np.arange(len(x)), batch_size):
@@ -212,7 +213,7 @@ class Classifier:
             return np.split(indices, range(batch_size, len(indices), batch_size))
         return padded_batches(indices, batch_size)
 
-    def check(self, x: np.ndarray, y: np.ndarray, *settings: Setting) -> int:
+    def check(self, x: np.ndarray | Images, y: np.ndarray, *settings: Setting) -> int:
         """Raises a `ValueError` for images, labels or outputs that no classifier can have.
 
         Args:
