@@ -41,8 +41,8 @@ def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarr
     pairs = [_pair(element, x) for element in _elements(x, steps)]
     if not pairs:
         raise ValueError(
-            "A data set passed as `x` must hold at least one pair of images and labels. "
-            f"Received: x={x}"
+            "A data set passed as `x` must hold at least one pair of images and labels, each time "
+            f"that it is read. Received: x={x}"
         )
     is_batched = _is_batched(x, *pairs[0])
     check_one_size(images.shape[1:] if is_batched else images.shape for images, _ in pairs)
@@ -60,13 +60,10 @@ def as_images(
     if isinstance(x, Images):
         return x, as_array(y, "y")
     if y is None and is_data_set(x) and can_be_read_again(x, steps):
-        first = next(_elements(x, steps), None)
-        if first is not None:
-            read = functools.partial(_read, x, steps, _is_batched(x, *_pair(first, x)))
-            del first  # One batch at a time.
-            images = Images(read, in_order=not isinstance(x, keras.utils.PyDataset))
-            if images.is_steady():
-                return images, images.labels
+        read = functools.partial(_read, x, steps)
+        images = Images(read, in_order=not isinstance(x, keras.utils.PyDataset))
+        if images.is_steady():
+            return images, images.labels
     return as_arrays(x, y, steps)
 
 
@@ -166,12 +163,12 @@ def _elements(x: Any, steps: int | None, first: int = 0) -> Iterator[Any]:
     return itertools.islice(iter(source), first, steps)
 
 
-def _read(x: Any, steps: int | None, is_batched: bool, first: int) -> Iterator[Pair]:
+def _read(x: Any, steps: int | None, first: int) -> Iterator[Pair]:
     """The batches of a data set from the first-th on; an example by itself is one."""
 
     def batch(element: Any) -> Pair:
         images, labels = _pair(element, x)
-        return (images, labels) if is_batched else (images[None], labels[None])
+        return (images, labels) if _is_batched(x, images, labels) else (images[None], labels[None])
 
     # Not a generator, which would hold a batch while the next is made.
     return map(batch, _elements(x, steps, first))
@@ -201,7 +198,7 @@ def _pair(element: Any, x: Any) -> Pair:
 
 
 def _is_batched(x: Any, images: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether the first element is a batch, rather than a single image and its label."""
+    """Whether an element is a batch, rather than a single image and its label."""
     if isinstance(x, ArrayDataset):
         return x.is_batched
     if not hasattr(x, "element_spec"):

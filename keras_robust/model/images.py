@@ -30,7 +30,8 @@ class Images:
         content: string, a hash of that array's bytes.
 
     Raises:
-        ValueError: if the images have several sizes; when indexed, if a batch is not what it was.
+        ValueError: if there are none, or they have several sizes; when indexed, if a batch is not
+            what it was.
     """
 
     def __init__(self, read: Callable[[int], Iterator[Pair]], in_order: bool) -> None:
@@ -47,6 +48,11 @@ class Images:
             extremes += [float(images.min()), float(images.max())] if images.size else []
             content.update(as_bytes(images))
             del images  # Not two batches at a time.
+        if not labels:
+            raise ValueError(
+                "A data set passed as `x` must hold at least one pair of images and labels. "
+                "Received: an empty one"
+            )
         check_one_size(sizes)
         self.labels = np.concatenate(labels)
         self.content, self.dtype = content.hexdigest(), np.result_type(*dtypes)

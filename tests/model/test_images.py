@@ -136,6 +136,15 @@ def test_images_of_several_sizes_are_refused():
         as_images(SeveralSizes())
 
 
+def test_what_can_be_read_once_or_is_empty_is_refused():
+    once = iter([(X[:8], Y[:8]), (X[8:], Y[8:])])
+    signature = tf.TensorSpec((None, 6, 6, 1)), tf.TensorSpec((None,), "int64")
+    data = tf.data.Dataset.from_generator(lambda: once, output_signature=signature)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="at least one pair of images and labels"):
+            as_images(data)
+
+
 @pytest.mark.parametrize("form", [lambda pixels: pixels, InOrder], ids=["any order", "in order"])
 def test_an_evaluation_holds_a_batch_at_a_time(form, tmp_path, monkeypatch):
     pixels, copies = Pixels(1000, 50), Alive()
