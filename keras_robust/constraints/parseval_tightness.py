@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_robust import backend, validation
+from keras_robust.ops.precision import working_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -75,13 +76,14 @@ class ParsevalTightness(keras.constraints.Constraint):
             )
         kernel = ops.convert_to_tensor(kernel)
         weights = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[-1])))
+        weights = ops.cast(weights, working_dtype(kernel.dtype))
         rows = self._rows(weights)
         chosen = weights if rows is None else ops.take(weights, rows, axis=0)
         gram = backend.matmul(chosen, ops.transpose(chosen))
         chosen = (1 + self.beta) * chosen - self.beta * backend.matmul(gram, chosen)
         if rows is not None:
             chosen = ops.scatter_update(weights, ops.expand_dims(rows, -1), chosen)
-        return ops.reshape(ops.transpose(chosen), kernel.shape)
+        return ops.cast(ops.reshape(ops.transpose(chosen), kernel.shape), kernel.dtype)
 
     def _rows(self, weights: Any) -> Any:
         """The rows S; `None` for all."""

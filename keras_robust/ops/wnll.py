@@ -18,6 +18,7 @@ from keras_robust.ops.neighbor_graph import (
     template_reach,
     union_edges,
 )
+from keras_robust.ops.precision import working_dtype
 
 # With `joint=False`, how many template points' edges to a query are kept.
 _MAX_REVERSE = 512
@@ -66,9 +67,9 @@ def wnll(
             for integer labels while a function is compiled.
 
     Returns:
-        u, shape `(q, num_classes)`, in the dtype of `queries`. A component of the graph that
-        contains no template point gets the mean of the template's labels. A class that the
-        template lacks gets 0. A query that holds NaN, infinite values, or values so large that
+        u, shape `(q, num_classes)`, float64 where `queries` are, else float32. A component of the
+        graph that contains no template point gets the mean of the template's labels. A class that
+        the template lacks gets 0. A query that holds NaN, infinite values, or values so large that
         squares overflow gets NaN, and the others what they get without it.
 
     Raises:
@@ -117,10 +118,11 @@ def wnll(
             "Arguments `queries` and `template` must have shapes `(q, dimensions)` and "
             f"`(t, dimensions)`. Received: shapes {tuple(queries.shape)}, {tuple(template.shape)}"
         )
-    template = ops.cast(template, queries.dtype)
+    dtype = working_dtype(queries.dtype)
+    queries, template = ops.cast(queries, dtype), ops.cast(template, dtype)
     if not backend.is_tracing(template):
         check_distances_exist("template", ops.convert_to_numpy(template))
-    values = label_vectors(labels, num_classes, queries.dtype)
+    values = label_vectors(labels, num_classes, dtype)
     if template.shape[0] == 0 or values.shape[0] != template.shape[0]:
         raise ValueError(
             "Argument `labels` must hold one label for each of at least one template point. "

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.ops import simplex_gram
+from keras_robust.ops.precision import working_dtype
 
 
 def _frobenius_norm(matrix: Any) -> Any:
@@ -53,7 +54,7 @@ class AngularPenalty(keras.regularizers.Regularizer):
         kernel: tensor, shape `(features, num_classes)`: a `keras.layers.Dense` kernel, `W^T`.
 
     Returns:
-        Scalar tensor.
+        Scalar tensor, float32 at least.
 
     Raises:
         ValueError: if `penalty` is negative or `scale` not positive; if `norm` is unknown; when
@@ -85,6 +86,7 @@ class AngularPenalty(keras.regularizers.Regularizer):
                 f"pairwise equal obtuse angles. Received: kernel of shape {tuple(kernel.shape)}"
             )
         kernel = ops.convert_to_tensor(kernel)
+        kernel = ops.cast(kernel, working_dtype(kernel.dtype))
         gram = simplex_gram(kernel.shape[1], self.scale)
         deviation = backend.matmul(ops.transpose(kernel), kernel) - ops.cast(gram, kernel.dtype)
         return self.penalty * _NORMS[self.norm](deviation)

@@ -1,6 +1,8 @@
 """The WNLL head against its parts: a dense layer, `kr.ops.wnll` on features worked out in NumPy."""
 
 import copy
+import pathlib
+import runpy
 
 import keras
 import numpy as np
@@ -14,6 +16,7 @@ from keras_robust.model.classifier import Classifier
 
 pytestmark = pytest.mark.slow_on_jax
 
+REFERENCE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "ops" / "reference_wnll.py"))
 SETTINGS = {"num_neighbors": 8, "sigma_neighbor": 4}
 needs_float64 = pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="JAX has float64 only where it was switched on first"
@@ -633,6 +636,28 @@ def test_mixed_precision():
     keras.config.set_dtype_policy("mixed_float16")
     inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5), make_model(False)[1]])
     assert array(inner(x)).dtype == np.float32
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("arguments", [{}, {"joint": False}, {"units": None}], ids=str)
+def test_the_graph_of_rounded_features_is_float32(policy, arguments):
+    policy = keras.DTypePolicy(policy)
+    _, head = make_model(dtype=policy, **arguments)
+    keras.config.set_dtype_policy(policy)  # set back after each test
+    inner = keras.layers.Dense(5, kernel_initializer="identity")
+    model = keras.Sequential([keras.Input((5,)), inner, head])
+    x, _ = clusters(20, seed=1)
+
+    def rounded(features):
+        return array(features if head.buffer is None else head.buffer(features)).astype("float64")
+
+    template = ops.convert_to_tensor(head.template.features)
+    values = np.eye(3)[array(head.template.labels)]
+    expected = REFERENCE["wnll"](
+        rounded(inner(x)), rounded(template), values, 8, 4, joint=head.joint
+    )
+    expected = (expected + 1e-6) / (1 + 3e-6)
+    np.testing.assert_allclose(softmax(array(model(x))), expected, atol=1e-5)
 
 
 def test_saving_and_loading(tmp_path):
