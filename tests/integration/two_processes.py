@@ -37,30 +37,43 @@ class Half(keras.utils.PyDataset):
         return X[begin : begin + size], Y[begin : begin + size]
 
 
-def train(loss, make_head, data):
+def make_model(loss, make_head, optimizer):
     keras.utils.set_random_seed(1)
     base = keras.Sequential(
         [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(16, "tanh")]
     )
     base.add(make_head())
     model = kr.RobustModel(base)
-    model.compile(keras.optimizers.SGD(0.2), loss)
-    callbacks = []
-    if isinstance(loss, kr.losses.GraphInterpolation):
-        # Without it, each process would draw a template from its own part.
-        callbacks = [kr.callbacks.TemplateUpdate(X, Y)]
-    history = model.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+    model.compile(optimizer, loss)
+    return model
+
+
+def own_callbacks(loss):
+    """What `fit` needs besides: each process would draw a template from its own part."""
+    is_wnll = isinstance(loss, kr.losses.GraphInterpolation)
+    return [kr.callbacks.TemplateUpdate(X, Y)] if is_wnll else []
+
+
+def join(address, number):
+    """Makes this process one of two."""
+    keras.distribution.initialize(address, num_processes=2, process_id=int(number))
+    parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+    keras.distribution.set_distribution(parallel)
+    assert parallel.device_mesh.shape == (2,)
+
+
+def train(loss, make_head, data):
+    model = make_model(loss, make_head, keras.optimizers.SGD(0.2))
+    history = model.fit(
+        data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=own_callbacks(loss)
+    )
     return [*model.get_weights(), np.array(history.history["loss"])]
 
 
 def main(file, address=None, number=0):
-    count = 1 if address is None else 2
     if address is not None:
-        keras.distribution.initialize(address, num_processes=2, process_id=int(number))
-        parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
-        keras.distribution.set_distribution(parallel)
-        assert parallel.device_mesh.shape == (2,)
-    data = Half(int(number), count)
+        join(address, number)
+    data = Half(int(number), 1 if address is None else 2)
     found = {}
     for name, case in CASES.items():
         found |= {f"{name}/{i}": value for i, value in enumerate(train(*case, data))}
