@@ -18,7 +18,7 @@ from two_processes import CASES, Half, join, make_model, own_callbacks
 import keras_robust as kr
 
 EPOCHS = 4
-# Random numbers of the attack, of the model, and what the optimizer remembers are to go on too.
+# Random numbers of the attack, and what the optimizer remembers, are to go on too.
 ATTACK = kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=2)
 LOSSES = {
     "adversarial training": kr.losses.AdversarialTraining(ATTACK),
@@ -29,14 +29,9 @@ LOSSES = {
 def main(folder, name, address, number):
     join(address, number)
     folder, number, step = pathlib.Path(folder), int(number), int(os.environ.get("KILL_AT_STEP", 0))
-    plain_loss, make_head = CASES[name]
-    loss = LOSSES.get(name, plain_loss)
-
-    def make_random_head():
-        return keras.Sequential([keras.layers.Dropout(0.2), make_head()])
-
-    head = make_head if loss is plain_loss else make_random_head
-    model = make_model(loss, head, keras.optimizers.SGD(0.2, momentum=0.9))
+    loss, make_head = CASES[name]
+    loss = LOSSES.get(name, loss)
+    model = make_model(loss, make_head, keras.optimizers.SGD(0.2, momentum=0.9))
     # All save, which they do together; all go on from what the first has saved.
     folders = [folder / f"backup-{n}" for n in range(2)]
     if number > 0 and folders[0].exists():

@@ -14,6 +14,8 @@ from keras import ops
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.slow_on_jax
+
 REFERENCE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "ops" / "reference_wnll.py"))
 RNG = np.random.default_rng(0)
 Y = np.arange(24) % 3
@@ -115,7 +117,6 @@ def test_the_angular_penalty_of_a_tanh_classifier(policy, is_global, norm):
 
 
 @policies
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("units", [None, 8])
 def test_graph_interpolation(policy, is_global, units):
     def make_head(**own):
