@@ -30,7 +30,9 @@ from keras_robust.report.plots import require_matplotlib
 
 try:
     import keras_tuner
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "keras_tuner":
+        raise
     raise ImportError(
         "Tuning needs KerasTuner. Install it with the extra `tuner`: "
         "`pip install 'keras-robust[tuner]'`."
