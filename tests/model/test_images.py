@@ -6,7 +6,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from data_sets import tf_data
 from keras import ops
 from test_arrays import FINITE, DataLoader, X, Y, generator
 
@@ -89,14 +89,17 @@ def test_they_are_an_array_of_all(make):
         images[24]
 
 
-def test_generators_and_what_changes_are_held_in_memory():
-    shuffled = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(24).batch(5)
-    for x, steps in ((generator(), 3), (shuffled, None)):
-        images, labels = as_images(x, steps=steps)
-        assert isinstance(images, np.ndarray)
-        assert len(images) == 24
-        for image, label in zip(images, labels, strict=True):
-            assert Y[abs(X - image).max(axis=(1, 2, 3)).argmin()] == label
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [(generator, 3), (lambda: tf_data(X, Y).shuffle(24).batch(5), None)],
+    ids=["generator", "shuffled tf.data"],
+)
+def test_generators_and_what_changes_are_held_in_memory(make, steps):
+    images, labels = as_images(make(), steps=steps)
+    assert isinstance(images, np.ndarray)
+    assert len(images) == 24
+    for image, label in zip(images, labels, strict=True):
+        assert Y[abs(X - image).max(axis=(1, 2, 3)).argmin()] == label
 
 
 @pytest.mark.parametrize("form", [lambda pixels: pixels, InOrder], ids=["any order", "in order"])
@@ -137,6 +140,7 @@ def test_images_of_several_sizes_are_refused():
 
 
 def test_what_can_be_read_once_or_is_empty_is_refused():
+    tf = pytest.importorskip("tensorflow", reason="such data sets are `tf.data`'s")
     once = iter([(X[:8], Y[:8]), (X[8:], Y[8:])])
     signature = tf.TensorSpec((None, 6, 6, 1)), tf.TensorSpec((None,), "int64")
     data = tf.data.Dataset.from_generator(lambda: once, output_signature=signature)
