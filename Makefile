@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-jax test-slow lint format clean
+.PHONY: demo test test-jax test-slow gpu-test gpu-benchmark lint format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -27,6 +27,16 @@ test-slow: .venv/installed-peers .venv-torch/installed .venv-scann/installed
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m "slow or slow_on_jax" tests
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q --tf32 -n 2 -m "not slow" $(TF32)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q --tf32 -n 2 -m "not slow and not slow_on_jax" $(TF32)
+
+# On a machine with a GPU, by a Python that has JAX for it and Keras, and for the tests pytest.
+GPU_PYTHON ?= python3
+
+# Of the files that have such tests: others import packages that need not be there.
+gpu-test:
+	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(GPU_PYTHON) -m pytest -q -m "gpu and not slow" $$(grep -rl --include='test_*.py' 'mark\.gpu' tests)
+
+gpu-benchmark:
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

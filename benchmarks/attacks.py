@@ -1,14 +1,20 @@
-"""Times attacks against the gradients they cannot do without, and against three peers.
+"""Times attacks against the gradients they cannot do without, and against four peers.
 
     python benchmarks/attacks.py
     python benchmarks/attacks.py --attacks fgsm pgd-40 --peers foolbox cleverhans
     python benchmarks/attacks.py --dataset mnist --data-dir DIR --epsilon 0.3
+    KERAS_BACKEND=jax python benchmarks/attacks.py --network resnet20 --peers torchattacks
 
 All run on the same adversarially trained Keras model, in one process, on NumPy images. The floor
 of an attack is what its own gradients and forward passes cost alone: the number of them that its
 result reports, times what one costs in a compiled function on the whole batch. An attack's time
-is that of the public call, its checks included, after a first call that compiles; a peer that
-takes over a minute is timed once. Foolbox, ART and CleverHans are in the extra `peers`.
+is that of the public call, its checks included, after a first call that compiles. What takes over
+`--slow-seconds` is not repeated. Foolbox, ART and CleverHans are in the extra `peers`, and run on
+TensorFlow.
+
+torchattacks runs on the ResNet-20 alone: on a network of PyTorch's own with the same weights, whose
+logits must be the same, on the same images and the same device. It has a process of its own, after
+ours, by `--torch-python`: PyTorch and Keras's backend need not be in one environment.
 
 Accuracies count the examples that are classified correctly and not fooled; the peers' images are
 judged by the same function as ours. CleverHans does not judge its images, which ours does within
@@ -19,6 +25,7 @@ Each attack is written to `benchmarks/results/` as soon as it has been measured.
 import argparse
 import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +34,7 @@ import harness
 import keras
 import models
 import numpy as np
-from peers import PEERS
+from peers import PEERS, torchattacks, why_no_torchattacks
 from training import input_gradient
 
 import keras_robust as kr
@@ -36,7 +43,7 @@ from keras_robust.attacks.result import perturbation_norms
 from keras_robust.model.arrays import as_arrays
 from keras_robust.model.classifier import Classifier
 
-_SLOW_SECONDS = 60.0
+NETWORKS = {"cnn": models.small_cnn, "resnet20": models.resnet20}
 PERTURB = "keras_robust, unjudged"
 
 
@@ -70,43 +77,58 @@ def attacks_at(epsilon: float) -> dict[str, kr.attacks.Attack]:
 def parse_arguments(names: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--attacks", nargs="*", choices=names, default=names)
-    peers = ["foolbox", "art", "cleverhans"]
+    peers = ["foolbox", "art", "cleverhans", "torchattacks"]
     parser.add_argument("--peers", nargs="*", choices=peers, default=peers)
+    parser.add_argument("--torch-python", default=sys.executable, help="Python with torchattacks")
+    parser.add_argument("--network", choices=NETWORKS, default="cnn")
     parser.add_argument("--dataset", default="fashion_mnist_subset")
     parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
     parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--num-examples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
+    parser.add_argument(
+        "--slow-seconds", type=float, default=60.0, help="what takes longer is not repeated"
+    )
+    parser.add_argument("--output", type=pathlib.Path, default=harness.RESULTS)
     return parser.parse_args()
 
 
 def trained_model(args: argparse.Namespace) -> keras.Model:
-    """A small CNN, adversarially trained with PGD-7."""
+    """The network, adversarially trained with PGD-7."""
     keras.utils.set_random_seed(0)
     train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir)
     batches = train.shuffle(len(train), seed=0).batch(128)
-    robust = kr.RobustModel(models.small_cnn())
+    shape = next(iter(train.take(1)))[0].shape
+    robust = kr.RobustModel(NETWORKS[args.network](shape=tuple(shape)))
     attack = kr.attacks.PGD(args.epsilon, num_steps=7)
     robust.compile(optimizer="adam", loss=kr.losses.AdversarialTraining(attack))
     robust.fit(batches, epochs=args.epochs, shuffle=False, verbose=2)
     return robust.base_model
 
 
-def timed(function: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
+def timed(
+    function: Callable[[], Any], args: argparse.Namespace, compiles: bool
+) -> tuple[Any, dict[str, float]]:
     """The result, and the seconds of the first call and of those after it."""
     start = time.perf_counter()
     result = function()
     first = time.perf_counter() - start
-    samples = []
-    while len(samples) < repeats and first < _SLOW_SECONDS:
+    samples: list[float] = []
+    last = 0.0 if compiles else first
+    while len(samples) < args.repeats and last < args.slow_seconds:
         start = time.perf_counter()
         result = function()
-        samples.append(time.perf_counter() - start)
-    samples = samples or [first]
-    return result, {
-        "first_seconds": first,
+        last = time.perf_counter() - start
+        samples.append(last)
+    return result, duration([first, *samples])
+
+
+def duration(seconds: list[float]) -> dict[str, float]:
+    """Of the first call, and of those after it if there were any."""
+    samples = seconds[1:] or seconds
+    return {
+        "first_seconds": seconds[0],
         "median_seconds": statistics.median(samples),
         "min_seconds": min(samples),
     }
@@ -128,6 +150,14 @@ def quality(
     return figures
 
 
+def beside(
+    ours: dict[str, Any], figures: dict[str, float], found: dict[str, float]
+) -> dict[str, float]:
+    """The figures of a peer."""
+    ratio = figures["median_seconds"] / ours["median_seconds"]
+    return {**figures, **found, "times_as_slow_as_ours": ratio}
+
+
 def measure(
     model: keras.Model, name: str, attack: Any, x: np.ndarray, y: np.ndarray, args: Any
 ) -> dict[str, Any]:
@@ -146,7 +176,7 @@ def measure(
     )
     one_gradient, one_forward = (statistics.median(samples) for samples in floors.values())
 
-    result, figures = timed(lambda: attack.run(model, x, y, seed=0), args.repeats)
+    result, figures = timed(lambda: attack.run(model, x, y, seed=0), args, compiles=True)
     num_gradients = float(result.num_gradients.mean())
     num_evaluations = float(result.num_evaluations.mean())
     floor = num_gradients * one_gradient + num_evaluations * one_forward
@@ -163,14 +193,12 @@ def measure(
     if "cleverhans" in PEERS[name]:
         peers = {PERTURB: perturb, **peers}
     for library, run in peers.items():
-        x_adv, figures = timed(lambda run=run: run(model, attack, x, y), args.repeats)
-        libraries[library] = {
-            **figures,
-            **quality(model, x, y, x_adv, attack),
-            "times_as_slow_as_ours": figures["median_seconds"] / ours["median_seconds"],
-        }
+        compiles = library == PERTURB
+        x_adv, figures = timed(lambda run=run: run(model, attack, x, y), args, compiles)
+        libraries[library] = beside(ours, figures, quality(model, x, y, x_adv, attack))
     return {
         "dataset": args.dataset,
+        "network": args.network,
         "num_examples": len(x),
         "attack": repr(attack),
         "one_gradient_seconds": one_gradient,
@@ -179,28 +207,53 @@ def measure(
     }
 
 
+def print_row(library: str, row: dict[str, float]) -> None:
+    ratio = row.get("ratio_to_floor") or row["times_as_slow_as_ours"]
+    unit = "times its floor" if library == "keras_robust" else "times ours"
+    distance = row.get("median_l2_of_fooled")
+    print(
+        f"  {library:22} {row['median_seconds']:8.3f} s  {ratio:7.2f} {unit:15}  "
+        f"robust {row['robust_accuracy']:.1%}"
+        + ("" if distance is None else f"  median L2 {distance:.4f}"),
+        flush=True,
+    )
+
+
 def main() -> None:
     args = parse_arguments(list(attacks_at(0.1)))
+    missing = why_no_torchattacks(args.torch_python, args.network)
+    if missing and "torchattacks" in args.peers:
+        print(f"torchattacks is left out: {missing}")
+        args.peers.remove("torchattacks")
     if keras.backend.backend() != "tensorflow":
-        args.peers = []
+        args.peers = [peer for peer in args.peers if peer == "torchattacks"]
     test = kr.datasets.load(args.dataset, "test", data_dir=args.data_dir)
     x, y = as_arrays(test.take(args.num_examples))
     y = y.astype("int64")
     model = trained_model(args)
-    results = harness.Results("attacks", args.results)
-    for name in args.attacks:
-        figures = measure(model, name, attacks_at(args.epsilon)[name], x, y, args)
-        results.add(f"{name}, {args.dataset}, {len(x)} images", figures)
+    results = harness.Results("attacks", args.output)
+    attacks = {name: attacks_at(args.epsilon)[name] for name in args.attacks}
+    cases = {}
+
+    def add(name: str) -> None:
+        network = "" if args.network == "cnn" else f", {args.network}"
+        results.add(f"{name}, {args.dataset}, {len(x)} images{network}", cases[name])
+
+    for name, attack in attacks.items():
+        cases[name] = measure(model, name, attack, x, y, args)
+        add(name)
         print(f"\n{name}, {len(x)} images")
-        for library, row in figures["libraries"].items():
-            ratio = row.get("ratio_to_floor") or row["times_as_slow_as_ours"]
-            unit = "times its floor" if library == "keras_robust" else "times ours"
-            distance = row.get("median_l2_of_fooled")
-            print(
-                f"  {library:22} {row['median_seconds']:8.2f} s  {ratio:7.2f} {unit:15}  "
-                f"robust {row['robust_accuracy']:.1%}"
-                + ("" if distance is None else f"  median L2 {distance:.4f}")
-            )
+        for library, row in cases[name]["libraries"].items():
+            print_row(library, row)
+    if "torchattacks" in args.peers:
+        print()
+        for name, x_adv, seconds in torchattacks(model, attacks, x, y, args):
+            libraries = cases[name]["libraries"]
+            found = quality(model, x, y, x_adv, attacks[name])
+            row = beside(libraries["keras_robust"], duration(seconds), found)
+            libraries["torchattacks"] = row
+            add(name)
+            print_row(f"torchattacks, {name}", row)
     print(f"\n{results.path}")
 
 

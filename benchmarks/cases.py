@@ -53,7 +53,17 @@ _RESNET20 = Case(
     training_steps=10,
     gpu_batch_sizes=(128, 256, 512, 1024, 2048),
 )
-CASES = {case.name: case for case in (_CNN, _RESNET20)}
+_VGG16 = Case(
+    name="vgg16",
+    make_model=models.vgg16,
+    image_shape=(32, 32, 3),
+    epsilon=8 / 255,
+    step_size=2 / 255,
+    attack_steps=(20,),
+    training_steps=10,
+    gpu_batch_sizes=(128, 256, 512),
+)
+CASES = {case.name: case for case in (_CNN, _RESNET20, _VGG16)}
 
 
 def random_batch(case: Case, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

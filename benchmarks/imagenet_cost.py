@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", default=["MobileNetV2", "ResNet50"])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5, help="of the single passes")
-    parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
+    parser.add_argument("--output", type=pathlib.Path, default=harness.RESULTS)
     return parser.parse_args()
 
 
@@ -151,7 +151,7 @@ def saving(classifier: Classifier, x: Any, y: Any, name: str) -> dict[str, float
 
 def main() -> None:
     args = parse_arguments()
-    results = harness.Results("imagenet_cost", args.results)
+    results = harness.Results("imagenet_cost", args.output)
     cases = {}
     for name in args.models:
         cases[name] = measure(name, args.batch_size, args.repeats)

@@ -24,7 +24,6 @@ The last three are timed as in the latent disparity paper, Table I: its VGG-16 a
 import argparse
 import pathlib
 import statistics
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,9 +38,6 @@ import keras_robust as kr
 from keras_robust import backend
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import of_class, other_classes, sparse_labels
-
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
-from vgg import layer_names, vgg
 
 EPSILON = 0.1
 IN_PAPER = ", VGG-16"
@@ -70,7 +66,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "Max-Mahalanobis": kr.losses.MaxMahalanobis,
     "Fisher information, VGG-16": kr.losses.FisherInformation,
     "latent disparity, pairs, VGG-16": lambda: kr.losses.LatentDisparity(
-        None, layers=layer_names(network(IN_PAPER))
+        None, layers=models.layer_names(network(IN_PAPER))
     ),
     "guided denoising, pairs, VGG-16": lambda: kr.losses.GuidedDenoising(None),
 }
@@ -117,7 +113,7 @@ class InputGradientPenalty(kr.losses.ModelLoss):
 
 def network(name: str) -> keras.Model:
     """The undefended classifier that a loss is used with."""
-    return vgg((28, 28, 1), width=1.0) if name.endswith(IN_PAPER) else models.small_cnn()
+    return models.vgg16((28, 28, 1)) if name.endswith(IN_PAPER) else models.small_cnn()
 
 
 def model_of(name: str) -> keras.Model:

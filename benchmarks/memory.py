@@ -35,14 +35,18 @@ def peak_bytes() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def frugal() -> dict[str, str]:
+    """An environment in which a process takes no more of a GPU's memory than it needs."""
+    settings = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    return os.environ | settings | {"KERAS_BACKEND": keras.backend.backend()}
+
+
 def peak_of_attack(case: Case, batch_size: int, num_steps: int) -> int:
     """The peak memory of one attack, in a new process that takes no more than it needs."""
     command = [sys.executable, __file__, "--case", case.name]
     command += ["--batch-size", str(batch_size), "--num-steps", str(num_steps)]
-    frugal = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    environment = os.environ | frugal | {"KERAS_BACKEND": keras.backend.backend()}
     output = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        command, env=frugal(), stdout=subprocess.PIPE, text=True, check=True
     ).stdout
     return int(output.split()[-1])
 

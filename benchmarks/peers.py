@@ -1,14 +1,24 @@
-"""The peers' attacks at the settings of ours: `(model, attack, x, y) -> x_adv`, NumPy arrays."""
+"""The peers' attacks at the settings of ours: `(model, attack, x, y) -> x_adv`, NumPy arrays.
 
+torchattacks runs in a process of its own, all attacks one after the other.
+"""
+
+import argparse
 import functools
+import json
+import pathlib
+import re
+import subprocess
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 import keras_robust as kr
+from keras_robust.model.classifier import Classifier
 
 Peer = Callable[[Any, Any, np.ndarray, np.ndarray], np.ndarray]
 _ORDERS = {"linf": np.inf, "l2": 2}
@@ -236,3 +246,69 @@ PEERS: dict[str, dict[str, Peer]] = {
     "square": {"art": _art(_art_square)},
     "autoattack": {"art": _art(_art_auto_attack)},
 }
+
+
+# Its AutoAttack has other settings, its DeepFool takes one image at a time, and its Carlini-Wagner
+# searches for no constant.
+TORCHATTACKS = ("fgsm", "pgd-40", "apgd-ce", "apgd-dlr", "square")
+
+
+def why_no_torchattacks(python: str, network: str) -> str | None:
+    """Why torchattacks cannot be measured; `None` if it can."""
+    if network != "resnet20":
+        return f"it is measured on the ResNet-20 (--network resnet20), not on the {network}."
+    command = [python, "-c", "import torch, torchattacks"]
+    try:
+        found = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    except OSError as error:
+        return str(error)
+    return f"{python}: {found.stderr.splitlines()[-1]}" if found.returncode else None
+
+
+def resnet20_weights(model: keras.Model) -> list[np.ndarray]:
+    """Of its convolutions with their batch norms, and of its logits, in the order of creation."""
+
+    def in_order(kind: type) -> list[keras.layers.Layer]:
+        def number(layer: keras.layers.Layer) -> int:
+            found = re.search(r"_(\d+)$", layer.name)
+            return int(found.group(1)) if found else 0
+
+        return sorted((layer for layer in model.layers if isinstance(layer, kind)), key=number)
+
+    norms = in_order(keras.layers.BatchNormalization)
+    pairs = zip(in_order(keras.layers.Conv2D), norms, strict=True)
+    layers = [*(layer for pair in pairs for layer in pair), model.layers[-1]]
+    return [array for layer in layers for array in layer.get_weights()]
+
+
+def torchattacks(
+    model: keras.Model,
+    attacks: dict[str, kr.attacks.Attack],
+    x: np.ndarray,
+    y: np.ndarray,
+    args: argparse.Namespace,
+) -> Iterator[tuple[str, np.ndarray, list[float]]]:
+    """The name, images and seconds of each attack that torchattacks has, as they are measured."""
+    settings = {
+        "repeats": args.repeats,
+        "slow_seconds": args.slow_seconds,
+        "attacks": {
+            name: {k: v for k, v in attack.get_config().items() if isinstance(v, int | float | str)}
+            for name, attack in attacks.items()
+            if name in TORCHATTACKS
+        },
+    }
+    arrays = {f"w{i}": array for i, array in enumerate(resnet20_weights(model))}
+    with tempfile.TemporaryDirectory() as directory:
+        folder = pathlib.Path(directory)
+        (folder / "attacks.json").write_text(json.dumps(settings))
+        logits = Classifier(model).predict(x)
+        np.savez(folder / "input.npz", x=x, y=y, logits=logits, **arrays)
+        script = pathlib.Path(__file__).with_name("torch_attacks.py")
+        command = [args.torch_python, str(script), directory]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                with np.load(folder / f"{line.strip()}.npz") as found:
+                    yield line.strip(), found["x_adv"], found["seconds"].tolist()
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed, see above.")

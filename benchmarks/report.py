@@ -274,17 +274,40 @@ def costs() -> str:
         parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
         if PAPER_004.keys() <= content["cases"].keys():
             parts.append(beside_paper_004(content["cases"]))
-    for name, title in (("attacks", "Attacks"), ("wnll", "The WNLL head"), ("training", "PGD")):
+    for name, title in (("attacks", "Attacks"), ("wnll", "The WNLL head")):
         for path in sorted(RESULTS.glob(f"{name}-*.json")):
             content = json.loads(path.read_text())
             rows = []
             for case, values in content["cases"].items():
-                for part, ratio in ratios(values):
-                    rows.append([case + part, f"{ratio:.2f}"])
-            parts.append(f"\n### {title}: {content['backend']}\n")
+                if "libraries" in values:
+                    values = values["libraries"]["keras_robust"]
+                if "ratio_to_floor" in values:
+                    rows.append([case, f"{values['ratio_to_floor']:.2f}"])
+            parts.append(f"\n### {title}: {content['backend']}, {content['machine']}\n")
             parts.append(table(["", "times the floor"], rows))
             parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
+    for path in sorted(RESULTS.glob("training-*.json")):
+        parts.append(training(json.loads(path.read_text())))
     return "\n".join(parts)
+
+
+def training(content: dict[str, Any]) -> str:
+    """The times of gradients, training steps and PGD on one machine."""
+    rows = [
+        [
+            f"{case}, {part}", f"{1000 * times['median_seconds']:,.2f}",
+            f"{times['images_per_second']:,.0f}",
+            f"{times['ratio_to_floor']:.2f}" if "ratio_to_floor" in times else "",
+            f"{times['compile_seconds']:.1f}",
+        ]
+        for case, values in content["cases"].items()
+        for part, times in values["times"].items()
+    ]  # fmt: skip
+    return "\n".join([
+        f"\n### PGD: {content['backend']}, {content['machine']}\n",
+        table(["", "ms", "images/s", "times the floor", "seconds to compile"], rows),
+        made_by(list(content["cases"].values())) + f"\n{content['machine']}.",
+    ])  # fmt: skip
 
 
 def beside_paper_004(cases: dict[str, Any]) -> str:
@@ -306,16 +329,6 @@ def beside_paper_004(cases: dict[str, Any]) -> str:
         "network: its convolutions are over larger images and fewer channels.\n",
         table(["", "ms per sample", "/ Fisher information", "floor / Fisher information"], rows),
     ])  # fmt: skip
-
-
-def ratios(case: dict[str, Any]) -> list[tuple[str, float]]:
-    """The ratios to a floor that a case of a benchmark has."""
-    if "ratio_to_floor" in case:
-        return [("", case["ratio_to_floor"])]
-    if "libraries" in case:
-        return [("", case["libraries"]["keras_robust"]["ratio_to_floor"])]
-    times = case.get("times", {})
-    return [(f", {k}", v["ratio_to_floor"]) for k, v in times.items() if "ratio_to_floor" in v]
 
 
 def page() -> str:

@@ -8,8 +8,13 @@ import json
 import pathlib
 from typing import Any
 
-PEERS = ("foolbox", "art", "cleverhans")
-UNJUDGED = "keras_robust, unjudged"
+COLUMNS = {
+    "keras_robust, unjudged": "ours, unjudged",
+    "foolbox": "Foolbox",
+    "art": "ART",
+    "cleverhans": "CleverHans",
+    "torchattacks": "torchattacks",
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,20 +33,22 @@ def cell(row: dict[str, float] | None) -> str:
     return "" if row is None else f"{row['times_as_slow_as_ours']:.2f} ({quality(row)})"
 
 
-def line(name: str, libraries: dict[str, Any]) -> str:
+def line(name: str, libraries: dict[str, Any], columns: list[str]) -> str:
     ours = libraries["keras_robust"]
     first = f"{ours['ratio_to_floor']:.2f} ({quality(ours)})"
-    cells = [name, first, *(cell(libraries.get(peer)) for peer in (UNJUDGED, *PEERS))]
+    cells = [name, first, *(cell(libraries.get(peer)) for peer in columns)]
     return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     content = json.loads(parse_arguments().results.read_text())
     print(f"{content['machine']}, {content['backend']}\n")
-    print("| attack | ours / floor | ours, unjudged | Foolbox | ART | CleverHans |")
-    print("|---|---|---|---|---|---|")
+    found = {library for case in content["cases"].values() for library in case["libraries"]}
+    columns = [library for library in COLUMNS if library in found]
+    print("| " + " | ".join(["attack", "ours / floor", *map(COLUMNS.get, columns)]) + " |")
+    print("|---" * (2 + len(columns)) + "|")
     for name, case in content["cases"].items():
-        print(line(name, case["libraries"]))
+        print(line(name, case["libraries"], columns))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@
     python benchmarks/wnll.py --parts forward --neighbors scann
     python benchmarks/wnll.py --parts search --sizes 1000 10000 100000
 
-Batches of 500 random images of 32 x 32. `forward` times the model with the head, for one of the
+Batches of random images of 32 x 32. `forward` times the model with the head, for one of the
 template's sizes, over the model with a dense layer; `training` a step of
 `kr.losses.GraphInterpolation` (exact gradient) over one of cross-entropy, as `fit` runs them, and
 the peak memory of each in a process of its own; `search` the cost for each query of finding 30
 neighbours among clustered features; `lists` how far the answers from cached lists are from those
-on the exact union graph. ScaNN is left out where it cannot be imported.
+on the exact union graph. ScaNN is left out where it cannot be imported, and the picture of the
+search where Matplotlib cannot.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from typing import Any
 import harness
 import keras
 import numpy as np
-from memory import peak_bytes
+from memory import frugal, peak_bytes
 from models import resnet20
+from training import measured, measured_fit
 
 import keras_robust as kr
 from keras_robust.layers import wnll_template
 
-BATCH = 500
 PARTS = ["forward", "training", "search", "lists"]
 
 
@@ -40,8 +41,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[1000, 10_000, 100_000, 300_000, 1_000_000]
     )
+    parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
+    parser.add_argument("--seconds", type=float, default=1.0, help="least duration of a sample")
+    parser.add_argument(
+        "--memory", action=argparse.BooleanOptionalAction, default=True, help="of training, too"
+    )
+    parser.add_argument("--output", type=pathlib.Path, default=harness.RESULTS)
     parser.add_argument("--peak-memory-of", choices=["softmax", "wnll"], help="used by itself")
     return parser.parse_args()
 
@@ -68,85 +74,69 @@ def has_scann() -> bool:
     return True
 
 
-def forward(size: int, neighbors: str, repeats: int) -> dict[str, Any]:
+def forward(size: int, neighbors: str, args: argparse.Namespace) -> dict[str, Any]:
     keras.utils.set_random_seed(0)
-    x, _ = images(BATCH)
+    x, _ = images(args.batch_size)
     dense = resnet20()
     model = resnet20(kr.layers.WNLLHead(10, units=64, template_size=size, neighbors=neighbors))
     # Features spread like the clustered ones: what the untrained network makes is all alike.
-    features = clustered(size + BATCH)
-    model.layers[-1].adapt(features[:size], np.arange(size) % 10)
+    features = clustered(size)
+    model.layers[-1].adapt(features, np.arange(size) % 10)
     batch = keras.ops.convert_to_tensor(x)
 
-    def milliseconds(model: Any) -> float:
-        return harness.seconds(lambda: model.predict_on_batch(batch))
-
-    models = {"dense": dense, "wnll": model}
-    for each in models.values():
-        milliseconds(each)
-    samples = harness.interleave(
-        {name: lambda each=each: milliseconds(each) for name, each in models.items()}, repeats
-    )
+    measures = {
+        name: measured(lambda each=each: each.predict_on_batch(batch), args.seconds)[0]
+        for name, each in {"dense": dense, "wnll": model}.items()
+    }
+    samples = harness.interleave(measures, args.repeats)
     return harness.summary(samples["wnll"], samples["dense"])
 
 
-def trained_model(kind: str, num_folds: int = 3) -> keras.Model:
+def trained_model(kind: str, batch_size: int, num_folds: int = 3) -> keras.Model:
     keras.utils.set_random_seed(0)
     if kind == "softmax":
         model = resnet20()
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         return model
-    robust = kr.RobustModel(resnet20(kr.layers.WNLLHead(10, units=64, template_size=BATCH)))
+    robust = kr.RobustModel(resnet20(kr.layers.WNLLHead(10, units=64, template_size=batch_size)))
     robust.compile(optimizer="adam", loss=kr.losses.GraphInterpolation(num_folds=num_folds))
     return robust
 
 
-def training(num_folds: int, repeats: int) -> dict[str, Any]:
-    steps = 4
-    x, y = images(BATCH * steps)
-
-    def one_step(model: keras.Model) -> float:
-        def epoch(count: int) -> float:
-            part = slice(BATCH * count)
-            return harness.seconds(
-                lambda: np.array(model.fit(x[part], y[part], BATCH, verbose=0).history["loss"])
-            )
-
-        return (epoch(steps) - epoch(1)) / (steps - 1)
-
-    models = {"softmax": trained_model("softmax"), "wnll": trained_model("wnll", num_folds)}
-    for model in models.values():
-        one_step(model)
-    samples = harness.interleave(
-        {name: lambda model=model: one_step(model) for name, model in models.items()}, repeats
-    )
+def training(num_folds: int, args: argparse.Namespace) -> dict[str, Any]:
+    data = images(args.batch_size)
+    measures = {
+        kind: measured_fit(trained_model(kind, args.batch_size, num_folds), *data, args.seconds)[0]
+        for kind in ("softmax", "wnll")
+    }
+    samples = harness.interleave(measures, args.repeats)
     return harness.summary(samples["wnll"], samples["softmax"])
 
 
-def peak_of(kind: str) -> int:
-    command = [sys.executable, __file__, "--peak-memory-of", kind]
-    return int(
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
-    )
+def peak_of(kind: str, batch_size: int) -> int:
+    command = [sys.executable, __file__, "--peak-memory-of", kind, "--batch-size", str(batch_size)]
+    output = subprocess.run(
+        command, env=frugal(), stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    return int(output.split()[-1])
 
 
-def search(size: int, neighbors: str, repeats: int) -> dict[str, Any]:
-    points = clustered(size + BATCH)
-    queries, points = points[:BATCH], points[BATCH:]
+def search(size: int, neighbors: str, args: argparse.Namespace) -> dict[str, Any]:
+    points = clustered(size + args.batch_size)
+    queries, points = points[: args.batch_size], points[args.batch_size :]
     if neighbors == "scann":
         index: Any = kr.neighbors.ScannIndex(points)
     else:
         index = kr.neighbors.ExactIndex(points)
-    find = lambda: index.search(queries, 30)[0]  # noqa: E731
-    find()
-    samples = [harness.seconds(find) for _ in range(repeats)]
-    figures = {"microseconds_per_query": 1e6 * float(np.median(samples)) / BATCH}
+    sample, _ = measured(lambda: index.search(queries, 30)[0], args.seconds)
+    samples = [sample() for _ in range(args.repeats)]
+    figures = {"microseconds_per_query": 1e6 * float(np.median(samples)) / args.batch_size}
     return figures | ({"recall_at_30": index.recall(queries)} if neighbors == "scann" else {})
 
 
-def lists(size: int, joint: bool) -> dict[str, float]:
+def lists(size: int, joint: bool, batch_size: int) -> dict[str, float]:
     """Answers of a head with cached lists against those on the exact union graph."""
-    points, labels = clustered(size + BATCH), np.arange(size + BATCH) % 10
+    points, labels = clustered(size + batch_size), np.arange(size + batch_size) % 10
     centers = np.random.default_rng(1).normal(size=(10, 64))
     points = points + centers[labels].astype("float32")
     answers = []
@@ -165,8 +155,11 @@ def lists(size: int, joint: bool) -> dict[str, float]:
 
 
 def plot(cases: dict[str, Any], path: pathlib.Path) -> None:
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        print(f"No picture: {error}")
+        return
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -198,40 +191,43 @@ def plot(cases: dict[str, Any], path: pathlib.Path) -> None:
 def main() -> None:
     args = parse_arguments()
     if args.peak_memory_of:
-        x, y = images(2 * BATCH)
-        trained_model(args.peak_memory_of).fit(x, y, BATCH, epochs=2, verbose=0)
+        x, y = images(2 * args.batch_size)
+        model = trained_model(args.peak_memory_of, args.batch_size)
+        model.fit(x, y, args.batch_size, epochs=2, verbose=0)
         print(peak_bytes())
         return
-    results = harness.Results("wnll", args.results)
+    results = harness.Results("wnll", args.output)
     kinds = [kind for kind in args.neighbors if kind != "scann" or has_scann()]
 
     def add(name: str, figures: dict[str, Any], *shown: str) -> None:
-        results.add(name, figures)
+        results.add(name, {"batch_size": args.batch_size, **figures})
         print(f"{name:45} " + "  ".join(f"{key} {figures[key]:.4g}" for key in shown), flush=True)
 
     if "forward" in args.parts:
         for size in args.templates:
             for kind in kinds if size > min(args.templates) else kinds[:1]:
-                figures = forward(size, kind, args.repeats)
+                figures = forward(size, kind, args)
                 add(f"forward, {size:,} template points, {kind}", figures, "ratio_to_floor")
     if "training" in args.parts:
         for num_folds in (2, 3):
-            figures = training(num_folds, max(args.repeats // 3, 3))
+            figures = training(num_folds, args)
             add(f"training step, {num_folds} folds", figures, "ratio_to_floor")
-        peaks = {kind: peak_of(kind) for kind in ("softmax", "wnll")}
-        figures = {**peaks, "ratio_to_softmax": peaks["wnll"] / peaks["softmax"]}
-        add("peak memory of training", figures, "ratio_to_softmax")
+        if args.memory:
+            peaks = {kind: peak_of(kind, args.batch_size) for kind in ("softmax", "wnll")}
+            figures = {**peaks, "ratio_to_softmax": peaks["wnll"] / peaks["softmax"]}
+            add("peak memory of training", figures, "ratio_to_softmax")
     if "lists" in args.parts:
         for joint in (True, False):
             name = f"cached lists, 3,000 template points, joint={joint}"
-            add(name, lists(3000, joint), "mean_difference", "largest_difference", "other_class")
+            figures = lists(3000, joint, args.batch_size)
+            add(name, figures, "mean_difference", "largest_difference", "other_class")
     if "search" in args.parts:
         for size in args.sizes:
             for kind in kinds:
-                figures = search(size, kind, 3)
+                figures = search(size, kind, args)
                 shown = ["microseconds_per_query", *(["recall_at_30"] if kind == "scann" else [])]
                 add(f"search {size:,} points, {kind}", figures, *shown)
-        plot(json.loads(results.path.read_text())["cases"], args.results / "wnll_search.png")
+        plot(json.loads(results.path.read_text())["cases"], results.path.with_suffix(".png"))
     print(f"\n{results.path}")
 
 

@@ -98,6 +98,8 @@ def test_stays_in_the_ball_and_the_bounds(attack, dtype, bounds):
 
 
 # APGD returns the image with the largest margin: rounding leaves its place on a sphere open.
+@pytest.mark.gpu
+@pytest.mark.usefixtures("networks_in_float32")
 @pytest.mark.parametrize(
     "attack",
     [a for i, a in TABLE.items() if i != "apgd-l2"],
@@ -122,6 +124,36 @@ def test_is_the_closed_form_on_a_linear_binary_model(attack):
     np.testing.assert_allclose(perturbed(attack, model, x, y), expected, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("networks_in_float32")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_is_the_closed_form_on_a_linear_convolution(norm):
+    # As above; w is the kernel at each place where it is applied.
+    rng = np.random.default_rng(2)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            keras.layers.Conv2D(2, 3, strides=2, use_bias=False),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    kernel = rng.normal(size=(3, 3, 2, 2)).astype("float32")
+    model.set_weights([kernel])
+    direction = np.zeros((8, 8, 2))
+    for row in (0, 2, 4):
+        for column in (0, 2, 4):
+            direction[row : row + 3, column : column + 3] += kernel[..., 1] - kernel[..., 0]
+    x, y = images(shape=(8, 8, 2), low=0.4, high=0.6), np.arange(16) % 2
+    w = np.where(y == 0, 1, -1)[:, None, None, None] * direction
+    lengths = np.sqrt((w**2).sum((1, 2, 3), keepdims=True))
+    expected = x + 0.3 * (np.sign(w) if norm == "linf" else w / lengths)
+    attack = kr.attacks.PGD(0.3, step_size=0.3, num_steps=30, norm=norm)
+    found = perturbed(attack, model, x, y)
+    untouched = np.broadcast_to(w == 0, x.shape)  # The last row and column: no gradient, no step.
+    np.testing.assert_allclose(found[~untouched], expected[~untouched], atol=1e-5)
+
+
+@pytest.mark.gpu
 def test_closed_form_at_the_bounds():
     model, weights = linear_model(num_classes=2)
     x, y = images(), np.arange(16) % 2
@@ -131,6 +163,8 @@ def test_closed_form_at_the_bounds():
         np.testing.assert_allclose(perturbed(attack, model, x, y), expected, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("networks_in_float32")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fgsm_follows_the_gradient_of_the_cross_entropy(norm):
     # On a linear softmax classifier that gradient is W (p - onehot(y)).
@@ -149,6 +183,7 @@ def test_fgsm_follows_the_gradient_of_the_cross_entropy(norm):
     )
 
 
+@pytest.mark.gpu
 def test_ifgsm_is_equation_16():
     model, weights = linear_model(num_classes=4)
     x, y = images(), np.arange(16) % 4
@@ -233,6 +268,7 @@ def test_seeds():
     assert abs(run(attack, model, x, y) - run(attack, model, x, y)).max() > 0.01
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_random_start_fills_the_ball(norm):
     # A step too small to matter leaves the start itself. In d dimensions the radius of a
@@ -311,6 +347,7 @@ def test_an_attack_is_a_value():
         attack.replace(size=0.2)
 
 
+@pytest.mark.gpu
 def test_the_model_stays_as_it_is():
     keras.utils.set_random_seed(1)
     model = keras.Sequential(

@@ -8,6 +8,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.gpu
+
 RNG = np.random.default_rng(0)
 DENSE = RNG.normal(size=(8, 10)).astype("float32")
 CONVOLUTION = RNG.normal(size=(3, 3, 2, 10)).astype("float32")

@@ -32,6 +32,7 @@ def test_xla_equals_eager(make_robust, assert_same_weights, small_data):
     assert_same_weights(model, train(make_robust(loss, run_eagerly=True), small_data), atol=1e-4)
 
 
+@pytest.mark.gpu
 def test_steps_per_execution(make_robust, loss, assert_same_weights, small_data):
     # 3 batches of 24, 24 and 16 images, which 2 does not divide.
     one = train(make_robust(loss), small_data)
@@ -40,6 +41,7 @@ def test_steps_per_execution(make_robust, loss, assert_same_weights, small_data)
     assert two.optimizer.iterations.numpy() == 3
 
 
+@pytest.mark.gpu
 @pytest.mark.slow_on_jax
 def test_train_on_batch(make_robust, loss, assert_same_weights, small_data):
     x, y = small_data
@@ -55,6 +57,7 @@ def test_train_on_batch(make_robust, loss, assert_same_weights, small_data):
         np.testing.assert_allclose(fitted.history.history[name], mean, rtol=1e-5)
 
 
+@pytest.mark.gpu
 def test_validation_split_trains_on_the_rest(make_robust, loss, assert_same_weights, small_data):
     x, y = small_data
     split = train(make_robust(loss), small_data, validation_split=0.25)

@@ -88,6 +88,8 @@ def test_the_linear_phase_is_a_dense_layer():
         np.testing.assert_allclose(array(model(x)), linear_branch(head, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("networks_in_float32")
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"units": None}, {"joint": False}, {"kernel": "quartic"}, {"template_weight": 2.0}],
@@ -170,6 +172,7 @@ def test_a_second_call_from_python_compiles_nothing(joint, units):
         jax.monitoring.unregister_event_duration_listener(listener)
 
 
+@pytest.mark.gpu
 def test_alone_an_answer_does_not_depend_on_the_batch():
     model, head = make_model()
     x, _ = clusters(24, seed=1)
@@ -360,6 +363,7 @@ def test_a_row_that_is_not_finite(size, joint, monkeypatch):
                     assert np.isnan(array(model(broken))[[2, 11]]).all()
 
 
+@pytest.mark.gpu
 def test_a_network_that_has_diverged_predicts_nan():
     model, head = make_model()
     x, _ = clusters(6, seed=1)
@@ -491,6 +495,8 @@ class TestLists:
     def _few(self, monkeypatch):
         monkeypatch.setattr(wnll_template, "_MAX_UNION", 10)
 
+    @pytest.mark.gpu
+    @pytest.mark.usefixtures("networks_in_float32")
     @pytest.mark.parametrize("arguments", [{}, {"kernel": "quartic"}, {"template_weight": 0.5}])
     def test_alone_nothing_is_approximated(self, arguments):
         model, head = make_model(joint=False, **arguments)
@@ -502,6 +508,7 @@ class TestLists:
         u = softmax(array(model(x)))
         np.testing.assert_allclose(u, expected_u(head, x, **arguments), atol=1e-4)
 
+    @pytest.mark.gpu
     def test_together_it_is_close(self):
         """The queries are a tenth of the points."""
         model, head = make_model(template_size=300)
@@ -520,6 +527,7 @@ class TestLists:
         again = keras.models.load_model(tmp_path / "model.keras")
         np.testing.assert_array_equal(array(again(x)), array(model(x)))
 
+    @pytest.mark.gpu
     def test_distances_beyond_half_precision(self):
         model, head = make_model(joint=False, units=None, dtype="mixed_float16")
         features, labels = clusters(30)
@@ -561,6 +569,8 @@ def test_the_exact_gradient_is_the_slope(arguments):
     assert_gradient_is_slope(head, clusters(12, seed=1)[0].astype("float64"))
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("networks_in_float32")
 def test_the_straight_through_gradient():
     """(softmax(log u) - y) handed to the linear branch: the papers' code."""
     model, head = make_model(gradient="straight_through")
@@ -572,6 +582,8 @@ def test_the_straight_through_gradient():
     np.testing.assert_allclose(found, back @ head.buffer.get_weights()[0].T, atol=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("networks_in_float32")
 def test_the_linear_gradient():
     """What attacks climb, and what is trained, is the linear branch; the answer is u's."""
     model, head = make_model(gradient="linear")
@@ -622,6 +634,7 @@ def test_a_template_smaller_than_the_lists():
         assert np.isfinite(array(model(x))).all()
 
 
+@pytest.mark.gpu
 def test_mixed_precision():
     """The solution stays in float32: only the features are rounded."""
     model, head = make_model(dtype="mixed_float16")

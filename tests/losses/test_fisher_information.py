@@ -6,6 +6,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("networks_in_float32")]
+
 Z = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [-1.0, 3.0, 2.0]], "float32")
 LABELS = np.array([0, 2, 2])
 

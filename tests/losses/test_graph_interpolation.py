@@ -6,7 +6,6 @@ import runpy
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import ops
 
 import keras_robust as kr
@@ -78,6 +77,7 @@ def first_loss(loss, model, x=X, y=Y, sample_weight=None):
     ).history["loss"][0]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("loss", "head"),
     [
@@ -137,6 +137,7 @@ def test_example_weights():
     assert found == pytest.approx((weights * values).mean(), rel=2e-3)
 
 
+@pytest.mark.gpu
 def test_the_value_on_adversarial_images():
     """IFGSM on the linear branch, which is a model of two dense layers; -1 is not attacked."""
     y = np.where(np.arange(24) % 5 == 0, -1, Y)
@@ -194,6 +195,7 @@ def test_the_attack_climbs_u_of_the_folds():
     assert values[0] < found - 0.01
 
 
+@pytest.mark.gpu
 def test_far_from_the_origin():
     """Squared distances by products would be rounding errors there."""
     points = (X + 500).astype("float32")
@@ -204,6 +206,7 @@ def test_far_from_the_origin():
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-2)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="JAX has float64 only where it was switched on first"
 )
@@ -342,6 +345,8 @@ def test_bad_arguments(change, message):
 
 @pytest.mark.parametrize("form", ["arrays", "few arrays", "data set", "train_on_batch"])
 def test_a_batch_too_small_for_its_folds(form):
+    if form == "data set":
+        tf = pytest.importorskip("tensorflow", reason="`tf.data` needs TensorFlow")
     robust = kr.RobustModel(make_model()[0])
     robust.compile("sgd", kr.losses.GraphInterpolation(num_folds=3))
     train = {

@@ -79,6 +79,8 @@ def train_once(loss, x=(X, X_ADV), y=Y, base=None, **arguments):
     return history.history["loss"][0], gradient
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("networks_in_float32")
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     ("over", "order", "layers"),
@@ -189,6 +191,7 @@ def test_nothing_moves_and_nothing_answers(over, order):
     assert not any(g.any() for g in gradient)
 
 
+@pytest.mark.gpu
 def test_a_large_order_is_the_largest_entry():
     value, _ = train_once(kr.losses.LatentDisparity(None, weight=1.0, order=500))
     start = weights_of(network())
@@ -306,8 +309,7 @@ def test_a_configuration_of_version_0_1_0():
 
 @pytest.mark.slow_on_jax
 def test_a_data_set_of_pairs():
-    import tensorflow as tf
-
+    tf = pytest.importorskip("tensorflow", reason="`tf.data` needs TensorFlow")
     data = tf.data.Dataset.from_tensor_slices(((X, X_ADV), Y)).batch(6)
     unbuilt = [keras.layers.Flatten(), keras.layers.Dense(4), keras.layers.Dense(3)]
     model = kr.RobustModel(keras.Sequential(unbuilt))
@@ -371,6 +373,7 @@ def test_heads_and_attacks(head):
     assert abs(gradient[0]).max() > 0
 
 
+@pytest.mark.gpu
 def test_half_precision():
     keras.config.set_dtype_policy("mixed_float16")
     # Sums of squares that float16 cannot hold.

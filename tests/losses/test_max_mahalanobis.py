@@ -6,6 +6,8 @@ import pytest
 
 import keras_robust as kr
 
+pytestmark = pytest.mark.gpu
+
 RNG = np.random.default_rng(0)
 Z = RNG.normal(size=(9, 5)).astype("float32")
 Y = np.arange(9) % 4
@@ -70,6 +72,7 @@ def make_model(dtype=None):
     )
 
 
+@pytest.mark.usefixtures("networks_in_float32")
 def test_gradient():
     model = make_model()
     kernel, _, centers = model.get_weights()

@@ -10,6 +10,8 @@ from keras_robust.neighbors import scann
 from keras_robust.ops import nearest as module
 from keras_robust.ops.nearest import nearest, nearest_in_two_ways, smallest, squared_distances
 
+pytestmark = pytest.mark.gpu
+
 
 def all_distances(queries, points):
     return ((queries[:, None].astype(float) - points[None]) ** 2).sum(axis=2)

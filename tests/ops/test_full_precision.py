@@ -9,6 +9,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust import backend
 
+pytestmark = pytest.mark.gpu
+
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(size=(30, 200)).astype("float32"), RNG.normal(size=(200, 20)).astype("float32")
 QUERIES, TEMPLATE = (RNG.normal(size=(n, 6)).astype("float32") + 3 for n in (20, 60))

@@ -7,6 +7,8 @@ from keras import ops
 from keras_robust.ops.nearest import nearest
 from keras_robust.ops.neighbor_graph import edges_of_union, union_edges
 
+pytestmark = pytest.mark.gpu
+
 CASES = [
     # Queries, template points, m, n.
     (40, 60, 8, 4), (1, 20, 8, 5), (60, 6, 8, 8), (5, 3, 30, 15), (30, 40, 1, 1), (3, 1, 2, 1),

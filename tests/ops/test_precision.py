@@ -8,6 +8,8 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.model.classifier import Classifier
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.mark.usefixtures("double_precision")
 def test_outputs_layers_and_operations_keep_float64():

@@ -43,6 +43,7 @@ def gradients(function, *arrays):
     return [ops.convert_to_numpy(gradient) for gradient in found]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["gaussians", "moons"])
 def test_golden_values(name, dtype):
@@ -67,6 +68,7 @@ def test_golden_values(name, dtype):
         np.testing.assert_allclose(gradient, golden_gradient, rtol=0, atol=tolerance)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("kernel", ["gaussian", "quartic"])
@@ -151,6 +153,7 @@ def test_gradient_in_a_branch(joint):
     assert abs(expected).max() > 1e-2
 
 
+@pytest.mark.gpu
 def test_gradient_is_blind_to_translation_and_scale():
     queries, template, labels = (np.asarray(a, "float32") for a in points())
     labels = labels.astype("int32")
@@ -167,6 +170,7 @@ def test_gradient_is_blind_to_translation_and_scale():
     assert abs(inner) < 1e-3 * size
 
 
+@pytest.mark.gpu
 @pytest.mark.slow_on_jax
 def test_maximum_principle():
     for seed in range(5):
@@ -176,6 +180,7 @@ def test_maximum_principle():
         np.testing.assert_allclose(u.sum(axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.gpu
 def test_invariances():
     queries, template, labels = points()
     u = interpolated(queries, template, labels, 8, 4)
@@ -189,6 +194,7 @@ def test_invariances():
     np.testing.assert_allclose(permuted, u[order], atol=1e-4)
 
 
+@pytest.mark.gpu
 def test_one_query_between_two_points():
     """u(x) = weight of the second over the sum: by symmetry w(x, y) + (1 + gamma) w(y, x)."""
     template = np.array([[0.0], [3.0]])
@@ -206,6 +212,7 @@ def test_isolated_components_get_the_prior():
     np.testing.assert_allclose(u[3:], np.tile([0.25, 0.75], (200, 1)), atol=0.03)
 
 
+@pytest.mark.gpu
 @pytest.mark.slow_on_jax
 def test_duplicates():
     template = np.repeat([[0.0, 0.0], [1.0, 0.0]], 10, axis=0)
@@ -239,6 +246,7 @@ def test_a_class_without_template_points_gets_nothing():
     np.testing.assert_array_equal(u[:, 2:], 0)
 
 
+@pytest.mark.gpu
 @pytest.mark.slow_on_jax
 def test_alone_is_the_limit_of_a_batch_of_one():
     queries, template, labels = points()
@@ -249,6 +257,7 @@ def test_alone_is_the_limit_of_a_batch_of_one():
     np.testing.assert_allclose(together[:20], half, atol=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_conjugate_gradients_agree_with_cholesky(dtype, monkeypatch):

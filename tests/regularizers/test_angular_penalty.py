@@ -9,6 +9,8 @@ import keras_robust as kr
 from keras_robust import backend
 from keras_robust.ops import simplex_gram
 
+pytestmark = pytest.mark.gpu
+
 NORMS = {"frobenius": "fro", "spectral": 2}
 
 
