@@ -82,8 +82,7 @@ def rho(
     >>> import keras, numpy as np, keras_robust as kr
     >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
     >>> x = np.random.rand(32, 8, 8, 1)
-    >>> attack = kr.attacks.PGD(epsilon=1.0, norm="l2")
-    >>> 0 < kr.evaluation.rho(model, x, attack=attack, verbose=0) < 1
+    >>> 0 < kr.evaluation.rho(model, x, attack=kr.attacks.DeepFool(), verbose=0) < 1
     True
 
     Departures from the paper:
