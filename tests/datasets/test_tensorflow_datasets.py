@@ -1,8 +1,10 @@
 """Data sets of TensorFlow Datasets."""
 
 import pathlib
+import sys
 from typing import ClassVar
 
+import keras
 import numpy as np
 import pytest
 
@@ -108,3 +110,18 @@ def test_data_that_cannot_be_classified(features, keys, monkeypatch, tmp_path):
 def test_data_that_can_be_classified_are_made(tmp_path):
     with pytest.raises(NotImplementedError):
         kr.datasets.load("described", "test", data_dir=str(tmp_path))
+
+
+def test_images_of_several_sizes_are_refused_where_all_are_held(monkeypatch):
+    if keras.backend.backend() == "tensorflow":
+        pytest.skip("a `tf.data.Dataset` may hold them")
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_generator(
+        lambda: iter([(np.zeros((28, 28, 1), "uint8"), 0)]),
+        output_signature=(tf.TensorSpec((None, 28, 1), "uint8"), tf.TensorSpec((), "int64")),
+    )
+    module = sys.modules[kr.datasets.load.__module__]
+    monkeypatch.setattr(module, "_from_tensorflow_datasets", lambda *arguments: data)
+    with pytest.raises(ValueError, match="images of one size, to be held in memory"):
+        kr.datasets.load("cats_vs_dogs", "train")
