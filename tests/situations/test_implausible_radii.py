@@ -19,6 +19,8 @@ def classifier():
 def messages(make):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # Keras's own: it asks JAX for 64 bits.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype .?int64")
         make()
     return [str(warning.message) for warning in caught if warning.category is UserWarning]
 
