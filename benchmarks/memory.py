@@ -12,6 +12,7 @@ import re
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import keras
 from cases import CASES, Case, random_batch
@@ -41,14 +42,19 @@ def frugal() -> dict[str, str]:
     return os.environ | settings | {"KERAS_BACKEND": keras.backend.backend()}
 
 
-def peak_of_attack(case: Case, batch_size: int, num_steps: int) -> int:
-    """The peak memory of one attack, in a new process that takes no more than it needs."""
-    command = [sys.executable, __file__, "--case", case.name]
-    command += ["--batch-size", str(batch_size), "--num-steps", str(num_steps)]
+def number_printed(script: str, *arguments: Any) -> int:
+    """The last number that a script prints, in a new process that takes no more than it needs."""
+    command = [sys.executable, script, *map(str, arguments)]
     output = subprocess.run(
         command, env=frugal(), stdout=subprocess.PIPE, text=True, check=True
     ).stdout
     return int(output.split()[-1])
+
+
+def peak_of_attack(case: Case, batch_size: int, num_steps: int) -> int:
+    """The peak memory of one attack, in a process of its own."""
+    sizes = ("--batch-size", batch_size, "--num-steps", num_steps)
+    return number_printed(__file__, "--case", case.name, *sizes)
 
 
 def main() -> None:

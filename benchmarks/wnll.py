@@ -16,14 +16,12 @@ search where Matplotlib cannot.
 import argparse
 import json
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import harness
 import keras
 import numpy as np
-from memory import frugal, peak_bytes
+from memory import number_printed, peak_bytes
 from models import resnet20
 from training import measured, measured_fit
 
@@ -114,11 +112,7 @@ def training(num_folds: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_of(kind: str, batch_size: int) -> int:
-    command = [sys.executable, __file__, "--peak-memory-of", kind, "--batch-size", str(batch_size)]
-    output = subprocess.run(
-        command, env=frugal(), stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
-    return int(output.split()[-1])
+    return number_printed(__file__, "--peak-memory-of", kind, "--batch-size", batch_size)
 
 
 def search(size: int, neighbors: str, args: argparse.Namespace) -> dict[str, Any]:
