@@ -334,7 +334,7 @@ class Attack(Value):
         return RoundResult(found)
 
     def judge(self, classifier: Classifier, y: Any, seed: Any, index: Any) -> Problem:
-        """What judges the images of round `index`."""
+        """The problem that decides whether the images of round `index` fool the model."""
         return Problem(self, classifier, y, self.judging_seed(seed, index))
 
     def judging_seed(self, seed: Any, index: Any) -> Any:

@@ -51,6 +51,7 @@ class Rounds:
         self.best, self.margins = x.copy(), np.full(len(x), -np.inf)
         self.counts = np.zeros((2, len(x)), int)
         self.is_joint = classifier.depends_on_batch
+        self.judge = self._compiled_judge()
 
     def run(self, num_rounds: int) -> AttackResult:
         without_gradient: tuple[str, ...] = ()
@@ -110,7 +111,7 @@ class Rounds:
         images = (values[batch] for values in (self.x, self.y, self.best, *self.state))
         data = self.attack.data_arrays()
         x_adv, *counts, state = run_round(*images, np.int32(index), self.seed, *data)
-        margins = self._margins(x_adv, batch, self.attack.judging_seed(self.seed, index))
+        margins = self.judge(x_adv, self.y[batch], self.attack.judging_seed(self.seed, index))
         num_computed = np.array([ops.convert_to_numpy(count) for count in counts], int)
         new, new_margins, *new_state = (
             ops.convert_to_numpy(values)[places] for values in (x_adv, margins, *state)
@@ -133,7 +134,7 @@ class Rounds:
         while len(unjudged):
             self.best[failed] = self.x[failed]
             batch, places = self._batch(unjudged)
-            judged = ops.convert_to_numpy(self._margins(self.best[batch], batch, self.seed))
+            judged = ops.convert_to_numpy(self.judge(self.best[batch], self.y[batch], self.seed))
             self._check_finite(self.x[:1], judged)
             self.margins[unjudged] = judged[places]
             self.counts[1, unjudged] += 1
@@ -158,15 +159,14 @@ class Rounds:
             num_batched=3 + len(self.state) if takes_any else 0,
         )
 
-    def _margins(self, x_adv: Any, batch: np.ndarray, seed: Any) -> Any:
-        """How far the model is fooled by images for the examples of a batch."""
+    def _compiled_judge(self) -> Callable[..., Any]:
+        """How far the model is fooled: a function of images, labels and a seed."""
         attack = self.attack
-        judge = self.classifier.compiled(
+        return self.classifier.compiled(
             ("margin", attack.targeted, attack.from_logits, attack.num_samples),
             lambda *args: _traced_margin(attack, *args),
             num_batched=2 if self.classifier.takes_any_batch_size else 0,
         )
-        return judge(x_adv, self.y[batch], seed)
 
     def _check_finite(self, x: np.ndarray, margins: np.ndarray) -> None:
         if not np.isfinite(x.astype("float32")).all() or np.isnan(margins).any():
