@@ -1,4 +1,4 @@
-"""What is not installed is named, with the extra that brings it, before any work."""
+"""A missing package is named before any work, with the extra that installs it."""
 
 import os
 import pathlib

@@ -49,7 +49,7 @@ def make_model(loss, make_head, optimizer):
 
 
 def own_callbacks(loss):
-    """What `fit` needs besides: each process would draw a template from its own part."""
+    """The callbacks of `fit`: else each process would fill the template from its own part."""
     is_wnll = isinstance(loss, kr.losses.GraphInterpolation)
     return [kr.callbacks.TemplateUpdate(X, Y)] if is_wnll else []
 

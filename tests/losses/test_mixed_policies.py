@@ -1,4 +1,4 @@
-"""What losses add to the network is float32 under a policy of half precision.
+"""Losses compute in float32 under policies of half precision.
 
 What is expected is worked out in float64, from the features or logits as the network has rounded
 them.
