@@ -102,14 +102,14 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, nargs="+", default=[2_000, 20_000, 100_000])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
+    parser.add_argument("--output", type=pathlib.Path, default=harness.RESULTS)
     parser.add_argument("--write", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.write is not None:
         figures = evaluate(args.forms[0], args.num_images[0], args.batch_size)
         args.write.write_text(json.dumps(figures))
         return
-    results = harness.Results("large_data", args.results)
+    results = harness.Results("large_data", args.output)
     for form in args.forms:
         for num_images in args.num_images:
             figures = in_own_process(form, num_images, args.batch_size)
