@@ -1,8 +1,10 @@
 """The code of the README and of the pages in docs/ does what they say, on few images and epochs."""
 
+import os
 import pathlib
 import re
 import shlex
+import shutil
 
 import keras
 import numpy as np
@@ -26,9 +28,15 @@ def blocks(path, language="python"):
     return [code for name, code in found if name == language]
 
 
-README, EVALUATION, LOSSES, WNLL = (
+README, EVALUATION, LOSSES, SCALING, WNLL = (
     blocks(ROOT / name)
-    for name in ("README.md", "docs/evaluation.md", "docs/losses.md", "docs/wnll.md")
+    for name in (
+        "README.md",
+        "docs/evaluation.md",
+        "docs/losses.md",
+        "docs/scaling.md",
+        "docs/wnll.md",
+    )
 )
 load = kr.datasets.load
 fit = keras.Model.fit
@@ -67,10 +75,11 @@ def test_every_example_has_its_test():
     counts = {path.name: len(blocks(path)) for path in PAGES if blocks(path)}
     assert counts == {
         "README.md": 5,
-        "evaluation.md": 1,
+        "evaluation.md": 2,
         "losses.md": 4,
+        "scaling.md": 4,
         "supported.md": 4,
-        "wnll.md": 2,
+        "wnll.md": 3,
     }
 
 
@@ -177,8 +186,7 @@ def test_the_command_writes_its_report_and_continues(trained_model, monkeypatch,
 
 
 def test_a_check_says_what_it_found(trained_model, images, capsys):
-    (code,) = EVALUATION
-    exec(code, {"kr": kr, "model": trained_model, "x": images[0], "y": images[1]})
+    exec(EVALUATION[0], {"kr": kr, "model": trained_model, "x": images[0], "y": images[1]})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("passed")]
     assert len(lines) >= 13
     assert any("clean accuracy is above chance" in line for line in lines)
@@ -241,6 +249,65 @@ def test_training_a_wnll_classifier_and_saving_it(run, images):
     )
     model = run(WNLL[1], kr=kr, model=model, x=x, y=y)["model"]
     assert accuracy(model, images) > 0.4
+
+
+def test_a_radius_that_grows_for_wnll():
+    found = {"keras": keras, "kr": kr, "num_steps": 100}
+    exec(WNLL[2], found)
+    radii = [float(found["growing"](step)) for step in (0, 25, 50, 100)]
+    np.testing.assert_allclose(radii, np.array([0, 4, 8, 8]) / 255, rtol=1e-6)
+    assert found["loss"].attack.epsilon is found["growing"]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="it sets an option of JAX")
+def test_compiled_functions_are_kept():
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        exec(EVALUATION[1], {})
+        assert jax.config.jax_compilation_cache_dir == "/path/to/a/folder"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution is for JAX")
+def test_one_machine_with_jax():
+    try:
+        exec(SCALING[0], {})
+        assert isinstance(keras.distribution.distribution(), keras.distribution.DataParallel)
+    finally:
+        keras.distribution.set_distribution(None)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it is TensorFlow's strategy")
+def test_one_machine_with_tensorflow():
+    x, y = np.full((16, 4), 0.5, "float32"), np.arange(16) % 2
+    before = []
+
+    def make_classifier():
+        base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        before.extend(base.get_weights())
+        return base
+
+    found = {"kr": kr, "attack": kr.attacks.FGSM(0.1), "x": x, "y": y}
+    found["make_classifier"] = make_classifier
+    exec(SCALING[1], found)
+    after = found["model"].base_model.get_weights()
+    assert any((a != b).any() for a, b in zip(before, after, strict=True))
+
+
+def test_a_process_begins_with_the_backup_of_the_first(tmp_path, monkeypatch):
+    # The block before it, a process's part of a training, is run by test_two_processes.py.
+    compile(SCALING[2], "example", "exec")
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        pathlib.Path(f"backup/{number}").mkdir(parents=True)
+        pathlib.Path(f"backup/{number}/file").write_text(str(number))
+    found = {"keras": keras, "os": os, "shutil": shutil, "number": 1}
+    exec(SCALING[3], found)
+    assert pathlib.Path("backup/1/file").read_text() == "0"
+    assert isinstance(found["callback"], keras.callbacks.BackupAndRestore)
 
 
 # What Keras's export to a SavedModel passes on to JAX.
