@@ -1,6 +1,5 @@
-"""What the command reads: a model, data, and modules of the user's."""
+"""What the command reads: a model, and modules of the user's."""
 
-import argparse
 import importlib
 import json
 import pathlib
@@ -12,10 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_robust.datasets.load import load
-from keras_robust.model.arrays import as_images
 from keras_robust.model.classifier import Classifier, check_outputs
 from keras_robust.model.images import Images
 
@@ -97,22 +93,6 @@ def _loading_advice(message: str) -> str:
             "that registers that layer"
         )
     return message.strip().split("\n")[0]
-
-
-def load_data(options: argparse.Namespace) -> tuple[np.ndarray | Images, np.ndarray]:
-    """Images, scaled to the bounds, and labels."""
-    low, high = options.bounds
-
-    def scaled(image: Any, label: Any) -> tuple[Any, Any]:
-        return ops.clip(low + (high - low) * image, low, high), label
-
-    try:
-        data = load(options.dataset, options.split, options.data_dir)
-        if options.num_examples is not None:
-            data = data.take(options.num_examples)
-        return as_images(data.map(scaled))
-    except Exception as error:  # downloads fail in many ways
-        raise ValueError(f"--dataset {options.dataset}: {error}") from error
 
 
 def returns_logits(model: Any, x: np.ndarray | Images, given: bool | None) -> bool:

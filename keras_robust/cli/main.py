@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_robust.cli.attacks import check_attacks, make_attack
-from keras_robust.cli.loading import import_modules, load_data, load_model, returns_logits
+from keras_robust.cli.data import check_data, load_data
+from keras_robust.cli.loading import import_modules, load_model, returns_logits
 from keras_robust.cli.options import parser
 from keras_robust.evaluation import Report, evaluate, merge
 
@@ -53,16 +54,19 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         raise ValueError("--transfer-from is for the checks, which --no-checks leaves out")
     if options.pictures and options.output is None:
         raise ValueError("--pictures needs the --output that they are to be in")
+    check_data(options)
     check_attacks(options)
     import_modules(options.modules)
     model = load_model(options.model)
     other = None if options.transfer_from is None else load_model(options.transfer_from)
-    x, y = load_data(options)
-    from_logits = returns_logits(model, x, options.from_logits)
+    data = load_data(options, model)
+    if options.data is not None:
+        print(f"Data: {data.description}.")
+    from_logits = returns_logits(model, data.x, options.from_logits)
     report = evaluate(
         model,
-        x,
-        y,
+        data.x,
+        data.y,
         [make_attack(name, options, from_logits) for name in options.attack],
         batch_size=options.batch_size,
         output=options.output,
@@ -72,11 +76,11 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         transfer_from=other,
         pictures=options.pictures,
         shard=options.shard,
+        class_names=data.class_names,
         notes={
             "command": shlex.join(["keras-robust", *argv]),
             "model": options.model,
-            "data": f"{options.dataset}, {options.split}, the first {len(x)} examples, scaled to "
-            f"{options.bounds[0]:g} to {options.bounds[1]:g}",
+            "data": data.description,
             "outputs": "logits" if from_logits else "probabilities",
         },
     )
@@ -91,7 +95,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _show(report: Report, options: argparse.Namespace) -> None:
-    report.summary()
+    report.summary(options.per_class)
     if options.output is not None:
         print(f"Report: {pathlib.Path(options.output) / 'report.html'}")
 

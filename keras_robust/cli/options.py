@@ -32,13 +32,20 @@ def parser() -> Parser:
         "The environment variable KERAS_BACKEND chooses TensorFlow or JAX. TensorFlow's own log is "
         "left out: TF_CPP_MIN_LOG_LEVEL=0 brings it back.",
     )
+    per_class = "show the accuracy of each class; without it, only the worst class is named"
     add = command.add_argument
     # fmt: off
     add("model", metavar="MODEL.keras", help="model file, as model.save() writes it")
-    add("--dataset", required=True, metavar="NAME",
-        help=f"{EMBEDDED}, or a data set of TensorFlow Datasets")
-    add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its data")
-    add("--split", default="test", help="default: test")
+    data = command.add_mutually_exclusive_group(required=True)
+    data.add_argument("--dataset", metavar="NAME",
+                      help=f"{EMBEDDED}, or a data set of TensorFlow Datasets")
+    data.add_argument("--data", metavar="PATH",
+                      help="data of your own: a .npz file of the arrays x (integers from 0 to 255, "
+                      "or floating values from 0 to 1) and y; or a folder that holds a folder of "
+                      "images for each class, in the order of the model's outputs")
+    add("--data-dir", metavar="DIR",
+        help="of a --dataset: where TensorFlow Datasets keeps its data")
+    add("--split", help="of a --dataset; default: test")
     add("--num-examples", type=_count, metavar="N", help="the first N only; default: all")
     add("--attack", required=True, action="append", metavar="NAME",
         help=f"one of {', '.join(OFFERED)}; may be given several times")
@@ -60,6 +67,7 @@ def parser() -> Parser:
     add("--resume", action="store_true", help="continue what was begun in --output")
     add("--shard", type=_shard, metavar="I/N",
         help="evaluate the I-th of N shares of the batches; keras-robust merge puts them together")
+    add("--per-class", action="store_true", help=per_class)
     add("--no-checks", action="store_true", help="do not check whether the figures hold")
     add("--transfer-from", metavar="OTHER.keras",
         help="another model for the same data: the checks also attack with its images")
@@ -77,6 +85,7 @@ def parser() -> Parser:
     )
     merging.add_argument("directories", nargs="+", metavar="DIR", help="the --output of each share")
     merging.add_argument("--output", required=True, metavar="DIR", help="where to save the report")
+    merging.add_argument("--per-class", action="store_true", help=per_class)
     return top
 
 

@@ -44,6 +44,7 @@ def evaluate(
     notes: Mapping[str, str] | None = None,
     steps: int | None = None,
     shard: tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
     verbose: int = 1,
 ) -> Report:
     """Measures a classifier's accuracy on clean images and under attacks.
@@ -107,6 +108,8 @@ def evaluate(
             share is evaluated by a process of its own, in an `output` of its own, whose report is
             of these examples alone; `kr.evaluation.merge` makes the report of all. The checks look
             at all, so a share runs none. Defaults to `None`: everything is evaluated here.
+        class_names: sequence of strings, what the report calls the classes, one for each of the
+            model's, in the order of its outputs. Defaults to `None`: their numbers.
         verbose: int. 1 shows for each attack which round runs and about how long it will still
             take, on a terminal or in a notebook in one line, elsewhere in a line every 10 seconds;
             2 in a line every minute; 0 shows nothing. Defaults to `1`.
@@ -121,7 +124,8 @@ def evaluate(
             without an `output`, or the evaluation there was begun with another model, other
             images, labels, attacks, seed, batch size or backend; if the outputs of
             `transfer_from` do not fit, or `checks` is false with it; if there is a `shard`
-            without an `output`, or with `worst_case_only` or `pictures`, which need the others.
+            without an `output`, or with `worst_case_only` or `pictures`, which need the others; if
+            there is not one of `class_names` for each class.
 
     Example:
 
@@ -151,6 +155,7 @@ def evaluate(
     x, y = as_images(x, y, steps)
     attacks = with_surrogates(classifier, attacks)
     classifier.check(x, y, *((attack.bounds, attack.from_logits) for attack in attacks.values()))
+    class_names = _checked_names(class_names, classifier.num_classes)
     for attack in attacks.values():
         attack.check_classifier(classifier, x)
     other = check_transfer_from(transfer_from, next(iter(attacks.values())), x, y)
@@ -173,13 +178,16 @@ def evaluate(
         if not resume:
             Report.delete(output)
     # On a GPU, a prediction may differ from one run to the next: what was found first counts.
-    clean = progress.arrays("clean", lambda: {"correct": classes == labels})["correct"]
+    found = progress.arrays("clean", lambda: {"correct": classes == labels, "labels": labels})
+    clean = found["correct"]
     report = Report(
         num_examples=len(x),
         batch_size=batch_size,
         seed=seed,
         worst_case_only=worst_case_only,
         notes=dict(notes or {}),
+        labels=labels,
+        class_names=class_names,
     )
     report.add(Row(CLEAN, clean))
 
@@ -232,3 +240,16 @@ def evaluate(
     if output is not None:
         report.save(output)
     return report
+
+
+def _checked_names(class_names: Any, num_classes: int) -> list[str]:
+    """The name of each class: its number where none are given."""
+    if class_names is None:
+        return [str(number) for number in range(num_classes)]
+    names = list(class_names) if isinstance(class_names, list | tuple) else []
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"Argument `class_names` must be {num_classes} strings, one for each of the model's "
+            f"classes in the order of its outputs. Received: class_names={class_names!r}"
+        )
+    return names

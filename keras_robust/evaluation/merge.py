@@ -69,6 +69,8 @@ def merge(
         first.worst_case_only,
         notes=_common([report.notes for report in reports]),
         environment=_common([report.environment for report in reports]),
+        labels=kept[0]["clean"].get("labels"),
+        class_names=first.class_names,
     )
     whole.add(Row(CLEAN, clean))
     found = {name: arrays for part in kept for name, arrays in part.items()}

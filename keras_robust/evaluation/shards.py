@@ -52,6 +52,10 @@ def share_of(report: Report, shard: tuple[int, int]) -> Report:
             f"There are fewer than {number} batches of examples, and nothing is left for this "
             f"share: make fewer. Received: shard={shard}, batch_size={report.batch_size}"
         )
+    assert report.labels is not None
     return dataclasses.replace(
-        report, num_examples=len(share), rows=[row.of(share) for row in report.rows]
+        report,
+        num_examples=len(share),
+        rows=[row.of(share) for row in report.rows],
+        labels=report.labels[share],
     )

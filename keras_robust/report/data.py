@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_robust import backend
 from keras_robust.metrics.geometry import FeatureGeometry
 from keras_robust.report.check_result import CheckResult
+from keras_robust.report.class_accuracy import ClassAccuracy, by_class
 from keras_robust.report.row import WORST_CASE, Row
 from keras_robust.report.samples import Samples
 
@@ -51,6 +53,9 @@ class ReportData:
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
     date: str = dataclasses.field(default_factory=_now)
     environment: dict[str, str] = dataclasses.field(default_factory=_environment)
+    labels: np.ndarray | None = None
+    class_names: list[str] = dataclasses.field(default_factory=list)
+    saved_classes: list[ClassAccuracy] = dataclasses.field(default_factory=list)
 
     def add(self, row: Row, samples: Samples | None = None) -> None:
         """Adds a row and, where there are any, images that were fooled."""
@@ -71,6 +76,27 @@ class ReportData:
     def accuracy(self, name: str) -> float:
         """The accuracy in a row, from 0 to 1."""
         return self.row(name).accuracy
+
+    @property
+    def per_class(self) -> list[ClassAccuracy]:
+        """The accuracies of each class, in order; empty in reports of versions that had none."""
+        if self.labels is None:
+            return self.saved_classes
+        return by_class(self.labels, self.class_names, self.rows)
+
+    @property
+    def worst_class(self) -> ClassAccuracy | None:
+        """The class with the lowest accuracy in the worst case, the first of several.
+
+        `None` where that is not known: the evaluation was not finished, or `per_class` is empty.
+        """
+        return next(iter(self._worst_classes), None)
+
+    @property
+    def _worst_classes(self) -> list[ClassAccuracy]:
+        classes = self.per_class
+        lowest = min((v for one in classes if (v := one.worst_case) is not None), default=None)
+        return [one for one in classes if lowest is not None and one.worst_case == lowest]
 
     @property
     def complete(self) -> bool:
@@ -116,6 +142,22 @@ class ReportData:
             + (f" Without a radius, and left out of it: {', '.join(left_out)}." * bool(left_out))
         )
 
+    @property
+    def class_statement(self) -> str:
+        """Which class the attacks fool most, in a sentence; empty where that is not known."""
+        worst = self.worst_class
+        if worst is None or worst.interval is None:
+            return ""
+        low, high = worst.interval
+        num_others = len(self._worst_classes) - 1
+        num_unknown = sum(not one.num_examples for one in self.per_class)
+        return (
+            f"Worst class: {worst.name}, with {worst.worst_case:.1%} (95% interval {low:.1%} to "
+            f"{high:.1%}) of {worst.num_examples} examples in the worst case."
+            + f" Equally low: {num_others} more." * bool(num_others)
+            + f" Classes without examples: {num_unknown}." * bool(num_unknown)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images, ready for JSON."""
         return {
@@ -131,6 +173,11 @@ class ReportData:
             **self.environment,
             "notes": self.notes,
             "rows": [row.to_dict() for row in self.rows],
+            "per_class": [dataclasses.asdict(one) for one in self.per_class],
+            "worst_class": None
+            if self.worst_class is None
+            else dataclasses.asdict(self.worst_class),
+            "class_statement": self.class_statement,
             "checks": None if self.checks is None else [c.to_dict() for c in self.checks],
             "curves": {
                 axis: {name: [list(point) for point in curve.items()] for name, curve in c.items()}

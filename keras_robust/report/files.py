@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_robust.metrics.geometry import FeatureGeometry
 from keras_robust.report.check_result import CheckResult
+from keras_robust.report.class_accuracy import ClassAccuracy, by_class
 from keras_robust.report.data import SCHEMA, ReportData
 from keras_robust.report.row import Row
 from keras_robust.report.samples import Samples
@@ -19,7 +20,15 @@ from keras_robust.whole_file import write_whole
 
 JSON, ARRAYS = "report.json", "report.npz"
 # What `ReportData.to_dict` adds to the fields.
-_DERIVED = ("schema", "statement", "verdict", "complete")
+_DERIVED = (
+    "schema",
+    "statement",
+    "verdict",
+    "complete",
+    "per_class",
+    "worst_class",
+    "class_statement",
+)
 
 
 def write(report: ReportData, folder: pathlib.Path) -> None:
@@ -83,9 +92,11 @@ def _fields(saved: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
         axis: {name: dict(map(tuple, curve)) for name, curve in curves.items()}
         for axis, curves in saved["curves"].items()
     }
+    classes = saved.get("per_class", [])
+    found["saved_classes"] = [ClassAccuracy(**one) for one in classes]
     # A `SavedRow` shows what a `Row` does.
     found["rows"] = cast(list[Row], [SavedRow(row) for row in saved["rows"]])
-    return found | (_read_arrays(path, saved["rows"]) if path.exists() else {})
+    return found | (_read_arrays(path, saved["rows"], classes) if path.exists() else {})
 
 
 def _check(saved: dict[str, Any]) -> CheckResult:
@@ -110,11 +121,15 @@ def _arrays(report: ReportData) -> dict[str, np.ndarray]:
     if report.geometry is not None:
         fields = vars(report.geometry)
         arrays |= {f"geometry/{n}": np.asarray(v) for n, v in fields.items() if v is not None}
+    if report.labels is not None:
+        arrays["labels"] = report.labels
     return arrays
 
 
-def _read_arrays(path: pathlib.Path, saved_rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows, samples and geometry of which `_arrays` has made arrays."""
+def _read_arrays(
+    path: pathlib.Path, saved_rows: list[dict[str, Any]], saved_classes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The rows, samples, geometry and labels of which `_arrays` has made arrays."""
     try:
         with np.load(io.BytesIO(path.read_bytes())) as file:
             arrays = dict(file)
@@ -145,7 +160,10 @@ def _read_arrays(path: pathlib.Path, saved_rows: list[dict[str, Any]]) -> dict[s
         )
         if images := below(f"{number}/samples/"):
             samples[saved["name"]] = Samples(**images)
-    if json.dumps([row.to_dict() for row in rows]) != json.dumps(saved_rows):
+    labels, names = arrays.get("labels"), [one["name"] for one in saved_classes]
+    classes = [] if labels is None else by_class(labels, names, rows)
+    figures = [row.to_dict() for row in rows], [dataclasses.asdict(one) for one in classes]
+    if json.dumps(figures) != json.dumps([saved_rows, saved_classes]):
         raise ValueError(
             f"{str(path)!r} does not belong to the {JSON} beside it: other figures follow from it. "
             "Without it, the figures alone are loaded."
@@ -157,5 +175,7 @@ def _read_arrays(path: pathlib.Path, saved_rows: list[dict[str, Any]]) -> dict[s
     return {
         "rows": rows,
         "samples": samples,
+        "labels": labels,
+        "class_names": names,
         "geometry": FeatureGeometry(**geometry) if geometry else None,
     }

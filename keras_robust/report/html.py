@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from keras_robust.report.check_result import CheckResult
+from keras_robust.report.class_accuracy import COLUMNS as CLASS_COLUMNS
+from keras_robust.report.class_accuracy import ClassAccuracy
 from keras_robust.report.data import ReportData
-from keras_robust.report.row import COSTS, NORMS, Row
+from keras_robust.report.row import CLEAN, COSTS, NORMS, Row
 
 _TITLE = "Robustness report"
 _STYLE = """
@@ -31,6 +33,8 @@ th.number, td.number { text-align: right; }
 td.number, td.status { white-space: nowrap; }
 tbody th { min-width: 7rem; }
 td.sentence { min-width: 14rem; }
+td.bar { min-width: 8rem; }
+td.bar div { height: 1.1em; }
 tr.failed > * { background: #fdeaea; border-bottom-color: #b00020; }
 tr.failed td.status { color: #8c0019; font-weight: 700; }
 figure { margin: 1rem 0; }
@@ -77,6 +81,8 @@ def page(report: ReportData, pictures: Mapping[str, bytes]) -> str:
             _picture(pictures, "accuracy", "The accuracies in the table, as bars"),
         ),
     ]
+    if report.per_class:
+        sections.append(_section("Accuracy by class", _classes(report)))
     if report.checks:
         sections.append(_section("Checks", _checks(report.checks)))
     for axis, curves in report.curves.items():
@@ -174,6 +180,23 @@ def _cells(row: Row) -> list[str]:
         *("" if pair is None else f"{pair[0]:.3g} ({pair[1]:.3g})" for pair in norms),
         " + ".join(f"{cost:,.{0 if cost >= 100 else 1}f}" for cost in costs),
     ]
+
+
+def _classes(report: ReportData) -> str:
+    caption = f"{report.class_statement} Of the bars, the dark part is the worst case."
+    rows = [
+        _row(one.name, one.cells).removesuffix("</tr>") + f"{_bar(one)}</tr>"
+        for one in report.per_class
+    ]
+    table = _table("accuracy-by-class", (*CLASS_COLUMNS, ""), rows)
+    return f"<p>{escape(caption.strip())}</p>\n{table}"
+
+
+def _bar(one: ClassAccuracy) -> str:
+    """A cell as wide as an accuracy of 100%: dark up to the worst case, light up to the clean."""
+    dark, light = (100 * (share or 0) for share in (one.worst_case, one.accuracy.get(CLEAN)))
+    colours = f"#1f77b4 {dark:.1f}%, #aec7e8 0 {light:.1f}%, transparent 0"
+    return f'<td class="bar"><div style="background:linear-gradient(90deg,{colours})"></div></td>'
 
 
 def _checks(checks: Iterable[CheckResult]) -> str:

@@ -35,11 +35,21 @@ class Report(ReportData):
         date: string, when it was made. Defaults to now, UTC.
         environment: mapping of strings to strings: the backend, the device and the versions that
             the figures were computed with. Defaults to those of this process.
+        labels: int array, shape `(num_examples,)`, the true class of each example. Defaults to
+            `None`: there are no accuracies per class.
+        class_names: list of strings, the names of all classes. Defaults to an empty list.
+        saved_classes: list of `ClassAccuracy`, `per_class` of a report that was saved, and loaded
+            without its `report.npz`. Defaults to an empty list.
     """
 
-    def summary(self) -> str:
-        """Prints the failed checks, the table and what it means; returns it too."""
-        text = text_summary(self)
+    def summary(self, per_class: bool = False) -> str:
+        """Prints the failed checks, the table and what it means; returns it too.
+
+        Args:
+            per_class: bool. Whether to add a table of the accuracies of each class. Defaults to
+                `False`: only the worst class is named.
+        """
+        text = text_summary(self, per_class)
         print(text)
         return text
 
@@ -68,7 +78,15 @@ class Report(ReportData):
             images, perturbed, labels, classes = self.samples[strongest]
             if plots.are_images(images):
                 path = pictures["samples"] = folder / "samples.png"
-                plots.plot_samples(images, perturbed, classes, path, labels=labels, title=strongest)
+                plots.plot_samples(
+                    images,
+                    perturbed,
+                    classes,
+                    path,
+                    labels=labels,
+                    class_names=self.class_names or None,
+                    title=strongest,
+                )
         if self.geometry is not None:
             path = pictures["geometry"] = folder / "geometry.png"
             plot_geometry(self.geometry, path)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+from keras_robust.report.class_accuracy import COLUMNS
 from keras_robust.report.data import ReportData
 
 
-def text_summary(report: ReportData) -> str:
-    """Failed checks, the table of accuracies, and what it means."""
+def text_summary(report: ReportData, per_class: bool = False) -> str:
+    """Failed checks, the table of accuracies, that of each class if asked for, what they mean."""
     lines = []
     if report.failed_checks:
         found = [f"FAILED: {check.name}. {check.sentence}" for check in report.failed_checks]
@@ -26,16 +27,28 @@ def text_summary(report: ReportData) -> str:
                 row.note,
             )
         )
+    lines += _aligned(table)
+    if per_class:
+        classes = [(one.name, *one.cells) for one in report.per_class]
+        lines += ["", *_aligned([COLUMNS, *classes])]
+    lines += ["", report.statement]
+    if report.class_statement:
+        lines.append(report.class_statement)
+    if not report.failed_checks:
+        lines.append(report.verdict)
+    return "\n".join(lines)
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    """The lines of a table, whose first row is the header."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
     for name, *cells in table:
         line = f"{name:{widths[0]}}"
         for cell, width in zip(cells, widths[1:], strict=True):
             line += f"  {cell:>{width}}"
         lines.append(line.rstrip())
-    lines += ["", report.statement]
-    if not report.failed_checks:
-        lines.append(report.verdict)
-    return "\n".join(lines)
+    return lines
 
 
 def comparison_table(reports: Mapping[str, ReportData]) -> str:
