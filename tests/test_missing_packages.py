@@ -12,6 +12,8 @@ import pytest
 
 import keras_robust as kr
 from keras_robust.cli import main
+from keras_robust.cli.data import load_data
+from keras_robust.cli.options import parser
 
 ROOT = pathlib.Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -84,6 +86,17 @@ def test_a_data_set_of_the_command(without, tmp_path, capsys):
     assert said.startswith("keras-robust: error: --dataset mnist: ")
     assert re.search(extra("datasets"), said)
     assert said.count("\n") == 1
+
+
+def test_a_folder_of_images_of_the_command(without, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    argv = ["evaluate", "m.keras", "--data", str(tmp_path), "--attack", "fgsm"]
+    options, classifier = parser().parse_args(argv), model()
+    without("tensorflow")
+    with pytest.raises(ValueError, match=extra("tensorflow")) as error:
+        load_data(options, classifier)
+    assert str(error.value).startswith(f"--data {tmp_path}: ")
 
 
 # Before anything else has imported the backend, which the process of the tests has done.

@@ -131,7 +131,7 @@ def plot_samples(
         )
 
     def name(label: int) -> str:
-        return class_names[label] if class_names else str(label)
+        return _plain(class_names[label]) if class_names else str(label)
 
     images, perturbed = images.astype("float32"), perturbed.astype("float32")
     low, high = min(images.min(), perturbed.min()), max(images.max(), perturbed.max())

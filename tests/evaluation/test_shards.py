@@ -39,6 +39,7 @@ def model():
 
 def evaluate(model, **arguments):
     arguments = {"attacks": ATTACKS, "batch_size": 8, "seed": 3, "verbose": 0} | arguments
+    arguments.setdefault("class_names", ["a", "b", "c"])
     return kr.evaluate(model, X, LABELS, **arguments)
 
 
@@ -67,6 +68,8 @@ def test_the_merged_report_is_that_of_one_process(model, shares, tmp_path):
     assert figures(found) == figures(expected)
     for row, other in zip(found.rows, expected.rows, strict=True):
         np.testing.assert_array_equal(row.correct, other.correct)
+    assert [one.name for one in found.per_class] == ["a", "b", "c"]
+    np.testing.assert_array_equal(found.labels, LABELS)
     assert found.samples.keys() == expected.samples.keys() != set()
     for name, samples in expected.samples.items():
         for one, other in zip(found.samples[name], samples, strict=True):
@@ -98,6 +101,25 @@ def test_each_example_is_in_one_share(shares):
         attacked = report.row("PGD").attacked
         assert 0 < attacked.sum() <= 24
         assert (report.row("clean").correct == attacked).all()
+        assert sum(one.num_examples for one in report.per_class) == report.num_examples
+    for number in range(3):
+        sizes = [report.per_class[number].num_examples for report in shares[1]]
+        assert sum(sizes) == (number == LABELS).sum()
+
+
+def test_shares_of_before_there_were_classes_are_merged(shares, tmp_path):
+    folders = [tmp_path / str(number) for number in range(3)]
+    for folder, source in zip(folders, shares[0], strict=True):
+        shutil.copytree(source, folder)
+        np.savez(folder / "progress" / "clean.npz", correct=load_correct(folder))
+    found, expected = kr.evaluation.merge(folders), kr.evaluation.merge(shares[0])
+    assert found.per_class == []
+    assert found.to_dict()["rows"] == expected.to_dict()["rows"]
+
+
+def load_correct(folder):
+    with np.load(folder / "progress" / "clean.npz") as file:
+        return file["correct"]
 
 
 def test_a_share_is_resumed_and_another_one_is_not(model, shares, tmp_path):
@@ -128,9 +150,9 @@ def test_what_does_not_belong_together_is_refused(model, shares, tmp_path):
 def test_an_unfinished_share_is_refused(model, shares, tmp_path):
     folder = tmp_path / "unfinished"
     shutil.copytree(shares[0][2], folder)
-    saved = json.loads((folder / "report.json").read_text())
-    saved["rows"].pop()
-    (folder / "report.json").write_text(json.dumps(saved))
+    report = kr.evaluation.Report.load(folder)
+    report.rows.pop()
+    report.save_json(folder)
     with pytest.raises(ValueError, match="is not finished"):
         kr.evaluation.merge([*shares[0][:2], folder])
 
@@ -164,8 +186,13 @@ def test_the_command(tmp_path, capsys):
     assert main([*argv, "--output", folders[1], "--shard", "2/2"]) == 0
     assert main([*argv, "--output", folders[2], "--no-checks"]) == 0
     capsys.readouterr()
-    assert main(["merge", *folders[:2], "--output", str(tmp_path / "merged")]) == 0
-    assert "report.html" in capsys.readouterr().out
+    merging = ["merge", *folders[:2], "--output", str(tmp_path / "merged")]
+    for options, is_shown in (([], False), (["--per-class"], True)):
+        assert main([*merging, *options]) == 0
+        shown = capsys.readouterr().out
+        assert "report.html" in shown
+        assert "Worst class: " in shown
+        assert ("\nclass " in shown) == is_shown
     rows = [
         json.loads((pathlib.Path(folder) / "report.json").read_text())["rows"]
         for folder in (folders[2], tmp_path / "merged")

@@ -54,6 +54,7 @@ def report():
     report.geometry = FeatureGeometry(
         points, points + 1, classes, classes, (classes + 1) % 3, "pca", np.array([0.5, 0.2])
     )
+    report.labels, report.class_names = np.arange(100) // 50, ["b & c", EVIL, *"2345678"]
     report.notes = {"command": "keras-robust evaluate 'a & b.keras'"}
     return report
 
@@ -95,6 +96,7 @@ def assert_tables_are_right(page):
     tables = Tables(page).tables
     assert list(tables) == [
         "accuracy",
+        "accuracy-by-class",
         "checks",
         "accuracy-over-epsilon",
         "accuracy-over-steps",
@@ -119,6 +121,17 @@ def assert_tables_are_right(page):
     assert cells[2]["gradients + evaluations"] == "20.0 + 2.5"
     # The Wilson interval of 0 in n ends at z^2 / (n + z^2).
     assert cells[3]["95% interval"] == "0.0% to 3.7%"
+
+    # Of 50 examples each: 50 and 40 are classified correctly, 40 and 0 are in the worst case.
+    assert tables["accuracy-by-class"][:4] == [
+        ["class", "examples", "clean", "worst case", "95% interval", ""],
+        ["b & c", "50", "100.0%", "80.0%", "67.0% to 88.8%", ""],
+        [EVIL, "50", "80.0%", "0.0%", "0.0% to 7.1%", ""],
+        ["2", "0", "no examples", "", "", ""],
+    ]
+    assert len(tables["accuracy-by-class"]) == 10
+    bars = re.findall(r'class="bar"><div style="[^"]*?(\d+\.\d)%[^"]*?(\d+\.\d)%', page)
+    assert bars == [("80.0", "100.0"), ("0.0", "80.0"), *[("0.0", "0.0")] * 7]
 
     # The failed check comes first.
     assert tables["checks"][1:] == [

@@ -68,11 +68,11 @@ def test_images_are_scaled_to_the_bounds(low, high, classifier, embedded_data, t
 
 
 def test_stored_images_come_back_as_they_were(embedded_data, tmp_path):
-    from keras_robust.cli.loading import load_data
+    from keras_robust.cli.data import load_data
     from keras_robust.cli.options import parser
 
     argv = ["evaluate", "m.keras", *DATA, "--attack", "fgsm", "--bounds", "0", "255"]
-    x, _ = load_data(parser().parse_args(argv))
+    x = load_data(parser().parse_args(argv), model=None).x
     assert x.dtype == np.float32
     np.testing.assert_array_equal(x, np.round(255 * embedded_data[1][0].astype("float64")))
 
@@ -201,7 +201,7 @@ def test_images_of_different_sizes_are_told(path, monkeypatch, capsys):
     data = tf.data.Dataset.from_generator(
         lambda: ((image, 0) for image in images), output_signature=signature
     )
-    monkeypatch.setattr("keras_robust.cli.loading.load", lambda *arguments: data)
+    monkeypatch.setattr("keras_robust.cli.data.load", lambda *arguments: data)
     said = refusal(["evaluate", path, "--dataset", "cats_vs_dogs", *FGSM], capsys)
     assert "--dataset cats_vs_dogs: A data set passed as `x` must hold images of one size" in said
     assert "(27, 28, 1), (28, 28, 1)" in said
