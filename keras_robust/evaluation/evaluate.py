@@ -116,7 +116,8 @@ def evaluate(
 
     Returns:
         `kr.evaluation.Report`: a row for the clean images, one for each attack, and one for the
-        worst case over all attacks per example.
+        worst case over all attacks per example; the accuracies of each class (`per_class`), and
+        the class with the lowest one (`worst_class`).
 
     Raises:
         ValueError: before any work, if `attacks` is empty or holds something else than untargeted
