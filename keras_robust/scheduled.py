@@ -1,8 +1,10 @@
 """Numbers that may change while a model is trained: weights of losses, radii of attacks."""
 
+import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_robust import validation
@@ -11,13 +13,13 @@ Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 def check_scheduled(name: str, value: Any, **limits: Any) -> Any:
-    """A number as `validation.check_number` has it; a `keras.Variable` of one; or a schedule."""
+    """A number or array as `validation` checks it; a `keras.Variable` of one; or a schedule."""
     if isinstance(value, dict):
         value = restored(value)
     if isinstance(value, Schedule):
         return value
     if not isinstance(value, keras.Variable):
-        return validation.check_number(name, value, **limits)
+        return validation.check_number_or_array(name, value, **limits)
     if value.shape != ():
         raise ValueError(
             f"A variable passed as argument `{name}` must be a scalar. "
@@ -28,8 +30,8 @@ def check_scheduled(name: str, value: Any, **limits: Any) -> Any:
     return value
 
 
-def number(name: str, value: Any) -> float:
-    """The number that it is now; a schedule has one in training alone."""
+def number(name: str, value: Any) -> Any:
+    """The number, or array, that it is now; a schedule has one in training alone."""
     if isinstance(value, Schedule):
         raise ValueError(
             f"A schedule as `{name}` has a value in training alone. Expected a number, as in "
@@ -62,7 +64,9 @@ def saved(value: Any) -> Any:
         return keras.saving.serialize_keras_object(value)
     if isinstance(value, keras.Variable):
         return {"variable": float(ops.convert_to_numpy(value))}
-    return value
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def restored(config: dict[str, Any]) -> Any:

@@ -47,19 +47,60 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
-def check_bounds(bounds: Any) -> tuple[float, float]:
-    """A pair of finite floats, ascending."""
-    try:
-        low, high = (float(bound) for bound in bounds)
-        valid = math.isfinite(low) and math.isfinite(high) and low < high
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
+def check_number_or_array(name: str, value: Any, **limits: Any) -> Any:
+    """A number as `check_number` has it; or an array of such, in float64."""
+    if not np.ndim(value):
+        return check_number(name, value, **limits)
+    array = _as_array(value)
+    if array is None or not array.size:
         raise ValueError(
-            "Invalid value for argument `bounds`. Expected a pair of finite numbers, the lower "
-            f"one first. Received: bounds={bounds!r}"
+            f"Invalid value for argument `{name}`. Expected a number, or an array of numbers. "
+            f"Received: {name}={value!r}"
+        )
+    for extreme in (array.min(), array.max()):
+        check_number(name, extreme, **limits)
+    return array
+
+
+def check_bounds(bounds: Any) -> tuple[Any, Any]:
+    """A pair of numbers or arrays, ascending; infinite where there is no bound."""
+    low, high = _pair_of_bounds(bounds)
+    if low is None or high is None or np.isnan(low).any() or not np.all(low < high):
+        raise ValueError(
+            "Invalid value for argument `bounds`. Expected a pair of numbers, or of arrays, the "
+            "lower one first; `None` for what has no bound. "
+            f"Received: bounds={bounds!r}"
         )
     return low, high
+
+
+def _pair_of_bounds(bounds: Any) -> tuple[Any, Any]:
+    """Floats or arrays; `None` for what is neither."""
+    if bounds is None:
+        return -math.inf, math.inf
+    if not hasattr(bounds, "__len__") or isinstance(bounds, str) or len(bounds) != 2:
+        return None, None
+    pair = [_as_array(v) if v is not None else v for v in bounds]
+    low, high = (
+        np.asarray(unbounded) if given is None else found
+        for given, found, unbounded in zip(bounds, pair, (-math.inf, math.inf), strict=True)
+    )
+    if low is None or high is None:
+        return None, None
+    try:
+        np.broadcast_shapes(low.shape, high.shape)
+    except ValueError:
+        return None, None
+    return low if low.ndim else float(low), high if high.ndim else float(high)
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    """An array of float64; `None` for what has no numbers."""
+    try:
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        return array.astype("float64") if array.dtype.kind in "iuf" else None
+    except (TypeError, ValueError):
+        return None
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:

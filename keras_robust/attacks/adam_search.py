@@ -137,7 +137,7 @@ class AdamSearch:
         pull = ops.where(excess > 0, const, ops.zeros_like(const))
         pull = ops.clip(per_example(pull, x) * gradient, -_LARGEST_PULL, _LARGEST_PULL)
         gradient = 2 * (z - x) - pull
-        gradient = gradient * self._half * (1 - ops.square(ops.tanh(search.w)))
+        gradient = gradient * self._slope(search.w)
         first = _BETA_1 * search.first_moment + (1 - _BETA_1) * gradient
         second = _BETA_2 * search.second_moment + (1 - _BETA_2) * ops.square(gradient)
         t = ops.cast(step + 1, x.dtype)
@@ -202,15 +202,36 @@ class AdamSearch:
 
     def _start(self, x: Any) -> Any:
         """`w` at `x`, or for values near a bound as near as it can be moved from."""
-        middle = (self.attack.bounds[0] + self.attack.bounds[1]) / 2
-        return ops.arctanh(ops.clip((x - middle) / self._half, -_INSIDE, _INSIDE))
+        middle, half, is_bounded = self._box()
+        w = ops.arctanh(ops.clip((x - middle) / half, -_INSIDE, _INSIDE))
+        return w if is_bounded is None else ops.where(is_bounded, w, (x - middle) / half)
 
     def _image(self, w: Any) -> Any:
-        return (self.attack.bounds[0] + self.attack.bounds[1]) / 2 + self._half * ops.tanh(w)
+        middle, half, is_bounded = self._box()
+        share = ops.tanh(w)
+        return middle + half * (share if is_bounded is None else ops.where(is_bounded, share, w))
 
-    @property
-    def _half(self) -> float:
-        return (self.attack.bounds[1] - self.attack.bounds[0]) / 2
+    def _slope(self, w: Any) -> Any:
+        """The derivative of `_image`."""
+        _, half, is_bounded = self._box()
+        slope = 1 - ops.square(ops.tanh(w))
+        if is_bounded is not None:
+            slope = ops.where(is_bounded, slope, ops.ones_like(slope))
+        return half * slope
+
+    def _box(self) -> tuple[Any, Any, Any]:
+        """The middle of the bounds, half their distance, and where they are finite.
+
+        `None` for the last if they are everywhere. Elsewhere a value is `w` itself, in a unit of
+        half the attack's width, and clipped to the bounds that there may be.
+        """
+        low, high = self.attack.bounds
+        if not len(getattr(low, "shape", ())):
+            return (low + high) / 2, (high - low) / 2, None
+        is_bounded = ops.logical_and(ops.isfinite(high - low), high > low)
+        unit = per_example(self.attack.width, low)
+        half = ops.where(is_bounded, high - low, unit) / 2
+        return ops.where(is_bounded, (low + high) / 2, ops.zeros_like(low)), half, is_bounded
 
 
 def _first_const(excess: Any, gradient: Any) -> Any:

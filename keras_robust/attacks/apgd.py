@@ -181,7 +181,7 @@ class APGD(Attack):
         start = x
         if self.random_start:
             project = projection(x, self.epsilon, self.norm, self.bounds)
-            start = project(random_in_ball(x, self.epsilon, self.norm, seed))
+            start = project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
         x_adv = self.ascend(problem, self._loss(problem, x, index), x, start)
         num_evaluations = 1 + (self.loss in TARGETED_LOSSES)
         if self.objective is not None:

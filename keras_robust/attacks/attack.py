@@ -7,16 +7,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_robust import backend, validation
-from keras_robust.attacks.inputs import as_seed, drawn_seed, working
+from keras_robust import backend, scheduled, validation
+from keras_robust.attacks.inputs import as_mask, as_seed, drawn_seed, working
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.meter import Cost, Meter
 from keras_robust.attacks.plausible import warn_of_units
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, RoundResult
 from keras_robust.attacks.rounds import Rounds
+from keras_robust.attacks.space import Space, bounds_for
 from keras_robust.attacks.value import Value
-from keras_robust.model.arrays import as_array, single
+from keras_robust.model.arrays import as_array, check_broadcasts, single
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
 from keras_robust.ops import per_example_where, sparse_labels
@@ -31,11 +32,12 @@ _CAUTION = 3.0
 class Attack(Value):
     """Base class: holds an attack's configuration, checks the input, runs the attack compiled.
 
-    An attack is called as `attack(model, x, y, seed=None)` and returns `x_adv`; an example on
-    which it fails keeps its original image. `attack.run(model, x, y, seed=None)` returns a
-    `kr.attacks.AttackResult` that tells more, and `attack.perturb(model, x, y, seed)` is for
-    training. The model runs in inference mode (`training=False`): batch-norm statistics are used
-    and stay as they are.
+    An attack is called as `attack(model, x, y, seed=None, mask=None)` and returns `x_adv`; an
+    example on which it fails keeps its original image. `attack.run(model, x, y, seed=None)` returns
+    a `kr.attacks.AttackResult` that tells more, and `attack.perturb(model, x, y, seed)` is for
+    training. With a `mask` only the values where it is 1 are changed: the others stay bit for bit
+    as they are, and are no part of a gradient's length. The model runs in inference mode
+    (`training=False`): batch-norm statistics are used and stay as they are.
 
     An attack is a value: its attributes cannot be set once it is made.
     `attack.replace(epsilon=0.1)` returns another one.
@@ -58,7 +60,8 @@ class Attack(Value):
     Args:
         targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
             `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example: the valid range of `x`.
+            `None`, for one of them or for both, where there is none. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits, rather than probabilities.
             Defaults to `True`. With `False`, a softmax that ends a Keras model is left out, since
             it loses the gradient where it saturates; of other models the logarithm is taken.
@@ -79,6 +82,8 @@ class Attack(Value):
             `(batch_size, num_classes)`.
         seed: int. The same seed gives the same `x_adv`. Defaults to `None`: a seed from Python's
             `random`, which `keras.utils.set_random_seed` makes reproducible.
+        mask: array or tensor of 0 and 1 that broadcasts to `x`, 1 where it may be changed.
+            Defaults to `None`: everywhere.
 
     Returns:
         Tensor, same shape and dtype as `x`, inside `bounds`. It is computed in float32 where `x`
@@ -99,7 +104,7 @@ class Attack(Value):
         self,
         *,
         targeted: bool = False,
-        bounds: tuple[float, float] = (0.0, 1.0),
+        bounds: Any = (0.0, 1.0),
         from_logits: bool = True,
         objective: Callable[[Any, Any, Any], Any] | None = None,
         num_samples: int = 1,
@@ -114,6 +119,15 @@ class Attack(Value):
             )
         self.objective = objective
         self.num_samples = validation.check_count("num_samples", num_samples)
+
+    @property
+    def width(self) -> Any:
+        """How far apart the bounds are, for steps that are a share of it.
+
+        A float; where the bounds differ from value to value, or there are none, a tensor of shape
+        `(batch_size,)` in `generate`: the widest range, or that of the example's own values.
+        """
+        return vars(self).get("_width", self.bounds[1] - self.bounds[0])
 
     def num_rounds(self, num_classes: int) -> int:
         """How many times `generate` is called: once for each restart or target class, say."""
@@ -164,21 +178,29 @@ class Attack(Value):
         """
         return new_margin > best_margin
 
-    def __call__(self, model: Any, x: Any, y: Any, seed: Any = None) -> Any:
+    def __call__(self, model: Any, x: Any, y: Any, seed: Any = None, mask: Any = None) -> Any:
         x = single(x)
         if not backend.is_tracing(x):
-            return ops.convert_to_tensor(self.run(model, x, y, seed).x_adv)
+            return ops.convert_to_tensor(self.run(model, x, y, seed, mask=mask).x_adv)
         if seed is None:
             raise ValueError(
                 "Argument `seed` must be given where an attack is part of a compiled function: "
                 "without it, every call would draw the same numbers. Received: seed=None"
             )
         classifier = Classifier.of(model)
-        x_adv = self.perturb(classifier, x, y, seed)
+        x_adv = self.perturb(classifier, x, y, seed, mask)
         judge = Problem(self, classifier, sparse_labels(y), as_seed(seed))
         return per_example_where(judge.margin(working(x_adv)) > 0, x_adv, x)
 
-    def run(self, model: Any, x: Any, y: Any, seed: Any = None, verbose: int = 0) -> AttackResult:
+    def run(
+        self,
+        model: Any,
+        x: Any,
+        y: Any,
+        seed: Any = None,
+        verbose: int = 0,
+        mask: Any = None,
+    ) -> AttackResult:
         """Attacks arrays, and tells what came of it.
 
         Arguments and errors are those of a call. `verbose=1` shows which attack of an ensemble and
@@ -190,9 +212,10 @@ class Attack(Value):
         classifier = Classifier.of(model)
         x, y = as_array(x), as_array(y, "y")
         self.check(classifier, x, y)
+        mask = as_mask(mask, x.shape)
         meter = Meter(self.round_costs(classifier.num_classes), verbose=verbose)
         meter.begin_batch(len(x))
-        result = self.run_checked(classifier, x, y, seed, journal=Journal(meter))
+        result = self.run_checked(classifier, x, y, seed, journal=Journal(meter), mask=mask)
         meter.close(int((~result.success).sum()), len(x))
         return result
 
@@ -204,6 +227,7 @@ class Attack(Value):
         seed: Any = None,
         needs_gradient: bool = True,
         journal: Journal | None = None,
+        mask: np.ndarray | None = None,
     ) -> AttackResult:
         """`run` on arrays that have been checked.
 
@@ -212,13 +236,14 @@ class Attack(Value):
                 attack fails on its examples, and the result says so.
             journal: what was found before, after whose last round the attack goes on, and where
                 it notes each round. Defaults to `None`: it begins anew, and nothing is noted.
+            mask: bool array of the shape of `x`, or `None`.
         """
         num_rounds = self.num_rounds(classifier.num_classes)
         seed = drawn_seed() if seed is None else as_seed(seed)
-        rounds = Rounds(self, classifier, x, y, seed, needs_gradient, journal or Journal())
+        rounds = Rounds(self, classifier, x, y, seed, needs_gradient, journal or Journal(), mask)
         return rounds.run(num_rounds)
 
-    def perturb(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
+    def perturb(self, model: Any, x: Any, y: Any, seed: Any, mask: Any = None) -> Any:
         """The attack in tensor operations, as it is used in training.
 
         No values are checked, and an example on which the attack fails keeps the strongest
@@ -229,18 +254,25 @@ class Attack(Value):
             x: floating tensor, shape `(batch_size, ...)`.
             y: labels, integer or one-hot.
             seed: int, or a seed of `keras_robust.backend`.
+            mask: array or tensor that broadcasts to `x`, 1 where it may be changed. Defaults to
+                `None`: everywhere.
 
         Returns:
             Tensor, same shape and dtype as `x`.
         """
         classifier, x = Classifier.of(model), ops.convert_to_tensor(single(x))
         attack, labels = self.at(None, working(x).dtype), sparse_labels(single(y, "y"))
-        return attack.perturb_images(classifier, x, labels, as_seed(seed))
+        if mask is not None:
+            mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(x))
+        return attack.perturb_images(classifier, x, labels, as_seed(seed), mask)
 
-    def perturb_images(self, classifier: Classifier, x: Any, labels: Any, seed: Any) -> Any:
+    def perturb_images(
+        self, classifier: Classifier, x: Any, labels: Any, seed: Any, mask: Any = None
+    ) -> Any:
         """`perturb` for integer labels, with radii that are numbers or tensors."""
         work = working(x)
-        first = self.round(classifier, x, labels, work, self.initial_state(work), 0, seed)
+        state = self.first_state(work, mask)
+        first = self.round(classifier, x, labels, work, state, 0, seed, mask)
         best, state = first.x_adv, first.state
         num_rounds = self.num_rounds(self.judge(classifier, labels, seed, 0).num_classes(work))
         if num_rounds > 1:
@@ -249,7 +281,7 @@ class Attack(Value):
                 return ops.any(best_margin <= 0) if self.stops_when_fooled else index < num_rounds
 
             def try_again(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
-                found = self.round(classifier, x, labels, best, state, index, seed)
+                found = self.round(classifier, x, labels, best, state, index, seed, mask)
                 new = found.x_adv
                 new_margin = self.judge(classifier, labels, seed, index).margin(new)
                 better = self.improves(work, new, new_margin, best, best_margin)
@@ -262,7 +294,7 @@ class Attack(Value):
             best = classifier.while_loop(
                 unfinished, try_again, (1, best, margin, *state), maximum_iterations=num_rounds - 1
             )[1]
-        return ops.cast(ops.clip(best, *self.bounds), x.dtype)
+        return self.returned(best, x, mask)
 
     def check(self, model: Any, x: np.ndarray | Images, y: np.ndarray) -> int:
         """Raises a `ValueError` for input that the attack cannot work on.
@@ -280,6 +312,8 @@ class Attack(Value):
 
         It warns of a radius that is implausible for images of this size.
         """
+        for name in ("epsilon", "step_size", "stddev"):
+            check_broadcasts(name, np.shape(self.data.get(name, 0.0)), x.shape[1:])
         warn_of_units(self, num_values=x[0].size)
         if classifier.is_black_box and self.uses_gradient and self.objective is None:
             raise ValueError(
@@ -293,7 +327,7 @@ class Attack(Value):
         objective = self.objective
         return {
             "targeted": self.targeted,
-            "bounds": list(self.bounds),
+            "bounds": [scheduled.saved(bound) for bound in self.bounds],
             "from_logits": self.from_logits,
             "objective": objective and keras.saving.serialize_keras_object(objective),
             "num_samples": self.num_samples,
@@ -315,23 +349,38 @@ class Attack(Value):
         state: Any,
         index: Any,
         seed: Any,
+        mask: Any = None,
     ) -> RoundResult:
         """Round `index` in tensor operations."""
         attacked_seed = backend.fold_in(backend.fold_in(seed, index), _ATTACKED)
-        problem = Problem(self, classifier, y, attacked_seed, x.dtype, _CAUTION)
+        space = Space(self, working(x), mask)
+        attack = space.attack
+        problem = Problem(attack, classifier, y, attacked_seed, x.dtype, _CAUTION, space)
         seed = backend.fold_in(seed, index)
-        found = self.generate(problem, working(x), start, index, seed, *state)
+        images = space.inside(space.x), space.inside(start)
+        found = attack.generate(problem, *images, index, seed, *state)
+        if isinstance(found, tuple) and len(found) >= 3 and not isinstance(found, RoundResult):
+            # As attacks returned it before.
+            found = RoundResult(found[0], found[1], found[2], found[3:])
         if isinstance(found, RoundResult):
-            return found
-        if isinstance(found, tuple) and len(found) >= 3:  # As attacks returned it before.
-            return RoundResult(found[0], found[1], found[2], found[3:])
+            return found._replace(x_adv=space.outside(found.x_adv))
         if not hasattr(found, "shape"):
             raise ValueError(
                 f"`{type(self).__name__}.generate` must return the images, or a "
                 "`keras_robust.attacks.RoundResult`. "
                 f"Received: a value of type {type(found).__name__}"
             )
-        return RoundResult(found)
+        return RoundResult(space.outside(found))
+
+    def first_state(self, x: Any, mask: Any) -> tuple[Any, ...]:
+        """`initial_state`, where an image may be moved as `mask` says."""
+        space = Space(self, x, mask)
+        return space.attack.initial_state(space.inside(x))
+
+    def returned(self, x_adv: Any, x: Any, mask: Any) -> Any:
+        """Images inside of the bounds, in the dtype of `x`; outside of the mask, `x` itself."""
+        x_adv = ops.cast(ops.clip(x_adv, *bounds_for(self.bounds, x_adv)), x.dtype)
+        return x_adv if mask is None else ops.where(mask, x_adv, x)
 
     def judge(self, classifier: Classifier, y: Any, seed: Any, index: Any) -> Problem:
         """The problem that decides whether the images of round `index` fool the model."""

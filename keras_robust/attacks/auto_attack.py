@@ -132,9 +132,11 @@ class AutoAttack(Attack):
     def run_checked(self, classifier: Classifier, *args: Any, **kwargs: Any) -> AttackResult:
         return self.ensemble(classifier.num_classes).run_checked(classifier, *args, **kwargs)
 
-    def perturb_images(self, classifier: Classifier, x: Any, labels: Any, seed: Any) -> Any:
+    def perturb_images(
+        self, classifier: Classifier, x: Any, labels: Any, seed: Any, mask: Any = None
+    ) -> Any:
         num_classes = Problem(self, classifier, labels, seed).num_classes(x)
-        return self.ensemble(num_classes).perturb_images(classifier, x, labels, seed)
+        return self.ensemble(num_classes).perturb_images(classifier, x, labels, seed, mask)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

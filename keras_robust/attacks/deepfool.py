@@ -184,8 +184,7 @@ class DeepFool(Attack):
 
         Where nothing but rounding is left of the value, it says little of the distance.
         """
-        width = self.bounds[1] - self.bounds[0]
-        slope = self._dual_norm(normal)
+        slope, width = self._dual_norm(normal), self.width
         blind = ops.minimum(_ratio(rounding, slope, 0.0), _LONGEST_BLIND * width)
         distance = ops.maximum(_ratio(ops.abs(value), slope, 0.0), blind)
         length = ops.minimum(distance + _EXTRA_LENGTH * width, _LONGEST * width)

@@ -17,6 +17,7 @@ from keras_robust.attacks.result import AttackResult, perturbation_norms
 from keras_robust.attacks.rounds import filled_up
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
+from keras_robust.model.keys import value_key
 from keras_robust.ops import per_example
 
 # What must be the same for all attacks of an ensemble.
@@ -73,7 +74,7 @@ class Ensemble(Attack):
         common = {}
         for name in _COMMON:
             values = [getattr(attack, name) for attack in self.attacks]
-            if any(value != values[0] for value in values):
+            if any(value_key(value) != value_key(values[0]) for value in values):
                 raise ValueError(
                     f"The attacks in argument `attacks` must have the same `{name}`. "
                     f"Received: {values}"
@@ -97,6 +98,7 @@ class Ensemble(Attack):
         seed: Any = None,
         needs_gradient: bool = True,
         journal: Journal | None = None,
+        mask: np.ndarray | None = None,
     ) -> AttackResult:
         seed = drawn_seed() if seed is None else as_seed(seed)
         journal = journal or Journal()
@@ -127,6 +129,7 @@ class Ensemble(Attack):
                     backend.fold_in(seed, number),
                     needs_gradient=needs_gradient,
                     journal=member,
+                    mask=None if mask is None else mask[batch],
                 )
                 best[standing] = result.x_adv[places]
                 success[standing] = result.success[places]
@@ -151,13 +154,17 @@ class Ensemble(Attack):
             without_gradient=names,
         )
 
-    def perturb_images(self, classifier: Classifier, x: Any, labels: Any, seed: Any) -> Any:
-        best = self.attacks[0].perturb_images(classifier, x, labels, backend.fold_in(seed, 0))
+    def perturb_images(
+        self, classifier: Classifier, x: Any, labels: Any, seed: Any, mask: Any = None
+    ) -> Any:
+        first_seed = backend.fold_in(seed, 0)
+        best = self.attacks[0].perturb_images(classifier, x, labels, first_seed, mask)
         if len(self.attacks) > 1:
             judge = Problem(self, classifier, labels, seed)
             margin = judge.margin(working(best))
             for number, attack in enumerate(self.attacks[1:], start=1):
-                new = attack.perturb_images(classifier, x, labels, backend.fold_in(seed, number))
+                own_seed = backend.fold_in(seed, number)
+                new = attack.perturb_images(classifier, x, labels, own_seed, mask)
                 new_margin = judge.margin(working(new))
                 better = ops.logical_and(margin <= 0, new_margin > margin)
                 best = ops.where(per_example(better, new), new, best)

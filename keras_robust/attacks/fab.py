@@ -245,9 +245,13 @@ class FAB(Attack):
         length = NORMS[self.norm]
         limit = self.epsilon
         if limit is None:
-            limit = length(ops.full_like(x, _REACH * (self.bounds[1] - self.bounds[0])))
+            limit = _REACH * self.width * length(ops.ones_like(x))
         radius = ops.minimum(distance, limit) / 2
-        moved = x + per_example(radius / length(draws), x) * draws
+        if len(getattr(self.bounds[0], "shape", ())):  # Some values may be fixed.
+            draws = draws * ops.cast(self.bounds[1] > self.bounds[0], x.dtype)
+        size = length(draws)
+        share = radius / ops.where(size > 0, size, ops.ones_like(size))
+        moved = x + per_example(share, x) * draws
         return ops.where(restart > 0, moved, x)
 
     def _towards(self, problem: Problem, x: Any, x_margin: Any, x_adv: Any, margins: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_robust import backend, validation
+from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
 
@@ -50,7 +50,7 @@ class GaussianNoise(Attack):
         num_samples: int = 1,
     ) -> None:
         super().__init__(bounds=bounds, from_logits=from_logits, num_samples=num_samples)
-        self.stddev = validation.check_number("stddev", stddev)
+        self.stddev = validation.check_number_or_array("stddev", stddev)
 
     def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> Any:
         return x + self.stddev * backend.normal(ops.shape(x), seed, x.dtype)
@@ -59,4 +59,4 @@ class GaussianNoise(Attack):
         config = super().get_config()
         for name in ("targeted", "objective"):
             del config[name]
-        return {"stddev": self.stddev, **config}
+        return {"stddev": scheduled.saved(self.stddev), **config}

@@ -18,6 +18,25 @@ def working(x: Any) -> Any:
     return ops.cast(x, working_dtype(x.dtype))
 
 
+def as_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A bool array of that shape, which takes no memory of its own; `None` for `None`."""
+    if mask is None:
+        return None
+    array = ops.convert_to_numpy(mask)
+    if not ((array == 0) | (array == 1)).all():
+        raise ValueError(
+            "Argument `mask` must hold 0, for values that stay as they are, and 1. "
+            f"Received: values from {array.min()} to {array.max()}"
+        )
+    try:
+        return np.broadcast_to(array == 1, shape)
+    except ValueError:
+        raise ValueError(
+            f"Argument `mask` must have a shape that broadcasts to that of `x`, {shape}. "
+            f"Received: mask.shape={array.shape}"
+        ) from None
+
+
 def as_seed(seed: Any) -> Any:
     """A seed of `keras_robust.backend`, from an integer or from one."""
     return backend.make_seed(int(seed)) if isinstance(seed, int | np.integer) else seed

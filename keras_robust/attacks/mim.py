@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks.pgd import PGD
-from keras_robust.ops import per_example, projection, steepest_direction
+from keras_robust.ops import per_example, projection, steepest_step
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -87,8 +87,8 @@ class MIM(PGD):
         def step(number: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
             x_adv, momentum = state
             momentum = self.decay * momentum + _unit_l1(gradient(x_adv, number))
-            direction = steepest_direction(momentum, self.norm)
-            return project(x_adv + self.length_of_a_step * direction), momentum
+            move = steepest_step(momentum, self.length_of_a_step, self.norm)
+            return project(x_adv + move), momentum
 
         return ops.fori_loop(0, self.num_steps, step, (start, ops.zeros_like(start)))[0]
 

@@ -17,7 +17,7 @@ from keras_robust.ops import (
     margin,
     projection,
     random_in_ball,
-    steepest_direction,
+    steepest_step,
 )
 
 # What can be climbed, by the names that the literature gives it.
@@ -159,7 +159,7 @@ class PGD(Attack):
         return ["epsilon", "step_size"]
 
     @property
-    def data(self) -> dict[str, float]:
+    def data(self) -> dict[str, Any]:
         epsilon = scheduled.number("epsilon", self.epsilon)
         if self.step_size is None:
             return {"epsilon": epsilon, "step_size": self.reach * epsilon / self.num_steps}
@@ -180,13 +180,13 @@ class PGD(Attack):
         project = projection(x, self.epsilon, self.norm, self.bounds)
 
         def step(number: Any, x_adv: Any) -> Any:
-            direction = steepest_direction(gradient(x_adv, number), self.norm)
-            return project(x_adv + self.length_of_a_step * direction)
+            move = steepest_step(gradient(x_adv, number), self.length_of_a_step, self.norm)
+            return project(x_adv + move)
 
         return ops.fori_loop(0, self.num_steps, step, start)
 
     @property
-    def length_of_a_step(self) -> float:
+    def length_of_a_step(self) -> Any:
         """`step_size`, or what it is by default."""
         default = self.reach * self.epsilon / self.num_steps
         return default if self.step_size is None else self.step_size
@@ -196,7 +196,7 @@ class PGD(Attack):
         if not self.random_start:
             return x
         project = projection(x, self.epsilon, self.norm, self.bounds)
-        return project(random_in_ball(x, self.epsilon, self.norm, seed))
+        return project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_robust import scheduled
 
@@ -34,7 +35,7 @@ def _messages(attack: Any, num_values: int | None) -> list[str]:
         for name in ("epsilon", "stddev", "step_size")
     )
     low, high = attack.bounds
-    width = high - low
+    width = float(np.max(high - low))
     diagonal = width * math.sqrt(num_values) if num_values else math.inf
     is_l2 = getattr(attack, "norm", "linf") == "l2"
     messages = []
@@ -49,7 +50,7 @@ def _messages(attack: Any, num_values: int | None) -> list[str]:
                 f"0 to 255, pass `{name}={size / 255 * width:.3g}`; for images in other units, "
                 "their `bounds`."
             )
-        elif width >= _WIDE and 0 < size < _SMALL * width:
+        elif _WIDE <= width < math.inf and 0 < size < _SMALL * width:
             messages.append(
                 f"`{name}={size:.3g}` is less than a thousandth of the range of "
                 f"`bounds={low, high}`. It is in the units of the images: for a size that was "
@@ -68,5 +69,7 @@ def _number(value: Any, num_values: int | None) -> float:
     """The number that it is now; 0 where it has none, or is a variable without images yet."""
     if isinstance(value, keras.Variable):
         return scheduled.number("", value) if num_values else 0.0
+    if isinstance(value, np.ndarray):
+        return float(value.max())
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number else 0.0

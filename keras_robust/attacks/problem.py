@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_robust import backend
+from keras_robust.attacks.space import Space
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import attacked_as
 from keras_robust.ops import logit_range, margin, rounding, rounding_of_probabilities
@@ -37,6 +38,7 @@ class Problem:
         caution: float. By how many times what rounding can undo the model must be fooled. An
             attack asks for more than its judge does, who runs the model in another function.
             Defaults to `1.0`.
+        space: the coordinates that images are given in. Defaults to `None`: those of the model.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Problem:
         seed: Any,
         dtype: str | None = None,
         caution: float = 1.0,
+        space: Space | None = None,
     ) -> None:
         self.y = y
         self.sign = -1.0 if attack.targeted else 1.0
@@ -57,6 +60,7 @@ class Problem:
         self._seed = seed
         self._dtype = dtype
         self._caution = caution
+        self._space = space
 
     def at(self, step: Any) -> "Problem":
         """The same problem with other draws of a random model, to be used in step `step`."""
@@ -77,7 +81,15 @@ class Problem:
         An image that is misclassified by little may not be so once it has been rounded.
         """
         x = ops.clip(x, *self._attack.bounds)
-        return x if self._dtype is None else backend.rounded(x, self._dtype)
+        if self._dtype is None:
+            return x
+        if self._space is None:
+            return backend.rounded(x, self._dtype)
+        return self._space.inside(backend.rounded(self._space.outside(x), self._dtype))
+
+    def _image(self, x: Any) -> Any:
+        """What the model is run on."""
+        return x if self._space is None else self._space.outside(x)
 
     def scores(self, x: Any) -> Any:
         """Differentiable class scores, shape `(batch_size, num_classes)`."""
@@ -150,7 +162,7 @@ class Problem:
         )
 
     def _logits(self, x: Any) -> Any:
-        return self._classifier.logits(x, self._attack.from_logits)
+        return self._classifier.logits(self._image(x), self._attack.from_logits)
 
     def _margin(self, logits: Any) -> Any:
         values = self.sign * margin(logits, self.y) - self.rounding(logits)
@@ -183,7 +195,7 @@ class Problem:
         if self._attack.objective is None:
             with attacked_as(self._classifier.model):
                 return self._logits(x)
-        values = self._attack.objective(self._classifier.model, x, self.y)
+        values = self._attack.objective(self._classifier.model, self._image(x), self.y)
         if len(values.shape) not in (1, 2):
             raise ValueError(
                 "Argument `objective` must return one value for each example, shape "

@@ -24,6 +24,14 @@ class RoundResult(NamedTuple):
     state: tuple[Any, ...] = ()
 
 
+# Norms of the rows of an array.
+NORMS = {
+    "l1": lambda rows: np.abs(rows).sum(axis=1, dtype="float64"),
+    "l2": lambda rows: np.sqrt(np.square(rows).sum(axis=1, dtype="float64")),
+    "linf": lambda rows: np.abs(rows).max(axis=1).astype("float64"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class AttackResult:
     """What `attack.run(model, x, y)` returns, in NumPy arrays.
@@ -62,9 +70,5 @@ def perturbation_norms(x: np.ndarray, x_adv: np.ndarray) -> dict[str, np.ndarray
     dtype = np.result_type(x.dtype, "float32")
     size = np.abs(x_adv.astype(dtype, copy=False) - x.astype(dtype, copy=False))
     size = size.reshape(len(x), -1)
-    return {
-        "l0": np.count_nonzero(size, axis=1).astype("float64"),
-        "l1": size.sum(axis=1, dtype="float64"),
-        "l2": np.sqrt(np.square(size).sum(axis=1, dtype="float64")),
-        "linf": size.max(axis=1).astype("float64"),
-    }
+    l0 = np.count_nonzero(size, axis=1).astype("float64")
+    return {"l0": l0, **{name: norm(size) for name, norm in NORMS.items()}}

@@ -14,7 +14,7 @@ from keras_robust import backend
 from keras_robust.attacks.inputs import working
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.problem import Problem
-from keras_robust.attacks.result import AttackResult, perturbation_norms
+from keras_robust.attacks.result import NORMS, AttackResult, perturbation_norms
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import sparse_labels
 
@@ -33,6 +33,7 @@ class Rounds:
         seed: seed of `keras_robust.backend`.
         needs_gradient: bool. Whether it is an error if the attack finds no gradient.
         journal: what was found before, after whose last round it goes on, and where it is noted.
+        mask: bool array of the shape of `x`, what may be changed; `None` for everything.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Rounds:
         seed: Any,
         needs_gradient: bool,
         journal: Journal,
+        mask: np.ndarray | None,
     ) -> None:
         self.attack, self.classifier, self.x, self.y, self.seed = attack, classifier, x, y, seed
         self.needs_gradient, self.key, self.journal = needs_gradient, attack.key, journal
-        self.state = tuple(np.array(value) for value in attack.initial_state(working(x)))
+        self.mask = mask
+        self.state = tuple(np.array(value) for value in attack.first_state(working(x), mask))
         self.best, self.margins = x.copy(), np.full(len(x), -np.inf)
         self.counts = np.zeros((2, len(x)), int)
         self.is_joint = classifier.depends_on_batch
@@ -108,7 +111,8 @@ class Rounds:
 
     def _run_round(self, run_round: Callable[..., Any], index: int, active: np.ndarray) -> None:
         batch, places = self._batch(active)
-        images = (values[batch] for values in (self.x, self.y, self.best, *self.state))
+        masks = () if self.mask is None else (self.mask,)
+        images = (values[batch] for values in (self.x, self.y, self.best, *masks, *self.state))
         data = self.attack.data_arrays()
         x_adv, *counts, state = run_round(*images, np.int32(index), self.seed, *data)
         margins = self.judge(x_adv, self.y[batch], self.attack.judging_seed(self.seed, index))
@@ -151,12 +155,12 @@ class Rounds:
         return batch, slice(len(indices))
 
     def _compiled_round(self) -> Callable[..., Any]:
-        attack = self.attack
+        attack, has_mask = self.attack, self.mask is not None
         takes_any = attack.takes_any_batch_size(self.classifier)
         return self.classifier.compiled(
-            ("round", self.key),
-            lambda *args: _traced_round(attack, *args),
-            num_batched=3 + len(self.state) if takes_any else 0,
+            ("round", self.key, has_mask),
+            lambda *args: _traced_round(attack, has_mask, *args),
+            num_batched=3 + has_mask + len(self.state) if takes_any else 0,
         )
 
     def _compiled_judge(self) -> Callable[..., Any]:
@@ -179,18 +183,20 @@ class Rounds:
         """Raises a `ValueError` for images outside of the ball that the attack claims."""
         epsilon = self.attack.data.get("epsilon")
         norm = getattr(self.attack, "norm", "linf")
-        if epsilon is None or np.ndim(epsilon) or norm not in ("linf", "l2"):
+        if epsilon is None or norm not in NORMS:
             return
-        change = (self.best.astype("float32") - self.x.astype("float32")).reshape(len(self.x), -1)
-        largest = float(np.abs(change).max())
-        if norm == "l2":
-            largest = float(np.sqrt(np.square(change).sum(axis=1, dtype="float64").max()))
         info = np.finfo("float32" if self.x.dtype.itemsize > 2 else "float16")
+        change = self.best.astype("float32") - self.x.astype("float32")
         # Each value is rounded to the precision of the images.
-        rounding = 4 * float(info.eps) * float(np.abs(self.x).max() + epsilon)
-        if norm == "l2":
-            rounding *= float(np.sqrt(self.x[0].size))
-        if largest > epsilon * (1 + 1e-3) + rounding:
+        rounding = np.full(self.x.shape[1:], 4 * float(info.eps) * float(np.abs(self.x).max()))
+        if np.ndim(epsilon):  # In units of each value's own radius, but for fixed values.
+            is_fixed = np.broadcast_to(epsilon == 0, self.x.shape[1:])
+            size = np.where(is_fixed, 1.0, epsilon)
+            change = np.where(is_fixed & (np.abs(change) <= rounding), 0.0, change) / size
+            rounding, epsilon = rounding / size, 1.0
+        largest = float(NORMS[norm](change.reshape(len(change), -1).astype("float64")).max())
+        allowed = float(NORMS[norm](rounding.reshape(1, -1) + 4 * float(info.eps) * epsilon)[0])
+        if largest > epsilon * (1 + 1e-3) + allowed:
             raise ValueError(
                 f"{self.attack!r} has left its ball: images must be within `epsilon`, {epsilon:g} "
                 f"in the {norm} norm, of the originals. Received: a perturbation of {largest:g}"
@@ -209,15 +215,16 @@ def filled_up(
 
 
 def _traced_round(
-    attack: Any, classifier: Classifier, x: Any, y: Any, start: Any, *rest: Any
+    attack: Any, has_mask: bool, classifier: Classifier, x: Any, y: Any, start: Any, *rest: Any
 ) -> tuple[Any, ...]:
     """The images of a round as they will be returned, what they have cost, and the new state."""
+    mask, rest = (rest[0], rest[1:]) if has_mask else (None, rest)
     count = len(rest) - attack.num_data
     *state, index, seed = rest[:count]
     attack = attack.with_data(rest[count:], working(x).dtype)
     y = sparse_labels(y)
-    found = attack.round(classifier, x, y, working(start), state, index, seed)
-    x_adv = ops.cast(ops.clip(found.x_adv, *attack.bounds), x.dtype)
+    found = attack.round(classifier, x, y, working(start), state, index, seed, mask)
+    x_adv = attack.returned(found.x_adv, x, mask)
     counts = (ops.cast(count, "int32") for count in (found.num_gradients, found.num_evaluations))
     return x_adv, *counts, tuple(found.state)
 

@@ -68,6 +68,8 @@ class _Search:
         self.shape_with_channels_last = ops.shape(x)
         self.shape = (ops.shape(x)[0], *image_shape(x))
         self.x, self.epsilon = ops.reshape(x, self.shape), epsilon
+        if len(getattr(bounds[0], "shape", ())):
+            bounds = self.from_model(bounds[0]), self.from_model(bounds[1])
         self.project = projection(self.x, epsilon, norm, bounds)
         height, width, self.channels = self.shape[1:]
         sides, levels = window_sides(num_queries, initial_fraction, height, width)

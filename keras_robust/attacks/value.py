@@ -105,8 +105,8 @@ class Value(metaclass=_Frozen):
         return [name for name in self.data_names if getattr(self, name, None) is not None]
 
     @property
-    def data(self) -> dict[str, float]:
-        """The numbers that are given, as they are now."""
+    def data(self) -> dict[str, Any]:
+        """The numbers and arrays that are given, as they are now."""
         return {name: scheduled.number(name, getattr(self, name)) for name in self.given}
 
     @property
@@ -130,5 +130,14 @@ class Value(metaclass=_Frozen):
         return self.changed(**dict(zip(self.given, tensors, strict=True)))
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        arguments = ", ".join(f"{k}={_described(v)}" for k, v in self.arguments.items())
         return f"{type(self).__name__}({arguments})"
+
+
+def _described(value: Any) -> str:
+    """Its `repr`; of an array, its shape and extremes."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_described, value))})"
+    if isinstance(value, np.ndarray):
+        return f"array of shape {value.shape}, {value.min():g} to {value.max():g}"
+    return repr(value)

@@ -67,7 +67,8 @@ class RobustAccuracy(keras.callbacks.Callback):
         super().__init__()
         self.attack = check_attack(attack)
         self.x, self.y = as_arrays(x, y, steps)
-        check_range(*check_images(self.x), self.x.dtype, attack.bounds)
+        check_images(self.x)
+        check_range(self.x, attack.bounds)
         self.batch_size = validation.check_count("batch_size", batch_size)
         self.seed = int(seed)
         self.name = name

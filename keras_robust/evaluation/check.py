@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.inputs import as_mask
 from keras_robust.evaluation.checks.above_chance import NAME as ABOVE_CHANCE
 from keras_robust.evaluation.checks.above_chance import compared_with_chance
 from keras_robust.evaluation.checks.case import Case
@@ -37,6 +38,7 @@ def check(
     seed: int = 0,
     steps: int | None = None,
     verbose: int = 1,
+    mask: Any = None,
 ) -> list[CheckResult]:
     """Checks that an attack's failure means that the model is robust.
 
@@ -93,6 +95,8 @@ def check(
         seed: int. Seed of the choice of examples and of all random numbers. Defaults to `0`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        mask: array of 0 and 1 that broadcasts to all images, 1 where attacks may change them.
+            Defaults to `None`: everywhere. With one, the checks at a large epsilon are left out.
 
     Returns:
         List of `kr.evaluation.CheckResult`, one for each check, always in the same order: its
@@ -129,6 +133,7 @@ def check(
     classifier = Classifier.of(model)
     x, y = as_images(x, y, steps)
     attack.check(classifier, x, y)
+    mask = as_mask(mask, x.shape)
     other = check_transfer_from(transfer_from, attack, x, y)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
 
@@ -155,6 +160,7 @@ def check(
         transfer_from=other,
         counted=counted,
         answers=(labels[seen], classes),
+        mask=None if mask is None else mask[chosen],
     )
     return run_checks(case, verbose)
 
@@ -172,6 +178,7 @@ def check_evaluation(
     transfer_from: Classifier | None,
     progress: Progress,
     verbose: int,
+    mask: np.ndarray | None = None,
 ) -> list[CheckResult]:
     """Checks the attack of an evaluation that has left the fewest examples standing.
 
@@ -222,6 +229,7 @@ def check_evaluation(
         standing_judged=correct[strongest][chosen[counted]],
         counts=(int(clean.sum()), int((clean & ~correct[strongest]).sum())),
         answers=(labels, classes),
+        mask=None if mask is None else mask[chosen],
     )
     return run_checks(case, verbose)
 

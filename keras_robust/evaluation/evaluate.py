@@ -10,10 +10,11 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.inputs import as_mask
 from keras_robust.evaluation.attack_list import named_attacks
 from keras_robust.evaluation.attacked_batches import attacked_batches
 from keras_robust.evaluation.check import check_evaluation, check_transfer_from
-from keras_robust.evaluation.fingerprint import fingerprint
+from keras_robust.evaluation.fingerprint import content_hash, fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
 from keras_robust.evaluation.progress import Progress
 from keras_robust.evaluation.recording import file_name, record, shortened
@@ -46,6 +47,7 @@ def evaluate(
     shard: tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
     verbose: int = 1,
+    mask: Any = None,
 ) -> Report:
     """Measures a classifier's accuracy on clean images and under attacks.
 
@@ -113,6 +115,9 @@ def evaluate(
         verbose: int. 1 shows for each attack which round runs and about how long it will still
             take, on a terminal or in a notebook in one line, elsewhere in a line every 10 seconds;
             2 in a line every minute; 0 shows nothing. Defaults to `1`.
+        mask: array of 0 and 1 that broadcasts to all images, 1 where attacks may change them: a
+            sticker's place, the columns of a table that somebody could forge. Defaults to `None`:
+            everywhere.
 
     Returns:
         `kr.evaluation.Report`: a row for the clean images, one for each attack, and one for the
@@ -159,6 +164,7 @@ def evaluate(
     class_names = _checked_names(class_names, classifier.num_classes)
     for attack in attacks.values():
         attack.check_classifier(classifier, x)
+    mask = as_mask(mask, x.shape)
     other = check_transfer_from(transfer_from, next(iter(attacks.values())), x, y)
     if output is not None:
         plots.require_matplotlib()
@@ -174,6 +180,7 @@ def evaluate(
             classifier.model, x, y, classes, attacks,
             seed=seed, batch_size=batch_size, worst_case_only=worst_case_only,
             **({} if shard is None else {SHARD: tuple(shard)}),
+            **({} if mask is None else {"mask": content_hash(mask)}),
         )  # fmt: skip
         progress = Progress(pathlib.Path(output) / "progress", facts, resume)
         if not resume:
@@ -201,7 +208,15 @@ def evaluate(
         if verbose:
             print(f"{name} on {standing.sum()} of {len(x)} examples")
         batches = attack_in_batches(
-            classifier, x, labels, attack, standing, batch_size, seed, needs_gradient=False
+            classifier,
+            x,
+            labels,
+            attack,
+            standing,
+            batch_size,
+            seed,
+            needs_gradient=False,
+            mask=mask,
         )
         found_batches = attacked_batches(
             batches,
@@ -232,9 +247,10 @@ def evaluate(
             other,
             progress,
             verbose,
+            mask,
         )
     if pictures:
-        add_pictures(report, classifier, x, labels, attacks, progress, verbose)
+        add_pictures(report, classifier, x, labels, attacks, progress, verbose, mask)
     report.add(Row(WORST_CASE, worst, radii=union([radii(attacks[name]) for name in limited])))
     if shard is not None:
         report = share_of(report, shard)

@@ -55,7 +55,15 @@ def attack_fingerprint(attack: Attack) -> str:
     values = [*vars(attack).values(), *objective.values()]
     models = [value for value in values if isinstance(value, keras.layers.Layer)]
     members = [attack_fingerprint(member) for member in getattr(attack, "attacks", ())]
-    return " ".join([_plain(attack), _plain(objective), *map(_weights, models), *members])
+    arrays = [value for value in keras.tree.flatten(values) if isinstance(value, np.ndarray)]
+    hashes = [*map(content_hash, arrays), *map(_weights, models)]
+    return " ".join([_plain(attack), _plain(objective), *hashes, *members])
+
+
+def content_hash(array: np.ndarray) -> str:
+    """A hash of an array's shape, dtype and values; a view that repeats values is read once."""
+    kept = tuple(slice(None) if step else slice(1) for step in array.strides)
+    return f"{array.shape} {_hash([np.ascontiguousarray(array[kept])])}"
 
 
 def _weights(model: Any) -> str:

@@ -14,8 +14,8 @@ from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.accuracy import attack_in_batches
 from keras_robust.metrics.activations import features
 from keras_robust.metrics.analysis import require_scikit_learn
-from keras_robust.metrics.curves import with_epsilon
 from keras_robust.metrics.geometry import feature_geometry
+from keras_robust.metrics.radii import radius, with_radius
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
 from keras_robust.report.report import Report
@@ -41,6 +41,7 @@ def add_pictures(
     attacks: Mapping[str, Attack],
     progress: Progress,
     verbose: int,
+    mask: np.ndarray | None = None,
 ) -> None:
     """Adds what the strongest attack with an `epsilon`, and steps if one has them, shows.
 
@@ -63,7 +64,7 @@ def add_pictures(
         left = standing.copy()
         file = f"curve-{point.replace(' ', '-')}"
         batches = attack_in_batches(
-            classifier, x, labels, changed, standing, report.batch_size, report.seed
+            classifier, x, labels, changed, standing, report.batch_size, report.seed, mask=mask
         )
         costs = changed.round_costs(classifier.num_classes)
         for batch, found in run(batches, costs, file=file, keep=_only("success")):
@@ -72,10 +73,10 @@ def add_pictures(
 
     def over_epsilon() -> Arrays:
         left, accuracies = clean, {0.0: float(clean.mean())}
-        for multiple in _MULTIPLES if attack.data["epsilon"] > 0 else ():
-            epsilon = multiple * attack.data["epsilon"]
+        for multiple in _MULTIPLES if radius(attack) > 0 else ():
+            epsilon = multiple * radius(attack)
             # What is fooled in one ball is fooled in every larger one.
-            left = still_standing(with_epsilon(attack, epsilon), left, f"epsilon {epsilon:.6g}")
+            left = still_standing(with_radius(attack, epsilon), left, f"epsilon {epsilon:.6g}")
             accuracies[epsilon] = float(left.mean())
         return _arrays(accuracies)
 
@@ -97,10 +98,13 @@ def add_pictures(
     chosen = np.flatnonzero(clean)[:_NUM_POINTS]
     if isinstance(classifier.model, keras.Model) and len(chosen) >= _FEWEST_POINTS:
         x, labels, size = x[chosen], labels[chosen], min(report.batch_size, len(chosen))
+        mask = None if mask is None else mask[chosen]
         x_adv, all_of_them = x.copy(), np.ones(len(chosen), bool)
         if verbose:
             print(f"{name} for the geometry of features on {len(chosen)} examples")
-        batches = attack_in_batches(classifier, x, labels, attack, all_of_them, size, report.seed)
+        batches = attack_in_batches(
+            classifier, x, labels, attack, all_of_them, size, report.seed, mask=mask
+        )
         costs, keep = attack.round_costs(classifier.num_classes), _only("success", "x_adv")
         for batch, found in run(batches, costs, file="geometry", keep=keep):
             x_adv[batch] = found["x_adv"].view(x.dtype)  # Files know bfloat16 as bytes.

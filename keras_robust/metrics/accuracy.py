@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.inputs import as_mask
 from keras_robust.attacks.journal import Journal
 from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import check_attack
@@ -24,6 +25,7 @@ def attack_in_batches(
     batch_size: int,
     seed: int,
     needs_gradient: bool = True,
+    mask: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, Callable[..., dict[str, np.ndarray]]]]:
     """The examples that are still standing, in batches, with what attacks them.
 
@@ -35,6 +37,7 @@ def attack_in_batches(
 
     Args:
         standing: bool array, shape `(num_examples,)`.
+        mask: bool array of the shape of `x`, or `None`.
 
     Yields:
         The indices of a batch's examples, and a function that attacks them, with a journal if it is
@@ -67,6 +70,7 @@ def attack_in_batches(
                 batch_seed(seed, number),
                 needs_gradient=needs_gradient,
                 journal=journal,
+                mask=None if mask is None else mask[batch],
             )
             classes = classifier.classes(result.x_adv, batch_size)
             # A random model may recover when it is asked again: what the attack saw counts.
@@ -120,6 +124,7 @@ def robust_accuracy(
     batch_size: int = 128,
     seed: int = 0,
     steps: int | None = None,
+    mask: Any = None,
 ) -> float:
     """Share of examples that are classified correctly, and still are after the attack.
 
@@ -132,6 +137,8 @@ def robust_accuracy(
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
+        mask: array of 0 and 1 that broadcasts to all images, 1 where the attack may change them.
+            Defaults to `None`: everywhere.
 
     Returns:
         Float from 0 to 1.
@@ -150,10 +157,11 @@ def robust_accuracy(
     classifier = Classifier.of(model)
     x, y = as_images(x, y, steps)
     check_attack(attack).check(classifier, x, y)
+    mask = as_mask(mask, x.shape)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
     labels = sparse(y)
     correct = classifier.classes(x, batch_size) == labels
-    batches = attack_in_batches(classifier, x, labels, attack, correct, batch_size, seed)
+    batches = attack_in_batches(classifier, x, labels, attack, correct, batch_size, seed, mask=mask)
     for batch, attack_batch in batches:
         correct[batch] = attack_batch()["classes"] == labels[batch]
     return float(correct.mean())

@@ -10,7 +10,7 @@ from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.attacks.result import perturbation_norms
 from keras_robust.metrics.accuracy import attack_standing
-from keras_robust.metrics.radii import check_attack
+from keras_robust.metrics.radii import check_attack, with_radius
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
 
@@ -104,7 +104,7 @@ def robustness_curve(
     curve = {}
     for epsilon in radii:
         if epsilon > 0:
-            scaled = with_epsilon(attack, epsilon)
+            scaled = with_radius(attack, epsilon)
             standing = classes == labels
             _, classes = attack_standing(
                 classifier, x, labels, classes, scaled, standing, batch_size, seed
@@ -112,14 +112,6 @@ def robustness_curve(
         curve[epsilon] = float((classes == labels).mean())
         bar.add(1)
     return curve
-
-
-def with_epsilon(attack: Attack, epsilon: float) -> Attack:
-    """The attack at another radius, with a step size that is scaled with it."""
-    changes = {"epsilon": epsilon}
-    if attack.arguments.get("step_size") is not None and attack.data["epsilon"] > 0:
-        changes["step_size"] = attack.data["step_size"] * epsilon / attack.data["epsilon"]
-    return attack.replace(**changes)
 
 
 def _distances(

@@ -26,6 +26,7 @@ def perturbed_images(
     batch_size: int,
     seed: int,
     progress: Callable[[], None] = lambda: None,
+    mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """What an attack makes of all images: `attack.perturb`, in batches.
 
@@ -35,13 +36,17 @@ def perturbed_images(
     Args:
         labels: int array, shape `(num_examples,)`.
         progress: called after each batch.
+        mask: bool array of the shape of `x`, or `None`.
     """
-    perturb = classifier.compiled(("perturb", attack.key), functools.partial(_perturbed, attack))
+    has_mask = mask is not None
+    function = functools.partial(_perturbed, attack, has_mask)
+    perturb = classifier.compiled(("perturb", attack.key, has_mask), function)
     values = attack.data_arrays()
     x_adv = np.empty_like(x)
     for number, indices in enumerate(classifier.batches(np.arange(len(x)), batch_size)):
         seed_of_batch = backend.make_seed(batch_seed(seed, number))
-        found = perturb(x[indices], labels[indices], seed_of_batch, *values)
+        masks = [] if mask is None else [mask[indices]]
+        found = perturb(x[indices], labels[indices], seed_of_batch, *masks, *values)
         x_adv[indices] = ops.convert_to_numpy(found)
         progress()
     if not np.isfinite(x_adv.astype("float32")).all():
@@ -53,6 +58,7 @@ def perturbed_images(
 
 
 def _perturbed(
-    attack: Attack, classifier: Classifier, x: Any, y: Any, seed: Any, *data: Any
+    attack: Attack, has_mask: bool, classifier: Classifier, x: Any, y: Any, seed: Any, *data: Any
 ) -> Any:
-    return attack.with_data(data, working(x).dtype).perturb(classifier, x, y, seed)
+    mask, data = (data[0], data[1:]) if has_mask else (None, data)
+    return attack.with_data(data, working(x).dtype).perturb(classifier, x, y, seed, mask)

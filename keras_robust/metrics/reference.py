@@ -9,8 +9,8 @@ import keras
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.metrics.accuracy import attack_standing
-from keras_robust.metrics.curves import robustness_curve, with_epsilon
-from keras_robust.metrics.radii import check_attack
+from keras_robust.metrics.curves import robustness_curve
+from keras_robust.metrics.radii import check_attack, with_radius
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
 
@@ -93,7 +93,7 @@ def reference_epsilon(
     x, y = as_arrays(x, y, steps)
     attack.check(classifier, x, y)
     if max_epsilon is None:
-        max_epsilon = attack.bounds[1] - attack.bounds[0]
+        max_epsilon = float(np.max(attack.bounds[1] - attack.bounds[0]))
         if getattr(attack, "norm", "linf") == "l2":
             max_epsilon *= math.sqrt(math.prod(x.shape[1:]))
     max_epsilon = validation.check_number("max_epsilon", max_epsilon, exclusive=True)
@@ -105,7 +105,7 @@ def reference_epsilon(
     def classes_within(epsilon: float, classes: Any) -> Any:
         """The classes at a radius, from those at a smaller one."""
         bar.add(1)
-        attacked = with_epsilon(attack, epsilon)
+        attacked = with_radius(attack, epsilon)
         standing = classes == labels
         return attack_standing(
             classifier, x, labels, classes, attacked, standing, batch_size, seed

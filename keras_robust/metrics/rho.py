@@ -107,7 +107,8 @@ def rho(
     validation.check_count("batch_size", batch_size)
     classifier = Classifier.of(model)
     x = as_arrays(x, y, steps)[0] if is_data_set(x) else as_array(x)
-    check_range(*check_images(x), x.dtype, attack.bounds)
+    check_images(x)
+    check_range(x, attack.bounds)
     batch_size = min(batch_size, len(x))
     if y is None:
         classifier.check_structure()

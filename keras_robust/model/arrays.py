@@ -257,16 +257,35 @@ def check_floating(x: Any) -> None:
         )
 
 
-def check_range(low: float, high: float, dtype: Any, bounds: tuple[float, float]) -> None:
+def check_range(x: np.ndarray | Images, bounds: tuple[Any, Any]) -> None:
     """Raises a `ValueError` for images that leave `bounds`, but for rounding."""
-    rounding = 4 * float(np.finfo(np.float32).eps) * max(abs(bounds[0]), abs(bounds[1]))
-    if np.dtype(dtype).itemsize < 4:
-        rounding = max(abs(bounds[0]), abs(bounds[1])) * 2.0**-7
-    if low < bounds[0] - rounding or high > bounds[1] + rounding:
+    shapes = [np.shape(bound) for bound in bounds]
+    if any(shapes):
+        check_broadcasts("bounds", np.broadcast_shapes(*shapes), x.shape[1:])
+        lowest, highest = x.min(axis=0), x.max(axis=0)
+    else:
+        lowest, highest = np.asarray(x.min()), np.asarray(x.max())
+    eps = 4 * float(np.finfo(np.float32).eps) if np.dtype(x.dtype).itemsize >= 4 else 2.0**-7
+    finite = [np.where(np.isfinite(bound), np.abs(bound), 0.0) for bound in bounds]
+    rounding = eps * np.maximum(*finite)
+    if (lowest < bounds[0] - rounding).any() or (highest > bounds[1] + rounding).any():
         raise ValueError(
             "Argument `x` must lie inside the attack's `bounds`: scale the images, or pass the "
-            f"range they are in as `bounds`. Received: bounds={bounds}, x.min()={low:g}, "
-            f"x.max()={high:g}"
+            f"range they are in as `bounds`. Received: bounds={bounds}, x.min()={lowest.min():g}, "
+            f"x.max()={highest.max():g}"
+        )
+
+
+def check_broadcasts(name: str, shape: tuple[int, ...], example: tuple[int, ...]) -> None:
+    """Raises a `ValueError` for an array that does not broadcast to one example."""
+    try:
+        fits = np.broadcast_shapes(shape, example) == tuple(example)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"An array as `{name}` must broadcast to one example, shape {tuple(example)}. "
+            f"Received: {name} of shape {shape}"
         )
 
 

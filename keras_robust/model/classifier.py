@@ -224,9 +224,10 @@ class Classifier:
         Returns:
             The number of classes.
         """
-        low, high = check_images(x)
-        for bounds in dict.fromkeys(bounds for bounds, _ in settings if bounds is not None):
-            check_range(low, high, x.dtype, bounds)
+        check_images(x)
+        given = {value_key(bounds): bounds for bounds, _ in settings if bounds is not None}
+        for bounds in given.values():
+            check_range(x, bounds)
         self.check_structure()
         outputs = self.predict(x[:_NUM_PROBED])
         check_outputs(outputs, min(len(x), _NUM_PROBED))

@@ -37,7 +37,8 @@ class Images:
     def __init__(self, read: Callable[[int], Iterator[Pair]], in_order: bool) -> None:
         self._read, self._in_order = read, in_order
         labels, lengths, checksums = [], [], []
-        sizes, dtypes, extremes = set(), set(), []
+        sizes, dtypes = set(), set()
+        lowest, highest = np.asarray(np.inf), np.asarray(-np.inf)
         content = hashlib.sha256()
         for images, y in read(0):
             labels.append(y)
@@ -45,7 +46,9 @@ class Images:
             checksums.append(_checksum(images))
             sizes.add(images.shape[1:])
             dtypes.add(images.dtype)
-            extremes += [float(images.min()), float(images.max())] if images.size else []
+            if images.size and len(sizes) == 1:
+                lowest = np.minimum(lowest, images.min(axis=0))
+                highest = np.maximum(highest, images.max(axis=0))
             content.update(as_bytes(images))
             del images  # Not two batches at a time.
         if not labels:
@@ -56,7 +59,7 @@ class Images:
         check_one_size(sizes)
         self.labels = np.concatenate(labels)
         self.content, self.dtype = content.hexdigest(), np.result_type(*dtypes)
-        self._extremes = np.array(extremes)
+        self._lowest, self._highest = lowest, highest
         self._ends, self._checksums = np.cumsum(lengths), np.array(checksums, "uint32")
         self.shape = (int(self._ends[-1]), *sizes.pop())
         # The batch that was read last, and those that follow it.
@@ -71,11 +74,13 @@ class Images:
     def size(self) -> int:
         return int(np.prod(self.shape))
 
-    def min(self) -> float:
-        return float(self._extremes.min())
+    def min(self, axis: int | None = None) -> Any:
+        """The smallest value; for an `axis` of 0, of all images at each place."""
+        return float(self._lowest.min()) if axis is None else self._lowest
 
-    def max(self) -> float:
-        return float(self._extremes.max())
+    def max(self, axis: int | None = None) -> Any:
+        """The largest value; for an `axis` of 0, of all images at each place."""
+        return float(self._highest.max()) if axis is None else self._highest
 
     def __len__(self) -> int:
         return self.shape[0]

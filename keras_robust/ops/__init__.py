@@ -8,6 +8,7 @@ from keras_robust.ops.balls import per_example_where as per_example_where
 from keras_robust.ops.balls import projection as projection
 from keras_robust.ops.balls import random_in_ball as random_in_ball
 from keras_robust.ops.balls import steepest_direction as steepest_direction
+from keras_robust.ops.balls import steepest_step as steepest_step
 from keras_robust.ops.hyperplane import to_hyperplane as to_hyperplane
 from keras_robust.ops.labels import sparse_labels as sparse_labels
 from keras_robust.ops.logits import dlr as dlr

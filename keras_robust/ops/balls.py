@@ -51,14 +51,23 @@ def steepest_direction(gradient: Any, norm: str) -> Any:
     return gradient / per_example(safe, gradient)
 
 
-def projection(
-    x: Any, epsilon: Any, norm: str, bounds: tuple[float, float]
-) -> Callable[[Any], Any]:
+def steepest_step(gradient: Any, size: Any, norm: str) -> Any:
+    """`argmax <d, g>` subject to `||d / size|| <= 1`.
+
+    `size` is a number, or a tensor that broadcasts to `gradient`, one size for each value.
+    """
+    if not len(getattr(size, "shape", ())):
+        return size * steepest_direction(gradient, norm)
+    return size * steepest_direction(size * gradient, norm)
+
+
+def projection(x: Any, epsilon: Any, norm: str, bounds: tuple[Any, Any]) -> Callable[[Any], Any]:
     """The projection to the ball of radius `epsilon` around `x`, then to `bounds`.
 
     For `"linf"` it is `argmin ||z - x_adv||` over the intersection of both, which is a box. For
     `"l2"` it is each projection once: the result lies in both, since clipping to an interval
-    that contains `x` brings no coordinate further away from it.
+    that contains `x` brings no coordinate further away from it. `bounds` are numbers, or tensors of
+    the shape of `x`.
     """
     if norm == "linf":
         lower = ops.maximum(x - epsilon, bounds[0])
@@ -74,12 +83,20 @@ def projection(
     return project
 
 
-def random_in_ball(x: Any, epsilon: Any, norm: str, seed: Any) -> Any:
-    """Draws uniformly from the ball of radius `epsilon` around each `x`."""
+def random_in_ball(x: Any, epsilon: Any, norm: str, seed: Any, bounds: tuple[Any, Any]) -> Any:
+    """Draws uniformly from the ball of radius `epsilon` around each `x`.
+
+    Values whose bounds, tensors, leave them no room are fixed: the ball has fewer dimensions.
+    """
     shape = ops.shape(x)
     if norm == "linf":
         return x + backend.uniform(shape, seed, -epsilon, epsilon, x.dtype)
-    direction = steepest_direction(backend.normal(shape, backend.fold_in(seed, 0), x.dtype), "l2")
-    dimensions = math.prod(x.shape[1:])
+    draws = backend.normal(shape, backend.fold_in(seed, 0), x.dtype)
+    dimensions: Any = math.prod(x.shape[1:])
+    if len(getattr(bounds[0], "shape", ())):
+        free = ops.cast(bounds[1] > bounds[0], x.dtype)
+        draws = draws * free
+        dimensions = ops.maximum(ops.sum(ops.reshape(free, (shape[0], -1)), axis=1), 1.0)
+    direction = steepest_direction(draws, "l2")
     radius = backend.uniform((shape[0],), backend.fold_in(seed, 1), 0.0, 1.0, x.dtype)
     return x + epsilon * per_example(radius ** (1.0 / dimensions), x) * direction

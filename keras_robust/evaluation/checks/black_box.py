@@ -19,7 +19,7 @@ _PGD = f"PGD with {NUM_STEPS} steps"
 
 def square(case: Case) -> Outcome:
     """PGD against Square."""
-    attack = Square(case.epsilon, norm=case.norm, num_queries=NUM_QUERIES, **_setting(case))
+    attack = Square(case.ball, norm=case.norm, num_queries=NUM_QUERIES, **_setting(case))
     name = f"Square with {NUM_QUERIES} queries"
     return compared(_PGD, case.standing(case.pgd()), name, case.standing(attack))
 
@@ -28,10 +28,10 @@ def transfer(case: Case) -> Outcome:
     """PGD on the model itself against PGD on another one, by that one's own gradient."""
     if case.transfer_from is None:
         return Outcome(None, "No other model was given as `transfer_from`.")
-    attack = PGD(
-        case.epsilon, num_steps=NUM_STEPS, norm=case.norm, loss=case.loss, **_setting(case)
+    attack = PGD(case.ball, num_steps=NUM_STEPS, norm=case.norm, loss=case.loss, **_setting(case))
+    x_adv = perturbed_images(
+        case.transfer_from, case.x, case.y, attack, case.batch_size, case.seed, mask=case.mask
     )
-    x_adv = perturbed_images(case.transfer_from, case.x, case.y, attack, case.batch_size, case.seed)
     standing = case.still_correct(x_adv)
     return compared(_PGD, case.standing(case.pgd()), "the same attack on the other model", standing)
 
@@ -42,12 +42,14 @@ def noise(case: Case) -> Outcome:
     for draw in range(NUM_DRAWS):
         rng = np.random.default_rng([case.seed, draw])
         delta = rng.standard_normal(case.x.shape, "float32")
+        if case.mask is not None:
+            delta *= case.mask
         if case.norm == "linf":
             delta = np.sign(delta)
         else:
             axes = tuple(range(1, delta.ndim))
-            delta /= np.sqrt((delta**2).sum(axis=axes, keepdims=True))
-        noisy = np.clip(case.x + case.epsilon * delta, *case.attack.bounds).astype(case.x.dtype)
+            delta /= np.maximum(np.sqrt((delta**2).sum(axis=axes, keepdims=True)), 1e-30)
+        noisy = np.clip(case.x + case.ball * delta, *case.attack.bounds).astype(case.x.dtype)
         standing &= case.still_correct(noisy)
     name = f"the best of {NUM_DRAWS} draws of random noise"
     return compared(_PGD, case.standing(case.pgd()), name, standing)

@@ -20,6 +20,7 @@ from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import radii
 from keras_robust.model.arrays import padded_batches
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.keys import value_key
 from keras_robust.ops import rounding, rounding_of_probabilities
 
 # PGD's default step of 2.5 epsilon / NUM_STEPS then crosses the ball.
@@ -56,6 +57,8 @@ class Case:
             where that is known for more images than these. Defaults to `None`.
         answers: pair of int arrays, the labels of all images that were looked at, misclassified
             ones too, and the classes that the model predicts for them. Defaults to `None`.
+        mask: bool array of the shape of `x`, what attacks may change. Defaults to `None`:
+            everything.
     """
 
     classifier: Classifier
@@ -74,6 +77,7 @@ class Case:
     counts: tuple[int, int] | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
     answers: tuple[np.ndarray, np.ndarray] | None = None
+    mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self._found: dict[Hashable, Any] = {}
@@ -81,14 +85,34 @@ class Case:
         self.examples = np.arange(len(self.x)) if self.counted is None else self.counted
 
     @property
-    def range(self) -> float:
-        """The width of the attack's bounds."""
-        return self.attack.bounds[1] - self.attack.bounds[0]
+    def range(self) -> Any:
+        """The width of the attack's bounds: a float, or an array of the shape of one image.
 
-    def radius(self, share: float) -> float:
+        Where there are no bounds, it is the range of the images' values.
+        """
+        width = self.attack.bounds[1] - self.attack.bounds[0]
+        if np.isfinite(width).all():
+            return width
+        own = max(float(np.ptp(self.x.astype("float32"))), 1e-6)
+        return np.where(np.isfinite(width), width, own) if np.ndim(width) else own
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is room for every value, and no more than a range."""
+        return self.mask is None and bool(
+            np.isfinite(np.sum(self.attack.bounds[1] - self.attack.bounds[0]))
+        )
+
+    def radius(self, share: float) -> Any:
         """Radius of the ball in which every value can move by this share of the bounds' range."""
-        dimensions = self.x[0].size if self.norm == "l2" else 1
-        return share * self.range * float(np.sqrt(dimensions))
+        dimensions = {"l1": self.x[0].size, "l2": self.x[0].size ** 0.5}.get(self.norm, 1)
+        return share * self.range * float(dimensions)
+
+    @property
+    def ball(self) -> Any:
+        """The radius of the attacks; one for each value if the judged attack has such."""
+        own = self.attack.data.get("epsilon")
+        return self.epsilon if not np.ndim(own) else own * (self.epsilon / np.max(own))
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -102,9 +126,9 @@ class Case:
         loss = getattr(self.attack, "loss", None)
         return loss if loss in LOSSES else "ce"
 
-    def pgd(self, num_steps: int = NUM_STEPS, epsilon: float | None = None) -> PGD:
+    def pgd(self, num_steps: int = NUM_STEPS, epsilon: Any = None) -> PGD:
         """Plain PGD in the setting of the judged attack."""
-        epsilon = self.epsilon if epsilon is None else epsilon
+        epsilon = self.ball if epsilon is None else epsilon
         return PGD(epsilon, num_steps=num_steps, norm=self.norm, loss=self.loss, **self.setting)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
@@ -120,7 +144,8 @@ class Case:
         """
         if attack is self.attack and self.standing_judged is not None:
             return self.standing_judged
-        return self.once((attack.key, str(attack.data)), lambda: self._standing(attack, among))
+        key = attack.key, value_key(attack.data)
+        return self.once(key, lambda: self._standing(attack, among))
 
     def still_correct(self, x: np.ndarray) -> np.ndarray:
         """Which examples the model is not fooled on, by these images, as attacks judge."""
@@ -191,7 +216,12 @@ class Case:
             def run(journal: Journal, batch: np.ndarray = batch, number: int = number) -> Arrays:
                 seed = batch_seed(self.seed, number)
                 result = attack.run_checked(
-                    self.classifier, self.x[batch], self.y[batch], seed, journal=journal
+                    self.classifier,
+                    self.x[batch],
+                    self.y[batch],
+                    seed,
+                    journal=journal,
+                    mask=None if self.mask is None else self.mask[batch],
                 )
                 fooled = result.success
                 if not radii(attack):  # It looks for the smallest perturbation, of any size.

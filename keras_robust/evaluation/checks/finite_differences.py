@@ -44,9 +44,9 @@ def agree(case: Case) -> Outcome:
     jitter = _JITTER * case.range
     room = jitter + _STEPS[-1] * case.range
     rng = np.random.default_rng(case.seed)
-    x = np.clip(case.x.astype("float32"), low + room, high - room)
+    x = np.clip(case.x, low + room, high - room).astype("float32")
     x += rng.uniform(-jitter, jitter, x.shape).astype("float32")
-    signs = _directions(case, rng)
+    signs = [sign * np.asarray(case.range, "float32") for sign in _directions(case, rng)]
     scale = np.float32(np.median(case.on_images(_compiled(case, "range"), x)))
     try:
         gradient = case.on_images(_compiled(case, "gradient", scale), x).astype("float64")
@@ -62,7 +62,7 @@ def agree(case: Case) -> Outcome:
     noise = case.on_images(_compiled(case, "rounding", scale), x).astype("float64")
     noise = _summed(case, np.broadcast_to(noise, (len(signs), len(x))))
     errors = []
-    for step in (np.float32(share * case.range) for share in _STEPS):
+    for step in map(np.float32, _STEPS):
         rise = [
             case.on_images(values, x + step * sign).astype("float64")
             - case.on_images(values, x - step * sign)

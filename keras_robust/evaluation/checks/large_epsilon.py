@@ -15,19 +15,26 @@ def _standing_at_grey(case: Case) -> np.ndarray:
     return case.standing(case.pgd(epsilon=case.radius(_GREY)))
 
 
+_UNLIMITED = Outcome(
+    None, "Without finite bounds, or with a mask, not every image can be made grey."
+)
+
+
 def falls_to_chance(case: Case) -> Outcome:
     """PGD in the ball in which every image can be made grey."""
+    if not case.is_bounded:
+        return _UNLIMITED
     standing = _standing_at_grey(case)
     chance = case.chance or 1 / case.probabilities().shape[1]
     p_value = binomial_tail(int(standing.sum()), len(standing), chance)
     figures = {
-        "epsilon": case.radius(_GREY),
+        "epsilon": float(np.max(case.radius(_GREY))),
         "accuracy": float(standing.mean()),
         "chance": chance,
         "p_value": p_value,
     }
     facts = (
-        f"At epsilon {case.radius(_GREY):.3g}, where every image can be made grey, PGD leaves "
+        f"At epsilon {figures['epsilon']:.3g}, where every image can be made grey, PGD leaves "
         f"{standing.mean():.1%} of the examples standing; guessing gets {chance:.1%}"
     )
     if p_value >= SIGNIFICANCE:
@@ -37,9 +44,11 @@ def falls_to_chance(case: Case) -> Outcome:
 
 def unbounded(case: Case) -> Outcome:
     """PGD in a ball that holds all images, on what the smaller ball has left."""
+    if not case.is_bounded:
+        return _UNLIMITED
     left = _standing_at_grey(case)
     standing = case.standing(case.pgd(epsilon=case.radius(1.0)), among=left) if left.any() else left
-    figures = {"epsilon": case.radius(1.0), "accuracy": float(standing.mean())}
+    figures = {"epsilon": float(np.max(case.radius(1.0))), "accuracy": float(standing.mean())}
     if not standing.any():
         return Outcome(True, "PGD without a limit fools the model on every example.", figures)
     sentence = (
