@@ -20,6 +20,7 @@ from keras_robust.attacks.value import Value
 from keras_robust.model.arrays import as_array, check_broadcasts, single
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
+from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.ops import per_example_where, sparse_labels
 
 # What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
@@ -320,6 +321,14 @@ class Attack(Value):
                 f"{type(self).__name__} needs the model's gradient, which a "
                 "`keras_robust.BlackBox` has not: attack it by `keras_robust.attacks.Square`, or "
                 f"with a surrogate as `objective`. Received: model={classifier.model!r}"
+            )
+        is_smoothed = isinstance(classifier.model, SmoothedClassifier)
+        if is_smoothed and self.uses_gradient and self.objective is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a gradient, which the votes of a "
+                "`keras_robust.evaluation.SmoothedClassifier` have not: pass "
+                "`objective=keras_robust.evaluation.noisy_logits`, and `num_samples` of 10 or "
+                f"more. Received: objective=None, model={classifier.model!r}"
             )
 
     def get_config(self) -> dict[str, Any]:

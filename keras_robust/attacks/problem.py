@@ -10,6 +10,7 @@ from keras_robust import backend
 from keras_robust.attacks.space import Space
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import attacked_as
+from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.ops import logit_range, margin, rounding, rounding_of_probabilities
 
 # A loss: from class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`,
@@ -166,6 +167,9 @@ class Problem:
 
     def _margin(self, logits: Any) -> Any:
         values = self.sign * margin(logits, self.y) - self.rounding(logits)
+        model = self._classifier.model
+        if isinstance(model, SmoothedClassifier):
+            values -= model.largest_chance(self._attack.num_samples, logits.shape[-1])
         if self._attack.from_logits:
             return values
         p = self._classifier.probabilities(logits)

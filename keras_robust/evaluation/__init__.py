@@ -1,5 +1,7 @@
 """Measuring how robust a classifier is."""
 
+from keras_robust.evaluation.certificate import Certificate as Certificate
+from keras_robust.evaluation.certify import certify as certify
 from keras_robust.evaluation.check import check as check
 from keras_robust.evaluation.evaluate import evaluate as evaluate
 from keras_robust.evaluation.merge import merge as merge
@@ -21,6 +23,8 @@ from keras_robust.metrics.rho import rho as rho
 from keras_robust.metrics.steps_curve import steps_curve as steps_curve
 from keras_robust.metrics.transfer import TransferMatrix as TransferMatrix
 from keras_robust.metrics.transfer import transfer_matrix as transfer_matrix
+from keras_robust.model.smoothed import SmoothedClassifier as SmoothedClassifier
+from keras_robust.model.smoothed import noisy_logits as noisy_logits
 from keras_robust.report.check_result import CheckResult as CheckResult
 from keras_robust.report.feature_plots import plot_geometry as plot_geometry
 from keras_robust.report.feature_plots import plot_nearest_images as plot_nearest_images

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_robust.attacks import Attack
 from keras_robust.metrics.radii import check_attack
-from keras_robust.report.row import CLEAN, WORST_CASE
+from keras_robust.report.row import CERTIFIED, CLEAN, WORST_CASE
 
 # What is the same for all attacks on a model is not part of their names.
 _LEFT_OUT = ("bounds", "data_format", "from_logits")
@@ -26,10 +26,10 @@ def named_attacks(attacks: Any) -> dict[str, Attack]:
             f"least one, or one attack. Received: attacks={attacks!r}"
         )
     for name, attack in attacks.items():
-        if not isinstance(name, str) or name in (CLEAN, WORST_CASE):
+        if not isinstance(name, str) or name in (CLEAN, CERTIFIED, WORST_CASE):
             raise ValueError(
-                f"The names in argument `attacks` must be strings other than {CLEAN!r} and "
-                f"{WORST_CASE!r}, which the report uses. Received: {name!r}"
+                f"The names in argument `attacks` must be strings other than {CLEAN!r}, "
+                f"{CERTIFIED!r} and {WORST_CASE!r}, which the report uses. Received: {name!r}"
             )
         check_attack(attack)
     return dict(attacks)

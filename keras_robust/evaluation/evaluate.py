@@ -13,10 +13,12 @@ from keras_robust.attacks import Attack
 from keras_robust.attacks.inputs import as_mask
 from keras_robust.evaluation.attack_list import named_attacks
 from keras_robust.evaluation.attacked_batches import attacked_batches
+from keras_robust.evaluation.bounds import add_certificate, check_certificate
+from keras_robust.evaluation.certificate import Certificate
 from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import content_hash, fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
-from keras_robust.evaluation.progress import Progress
+from keras_robust.evaluation.progress import Progress, check_resume
 from keras_robust.evaluation.recording import file_name, record, shortened
 from keras_robust.evaluation.shards import SHARD, check_shard, share_of
 from keras_robust.evaluation.surrogates import with_surrogates
@@ -46,6 +48,7 @@ def evaluate(
     steps: int | None = None,
     shard: tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
+    certificate: Certificate | None = None,
     verbose: int = 1,
     mask: Any = None,
 ) -> Report:
@@ -112,6 +115,11 @@ def evaluate(
             at all, so a share runs none. Defaults to `None`: everything is evaluated here.
         class_names: sequence of strings, what the report calls the classes, one for each of the
             model's, in the order of its outputs. Defaults to `None`: their numbers.
+        certificate: `kr.evaluation.Certificate` of the same images, where `model` is the
+            `kr.evaluation.SmoothedClassifier` that it is about. The report then has a row for what
+            is certified within the radii of the attacks, and a picture of both bounds over the L2
+            radius. The class of an unperturbed image is the one that has most of the certificate's
+            votes. Defaults to `None`: there is none.
         verbose: int. 1 shows for each attack which round runs and about how long it will still
             take, on a terminal or in a notebook in one line, elsewhere in a line every 10 seconds;
             2 in a line every minute; 0 shows nothing. Defaults to `1`.
@@ -130,7 +138,8 @@ def evaluate(
             without an `output`, or the evaluation there was begun with another model, other
             images, labels, attacks, seed, batch size or backend; if the outputs of
             `transfer_from` do not fit, or `checks` is false with it; if there is a `shard`
-            without an `output`, or with `worst_case_only` or `pictures`, which need the others; if
+            without an `output`, or with `worst_case_only`, `pictures` or `certificate`, which need
+            the others; if the `certificate` is of another model, noise or images; if
             there is not one of `class_names` for each class.
 
     Example:
@@ -145,18 +154,17 @@ def evaluate(
     """
     attacks = named_attacks(attacks)
     batch_size = validation.check_count("batch_size", batch_size)
-    if resume and output is None:
-        raise ValueError(
-            "Argument `resume` needs the folder `output` that the evaluation was begun in. "
-            "Received: resume=True, output=None"
-        )
+    check_resume(resume, output)
     if transfer_from is not None and not checks:
         raise ValueError(
             "Argument `transfer_from` is for the checks, and needs `checks=True`. "
             "Received: checks=False"
         )
     if shard is not None:
-        check_shard(shard, output, worst_case_only, pictures)
+        check_shard(
+            shard, output, worst_case_only=worst_case_only, pictures=pictures,
+            certificate=certificate,
+        )  # fmt: skip
     classifier = Classifier.of(model)
     x, y = as_images(x, y, steps)
     attacks = with_surrogates(classifier, attacks)
@@ -166,14 +174,16 @@ def evaluate(
         attack.check_classifier(classifier, x)
     mask = as_mask(mask, x.shape)
     other = check_transfer_from(transfer_from, next(iter(attacks.values())), x, y)
+    labels = sparse(y)
+    if certificate is not None:
+        check_certificate(certificate, classifier, x, labels)
     if output is not None:
         plots.require_matplotlib()
     if pictures:
         check_pictures(classifier, x)
 
     batch_size = min(batch_size, len(x))
-    labels = sparse(y)
-    classes = classifier.classes(x, batch_size)
+    classes = classifier.classes(x, batch_size) if certificate is None else certificate.votes
     progress = Progress()
     if output is not None:
         facts = fingerprint(
@@ -181,6 +191,7 @@ def evaluate(
             seed=seed, batch_size=batch_size, worst_case_only=worst_case_only,
             **({} if shard is None else {SHARD: tuple(shard)}),
             **({} if mask is None else {"mask": content_hash(mask)}),
+            **({} if certificate is None else {"certificate": certificate.facts}),
         )  # fmt: skip
         progress = Progress(pathlib.Path(output) / "progress", facts, resume)
         if not resume:
@@ -251,7 +262,10 @@ def evaluate(
         )
     if pictures:
         add_pictures(report, classifier, x, labels, attacks, progress, verbose, mask)
-    report.add(Row(WORST_CASE, worst, radii=union([radii(attacks[name]) for name in limited])))
+    worst_radii = union([radii(attacks[name]) for name in limited])
+    if certificate is not None:
+        add_certificate(report, certificate, worst_radii, num_values=x[0].size)
+    report.add(Row(WORST_CASE, worst, radii=worst_radii))
     if shard is not None:
         report = share_of(report, shard)
     if output is not None:

@@ -110,6 +110,15 @@ class _Rounds:
         return self.path.with_name(f"{self.path.name}{name and '.'}{name}.npz")
 
 
+def check_resume(resume: bool, output: str | os.PathLike[str] | None) -> None:
+    """Raises a `ValueError` where there is nothing to continue in."""
+    if resume and output is None:
+        raise ValueError(
+            "Argument `resume` needs the folder `output` that the evaluation was begun in. "
+            "Received: resume=True, output=None"
+        )
+
+
 def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """The names of what differs between two fingerprints, in order."""
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))

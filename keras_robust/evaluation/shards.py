@@ -13,10 +13,8 @@ from keras_robust.report.row import CLEAN
 SHARD = "shard"
 
 
-def check_shard(
-    shard: Any, output: str | os.PathLike[str] | None, worst_case_only: bool, pictures: bool
-) -> None:
-    """Raises a `ValueError` for a share that there cannot be."""
+def check_shard(shard: Any, output: str | os.PathLike[str] | None, **needing_all: Any) -> None:
+    """Raises a `ValueError` for a share that there cannot be, with arguments that need all."""
     is_pair = isinstance(shard, list | tuple) and len(shard) == 2
     if not is_pair or not all(isinstance(n, int) for n in shard) or not 1 <= shard[0] <= shard[1]:
         raise ValueError(
@@ -29,11 +27,11 @@ def check_shard(
             f"`keras_robust.evaluation.merge` makes one report. Received: shard={shard!r}, "
             "output=None"
         )
-    for name, is_given in (("worst_case_only", worst_case_only), ("pictures", pictures)):
-        if is_given:
+    for name, value in needing_all.items():
+        if value:
             raise ValueError(
                 f"Argument `{name}` needs what all shares have found: leave it out, or `shard`. "
-                f"Received: {name}=True, shard={shard!r}"
+                f"Received: {name}={value!r}, shard={shard!r}"
             )
 
 

@@ -13,11 +13,13 @@ from keras_robust import backend
 from keras_robust.metrics.geometry import FeatureGeometry
 from keras_robust.report.check_result import CheckResult
 from keras_robust.report.class_accuracy import ClassAccuracy, by_class
-from keras_robust.report.row import WORST_CASE, Row
+from keras_robust.report.row import CERTIFIED, WORST_CASE, Row
 from keras_robust.report.samples import Samples
 
 # The form of what `to_dict` returns; a new number for what older versions would read wrongly.
 SCHEMA = 1
+# The axis of the curves that attacks and a certificate draw.
+BOUNDS = "L2 radius"
 
 
 def _now() -> str:
@@ -140,6 +142,17 @@ class ReportData:
             f"Upper bound on the robust accuracy within {worst.radius}: {share}, on "
             f"{self.num_examples} examples. A stronger attack may find it lower."
             + (f" Without a radius, and left out of it: {', '.join(left_out)}." * bool(left_out))
+            + self._certified
+        )
+
+    @property
+    def _certified(self) -> str:
+        """What a certificate says of it; nothing where there is none."""
+        if not any(row.name == CERTIFIED for row in self.rows):
+            return ""
+        return (
+            f" Lower bound, certified: {self.accuracy(CERTIFIED):.1%}. What lies between the two "
+            "is what nobody knows."
         )
 
     @property

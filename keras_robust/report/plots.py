@@ -92,6 +92,39 @@ def plot_curves(
     figure.savefig(path)
 
 
+def plot_bounds(
+    curves: Mapping[str, Mapping[float, float]], path: str | os.PathLike[str], xlabel: str
+) -> None:
+    """Draws an upper and a lower bound of the accuracy, and what lies between them.
+
+    Between two radii the upper bound is that of the smaller one, the lower that of the larger.
+
+    Args:
+        curves: two of them by name, the upper one first, with the same radii.
+        path: PNG file to write.
+        xlabel: string.
+    """
+    figure = _figure(6, 4)
+    axes = figure.add_subplot()
+    (upper_name, upper), (lower_name, lower) = curves.items()
+    radii = list(upper)
+    high, low = ([100 * curve[radius] for radius in radii] for curve in (upper, lower))
+    # Both bounds, each at both ends of every stretch between two radii.
+    xs, tops, bottoms = np.repeat(radii, 2)[1:-1], np.repeat(high[:-1], 2), np.repeat(low[1:], 2)
+    between = "between: nobody knows"
+    axes.fill_between(xs, bottoms, tops, where=tops > bottoms, alpha=0.15, color="gray",
+                      linewidth=0, label=between)  # fmt: skip
+    axes.step(radii, high, where="post", color="tab:red", label=_plain(upper_name))
+    axes.step(radii, low, where="pre", color="tab:blue", label=_plain(lower_name))
+    axes.set_ylim(-2, 102)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{xlabel}, in units of the image")
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
 def are_images(x: np.ndarray) -> bool:
     """Whether an array can be shown as gray or colour images."""
     return x.ndim == 4 and x.shape[-1] in (1, 3)

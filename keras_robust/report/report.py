@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from keras_robust.report import files, html, plots
-from keras_robust.report.data import ReportData
+from keras_robust.report.data import BOUNDS, ReportData
 from keras_robust.report.feature_plots import plot_geometry
 from keras_robust.report.text import text_summary
 from keras_robust.whole_file import write_whole
@@ -22,12 +22,14 @@ class Report(ReportData):
         batch_size: int.
         seed: int.
         worst_case_only: bool, whether each attack had only what those before it left.
-        rows: list of `Row`, the last one for the worst case. Defaults to an empty list.
+        rows: list of `Row`, the last one for the worst case; before it that of the certificate,
+            where there is one. Defaults to an empty list.
         samples: mapping of row names to the first `Samples` that were fooled. Defaults to an
             empty mapping.
         checks: list of `CheckResult`. Defaults to `None`: they were not run.
-        curves: mapping of what is on the horizontal axis (`"epsilon"`, `"steps"`) to curves by
-            name, as `kr.evaluation.robustness_curve` returns them. Defaults to an empty mapping.
+        curves: mapping of what is on the horizontal axis (`"epsilon"`, `"steps"`, with a
+            certificate `"L2 radius"`) to curves by name, as `kr.evaluation.robustness_curve`
+            returns them. Defaults to an empty mapping.
         geometry: `kr.evaluation.FeatureGeometry`, features of clean and attacked images. Defaults
             to `None`.
         notes: mapping of strings to strings, what else is to be known about the model, the data
@@ -69,8 +71,10 @@ class Report(ReportData):
         pictures = {"accuracy": folder / "accuracy.png"}
         plots.plot_rows({row.name: row.accuracy for row in self.rows}, pictures["accuracy"])
         for axis, curves in self.curves.items():
-            path = pictures[f"Accuracy over {axis}"] = folder / f"curves_{axis}.png"
-            plots.plot_curves(curves, path, xlabel=axis)
+            name = f"curves_{axis.replace(' ', '_')}.png"
+            path = pictures[f"Accuracy over {axis}"] = folder / name
+            draw = plots.plot_bounds if axis == BOUNDS else plots.plot_curves
+            draw(curves, path, xlabel=axis)
         attacked = [row for row in self.rows if row.name in self.samples]
         limited = [row for row in attacked if row.radii]
         if attacked:

@@ -9,6 +9,7 @@ import numpy as np
 
 CLEAN = "clean"
 WORST_CASE = "worst case"
+CERTIFIED = "certified"
 NORMS = {"linf": "L-inf", "l2": "L2"}
 COSTS = ("num_gradients", "num_evaluations")
 

@@ -1,0 +1,209 @@
+"""What randomized smoothing has proved of a classifier."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_robust import validation
+from keras_robust.whole_file import write_whole
+
+# The form of the file; a new number for what older versions would read wrongly.
+_SCHEMA = 1
+_FILE = "certificate.json"
+_NUM_POINTS = 31
+_PER_EXAMPLE = ("labels", "selected", "counts", "votes")
+
+
+def require_scipy() -> None:
+    """Raises an `ImportError` that says what to install."""
+    if importlib.util.find_spec("scipy") is None:
+        raise ImportError(
+            "Certificates need SciPy. Install it with the extra `certify`: "
+            "`pip install 'keras-robust[certify]'`."
+        )
+
+
+def certified_radii(
+    counts: np.ndarray, num_samples: int, alpha: float, stddev: float, rounding: float = 0.0
+) -> np.ndarray:
+    """The L2 radii that counts of votes certify; 0 where they certify nothing.
+
+        p = the alpha-quantile of Beta(count, num_samples - count + 1)
+        R = stddev * (Phi^-1(p - rounding) - Phi^-1(1/2 + rounding))
+
+    `p` is the lower bound of Clopper and Pearson: a probability that is below it gives so many
+    votes, or more, in no more than a share of alpha of all cases.
+
+    Args:
+        counts: int array, how many of the `num_samples` votes the class has.
+        rounding: float, what the probabilities of one image may be off by. Defaults to `0.0`.
+    """
+    from scipy import special, stats
+
+    counts = np.asarray(counts)
+    lower = stats.beta.ppf(alpha, np.maximum(counts, 1), num_samples - counts + 1)
+    lower = np.where(counts > 0, lower, 0.0) - rounding
+    # Below 1/2 nothing is certified; the quantile of 1/2 is that.
+    gap = special.ndtri(np.clip(lower, 0.5, 1.0)) - special.ndtri(min(0.5 + rounding, 1.0))
+    return np.where(lower > 0.5 + rounding, stddev * gap, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """For each example the class of the smoothed classifier, and the L2 radius within which it is.
+
+    It is made by `kr.evaluation.certify`.
+
+    Args:
+        stddev: float, standard deviation of the noise.
+        num_samples: int, how many noisy copies of each example have voted.
+        num_selection: int, how many others have chosen the class that was to be certified.
+        alpha: float, the probability with which an example's certificate may be wrong.
+        rounding: float, by how much rounding may change the probability of a class. The radii
+            allow for it.
+        labels: int array, shape `(num_examples,)`: the true classes.
+        selected: int array, the class that was to be certified for each example.
+        counts: int array, how many of the `num_samples` votes it has.
+        votes: int array, the class with the most votes.
+        facts: mapping of strings to strings, what it belongs to: hashes of the model, the images
+            and so on.
+    """
+
+    stddev: float
+    num_samples: int
+    num_selection: int
+    alpha: float
+    rounding: float
+    labels: np.ndarray
+    selected: np.ndarray
+    counts: np.ndarray
+    votes: np.ndarray
+    facts: dict[str, str]
+
+    @functools.cached_property
+    def radii(self) -> np.ndarray:
+        """The certified L2 radius of each example, in units of the images; 0 for an abstention."""
+        return certified_radii(
+            self.counts, self.num_samples, self.alpha, self.stddev, self.rounding
+        )
+
+    @property
+    def abstained(self) -> np.ndarray:
+        """Where no class was shown to have more than half of all votes, a bool array."""
+        return self.radii == 0
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The certified class of each example; -1 for an abstention."""
+        return np.where(self.abstained, -1, self.selected)
+
+    def certified(self, radius: float) -> np.ndarray:
+        """Which examples are certified to have their true class within an L2 radius.
+
+        Args:
+            radius: float, in units of the images.
+
+        Returns:
+            Bool array, shape `(num_examples,)`.
+        """
+        radius = validation.check_number("radius", radius)
+        return (self.classes == self.labels) & (self.radii > radius)
+
+    def certified_accuracy(self, radius: float) -> float:
+        """The share of examples that `certified(radius)` names, from 0 to 1."""
+        return float(self.certified(radius).mean())
+
+    def curve(self, radii: Sequence[float] | float | None = None) -> dict[float, float]:
+        """Certified accuracy at several radii, for `kr.evaluation.plot_curves`.
+
+        Args:
+            radii: the radii, or one of them. Defaults to `None`: 31 of them, from 0 to the largest
+                that is certified.
+
+        Returns:
+            Mapping of radii, ascending, to accuracies from 0 to 1.
+        """
+        if radii is None:
+            radii = np.linspace(0, self.radii.max() or 1.0, _NUM_POINTS).tolist()
+        chosen = validation.check_several("radii", radii, validation.check_number)
+        return {radius: self.certified_accuracy(radius) for radius in chosen}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        figures = dataclasses.asdict(self)
+        examples = {name: figures.pop(name).tolist() for name in _PER_EXAMPLE}
+        return {
+            "schema": _SCHEMA,
+            **figures,
+            "num_examples": len(self.labels),
+            "num_abstained": int(self.abstained.sum()),
+            "curve": [list(point) for point in self.curve().items()],
+            "examples": examples,
+        }
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes `certificate.json` to a folder, which is made if need be."""
+        folder = pathlib.Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict()) + "\n"
+        write_whole(folder / _FILE, lambda file: file.write(text.encode()))
+
+    @staticmethod
+    def load(directory: str | os.PathLike[str]) -> "Certificate":
+        """Reads what `save` has written, or `kr.evaluation.certify` with an `output`.
+
+        Args:
+            directory: the folder.
+
+        Returns:
+            `kr.evaluation.Certificate`.
+
+        Raises:
+            ValueError: if the folder holds no `certificate.json`, if that is damaged, or if a newer
+                version of keras_robust has written it.
+            ImportError: if SciPy is not installed.
+        """
+        require_scipy()
+        path = pathlib.Path(directory) / _FILE
+        if not path.is_file():
+            raise ValueError(
+                f"Argument `directory` must be a folder that holds {_FILE}, as "
+                "`kr.evaluation.certify` writes it to its `output`. "
+                f"Received: directory={str(directory)!r}"
+            )
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            if saved["schema"] > _SCHEMA:
+                raise ValueError(
+                    f"its schema is {saved['schema']}, and this version of keras_robust reads "
+                    f"those up to {_SCHEMA}: update it"
+                )
+            names = {field.name for field in dataclasses.fields(Certificate)}
+            fields = {name: saved[name] for name in names - set(_PER_EXAMPLE)}
+            fields |= {name: np.array(saved["examples"][name], int) for name in _PER_EXAMPLE}
+            return Certificate(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r} cannot be read as a certificate. {type(error).__name__}: {error}"
+            ) from error
+
+    @staticmethod
+    def delete(directory: str | os.PathLike[str]) -> None:
+        """Deletes an earlier one."""
+        (pathlib.Path(directory) / _FILE).unlink(missing_ok=True)
+
+    def __repr__(self) -> str:
+        shown = [0.0] + [share * float(self.radii.max()) for share in (0.25, 0.5, 0.75)]
+        accuracies = ", ".join(f"{a:.1%} at {r:.3g}" for r, a in self.curve(shown).items())
+        return (
+            f"Certificate(stddev={self.stddev:g}, num_samples={self.num_samples}, "
+            f"alpha={self.alpha:g}: {len(self.labels)} examples, {int(self.abstained.sum())} "
+            f"abstentions; certified accuracy by L2 radius: {accuracies})"
+        )
