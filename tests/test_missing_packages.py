@@ -61,6 +61,15 @@ def test_pictures_of_features(without, tmp_path):
     assert not folder.exists()
 
 
+def test_certificates(without, tmp_path):
+    without("scipy")
+    folder = tmp_path / "certificate"
+    never = kr.BlackBox(lambda x: 1 / 0)
+    with pytest.raises(ImportError, match=extra("certify")):
+        kr.evaluation.certify(never, X, Y, stddev=0.1, output=folder, verbose=0)
+    assert not folder.exists()
+
+
 def test_plots(without, tmp_path):
     without("matplotlib")
     path = tmp_path / "curves.png"

@@ -57,9 +57,10 @@ def certify(
 
     **In floating point.** Voracek and Hein (2023) show that certificates can be wrong where the
     noise is added in floating point: the last bits of `x + n` reveal `x`, and a model can answer to
-    them. So `x + n` is computed in float64 and rounded to a grid. Its step `s` is a power of 2, from
-    `stddev / 512` to `stddev / 256`. The model is given multiples of `s` alone, exact in float32.
-    The model after such rounding is a classifier of real numbers, of which the theorem holds.
+    them. So `x + n` is computed in float64 and rounded to a grid. Its step `s` is a power of 2,
+    from `stddev / 512` to `stddev / 256`. The model is given multiples of `s` alone, exact in
+    float32. The model after such rounding is a classifier of real numbers, of which the theorem
+    holds.
 
     Unlike there, images need not lie on the grid, and the noise is not drawn bit by bit. NumPy's
     normal numbers and the sum are off by a few units of the 53rd bit. That changes the
@@ -87,8 +88,8 @@ def certify(
             radius is `stddev * Phi^-1(alpha^(1 / num_samples))`: 3.8 times `stddev` for the
             default, 2.5 times for 1,000. Defaults to `100000`.
         num_selection: int. How many others choose the class. Defaults to `100`.
-        alpha: float between 0 and 1. The probability with which an example's certificate may be
-            wrong. Defaults to `0.001`.
+        alpha: float, more than 0 and at most 0.5. The probability with which an example's
+            certificate may be wrong. Defaults to `0.001`.
         batch_size: int. How many noisy copies of an example the model gets at once. Defaults to
             `128`.
         output: folder to save `certificate.json` in, made if need be. The counts of each example
@@ -135,7 +136,7 @@ def certify(
     stddev = validation.check_number("stddev", stddev, exclusive=True)
     num_samples = validation.check_count("num_samples", num_samples)
     num_selection = validation.check_count("num_selection", num_selection)
-    alpha = validation.check_number("alpha", alpha, exclusive=True, maximum=1.0)
+    alpha = validation.check_number("alpha", alpha, exclusive=True, maximum=0.5)
     batch_size = validation.check_count("batch_size", batch_size)
     check_resume(resume, output)
     require_scipy()

@@ -18,6 +18,7 @@ from keras_robust.metrics.geometry import feature_geometry
 from keras_robust.metrics.radii import radius, with_radius
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
+from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.report.report import Report
 from keras_robust.report.row import CLEAN
 
@@ -28,7 +29,7 @@ _NUM_POINTS, _FEWEST_POINTS = 400, 4
 
 def check_pictures(classifier: Classifier, x: np.ndarray | Images) -> None:
     """Raises, before any work, what `add_pictures` would raise after it."""
-    if isinstance(classifier.model, keras.Model):
+    if _has_features(classifier):
         require_scikit_learn()
         features(classifier, x[:1])
 
@@ -96,7 +97,7 @@ def add_pictures(
         report.curves[axis] = {name: dict(pairs)}
 
     chosen = np.flatnonzero(clean)[:_NUM_POINTS]
-    if isinstance(classifier.model, keras.Model) and len(chosen) >= _FEWEST_POINTS:
+    if _has_features(classifier) and len(chosen) >= _FEWEST_POINTS:
         x, labels, size = x[chosen], labels[chosen], min(report.batch_size, len(chosen))
         mask = None if mask is None else mask[chosen]
         x_adv, all_of_them = x.copy(), np.ones(len(chosen), bool)
@@ -109,6 +110,12 @@ def add_pictures(
         for batch, found in run(batches, costs, file="geometry", keep=keep):
             x_adv[batch] = found["x_adv"].view(x.dtype)  # Files know bfloat16 as bytes.
         report.geometry = feature_geometry(classifier, x, labels, x_adv, batch_size=size)
+
+
+def _has_features(classifier: Classifier) -> bool:
+    """Whether a call of the model is one of its layers; the layers of one that votes run often."""
+    model = classifier.model
+    return isinstance(model, keras.Model) and not isinstance(model, SmoothedClassifier)
 
 
 def _only(*names: str) -> Callable[[Arrays], Arrays]:

@@ -94,6 +94,7 @@ class SmoothedClassifier(keras.Model):
         self.num_votes = validation.check_count("num_votes", num_votes)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = model.built  # It has no weights of its own.
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         classifier, seed = Classifier.of(self.model), self.seed_generator.next()

@@ -12,6 +12,7 @@ from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.metrics.activations import calls_of_one, features, layer_calls
 from keras_robust.model.calls import LayerCall
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.smoothed import SmoothedClassifier
 
 # In float32 a softmax is exactly 1 from a margin of about 17 on: ordinary networks reach it on
 # some images, not on most.
@@ -44,6 +45,8 @@ def hidden(case: Case) -> Outcome:
     """Units of bounded activations, and of the last layer's input, at the end of their range."""
     if not isinstance(case.classifier.model, keras.Model):
         return Outcome(None, "The model is no Keras model: its layers are not known.")
+    if isinstance(case.classifier.model, SmoothedClassifier):
+        return Outcome(None, "The layers run once for each vote: look at the model that votes.")
     shares = _shares(case)
     if not shares:
         return Outcome(True, "The model has no tanh or sigmoid, and its features are not bounded.")
