@@ -38,17 +38,17 @@ def make_classifier(stddev: float) -> keras.Model:
 
 def main() -> None:
     args = parser.parse_args()
-    train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir).batch(128)
-    test = kr.datasets.load(args.dataset, "test", data_dir=args.data_dir).take(args.num_examples)
+    train, test = (kr.datasets.load(args.dataset, s, args.data_dir) for s in ("train", "test"))
+    train, test = train.shuffle(len(train), seed=0).batch(128), test.take(args.num_examples)
     attack = kr.attacks.PGD(1.0, norm="l2", num_samples=8, objective=kr.evaluation.noisy_logits)
     attacks = [attack.replace(epsilon=radius) for radius in RADII[1:]]
     for stddev in args.stddevs:
         keras.utils.set_random_seed(0)
         model, output = make_classifier(stddev), args.output / f"stddev_{stddev:g}"
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.fit(train, epochs=args.epochs)
-        options = {"num_samples": args.num_samples, "batch_size": 1000, "output": output}
-        certificate = kr.evaluation.certify(model, test, stddev=stddev, **options)
+        model.fit(train, epochs=args.epochs, shuffle=False)
+        options = {"stddev": stddev, "num_samples": args.num_samples, "batch_size": 1000}
+        certificate = kr.evaluation.certify(model, test, output=output, **options)
         options = {"certificate": certificate, "checks": False, "output": output}
         smoothed = kr.evaluation.SmoothedClassifier(model, stddev)
         kr.evaluate(smoothed, test, attacks=attacks, **options).summary()

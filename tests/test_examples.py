@@ -41,6 +41,20 @@ def test_quickstart_writes_what_it_says(monkeypatch, tmp_path, capsys):
     }
 
 
+def test_certify_shows_both_bounds(monkeypatch, tmp_path, capsys):
+    run("certify", monkeypatch, "--output", tmp_path, "--stddevs", 0.5, "--epochs", 1,
+        "--num-examples", 4, "--num-samples", 200)  # fmt: skip
+    certificate = kr.evaluation.Certificate.load(tmp_path / "stddev_0.5")
+    assert len(certificate.labels) == 4
+    assert (certificate.stddev, certificate.num_samples) == (0.5, 200)
+    assert (tmp_path / "stddev_0.5" / "curves_L2_radius.png").exists()
+    report = kr.evaluation.Report.load(tmp_path / "stddev_0.5")
+    assert report.accuracy("certified") == certificate.certified_accuracy(1.25)
+    last = capsys.readouterr().out.splitlines()[-1]
+    expected = [certificate.certified_accuracy(r) for r in (0, 0.25, 0.5, 0.75, 1, 1.25)]
+    assert last.split() == ["certified", *(f"{share:.1%}" for share in expected)]
+
+
 @pytest.mark.slow
 def test_quickstart_shows_a_robust_model(monkeypatch, tmp_path):
     if keras.backend.backend() != "tensorflow":
