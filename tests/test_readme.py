@@ -1,5 +1,6 @@
 """The code of the README and of the pages in docs/ does what they say, on few images and epochs."""
 
+import functools
 import os
 import pathlib
 import re
@@ -75,7 +76,7 @@ def test_every_example_has_its_test():
     counts = {path.name: len(blocks(path)) for path in PAGES if blocks(path)}
     assert counts == {
         "README.md": 5,
-        "evaluation.md": 2,
+        "evaluation.md": 3,
         "losses.md": 4,
         "scaling.md": 4,
         "supported.md": 4,
@@ -190,6 +191,28 @@ def test_a_check_says_what_it_found(trained_model, images, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("passed")]
     assert len(lines) >= 13
     assert any("clean accuracy is above chance" in line for line in lines)
+
+
+def test_a_certificate_beside_an_attack(trained_model, images, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    certify = functools.partial(kr.evaluation.certify, num_samples=500, batch_size=600)
+    monkeypatch.setattr(kr.evaluation, "certify", certify)
+    monkeypatch.setattr(kr, "evaluate", functools.partial(kr.evaluate, checks=False))
+    found = {"kr": kr, "model": trained_model, "x": images[0][:6], "y": images[1][:6]}
+    exec(EVALUATION[1], found)
+    report, certificate = found["report"], found["certificate"]
+    assert report.accuracy("certified") == certificate.certified_accuracy(0.75)
+    assert (tmp_path / "report" / "curves_L2_radius.png").exists()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="it is about JAX alone")
+def test_jax_keeps_what_it_compiles(monkeypatch):
+    import jax
+
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    exec(EVALUATION[2], {})
+    assert settings == {"jax_compilation_cache_dir": "/path/to/a/folder"}
 
 
 def test_a_sum_with_a_weight_that_warms_up(run):
