@@ -55,7 +55,7 @@ def certified_radii(
     return np.where(lower > 0.5 + rounding, stddev * gap, 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Certificate:
     """For each example the class of the smoothed classifier, and the L2 radius within which it is.
 
