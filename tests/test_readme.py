@@ -282,18 +282,6 @@ def test_a_radius_that_grows_for_wnll():
     assert found["loss"].attack.epsilon is found["growing"]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="it sets an option of JAX")
-def test_compiled_functions_are_kept():
-    import jax
-
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        exec(EVALUATION[1], {})
-        assert jax.config.jax_compilation_cache_dir == "/path/to/a/folder"
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-
-
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution is for JAX")
 def test_one_machine_with_jax():
     try:
