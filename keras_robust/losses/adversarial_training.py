@@ -29,6 +29,8 @@ class AdversarialTraining(ModelLoss):
             cross-entropy, whatever is given here.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
+        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
+            Defaults to `None`: everywhere.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
@@ -56,11 +58,12 @@ class AdversarialTraining(ModelLoss):
         loss: Any = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
+        mask: Any = None,
     ) -> None:
-        super().__init__(attack, loss, reduction, name)
+        super().__init__(attack, loss, reduction, name, mask=mask)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        return self.current_attack(x).perturb(model, x, y, seed), None
+        return self.perturbed(model, x, y, seed), None
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         return self.classification_loss(y_true, y_pred)

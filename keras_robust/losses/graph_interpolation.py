@@ -65,6 +65,8 @@ class GraphInterpolation(ModelLoss):
             `gradient`, or the attack's `objective`, is another, it climbs that. Defaults to `None`.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
+        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
+            Defaults to `None`: everywhere.
 
     Raises:
         ValueError: if an argument is out of its range; when called by a model that is not a
@@ -101,8 +103,9 @@ class GraphInterpolation(ModelLoss):
         attack: Attack | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
+        mask: Any = None,
     ) -> None:
-        super().__init__(attack, None, reduction, name)
+        super().__init__(attack, None, reduction, name, mask=mask)
         self.num_folds = validation.check_count("num_folds", num_folds)
         if self.num_folds < 2:
             raise ValueError(
@@ -122,7 +125,7 @@ class GraphInterpolation(ModelLoss):
         if self.attack is None:
             return x, labels
         with template_scope(InBatchTemplate(labels, self.num_folds, in_inference=True)):
-            x_adv = self.current_attack(x).perturb(model, x, ops.maximum(labels, 0), seed)
+            x_adv = self.perturbed(model, x, ops.maximum(labels, 0), seed)
         return per_example_where(labels >= 0, x_adv, x), labels
 
     def check(self, model: Any, x: Any, y: Any) -> None:

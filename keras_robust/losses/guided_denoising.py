@@ -47,6 +47,8 @@ class GuidedDenoising(PairLoss):
             Defaults to `None`: cross-entropy, sparse or categorical as the labels are.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
+        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
+            Defaults to `None`: everywhere.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
@@ -89,8 +91,9 @@ class GuidedDenoising(PairLoss):
         loss: Any = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
+        mask: Any = None,
     ) -> None:
-        super().__init__(attack, loss=loss, reduction=reduction, name=name)
+        super().__init__(attack, loss=loss, reduction=reduction, name=name, mask=mask)
         if layer is not None and not isinstance(layer, str):
             raise ValueError(
                 f"Argument `layer` must be the name of a layer, or None. Received: layer={layer!r}"

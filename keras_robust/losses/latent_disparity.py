@@ -76,6 +76,8 @@ class LatentDisparity(PairLoss):
             `None`: cross-entropy, sparse or categorical as the labels are.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
+        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
+            Defaults to `None`: everywhere.
 
     Raises:
         ValueError: if an argument is out of its range; when called by a model that is not a
@@ -131,13 +133,14 @@ class LatentDisparity(PairLoss):
         loss: Any = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
+        mask: Any = None,
     ) -> None:
         if reduction in _RATIOS:
             raise ValueError(
                 "Argument `reduction` must be one of Keras's, of the examples' losses: what the "
                 f"ratio is formed over is `ratio={reduction!r}`. Received: reduction={reduction!r}"
             )
-        super().__init__(attack, loss=loss, reduction=reduction, name=name)
+        super().__init__(attack, loss=loss, reduction=reduction, name=name, mask=mask)
         self.weight = weights.check_weight("weight", weight, maximum=1.0)
         self.layers = validation.check_names("layers", layers)
         self.ratio = validation.check_choice("ratio", ratio, _RATIOS)

@@ -41,6 +41,8 @@ class MART(ModelLoss):
             to `5.0`.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
+        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
+            Defaults to `None`: everywhere.
 
     Call arguments:
         y_true: integer labels, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot labels,
@@ -73,12 +75,13 @@ class MART(ModelLoss):
         beta: Any = 5.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
+        mask: Any = None,
     ) -> None:
-        super().__init__(attack, None, reduction, name)
+        super().__init__(attack, None, reduction, name, mask=mask)
         self.beta = weight.check_weight("beta", beta)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        return self.current_attack(x).perturb(model, x, y, seed), x
+        return self.perturbed(model, x, y, seed), x
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         clean = ops.cast(step.predict(step.prepared), y_pred.dtype)

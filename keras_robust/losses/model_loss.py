@@ -3,12 +3,14 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_robust.attacks import Attack
-from keras_robust.attacks.inputs import working
+from keras_robust.attacks.inputs import as_mask, working
 from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import Step, current_step
+from keras_robust.model.arrays import check_broadcasts
 from keras_robust.ops.labels import is_one_hot
 
 
@@ -42,6 +44,8 @@ class ModelLoss(Additive, keras.losses.Loss):
         name: string. Defaults to `None`: the class's name.
         from_logits: bool. Whether the model returns logits, where there is no attack that says
             so. Defaults to `True`.
+        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
+            Defaults to `None`: everywhere.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
@@ -59,6 +63,7 @@ class ModelLoss(Additive, keras.losses.Loss):
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
         from_logits: bool = True,
+        mask: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction)
         if not isinstance(attack, Attack) and (attack is not None or self.needs_attack):
@@ -70,6 +75,11 @@ class ModelLoss(Additive, keras.losses.Loss):
             raise ValueError(
                 "Argument `attack` must be untargeted: it is given the true labels. "
                 f"Received: attack={attack!r}"
+            )
+        self.mask = None if mask is None else as_mask(mask, np.shape(mask))
+        if mask is not None and attack is None:
+            raise ValueError(
+                "Argument `mask` is for the `attack`, and needs one. Received: attack=None"
             )
         self.attack: Any = attack
         self.from_logits: Any = bool(from_logits) if attack is None else attack.from_logits
@@ -103,6 +113,8 @@ class ModelLoss(Additive, keras.losses.Loss):
         """Raises a `ValueError` for a first batch of arrays that cannot be trained on."""
         if self.attack is not None:
             self.attack.check(model, x, y)
+        if self.mask is not None:
+            check_broadcasts("mask", self.mask.shape, x.shape[1:])
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         """The loss for each example, shape `(batch_size,)`; implemented by subclasses."""
@@ -125,6 +137,10 @@ class ModelLoss(Additive, keras.losses.Loss):
         """The attack with its radii as they are in this step, to be run on `x`."""
         step = current_step()
         return self.attack.at(None if step is None else step.iterations, working(x).dtype)
+
+    def perturbed(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
+        """The adversarial images that the attack makes in this step."""
+        return self.current_attack(x).perturb(model, x, y, seed, self.mask)
 
     def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
         """The plain loss for each example, shape `(batch_size,)`."""
@@ -172,6 +188,7 @@ class ModelLoss(Additive, keras.losses.Loss):
             "loss": self.loss
             if self.loss is None or isinstance(self.loss, str)
             else keras.saving.serialize_keras_object(self.loss),
+            **({} if self.mask is None else {"mask": self.mask.astype(int).tolist()}),
             **super().get_config(),
         }
 

@@ -18,7 +18,7 @@ class PairLoss(ModelLoss):
     def pair(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
         """The images and their adversarial copies: those of a pair, or the attack's."""
         if not self._is_pair(x):
-            return x, self.current_attack(x).perturb(model, x, y, seed)
+            return x, self.perturbed(model, x, y, seed)
         x, x_a = x
         return x, ops.cast(x_a, x.dtype)
 

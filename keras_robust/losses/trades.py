@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.attacks import PGD, Attack
+from keras_robust.attacks.space import Space
 from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
@@ -38,6 +39,8 @@ class TRADES(ModelLoss):
             units of `x`. Defaults to `0.001`.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
         name: string. Defaults to `None`: the class's name.
+        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
+            Defaults to `None`: everywhere.
 
     Raises:
         ValueError: if `attack` is not an untargeted `kr.attacks.PGD` with a single restart;
@@ -69,8 +72,9 @@ class TRADES(ModelLoss):
         start_stddev: float = 0.001,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
+        mask: Any = None,
     ) -> None:
-        super().__init__(attack, loss=loss, reduction=reduction, name=name)
+        super().__init__(attack, loss=loss, reduction=reduction, name=name, mask=mask)
         if not isinstance(self.attack, PGD) or self.attack.num_restarts > 1:
             raise ValueError(
                 "Argument `attack` must be a `keras_robust.attacks.PGD` with a single restart, "
@@ -90,14 +94,19 @@ class TRADES(ModelLoss):
         log_p_clean = ops.stop_gradient(log_p(work))
         noise = backend.normal(ops.shape(work), seed, "float32")
 
+        mask = self.mask
+        if mask is not None:
+            mask = ops.broadcast_to(ops.convert_to_tensor(mask), ops.shape(work))
+        space = Space(self.current_attack(work), work, mask)
+
         def gradient(z: Any, step: Any) -> Any:
             return backend.input_gradient(
-                lambda z: ops.sum(kl_divergence(log_p_clean, log_p(z))), z
+                lambda z: ops.sum(kl_divergence(log_p_clean, log_p(space.outside(z)))), z
             )
 
-        attack: Any = self.current_attack(work)
-        x_adv = attack.ascend(gradient, work, work + self.start_stddev * noise)
-        return x, ops.cast(x_adv, x.dtype)
+        start = space.inside(work + self.start_stddev * noise)
+        z = space.attack.ascend(gradient, space.inside(work), start)
+        return x, ops.cast(space.outside(z), x.dtype)
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         from_logits = self.attack.from_logits
