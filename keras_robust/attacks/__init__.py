@@ -10,6 +10,7 @@ from keras_robust.attacks.ensemble import Ensemble as Ensemble
 from keras_robust.attacks.fab import FAB as FAB
 from keras_robust.attacks.fgsm import FGSM as FGSM
 from keras_robust.attacks.gaussian_noise import GaussianNoise as GaussianNoise
+from keras_robust.attacks.hop_skip_jump import HopSkipJump as HopSkipJump
 from keras_robust.attacks.ifgsm import IFGSM as IFGSM
 from keras_robust.attacks.mim import MIM as MIM
 from keras_robust.attacks.multi_targeted import MultiTargeted as MultiTargeted

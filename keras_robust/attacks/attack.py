@@ -317,9 +317,10 @@ class Attack(Value):
             check_broadcasts(name, np.shape(self.data.get(name, 0.0)), x.shape[1:])
         warn_of_units(self, num_values=x[0].size)
         if classifier.is_black_box and self.uses_gradient and self.objective is None:
+            other = "HopSkipJump" if classifier.returns_classes else "Square"
             raise ValueError(
                 f"{type(self).__name__} needs the model's gradient, which a "
-                "`keras_robust.BlackBox` has not: attack it by `keras_robust.attacks.Square`, or "
+                f"`keras_robust.BlackBox` has not: attack it by `keras_robust.attacks.{other}`, or "
                 f"with a surrogate as `objective`. Received: model={classifier.model!r}"
             )
         is_smoothed = isinstance(classifier.model, SmoothedClassifier)

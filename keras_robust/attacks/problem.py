@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_robust import backend
@@ -12,6 +13,7 @@ from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import attacked_as
 from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.ops import logit_range, margin, rounding, rounding_of_probabilities
+from keras_robust.ops.precision import EPSILON
 
 # A loss: from class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`,
 # to one value for each example, which an untargeted attack climbs.
@@ -91,6 +93,17 @@ class Problem:
     def _image(self, x: Any) -> Any:
         """What the model is run on."""
         return x if self._space is None else self._space.outside(x)
+
+    @property
+    def spacing(self) -> float:
+        """The distance of neighbouring values in the user's images, at the larger bound."""
+        dtype = keras.backend.standardize_dtype(self._dtype or "float32")
+        return EPSILON[dtype] * max(abs(bound) for bound in self._attack.bounds)
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether the model's answer to one example depends on the others in its batch."""
+        return self._classifier.depends_on_batch
 
     def scores(self, x: Any) -> Any:
         """Differentiable class scores, shape `(batch_size, num_classes)`."""

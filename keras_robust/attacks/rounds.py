@@ -127,7 +127,7 @@ class Rounds:
         self.best[active[better]] = new[better]
         self.margins[active[better]] = new_margins[better]
         self.counts[:, active] += num_computed[:, None]
-        self.counts[1, active] += 1
+        self.counts[1, active] += self.attack.num_samples
         for values, new_values in zip(self.state, new_state, strict=True):
             values[active] = new_values
 
@@ -141,7 +141,7 @@ class Rounds:
             judged = ops.convert_to_numpy(self.judge(self.best[batch], self.y[batch], self.seed))
             self._check_finite(self.x[:1], judged)
             self.margins[unjudged] = judged[places]
-            self.counts[1, unjudged] += 1
+            self.counts[1, unjudged] += self.attack.num_samples
             # Originals among the images may save others that have fooled the model before.
             changed = (self.best != self.x).reshape(len(self.x), -1).any(axis=1)
             failed = np.flatnonzero(changed & (self.margins <= 0))

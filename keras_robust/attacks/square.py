@@ -114,6 +114,12 @@ class Square(Attack):
 
     def check_classifier(self, classifier: Classifier, x: Any) -> None:
         super().check_classifier(classifier, x)
+        if classifier.returns_classes:
+            raise ValueError(
+                "Square needs class scores, and this `keras_robust.BlackBox` returns the predicted "
+                "class alone: attack it by `keras_robust.attacks.HopSkipJump`. "
+                f"Received: model={classifier.model!r}"
+            )
         validation.warn_of_other_data_format(x.shape, self.data_format)
 
     def num_rounds(self, num_classes: int) -> int:

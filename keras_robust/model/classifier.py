@@ -94,6 +94,11 @@ class Classifier:
         return any(getattr(layer, "depends_on_batch", False) for layer in self.layers)
 
     @property
+    def returns_classes(self) -> bool:
+        """Whether its outputs tell the predicted class and nothing else."""
+        return self.is_black_box and self.model.num_classes is not None
+
+    @property
     def takes_any_batch_size(self) -> bool:
         """Whether a function of the model that is compiled once takes batches of every size."""
         return self.is_black_box or (backend.DYNAMIC_BATCH and self.is_keras)
@@ -248,8 +253,11 @@ class Classifier:
     def check_from_logits(self, outputs: np.ndarray, from_logits: bool) -> None:
         """Raises a `ValueError` where the outputs are not what `from_logits` says.
 
-        The activation of the last layer decides; where that is not known, the outputs do.
+        The activation of the last layer decides; where that is not known, the outputs do. One-hot
+        classes do as either.
         """
+        if self.returns_classes:
+            return
         activation = final_activation(self.model) if self.is_keras else None
         if activation is None:
             activation = "softmax" if are_probabilities(outputs) else "linear"

@@ -4,6 +4,9 @@ from typing import Any
 
 import keras
 
+# The distance from 1 to the next number.
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
 
 def working_dtype(dtype: Any) -> str:
     """float64 for float64; float32 for everything else, so that half precision is left.

@@ -19,6 +19,8 @@ _PGD = f"PGD with {NUM_STEPS} steps"
 
 def square(case: Case) -> Outcome:
     """PGD against Square."""
+    if case.classifier.returns_classes:
+        return Outcome(None, "Square needs class scores, and the model returns classes alone.")
     attack = Square(case.ball, norm=case.norm, num_queries=NUM_QUERIES, **_setting(case))
     name = f"Square with {NUM_QUERIES} queries"
     return compared(_PGD, case.standing(case.pgd()), name, case.standing(attack))
