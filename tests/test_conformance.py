@@ -56,6 +56,10 @@ OBJECTS = [
         0.1, norm="l2", num_queries=30, initial_fraction=0.5, num_restarts=2, targeted=True,
         bounds=(-1.0, 2.0), from_logits=False, num_samples=2,
     ),
+    kr.attacks.HopSkipJump(
+        0.1, norm="linf", num_queries=30, targeted=True, bounds=(-1.0, 2.0), from_logits=False,
+        num_samples=2,
+    ),
     kr.attacks.Ensemble([kr.attacks.Ensemble([PGD]), kr.attacks.FGSM(0.1, norm="l2")]),
     kr.attacks.AutoAttack(
         0.1, norm="l2", version="rand", bounds=(-1.0, 2.0), from_logits=False,

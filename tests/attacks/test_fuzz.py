@@ -23,6 +23,7 @@ ATTACKS = {
     "APGD": lambda e, b: kr.attacks.APGD(e, num_steps=4, bounds=b),
     "FAB": lambda e, b: kr.attacks.FAB(e, num_steps=2, bounds=b),
     "Square": lambda e, b: kr.attacks.Square(e, num_queries=4, bounds=b),
+    "HopSkipJump": lambda e, b: kr.attacks.HopSkipJump(e, norm="linf", num_queries=70, bounds=b),
     "DeepFool": lambda e, b: kr.attacks.DeepFool(num_steps=3, bounds=b),
     "CarliniWagnerL2": lambda e, b: kr.attacks.CarliniWagnerL2(
         num_steps=4, binary_search_steps=2, bounds=b

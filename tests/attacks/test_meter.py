@@ -148,6 +148,11 @@ def test_clock(seconds, shown):
         (kr.attacks.CarliniWagnerL2(num_steps=40, binary_search_steps=1), [(True, 10)] * 4),
         (kr.attacks.GaussianNoise(0.1), [(False, 1)]),
         (kr.attacks.Square(0.1, num_queries=20), [(False, n) for n in (12, 5, 6, 5)]),
+        # 5 rounds may look for a first image; then 100, 140 and 20 of what is left of 350.
+        (
+            kr.attacks.HopSkipJump(num_queries=350),
+            [(False, n) for n in (25, 25, 25, 25, 25, 121, 161, 41)],
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

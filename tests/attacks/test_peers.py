@@ -1,10 +1,14 @@
-"""At equal settings, our attacks find no higher robust accuracy than Foolbox's and ART's."""
+"""At equal settings, our attacks find no higher robust accuracy than Foolbox's and ART's.
+
+HopSkipJump, at equal queries, finds images that are as near.
+"""
 
 import keras
 import numpy as np
 import pytest
 
 import keras_robust as kr
+from keras_robust.attacks.result import perturbation_norms
 from keras_robust.model.classifier import Classifier
 
 pytestmark = [
@@ -96,3 +100,64 @@ def test_finds_no_more_than_the_peer(trained_model, data, attack, peer_images):
     theirs = accuracy(peer_images(trained_model, attack, x, y))
     assert 0.2 < theirs < 0.8
     assert ours <= theirs + TOLERANCE
+
+
+class Counted(keras.Model):
+    """A model that counts the images that it has been asked about."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.num_queries = model, 0
+
+    def call(self, x, training=None):
+        self.num_queries += len(x)
+        return self.model(x, training=False)
+
+
+def hop_skip_jump_of_foolbox(model, norm, steps, x, y):
+    foolbox = pytest.importorskip("foolbox", reason="Foolbox is in the extra `peers`")
+    import tensorflow as tf
+
+    peer = foolbox.attacks.HopSkipJumpAttack(steps=steps, constraint=norm)
+    _, x_adv, _ = peer(
+        foolbox.TensorFlowModel(model, bounds=(0, 1)), tf.constant(x), tf.constant(y), epsilons=None
+    )
+    return x_adv.numpy()
+
+
+def hop_skip_jump_of_art(model, norm, steps, x, y):
+    pytest.importorskip("art", reason="ART is in the extra `peers`")
+    from art.attacks.evasion import HopSkipJump
+    from art.estimators.classification import BlackBoxClassifier
+
+    def predict(x):
+        return model(x.astype("float32")).numpy()
+
+    classifier = BlackBoxClassifier(predict, x.shape[1:], nb_classes=10, clip_values=(0, 1))
+    order = {"l2": 2, "linf": np.inf}[norm]
+    np.random.seed(0)
+    peer = HopSkipJump(classifier, norm=order, max_iter=steps, batch_size=512, verbose=False)
+    return peer.generate(x, np.eye(10, dtype="float32")[y])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(
+    "peer_images", [hop_skip_jump_of_foolbox, hop_skip_jump_of_art], ids=["foolbox", "art"]
+)
+def test_hop_skip_jump_finds_images_as_near(trained_model, data, norm, peer_images):
+    x, y = data
+    # Bags are left out: noise is classified so, from which the peers start.
+    right = (Classifier(trained_model).classes(x, len(x)) == y) & (y != 8)
+    x, y = x[right][:20], y[right][:20]
+    counted = Counted(trained_model)
+    x_adv = peer_images(counted, norm, 5, x, y)
+    num_queries = counted.num_queries // len(x)
+    assert 700 < num_queries < 1500
+    theirs = perturbation_norms(x, x_adv)[norm]
+    fooled = Classifier(trained_model).classes(x_adv, len(x)) != y
+    assert fooled.mean() > 0.9
+    attack = kr.attacks.HopSkipJump(norm=norm, num_queries=num_queries)
+    result = attack.run(trained_model, x, y, seed=0)
+    assert result.success.all()
+    assert result.num_evaluations.max() <= num_queries
+    assert np.median(result.norms[norm]) <= 1.05 * np.median(theirs[fooled])

@@ -20,6 +20,7 @@ ATTACKS = {
         learning_rate=0.1, num_steps=20, binary_search_steps=2, initial_const=1.0
     ),
     "square": kr.attacks.Square(0.1, num_queries=20),
+    "hop-skip-jump": kr.attacks.HopSkipJump(num_queries=70),
     "ensemble": kr.attacks.Ensemble(
         [kr.attacks.APGD(0.1, num_steps=5), kr.attacks.FAB(0.1, num_steps=3)]
     ),

@@ -115,6 +115,8 @@ ATTACKS = {
     "DeepFool": kr.attacks.DeepFool(num_steps=9, overshoot=0.0),
     "Square": kr.attacks.Square(0.05, num_queries=40),
     "Square, restarted": kr.attacks.Square(0.2, norm="l2", num_queries=15, num_restarts=2),
+    "HopSkipJump": kr.attacks.HopSkipJump(num_queries=250),
+    "HopSkipJump in a ball": kr.attacks.HopSkipJump(0.1, norm="linf", num_queries=250),
     "CarliniWagnerL2": kr.attacks.CarliniWagnerL2(
         num_steps=20, binary_search_steps=3, learning_rate=0.05
     ),

@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
+from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.model.classifier import Classifier
 
 rng = np.random.default_rng(0)
@@ -142,6 +143,88 @@ def test_bad_functions():
         kr.attacks.Square(0.1).run(kr.BlackBox(lambda x: scores(x)[:, :1]), X, Y)
     with pytest.raises(ValueError, match="finite"):
         kr.attacks.Square(0.1).run(kr.BlackBox(lambda x: scores(x) * np.nan), X, Y)
+
+
+def classes(x):
+    """The predicted classes, and nothing else."""
+    return scores(x - 0.5).argmax(axis=1)
+
+
+def test_a_function_that_returns_classes():
+    box, labels = kr.BlackBox(classes, num_classes=3), classes(X)
+    np.testing.assert_array_equal(ops.convert_to_numpy(box(X)), np.eye(3)[labels])
+    assert repr(box).endswith(", num_classes=3)")
+    noise = kr.attacks.GaussianNoise(0.5)
+    expected = noise.run(kr.BlackBox(lambda x: scores(x - 0.5)), X, labels, seed=0)
+    assert 0 < expected.success_rate < 1
+    for from_logits in (True, False):  # One-hot classes do as either.
+        found = noise.replace(from_logits=from_logits).run(box, X, labels, seed=0)
+        np.testing.assert_array_equal(found.x_adv, expected.x_adv)
+
+
+@pytest.mark.slow_on_jax
+def test_a_report_of_classes():
+    x, labels = X[:6], classes(X[:6])
+    attack, box = kr.attacks.HopSkipJump(0.6, num_queries=170), kr.BlackBox(classes, num_classes=3)
+    report = kr.evaluate(box, x, labels, {"labels": attack}, verbose=0)
+    assert report.accuracy("clean") == 1
+    expected = attack.run(box, x, labels, seed=batch_seed(0, 0))
+    assert 0 < report.accuracy("labels") < 1
+    assert report.accuracy("labels") == pytest.approx(1 - expected.success_rate)
+    checks = {check.name: check for check in report.checks}
+    assert checks["white-box beats black-box"].passed is None
+    assert "needs class scores" in checks["white-box beats black-box"].sentence
+
+
+@pytest.mark.parametrize("name", ["Square", "PGD", "AutoAttack", "an ensemble"])
+def test_what_needs_more_than_classes_says_so(name):
+    attack, message = {
+        "Square": (kr.attacks.Square(0.1), "Square needs class scores.*HopSkipJump"),
+        "PGD": (kr.attacks.PGD(0.1), "needs the model's gradient.*HopSkipJump"),
+        "AutoAttack": (kr.attacks.AutoAttack(0.1), "needs the model's gradient.*HopSkipJump"),
+        "an ensemble": (
+            kr.attacks.Ensemble([kr.attacks.GaussianNoise(0.1), kr.attacks.Square(0.1)]),
+            "Square needs class scores",
+        ),
+    }[name]
+    box = kr.BlackBox(classes, num_classes=3)
+    with pytest.raises(ValueError, match=message):
+        attack.run(box, X, Y)
+    with pytest.raises(ValueError, match=message):
+        kr.evaluate(box, X, Y, [attack], verbose=0)
+
+
+@pytest.mark.slow
+def test_a_surrogate_leads_to_where_the_class_changes():
+    surrogate = linear()
+    attack = kr.attacks.PGD(0.1, num_steps=5, objective=lambda model, x, y: surrogate(x))
+    box, labels = kr.BlackBox(classes, num_classes=3), classes(X)
+    found = attack.run(box, X, labels, seed=0)
+    expected = attack.run(kr.BlackBox(lambda x: scores(x - 0.5)), X, labels, seed=0)
+    assert found.success.any()
+    np.testing.assert_array_equal(found.success, expected.success)
+
+
+@pytest.mark.parametrize(
+    ("function", "num_classes", "message"),
+    [
+        (classes, None, r"num_classes=10\).*shape \(8,\)"),
+        (scores, 3, r"integers of shape \(8,\).*shape \(8, 3\)"),
+        (lambda x: classes(x).astype(float), 3, "dtype float64"),
+        (lambda x: classes(x)[:2], 3, r"shape \(2,\)"),
+        (lambda x: classes(x) + 3, 3, "from 0 to 2.*classes from [345] to"),
+        (lambda x: classes(x) - 3, 3, "from 0 to 2.*classes from -[123] to"),
+    ],
+)
+def test_outputs_that_are_no_classes(function, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        kr.attacks.HopSkipJump(num_queries=5).run(kr.BlackBox(function, num_classes), X, Y)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2.0, True, "3"])
+def test_bad_numbers_of_classes(num_classes):
+    with pytest.raises(ValueError, match="`num_classes`"):
+        kr.BlackBox(classes, num_classes)
 
 
 def test_an_error_of_the_function_comes_through():

@@ -20,6 +20,8 @@ ATTACKS = {
         num_steps=40, binary_search_steps=3, learning_rate=0.05
     ),
     "Square": kr.attacks.Square(0.05, num_queries=60),
+    "HopSkipJump": kr.attacks.HopSkipJump(num_queries=300),
+    "HopSkipJump-linf": kr.attacks.HopSkipJump(norm="linf", num_queries=300),
     "APGD": kr.attacks.APGD(0.03, num_steps=12),
     "PGD": kr.attacks.PGD(0.03, num_steps=8),
     "MultiTargeted": kr.attacks.MultiTargeted(0.03, num_steps=4, num_targets=3),
