@@ -6,6 +6,7 @@ torchattacks runs in a process of its own, all attacks one after the other.
 import argparse
 import functools
 import json
+import math
 import pathlib
 import re
 import subprocess
@@ -71,6 +72,41 @@ def _foolbox_cw(attack: kr.attacks.CarliniWagnerL2) -> tuple[Any, None]:
         stepsize=attack.learning_rate,
         confidence=attack.confidence,
         initial_const=attack.initial_const,
+    )
+    return peer, None
+
+
+def _num_rounds(attack: kr.attacks.HopSkipJump) -> int:
+    """How many of the peers' rounds need about as many queries: `100 sqrt(t)`, and 25 to search."""
+    num_rounds, left = 0, attack.num_queries
+    while left > 0:
+        num_rounds += 1
+        left -= int(100 * math.sqrt(num_rounds)) + 25
+    return max(num_rounds - 1, 1)
+
+
+def _foolbox_hop_skip_jump(attack: kr.attacks.HopSkipJump) -> tuple[Any, None]:
+    import eagerpy as ep
+    import foolbox
+    import tensorflow as tf
+
+    class NoiseOrOther(foolbox.attacks.LinearSearchBlendedUniformNoiseAttack):
+        """Foolbox's start; another image of the batch where noise does not fool the model."""
+
+        def run(self, model: Any, inputs: Any, criterion: Any, **kwargs: Any) -> Any:
+            found = super().run(model, inputs, criterion, **kwargs).numpy()
+            y = criterion.labels.raw.numpy()
+
+            def predicted(images: np.ndarray) -> np.ndarray:
+                return np.argmax(model(ep.astensor(tf.constant(images))).numpy(), axis=1)
+
+            classes = predicted(inputs.numpy())
+            for example in np.flatnonzero(predicted(found) == y):
+                found[example] = inputs.numpy()[np.argmax(classes != y[example])]
+            return ep.astensor(tf.constant(found))
+
+    peer = foolbox.attacks.HopSkipJumpAttack(
+        init_attack=NoiseOrOther(steps=50), steps=_num_rounds(attack), constraint=attack.norm
     )
     return peer, None
 
@@ -172,6 +208,18 @@ def _art_square(classifier: Any, attack: kr.attacks.Square, batch_size: int) -> 
     )
 
 
+def _art_hop_skip_jump(classifier: Any, attack: kr.attacks.HopSkipJump, batch_size: int) -> Any:
+    from art.attacks.evasion import HopSkipJump
+
+    return HopSkipJump(
+        classifier,
+        norm=_ORDERS[attack.norm],
+        max_iter=_num_rounds(attack),
+        batch_size=batch_size,
+        verbose=False,
+    )
+
+
 def _art_auto_attack(classifier: Any, attack: kr.attacks.AutoAttack, batch_size: int) -> Any:
     from art.attacks.evasion import AutoAttack
 
@@ -244,6 +292,10 @@ PEERS: dict[str, dict[str, Peer]] = {
     "apgd-ce": {"art": _art(_art_apgd)},
     "apgd-dlr": {"art": _art(_art_apgd)},
     "square": {"art": _art(_art_square)},
+    "hop-skip-jump": {
+        "foolbox": _foolbox(_foolbox_hop_skip_jump),
+        "art": _art(_art_hop_skip_jump),
+    },
     "autoattack": {"art": _art(_art_auto_attack)},
 }
 

@@ -162,7 +162,7 @@ def test_a_function_that_returns_classes():
         np.testing.assert_array_equal(found.x_adv, expected.x_adv)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 def test_a_report_of_classes():
     x, labels = X[:6], classes(X[:6])
     attack, box = kr.attacks.HopSkipJump(0.6, num_queries=170), kr.BlackBox(classes, num_classes=3)
