@@ -76,7 +76,7 @@ def test_every_example_has_its_test():
     counts = {path.name: len(blocks(path)) for path in PAGES if blocks(path)}
     assert counts == {
         "README.md": 5,
-        "evaluation.md": 3,
+        "evaluation.md": 4,
         "losses.md": 4,
         "scaling.md": 4,
         "supported.md": 4,
@@ -199,7 +199,7 @@ def test_a_certificate_beside_an_attack(trained_model, images, monkeypatch, tmp_
     monkeypatch.setattr(kr.evaluation, "certify", certify)
     monkeypatch.setattr(kr, "evaluate", functools.partial(kr.evaluate, checks=False))
     found = {"kr": kr, "model": trained_model, "x": images[0][:6], "y": images[1][:6]}
-    exec(EVALUATION[1], found)
+    exec(EVALUATION[2], found)
     report, certificate = found["report"], found["certificate"]
     assert report.accuracy("certified") == certificate.certified_accuracy(0.75)
     assert (tmp_path / "report" / "curves_L2_radius.png").exists()
@@ -211,8 +211,13 @@ def test_jax_keeps_what_it_compiles(monkeypatch):
 
     settings = {}
     monkeypatch.setattr(jax.config, "update", settings.__setitem__)
-    exec(EVALUATION[2], {})
+    exec(EVALUATION[3], {})
     assert settings == {"jax_compilation_cache_dir": "/path/to/a/folder"}
+
+
+def test_distances_by_the_predicted_class_alone(run):
+    found = run(EVALUATION[1])
+    assert (found["distances"] > 0).all()
 
 
 def test_a_sum_with_a_weight_that_warms_up(run):
