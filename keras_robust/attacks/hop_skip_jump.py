@@ -22,6 +22,9 @@ _SEARCH = 20
 _START, _NUM_STARTS = 24, 5
 # What the estimates before count for in the next.
 _MEMORY = 0.5
+# How many times as far as the boundary an image is to be sure to fool a random model: there it is
+# about as clearly misclassified as the original is not.
+_FARTHER = 2.0
 
 
 class _Plan(NamedTuple):
@@ -95,6 +98,9 @@ class HopSkipJump(Attack):
     >>> x, y = np.random.rand(4, 8, 8, 1).astype("float32"), np.array([3, 1, 4, 1])
     >>> result = kr.attacks.HopSkipJump(norm="l2", num_queries=300).run(model, x, y, seed=0)
     >>> distances = result.norms["l2"]
+
+    A random model may change its mind about images at the boundary. Where none of those that were
+    found has fooled it when it was judged, the next is taken from twice as far.
 
     Of a model that returns scores, "misclassified" is by more than rounding can undo, as success is
     judged.
@@ -193,15 +199,23 @@ class HopSkipJump(Attack):
         nearer = ops.logical_or(is_start, new_distance < distance)
         better = ops.logical_and(active, ops.logical_and(found, nearer))
 
+        # Nothing that was found before has fooled the model when it was judged: other draws of a
+        # random model decide there.
+        is_rejected = ops.logical_and(ops.equal(search.distance(start - x), 0), active)
+        is_rejected = ops.logical_and(is_rejected, ops.logical_not(is_start))
         z = per_example_where(better, new, z)
         normal = per_example_where(active, new_normal, normal)
         distance = ops.where(better, new_distance, distance)
         is_first = ops.logical_and(better, is_start)
         end = ops.where(is_first, of_round(ends + [0] * len(samples)), end)
 
+        farther = problem.as_returned(x + _FARTHER * (z - x))
         if self.epsilon is not None:
             better = ops.logical_and(better, distance <= self.epsilon)
+            in_ball = search.distance(farther - x) <= self.epsilon
+            is_rejected = ops.logical_and(is_rejected, in_ball)
         x_adv = per_example_where(better, z, start)
+        x_adv = per_example_where(is_rejected, farther, x_adv)
         # Left alone, what is NaN would count as an image that does not fool.
         nan = ops.full_like(x, float("nan"))
         x_adv = per_example_where(ops.logical_or(is_nan, was_nan), nan, x_adv)

@@ -209,7 +209,7 @@ def test_queries_are_counted_and_none_is_too_many(function, epsilon):
         if function is never:
             # After 5 rounds without a first image it gives up; the original is judged again.
             assert result.num_evaluations.min() >= min(num_queries, 5 * 25 + 1) - 1
-    assert function is never or result.num_evaluations.max() > 170 - 21
+    assert function is never or result.num_evaluations.max() > 170 - 42
 
 
 def test_examples_that_are_in_the_ball_are_done():
@@ -260,13 +260,15 @@ class Noise(keras.layers.Layer):
 
 
 def test_random_models_and_seeds():
-    model, x, y, *_ = linear(2)
+    model, x, y, *boundary = linear(2)
     noisy = keras.Sequential([keras.Input((20,)), Noise(), model])
     attack = kr.attacks.HopSkipJump(num_queries=200, num_samples=4, bounds=(-20, 20))
     first, again, other = (attack.run(noisy, x, y, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.x_adv, again.x_adv)
     assert (first.x_adv != other.x_adv).any()
-    assert first.success.mean() > 0.7
+    # At the boundary itself every other image would be rejected.
+    assert first.success.mean() > 0.9
+    assert np.median(first.norms["l2"]) < 5 * np.median(distances(*boundary, "l2").min(axis=1))
     assert first.num_evaluations.max() <= 4 * 200
     assert (first.num_evaluations % 4 == 0).all()
     one = attack.replace(num_samples=1).run(noisy, x, y, seed=1)
