@@ -67,3 +67,6 @@ class AdversarialTraining(ModelLoss):
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
         return self.classification_loss(y_true, y_pred)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"mask": self.saved_mask, **super().get_config()}

@@ -165,4 +165,5 @@ class GraphInterpolation(ModelLoss):
         config = super().get_config()
         del config["loss"]
         linear_weight = weight.saved(self.linear_weight)
-        return {"num_folds": self.num_folds, "linear_weight": linear_weight, **config}
+        own = {"num_folds": self.num_folds, "linear_weight": linear_weight, "mask": self.saved_mask}
+        return {**own, **config}

@@ -147,7 +147,7 @@ class GuidedDenoising(PairLoss):
         return convolutions[-1]
 
     def get_config(self) -> dict[str, Any]:
-        return {"layer": self.layer, **super().get_config()}
+        return {"layer": self.layer, "mask": self.saved_mask, **super().get_config()}
 
 
 def _parts(model: Any) -> tuple[Any, Any]:

@@ -223,6 +223,7 @@ class LatentDisparity(PairLoss):
 
     def get_config(self) -> dict[str, Any]:
         return {
+            "mask": self.saved_mask,
             **super().get_config(),
             "weight": weights.saved(self.weight),
             "layers": self.layers,

@@ -99,7 +99,7 @@ class MART(ModelLoss):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["loss"]
-        return {"beta": weight.saved(self.beta), **config}
+        return {"beta": weight.saved(self.beta), "mask": self.saved_mask, **config}
 
 
 def _sum_of_others(log_p: Any, is_class: Any) -> Any:

@@ -188,9 +188,13 @@ class ModelLoss(Additive, keras.losses.Loss):
             "loss": self.loss
             if self.loss is None or isinstance(self.loss, str)
             else keras.saving.serialize_keras_object(self.loss),
-            **({} if self.mask is None else {"mask": self.mask.astype(int).tolist()}),
             **super().get_config(),
         }
+
+    @property
+    def saved_mask(self) -> Any:
+        """What a configuration has for the mask."""
+        return None if self.mask is None else self.mask.astype(int).tolist()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ModelLoss":

@@ -121,4 +121,5 @@ class TRADES(ModelLoss):
             **super().get_config(),
             "beta": weight.saved(self.beta),
             "start_stddev": self.start_stddev,
+            "mask": self.saved_mask,
         }
