@@ -94,7 +94,7 @@ def _foolbox_hop_skip_jump(attack: kr.attacks.HopSkipJump) -> tuple[Any, None]:
         """Foolbox's start; another image of the batch where noise does not fool the model."""
 
         def run(self, model: Any, inputs: Any, criterion: Any, **kwargs: Any) -> Any:
-            found = super().run(model, inputs, criterion, **kwargs).numpy()
+            found = np.array(super().run(model, inputs, criterion, **kwargs).numpy())
             y = criterion.labels.raw.numpy()
 
             def predicted(images: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class BoundarySearch:
         """
         x, num_examples = self.x, ops.shape(self.x)[0]
         count = self._at_once(num_examples)
-        delta = self._delta(distance)
+        delta, centre = self._delta(distance), ops.reshape(z, (num_examples, 1, self.num_values))
         problem = self.problem.at(0).with_labels(ops.repeat(self.problem.y, count, axis=0))
 
         def by_example(values: Any) -> Any:
@@ -69,30 +69,33 @@ class BoundarySearch:
             return number * count < num_samples
 
         def ask(number: Any, signed: Any, plain: Any, balance: Any, is_nan: Any) -> Any:
-            shape = (num_examples * count, *self.shape)
+            shape = (num_examples, count, self.num_values)
             draws = backend.normal(shape, backend.fold_in(seed, number), x.dtype)
-            u = by_example(steepest_direction(draws, "l2"))
-            images = ops.expand_dims(z, 1) + per_example(delta, u) * u
-            images = problem.as_returned(ops.reshape(images, shape))
+            lengths = ops.sqrt(ops.sum(ops.square(draws), axis=2, keepdims=True))
+            images = centre + draws * (per_example(delta, draws) / lengths)
+            images = ops.reshape(problem.as_returned(images), (-1, *self.shape))
             margin = problem.at(number).margin(images)
-            moved = (by_example(images) - ops.expand_dims(z, 1)) / per_example(delta, u)
             phi = by_example(ops.cast(ops.where(margin > 0, 1.0, -1.0), x.dtype))
-            weights = ops.reshape(phi, (num_examples, count) + (1,) * len(self.shape))
+            weights = ops.stack([phi, ops.ones_like(phi)], axis=1)
+            # By `delta u_b` as it has been rounded and clipped.
+            sums = ops.matmul(weights, ops.reshape(images, shape) - centre)
             return (
                 number + 1,
-                signed + ops.sum(weights * moved, axis=1),
-                plain + ops.sum(moved, axis=1),
+                signed + sums[:, 0],
+                plain + sums[:, 1],
                 balance + ops.sum(phi, axis=1),
                 ops.logical_or(is_nan, ops.any(by_example(ops.isnan(margin)), axis=1)),
             )
 
         zero = ops.zeros_like(distance)
-        state = (_first(), ops.zeros_like(x), ops.zeros_like(x), zero, zero > 0)
+        zeros = ops.zeros_like(centre[:, 0])
+        state = (_first(), zeros, zeros, zero, zero > 0)
         _, signed, plain, balance, is_nan = self.problem.while_loop(unfinished, ask, state)
         total = ops.maximum(ops.cast(num_samples, x.dtype), 1.0)
         # Where all images are on one side, what is left of the mean would be nothing.
         mean = ops.where(ops.abs(balance) < total, balance / total, zero)
-        return signed - per_example(mean, x) * plain, is_nan
+        normal = (signed - per_example(mean, plain) * plain) / per_example(delta, plain)
+        return ops.reshape(normal, ops.shape(x)), is_nan
 
     def to_boundary(
         self, proposal: Callable[[Any], Any], num_queries: Any
