@@ -107,8 +107,8 @@ class HopSkipJump(Attack):
 
     Departures from the paper and the authors' code:
 
-    - Half of the sum of the estimates before is added to the estimate of `v_t`. In L-infinity it
-      brings the image nearer by an eighth, in L2 it makes no difference.
+    - Half of the sum of the estimates before is added to the estimate of `v_t`. In L-infinity that
+      brings the image nearer, in L2 it makes little difference.
     - `z_t` that is farther from `x` than `z_{t-1}` is not taken.
     - Halving `xi` and bisecting have 20 queries together, so that each round costs all examples
       the same. The authors bisect to a share of `d^{-3/2}` of the distance (L2) or `d^{-2}`
