@@ -114,6 +114,14 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
     return value
 
 
+def no_classifier(expected: str, received: str) -> ValueError:
+    """The error for outputs or labels that are not those of one class for each example."""
+    return ValueError(
+        f"{expected} Each example must have one class: multi-label, regression and segmentation "
+        f"models are not supported. Received: {received}"
+    )
+
+
 def as_list(values: Any) -> list[Any]:
     """A list; of one value alone, a list of one."""
     is_many = hasattr(values, "__iter__") and getattr(values, "shape", None) != ()

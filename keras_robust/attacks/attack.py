@@ -17,7 +17,7 @@ from keras_robust.attacks.result import AttackResult, RoundResult
 from keras_robust.attacks.rounds import Rounds
 from keras_robust.attacks.space import Space, bounds_for
 from keras_robust.attacks.value import Value
-from keras_robust.model.arrays import as_array, check_broadcasts, single
+from keras_robust.model.arrays import as_array, check_broadcasts, check_one_class, single
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
 from keras_robust.model.smoothed import SmoothedClassifier
@@ -77,7 +77,8 @@ class Attack(Value):
             average logits of as many other draws. Defaults to `1`.
 
     Call arguments:
-        model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`.
+        model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`; or
+            `(batch_size, 1)`, a logit z of two classes, which counts as `(0, z)`.
         x: float array or tensor, shape `(batch_size, ...)`, inside `bounds`.
         y: integer labels, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot labels, shape
             `(batch_size, num_classes)`.
@@ -247,8 +248,9 @@ class Attack(Value):
     def perturb(self, model: Any, x: Any, y: Any, seed: Any, mask: Any = None) -> Any:
         """The attack in tensor operations, as it is used in training.
 
-        No values are checked, and an example on which the attack fails keeps the strongest
-        perturbation that was found: that is what an adversarial loss is computed on.
+        No values are checked but those of labels that are arrays, and an example on which the
+        attack fails keeps the strongest perturbation that was found: that is what an adversarial
+        loss is computed on.
 
         Args:
             model: Keras model, or a callable `x -> logits`.
@@ -261,8 +263,10 @@ class Attack(Value):
         Returns:
             Tensor, same shape and dtype as `x`.
         """
-        classifier, x = Classifier.of(model), ops.convert_to_tensor(single(x))
-        attack, labels = self.at(None, working(x).dtype), sparse_labels(single(y, "y"))
+        classifier, x, y = Classifier.of(model), ops.convert_to_tensor(single(x)), single(y, "y")
+        if not backend.is_tracing(y):
+            check_one_class(as_array(y))
+        attack, labels = self.at(None, working(x).dtype), sparse_labels(y)
         if mask is not None:
             mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(x))
         return attack.perturb_images(classifier, x, labels, as_seed(seed), mask)

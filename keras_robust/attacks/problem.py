@@ -13,6 +13,7 @@ from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import attacked_as
 from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.ops import logit_range, margin, rounding, rounding_of_probabilities
+from keras_robust.ops.logits import class_scores
 from keras_robust.ops.precision import EPSILON
 
 # A loss: from class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`,
@@ -219,6 +220,7 @@ class Problem:
                 "`(batch_size,)`, or class scores, shape `(batch_size, num_classes)`. "
                 f"Received: values of shape {tuple(values.shape)}"
             )
+        values = class_scores(values) if len(values.shape) == 2 else values
         return ops.cast(values, x.dtype) if values.dtype != x.dtype else values
 
     def _scores(self, x: Any) -> Any:

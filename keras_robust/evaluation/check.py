@@ -242,7 +242,7 @@ def check_transfer_from(
         return None
     classifier = Classifier.of(transfer_from)
     try:
-        attack.check(classifier, x, y)
+        attack.check(classifier, x, sparse(y))
     except Exception as error:  # backends raise errors of their own
         raise ValueError(
             "Argument `transfer_from` must be another model for the same images and labels, with "

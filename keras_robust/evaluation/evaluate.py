@@ -80,7 +80,8 @@ def evaluate(
             batch at a time; a generator, and a data set that holds other images each time
             (`shuffle`, random augmentation), is read once and held in memory.
         y: integer labels, shape `(num_examples,)`, or one-hot labels, shape
-            `(num_examples, num_classes)`. Defaults to `None`, for a data set.
+            `(num_examples, num_classes)`; 0 and 1 for a model of one output. Defaults to `None`,
+            for a data set.
         attacks: mapping of names to `kr.attacks.Attack`s, untargeted, at least one; or a list of
             them, or one alone, which are named by their class and arguments. Defaults to `None`,
             which is refused.

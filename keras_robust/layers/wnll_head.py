@@ -148,7 +148,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.sigma_neighbor = check_graph(num_neighbors, sigma_neighbor, kernel, template_weight)
-        self.num_classes = validation.check_count("num_classes", num_classes)
+        self.num_classes = validation.check_count("num_classes", num_classes, minimum=2)
         self.units = units if units is None else validation.check_count("units", units)
         self.num_neighbors = int(num_neighbors)
         self.kernel, self.template_weight = kernel, template_weight

@@ -11,6 +11,7 @@ from keras_robust.losses import weight as weights
 from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import current_step
 from keras_robust.ops.labels import is_one_hot
+from keras_robust.ops.logits import class_scores
 
 # Sums over a batch of it must not overflow in float32.
 _MAX_INVERSE = 1e30
@@ -44,7 +45,8 @@ class FisherInformation(Additive, keras.losses.Loss):
     Call arguments:
         y_true: integer labels, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot labels,
             shape `(batch_size, num_classes)`.
-        y_pred: logits, shape `(batch_size, num_classes)`.
+        y_pred: logits, shape `(batch_size, num_classes)`, or one of two classes,
+            `(batch_size, 1)`.
 
     Raises:
         ValueError: if `weight` is not from 0 to 1, or `max_inverse` less than 1.
@@ -85,6 +87,7 @@ class FisherInformation(Additive, keras.losses.Loss):
         )
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
+        y_pred = class_scores(y_pred)
         log_p = ops.log_softmax(y_pred)
         if is_one_hot(y_true):
             cross_entropy = -ops.sum(ops.cast(y_true, log_p.dtype) * log_p, axis=-1)

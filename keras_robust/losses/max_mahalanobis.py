@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_robust.losses.additive import Additive
 from keras_robust.ops.labels import is_one_hot
+from keras_robust.validation import no_classifier
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -35,7 +36,7 @@ class MaxMahalanobis(Additive, keras.losses.Loss):
         y_pred: the head's logits, shape `(batch_size, num_classes)`.
 
     Raises:
-        ValueError: if `reduction` is unknown.
+        ValueError: if `reduction` is unknown; when called on one output.
 
     Example:
 
@@ -62,6 +63,12 @@ class MaxMahalanobis(Additive, keras.losses.Loss):
         super().__init__(name=name, reduction=reduction)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
+        if len(y_pred.shape) != 2 or y_pred.shape[1] == 1:
+            raise no_classifier(
+                "`MaxMahalanobis` takes the logits of a `kr.layers.MaxMahalanobisClassifier`, at "
+                "least two for each example.",
+                f"predictions of shape {tuple(y_pred.shape)}",
+            )
         if is_one_hot(y_true):
             is_label = ops.cast(y_true, y_pred.dtype)
         else:

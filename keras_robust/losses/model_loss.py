@@ -12,6 +12,13 @@ from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import Step, current_step
 from keras_robust.model.arrays import check_broadcasts
 from keras_robust.ops.labels import is_one_hot
+from keras_robust.ops.logits import class_scores
+
+_OF_CLASSES = (
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.CategoricalFocalCrossentropy,
+    keras.losses.SparseCategoricalCrossentropy,
+)
 
 
 def stated_from_logits(loss: Any) -> bool | None:
@@ -19,6 +26,13 @@ def stated_from_logits(loss: Any) -> bool | None:
     if isinstance(loss, keras.losses.Loss) and hasattr(loss, "from_logits"):
         return loss.from_logits
     return loss.get_config().get("from_logits")
+
+
+def plain_loss(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> Any:
+    """A loss of Keras for each example; where that is one of classes, one output counts as two."""
+    if isinstance(loss, _OF_CLASSES):
+        y_pred = class_scores(y_pred, loss.from_logits)
+    return loss.call(y_true, y_pred)
 
 
 class ModelLoss(Additive, keras.losses.Loss):
@@ -145,7 +159,8 @@ class ModelLoss(Additive, keras.losses.Loss):
     def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
         """The plain loss for each example, shape `(batch_size,)`."""
         if self._classification_loss is not None:
-            return self._classification_loss.call(y_true, y_pred)
+            return plain_loss(self._classification_loss, y_true, y_pred)
+        y_pred = class_scores(y_pred, self.from_logits)
         if is_one_hot(y_true):
             return keras.losses.categorical_crossentropy(
                 y_true, y_pred, from_logits=self.from_logits

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_robust.losses import weight
 from keras_robust.losses.additive import Additive
-from keras_robust.losses.model_loss import ModelLoss, stated_from_logits
+from keras_robust.losses.model_loss import ModelLoss, plain_loss, stated_from_logits
 from keras_robust.losses.step import Step, current_step
 
 
@@ -133,7 +133,7 @@ class Sum(ModelLoss):
             value = (
                 loss.training_loss(part, y_true, outputs[key])
                 if isinstance(loss, ModelLoss)
-                else loss.call(y_true, outputs[key])
+                else plain_loss(loss, y_true, outputs[key])
             )
             total = total + weight.current(factor) * value
         return total
@@ -146,14 +146,15 @@ class Sum(ModelLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         if current_step() is None and not any(isinstance(v, ModelLoss) for v in self.losses):
-            values = [loss.call(y_true, y_pred) for loss in self.losses]
+            values = [plain_loss(loss, y_true, y_pred) for loss in self.losses]
             return sum(weight.current(w) * v for w, v in zip(self.weights, values, strict=True))
         return super().call(y_true, y_pred)
 
     def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
         first = self.losses[0]
-        is_model_loss = isinstance(first, ModelLoss)
-        return (first.classification_loss if is_model_loss else first.call)(y_true, y_pred)
+        if isinstance(first, ModelLoss):
+            return first.classification_loss(y_true, y_pred)
+        return plain_loss(first, y_true, y_pred)
 
     def check(self, model: Any, x: Any, y: Any) -> None:
         for loss, given in self._given(x):

@@ -102,7 +102,7 @@ def feature_geometry(
             "Arguments `x`, `y` and `x_adv` must hold the same examples, at least 4. Received: "
             f"x.shape={x.shape}, y.shape={y.shape}, x_adv.shape={x_adv.shape}"
         )
-    classifier = Classifier.of(model)
+    labels, classifier = sparse(y), Classifier.of(model)
     clean, attacked = (
         features(classifier, images, layer, batch_size).reshape(len(x), -1) for images in (x, x_adv)
     )
@@ -120,7 +120,7 @@ def feature_geometry(
     else:
         clean, attacked = _embedding(clean, attacked)
     return FeatureGeometry(
-        clean, attacked, sparse(y), clean_classes, attacked_classes, method, explained
+        clean, attacked, labels, clean_classes, attacked_classes, method, explained
     )
 
 

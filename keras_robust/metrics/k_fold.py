@@ -146,8 +146,8 @@ def k_fold(
         raise ValueError(f"Argument `num_folds` must be at least 2. Received: {num_folds=}")
     x, y = as_arrays(x, y, steps)
     check_images(x)
-    check_labels(y, len(x), y.shape[1] if y.ndim == 2 else int(y.max(initial=0)) + 1)
     labels = sparse(y)
+    check_labels(labels, len(x), max(int(labels.max(initial=0)) + 1, 2))
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < num_folds:
         raise ValueError(

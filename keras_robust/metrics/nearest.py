@@ -94,7 +94,7 @@ def nearest_images(
             f"x_adv.shape={x_adv.shape}, x_train.shape={x_train.shape}, "
             f"y_train.shape={y_train.shape}, k={k}"
         )
-    classifier = Classifier.of(model)
+    labels, classifier = sparse(y_train), Classifier.of(model)
     queries, points = (
         features(classifier, images, layer, batch_size).reshape(len(images), -1)
         for images in (x_adv, x_train)
@@ -106,7 +106,7 @@ def nearest_images(
         queries=x_adv,
         classes=classifier.classes(x_adv, min(batch_size, len(x_adv))),
         images=x_train[indices],
-        labels=sparse(y_train)[indices],
+        labels=labels[indices],
         distances=distances,
         indices=indices,
     )

@@ -17,6 +17,9 @@ from keras_robust import validation
 from keras_robust.datasets import ArrayDataset
 from keras_robust.model.images import Images, Pair, check_one_size
 from keras_robust.ops.labels import is_one_hot
+from keras_robust.validation import no_classifier
+
+_ONE_OUTPUT = "Labels in argument `y` must be 0 and 1, to match the model's one output"
 
 
 def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -217,8 +220,11 @@ def _torch_numbers_kept() -> AbstractContextManager[Any]:
 
 
 def sparse(y: np.ndarray) -> np.ndarray:
-    """Integer labels, shape `(num_examples,)`."""
-    return y.argmax(axis=1) if is_one_hot(y) else y.reshape(-1)
+    """Integer labels, shape `(num_examples,)`; a `ValueError` for what is not one class each."""
+    check_one_class(y)
+    if is_one_hot(y):
+        return y.argmax(axis=1)
+    return y.reshape(-1) if y.dtype.kind in "iu" else y.reshape(-1).astype("int64")
 
 
 def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -289,37 +295,66 @@ def check_broadcasts(name: str, shape: tuple[int, ...], example: tuple[int, ...]
         )
 
 
-def check_labels(y: np.ndarray, num_examples: int, num_classes: int) -> None:
-    """Labels: integers in range, or one-hot rows; one for each example."""
-    one_hot = is_one_hot(y)
-    if y.ndim not in (1, 2) or (one_hot and y.shape[1] != num_classes):
-        raise ValueError(
-            "Argument `y` must be integer labels of shape `(batch_size,)` or one-hot labels of "
-            f"shape `(batch_size, {num_classes})`, to match the model's {num_classes} outputs. "
-            f"Received: y.shape={y.shape}"
+def check_one_class(y: np.ndarray) -> None:
+    """Raises a `ValueError` for labels that do not give each example one class."""
+    if y.ndim not in (1, 2):
+        raise no_classifier(
+            "Argument `y` must be integer labels of shape `(batch_size,)`, or one-hot labels.",
+            f"y.shape={y.shape}",
         )
+    is_float = y.dtype.kind == "f" or y.dtype.name == "bfloat16"
+    if is_one_hot(y):
+        if y.dtype.kind not in "iub" and not is_float:
+            raise ValueError(f"Argument `y` must be numeric. Received: y.dtype={y.dtype}")
+        rows = np.asarray(y, "float64")
+        if np.isnan(rows).any() or (rows < 0).any() or (abs(rows.sum(axis=1) - 1) > 1e-3).any():
+            raise no_classifier(
+                "One-hot (or smoothed) labels in argument `y` must be non-negative, with rows "
+                "that sum to 1.",
+                f"y.min()={rows.min():g}, row sums from {rows.sum(axis=1).min():g} to "
+                f"{rows.sum(axis=1).max():g}",
+            )
+    elif y.dtype.kind not in "iub" and not (is_float and np.isin(y, (0, 1)).all()):
+        raise no_classifier(
+            "Argument `y` must hold integer labels.", f"y.dtype={y.dtype}, y.shape={y.shape}"
+        )
+
+
+def check_labels(y: np.ndarray, num_examples: int, num_outputs: int) -> None:
+    """Raises a `ValueError` for labels that do not match the images and the model.
+
+    They are integers in range, or one-hot rows; for a model of one output 0 and 1, of any dtype.
+    """
+    if num_outputs == 1 and y.dtype.kind in "if" and (y == -1).any() and np.isin(y, (-1, 1)).all():
+        raise ValueError(f"{_ONE_OUTPUT}, not -1 and 1: pass `(y + 1) // 2`. Received: y.min()=-1")
+    check_one_class(y)
     if len(y) != num_examples:
         raise ValueError(
             "Arguments `x` and `y` must have the same number of examples. "
             f"Received: {num_examples} in x, {len(y)} in y"
         )
-    if one_hot:
-        if y.dtype.kind not in "iufb" and y.dtype.name != "bfloat16":
-            raise ValueError(f"Argument `y` must be numeric. Received: y.dtype={y.dtype}")
-        rows = np.asarray(y, "float64")
-        if np.isnan(rows).any() or (rows < 0).any() or (abs(rows.sum(axis=1) - 1) > 1e-3).any():
-            raise ValueError(
-                "One-hot (or smoothed) labels in argument `y` must be non-negative, with rows "
-                f"that sum to 1. Received: y.min()={rows.min():g}, row sums from "
-                f"{rows.sum(axis=1).min():g} to {rows.sum(axis=1).max():g}"
+    if num_outputs == 1:
+        if is_one_hot(y) or not np.isin(y, (0, 1)).all():
+            raise no_classifier(
+                f"{_ONE_OUTPUT}, one number for each example.",
+                f"y.shape={y.shape}, y.min()={y.min()}, y.max()={y.max()}",
+            )
+        return
+    if is_one_hot(y):
+        if y.shape[1] != num_outputs:
+            raise no_classifier(
+                "Argument `y` must be integer labels of shape `(batch_size,)` or one-hot labels of "
+                f"shape `(batch_size, {num_outputs})`, to match the model's {num_outputs} outputs.",
+                f"y.shape={y.shape}",
             )
         return
     if y.dtype.kind not in "iu":
-        raise ValueError(
-            f"Argument `y` must hold integer labels. Received: y.dtype={y.dtype}, y.shape={y.shape}"
+        raise no_classifier(
+            f"Argument `y` must hold integer labels, to match the model's {num_outputs} outputs.",
+            f"y.dtype={y.dtype}, y.shape={y.shape}",
         )
-    if y.min() < 0 or y.max() >= num_classes:
+    if y.min() < 0 or y.max() >= num_outputs:
         raise ValueError(
-            f"Labels in argument `y` must be from 0 to {num_classes - 1}, to match the model's "
-            f"{num_classes} outputs. Received: y.min()={y.min()}, y.max()={y.max()}"
+            f"Labels in argument `y` must be from 0 to {num_outputs - 1}, to match the model's "
+            f"{num_outputs} outputs. Received: y.min()={y.min()}, y.max()={y.max()}"
         )

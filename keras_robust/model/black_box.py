@@ -33,8 +33,10 @@ class BlackBox:
     Args:
         function: callable, from a float array of shape `(batch_size, ...)` to an array of shape
             `(batch_size, num_classes)`: logits, or probabilities where the attack has
-            `from_logits=False`. With `num_classes`, to integers of shape `(batch_size,)`: the
-            predicted classes. It must answer to each image alone.
+            `from_logits=False`. Of two classes also one score, `(batch_size,)` or
+            `(batch_size, 1)`, of class 1 against class 0: scikit-learn's `decision_function(x)`
+            is a logit, `predict_proba(x)[:, 1]` a probability. With `num_classes`, to integers of
+            shape `(batch_size,)`: the predicted classes. It must answer to each image alone.
         num_classes: int. How many classes there are, where `function` returns the predicted class
             rather than scores; the model's outputs are then one-hot, and fit attacks of either
             `from_logits`. Defaults to `None`: it returns scores.

@@ -12,6 +12,7 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.model.arrays import check_images, check_labels, check_range, padded_batches
 from keras_robust.model.black_box import BlackBox
+from keras_robust.model.calls import noted_calls
 from keras_robust.model.images import Images
 from keras_robust.model.keys import value_key
 from keras_robust.model.layers import HasSwitch, all_layers, held_by
@@ -21,11 +22,14 @@ from keras_robust.model.patching import (
     fixed_switches,
     without_final_activation,
 )
-from keras_robust.ops.logits import probabilities_to_logits
+from keras_robust.ops.logits import EXPECTED_OUTPUTS, class_scores, probabilities_to_logits
 from keras_robust.ops.precision import working_dtype
+from keras_robust.validation import no_classifier
 
 # Outputs are looked at on so many images.
 _NUM_PROBED = 8
+# What adds up to 1 but for rounding, in half precision too.
+_ROUNDED = 1e-2
 _PRECISIONS = ("bfloat16", "float16", "float32", "float64")
 Setting = tuple[tuple[float, float] | None, bool | None]
 
@@ -36,6 +40,9 @@ class Classifier:
     It is made once for an evaluation, an attack or a training run, and handed down. A model that
     changes afterwards (another layer, another activation) needs another one; new weights do not.
 
+    One output z is that of two classes, whose logits are `(0, z)`; a probability p of class 1 is
+    `(1 - p, p)`. `outputs` and `predict` give it as it is, everything else knows of two scores.
+
     Args:
         model: Keras model, `kr.RobustModel`, `kr.BlackBox`, or a callable `x -> outputs`.
     """
@@ -45,6 +52,10 @@ class Classifier:
         self.is_keras = isinstance(model, keras.layers.Layer)
         self.is_black_box = isinstance(model, BlackBox)
         self.num_classes = 0  # As `check` finds it.
+        self.has_one_output = False  # As `logits` and `scores` find it.
+        # Of one output: the activation that a run has shown, or else what its values look like.
+        self._last_activation: str | None = None
+        self._looks_like_probability: bool | None = None
 
     @classmethod
     def of(cls, model: Any) -> "Classifier":
@@ -123,15 +134,16 @@ class Classifier:
         elsewhere (a callable, a subclassed model) the logarithm of the probabilities is taken.
         """
         if from_logits:
-            return self.outputs(x)
+            return self._two_scores(self.outputs(x), from_logits=True)
         with without_final_activation(self.model) as left_out:
             outputs = self.outputs(x)
-        return outputs if left_out else probabilities_to_logits(outputs)
+        scores = self._two_scores(outputs, from_logits=left_out)
+        return scores if left_out else probabilities_to_logits(scores)
 
     def probabilities(self, logits: Any) -> Any:
-        """What `outputs` returns where `logits(x, from_logits=False)` returns these."""
-        activation = final_activation(self.model) if self.is_keras else None
-        if activation == "softmax":
+        """The class scores in the outputs where `logits(x, from_logits=False)` returns these."""
+        activation = self._final_activation()
+        if activation == "softmax" or (activation == "sigmoid" and self.has_one_output):
             return ops.softmax(logits)
         return ops.sigmoid(logits) if activation == "sigmoid" else ops.exp(logits)
 
@@ -200,13 +212,20 @@ class Classifier:
         function = self.compiled("outputs", _seeded_outputs, num_batched=num_batched)
         return ops.convert_to_numpy(function(ops.convert_to_tensor(x), backend.make_seed(seed)))
 
+    def scores(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
+        """What `predict` returns, checked, as a row of class scores for each example."""
+        outputs = self.predict(x, seed)
+        check_outputs(outputs, len(x))
+        if outputs.ndim == 2 and outputs.shape[1] > 1:
+            return outputs
+        is_logit = not self._are_probabilities(x, outputs)
+        return ops.convert_to_numpy(self._two_scores(outputs, is_logit))
+
     def classes(self, x: np.ndarray | Images, batch_size: int) -> np.ndarray:
         """The class with the highest score for each example."""
         classes = []
         for indices in self.batches(np.arange(len(x)), batch_size):
-            outputs = self.predict(x[indices])
-            check_outputs(outputs, len(indices))
-            classes.append(outputs.argmax(axis=1))
+            classes.append(self.scores(x[indices]).argmax(axis=1))
         return np.concatenate(classes)[: len(x)]
 
     def batches(self, indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -234,13 +253,12 @@ class Classifier:
         for bounds in given.values():
             check_range(x, bounds)
         self.check_structure()
-        outputs = self.predict(x[:_NUM_PROBED])
-        check_outputs(outputs, min(len(x), _NUM_PROBED))
+        outputs = self.scores(x[:_NUM_PROBED])
         for from_logits in dict.fromkeys(from_logits for _, from_logits in settings):
             if from_logits is not None:
                 self.check_from_logits(outputs, from_logits)
         self.num_classes = outputs.shape[1]
-        check_labels(y, len(x), self.num_classes)
+        check_labels(y, len(x), 1 if self.has_one_output else self.num_classes)
         return self.num_classes
 
     def check_structure(self) -> None:
@@ -253,23 +271,72 @@ class Classifier:
     def check_from_logits(self, outputs: np.ndarray, from_logits: bool) -> None:
         """Raises a `ValueError` where the outputs are not what `from_logits` says.
 
-        The activation of the last layer decides; where that is not known, the outputs do. One-hot
-        classes do as either.
+        The activation of the last layer decides; where that is not known, `outputs`, which are
+        those of `scores`, do. One-hot classes do as either.
         """
         if self.returns_classes:
             return
-        activation = final_activation(self.model) if self.is_keras else None
-        if activation is None:
+        activation = self._final_activation()
+        if activation is None and self.has_one_output:
+            if from_logits and self._looks_like_probability:
+                raise ValueError(_MAY_BE_A_LOGIT)
+            activation = "sigmoid" if self._looks_like_probability else "linear"
+        elif activation is None:
             activation = "softmax" if are_probabilities(outputs) else "linear"
         if from_logits and activation != "linear":
             raise ValueError(_NOT_LOGITS.format(activation=activation))
         if not from_logits and activation == "linear":
+            outputs = outputs[:, 1:] if self.has_one_output else outputs
             sums = outputs.astype("float64").sum(axis=1)
             raise ValueError(
                 "`from_logits=False` was given, but the model's outputs are no probabilities. "
                 f"Pass `from_logits=True`. Received: outputs from {outputs.min():g} to "
                 f"{outputs.max():g}, row sums from {sums.min():g} to {sums.max():g}"
             )
+
+    def _final_activation(self) -> str | None:
+        """That of a Keras model, as far as its last layer says."""
+        return (final_activation(self.model) if self.is_keras else None) or self._last_activation
+
+    def _two_scores(self, outputs: Any, from_logits: bool) -> Any:
+        """The class scores in outputs, which may be one."""
+        scores = class_scores(outputs, from_logits)
+        self.has_one_output = scores is not outputs
+        return scores
+
+    def _are_probabilities(self, x: np.ndarray, output: np.ndarray) -> bool:
+        """Whether a model's one output is the probability of class 1, rather than its logit.
+
+        Where the activation of the last layer does not say, the first images decide.
+        """
+        is_first = self._looks_like_probability is None
+        if self.is_keras and is_first and self._final_activation() is None:
+            self._last_activation = self._activation_in_a_run(x)
+        activation = self._final_activation()
+        if activation == "softmax":
+            raise ValueError(
+                "The model ends in a softmax over one output, which is always 1. End it in a "
+                f"sigmoid, or (better) in the logit. Received: model={self.model!r}"
+            )
+        if activation is not None:
+            return activation == "sigmoid"
+        is_inside = bool(output.min() >= 0 and output.max() <= 1 + _ROUNDED)
+        if self._looks_like_probability and not is_inside:
+            raise ValueError(
+                "The model's one output was from 0 to 1 for the first images, as a probability "
+                f"is. Received: outputs from {output.min():g} to {output.max():g} for others"
+            )
+        if is_first:
+            self._looks_like_probability = is_inside
+        return bool(self._looks_like_probability)
+
+    def _activation_in_a_run(self, x: np.ndarray) -> str | None:
+        """That of the layer whose output is the model's when it is run, as far as it says."""
+        drawn = backend.seeded(self.random_state, backend.make_seed(0))
+        with drawn, noted_calls(self.model) as calls:
+            output = call_model(self.model, ops.convert_to_tensor(x[:1]), training=False)
+        found = [final_activation(call.layer) for call in calls if call.outputs is output]
+        return next(filter(None, found), None)
 
     def _traced(self, x: Any) -> Any:
         """A callable's outputs on a symbol; one of NumPy arrays is told what it should be."""
@@ -317,12 +384,10 @@ def several(what: str, names: list[str]) -> str:
 
 
 def check_outputs(outputs: np.ndarray, num_examples: int) -> None:
-    """A classifier's outputs: one row of at least two finite numbers for each example."""
-    if outputs.ndim != 2 or outputs.shape[0] != num_examples or outputs.shape[1] < 2:
-        raise ValueError(
-            "The model must return one row of at least two class scores for each example (a "
-            "binary classifier needs two outputs). Received: outputs of shape "
-            f"{outputs.shape} for {num_examples} examples"
+    """A classifier's outputs: one row of finite numbers, or one number, for each example."""
+    if outputs.ndim not in (1, 2) or len(outputs) != num_examples or outputs.size == 0:
+        raise no_classifier(
+            EXPECTED_OUTPUTS, f"outputs of shape {outputs.shape} for {num_examples} examples"
         )
     if not np.isfinite(outputs).all():
         raise ValueError(
@@ -335,13 +400,17 @@ def check_outputs(outputs: np.ndarray, num_examples: int) -> None:
 def are_probabilities(outputs: np.ndarray) -> bool:
     """Whether outputs look like those of a softmax."""
     sums = outputs.astype("float64").sum(axis=1)
-    return bool((outputs >= 0).all() and (abs(sums - 1) < 1e-2).all())
+    return bool((outputs >= 0).all() and (abs(sums - 1) < _ROUNDED).all())
 
 
 _NOT_LOGITS = (
     "`from_logits=True` was given, but the model ends in a {activation}: its outputs are "
     "probabilities. Pass `from_logits=False`, or (better: no precision is lost) remove the "
     "{activation} from the model's end."
+)
+_MAY_BE_A_LOGIT = (
+    "`from_logits=True` was given, but the model's one output is from 0 to 1 for the first images, "
+    "as a probability is. Pass `from_logits=False`; or, if it is a logit z, return two, `(0, z)`."
 )
 
 

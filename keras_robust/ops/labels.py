@@ -4,6 +4,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_robust.validation import no_classifier
+
 
 def is_one_hot(y: Any) -> bool:
     """Whether labels of the shape of `y` are one-hot rather than integers."""
@@ -16,4 +18,9 @@ def sparse_labels(y: Any) -> Any:
     Args:
         y: tensor, shape `(batch_size,)`, `(batch_size, 1)` or `(batch_size, num_classes)`.
     """
+    if len(y.shape) not in (1, 2):
+        raise no_classifier(
+            "Labels must be numbers, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot rows.",
+            f"labels of shape {tuple(y.shape)}",
+        )
     return ops.cast(ops.argmax(y, axis=-1) if is_one_hot(y) else ops.reshape(y, (-1,)), "int32")

@@ -5,7 +5,12 @@ from typing import Any
 from keras import ops
 
 from keras_robust.ops.precision import EPSILON
+from keras_robust.validation import no_classifier
 
+EXPECTED_OUTPUTS = (
+    "The model must return one row of at least two class scores for each example, or one score of "
+    "two classes."
+)
 # Below the smallest positive float32 that is not subnormal, a probability is taken for this one.
 _SMALLEST_PROBABILITY = 1e-37
 # How far rounding moves the difference of two logits, in units of `EPSILON` times the largest.
@@ -19,6 +24,24 @@ _MASKED = 100.0
 _MOVES_PROBABILITIES = 4.0
 
 
+def class_scores(outputs: Any, from_logits: bool = True) -> Any:
+    """A row of class scores for each example: of one output `(0, z)`, or `(1 - p, p)`.
+
+    Args:
+        outputs: tensor, a classifier's outputs, shape `(batch_size, num_classes)`; of one output
+            `(batch_size, 1)` or `(batch_size,)`.
+        from_logits: bool. Whether one output is a logit z, rather than the probability p of class
+            1. Defaults to `True`.
+    """
+    rank = len(outputs.shape)
+    if rank not in (1, 2):
+        raise no_classifier(EXPECTED_OUTPUTS, f"outputs of shape {tuple(outputs.shape)}")
+    if rank == 2 and outputs.shape[1] != 1:
+        return outputs
+    score = ops.reshape(outputs, (-1, 1))
+    return ops.concatenate([ops.zeros_like(score) if from_logits else 1 - score, score], axis=1)
+
+
 def probabilities_to_logits(probabilities: Any) -> Any:
     """`log p`, finite and with a finite gradient at `p = 0`. `softmax(log p) = p`."""
     return ops.log(ops.maximum(probabilities, _SMALLEST_PROBABILITY))
@@ -26,6 +49,7 @@ def probabilities_to_logits(probabilities: Any) -> Any:
 
 def log_probabilities(outputs: Any, from_logits: bool) -> Any:
     """Log-probabilities of a classifier's outputs, shape `(batch_size, num_classes)`."""
+    outputs = class_scores(outputs, from_logits)
     return ops.log_softmax(outputs) if from_logits else probabilities_to_logits(outputs)
 
 

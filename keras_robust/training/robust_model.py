@@ -38,7 +38,8 @@ class RobustModel(backend.TrainStep, keras.Model):
 
     Args:
         base_model: Keras model, built or not: functional, sequential or subclassed. It takes a
-            batch of images and returns a row of at least two class scores for each.
+            batch of images and returns a row of at least two class scores for each, or one of two
+            classes, as `Dense(1)` does.
         seed: int. Seed of the attacks' random numbers. Defaults to `0`.
         name: string. Defaults to `None`: the class's name.
 

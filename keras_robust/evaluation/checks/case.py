@@ -172,11 +172,15 @@ class Case:
         ]
         return np.concatenate(batches)[: len(x)]
 
+    def predicted(self, seed: int) -> np.ndarray:
+        """The model's class scores for each example, drawn from `seed` where it is random."""
+        return self.batched(lambda x, *_: self.classifier.scores(x, seed))
+
     def outputs(self) -> np.ndarray:
         """The model's outputs in float32, shape `(num_examples, num_classes)`."""
 
         def compute() -> np.ndarray:
-            return self.batched(lambda x, *_: self.classifier.predict(x)).astype("float32")
+            return self.predicted(0).astype("float32")
 
         return self.once("outputs", compute)
 

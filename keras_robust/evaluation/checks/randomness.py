@@ -12,7 +12,7 @@ _TOLERANCE = 0.01
 
 def deterministic(case: Case) -> Outcome:
     """Passes through the model with the same and with another seed."""
-    first, *others = (_outputs(case, seed) for seed in (0, 0, 1))
+    first, *others = (case.predicted(seed).astype("float64") for seed in (0, 0, 1))
     spread = np.ptp(first, axis=1, keepdims=True)
     spread = np.where(spread > 0, spread, 1.0)
     changes = np.max([abs(other - first) for other in others], axis=0)
@@ -37,7 +37,3 @@ def deterministic(case: Case) -> Outcome:
         return Outcome(True, sentence, figures)
     sentence = f"{facts}. Attack it with `num_samples` of 10 or more, not 1."
     return Outcome(False, sentence, figures)
-
-
-def _outputs(case: Case, seed: int) -> np.ndarray:
-    return case.batched(lambda x, *_: case.classifier.predict(x, seed)).astype("float64")
