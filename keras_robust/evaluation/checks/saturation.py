@@ -12,6 +12,7 @@ from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.metrics.activations import calls_of_one, features, layer_calls
 from keras_robust.model.calls import LayerCall
 from keras_robust.model.classifier import Classifier
+from keras_robust.model.patching import without_final_activation
 from keras_robust.model.smoothed import SmoothedClassifier
 
 # In float32 a softmax is exactly 1 from a margin of about 17 on: ordinary networks reach it on
@@ -59,12 +60,16 @@ def hidden(case: Case) -> Outcome:
 
 
 def _shares(case: Case) -> dict[str, float]:
-    """The share of flat values in each bounded layer, by its name."""
+    """The share of flat values in each bounded layer, by its name.
+
+    A sigmoid that ends the model is none: attacks leave it out.
+    """
     names = [call.name for call in calls_of_one(case.classifier, case.x[:1].astype("float32"))]
 
     def flat(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
         """Shape `(batch_size, calls)`; -1 for layers that are not bounded."""
-        with backend.seeded(classifier.random_state, seed):
+        left_out = without_final_activation(classifier.model)
+        with backend.seeded(classifier.random_state, seed), left_out:
             return ops.stack([_flat(call, x) for call in layer_calls(classifier, x)], axis=1)
 
     function = case.classifier.compiled("flat", flat, num_batched=2)
