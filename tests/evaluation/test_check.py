@@ -690,7 +690,7 @@ def test_arguments(arguments, message):
     [
         ({"transfer_from": "other.keras"}, "`transfer_from` must be another model.*'other.keras'"),
         ({"transfer_from": lambda x: ops.softmax(threshold(x))}, "ends in a softmax"),
-        ({"transfer_from": lambda x: threshold(x)[:, :1]}, "at least two class scores"),
+        ({"transfer_from": lambda x: threshold(x)[:, None]}, "at least two class scores"),
         ({"transfer_from": lambda x: ops.reshape(x, (-1, 7))}, "`transfer_from` must be another"),
         ({"transfer_from": threshold, "checks": False}, "`transfer_from` is for the checks"),
     ],

@@ -140,7 +140,7 @@ def test_bad_functions():
     with pytest.raises(ValueError, match="`function` must be a callable"):
         kr.BlackBox("scores")
     with pytest.raises(ValueError, match="at least two class scores"):
-        kr.attacks.Square(0.1).run(kr.BlackBox(lambda x: scores(x)[:, :1]), X, Y)
+        kr.attacks.Square(0.1).run(kr.BlackBox(lambda x: scores(x)[:, None]), X, Y)
     with pytest.raises(ValueError, match="finite"):
         kr.attacks.Square(0.1).run(kr.BlackBox(lambda x: scores(x) * np.nan), X, Y)
 

@@ -1,0 +1,172 @@
+"""Promised: what is no classifier of one label is refused in one sentence, wherever it comes in."""
+
+import inspect
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_robust as kr
+from keras_robust.cli import main
+
+RNG = np.random.default_rng(0)
+X = RNG.random((12, 4, 4, 1), "float32")
+CLASSES = np.arange(12) % 3
+SENTENCE = (
+    "Each example must have one class: multi-label, regression and segmentation models are not "
+    "supported."
+)
+
+
+def dense(num_outputs, activation=None):
+    return lambda: keras.Sequential(
+        [keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(num_outputs, activation)]
+    )
+
+
+def of_pixels():
+    return keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(3, 1)])
+
+
+MULTI_HOT = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]])[CLASSES]
+# A model, labels, and whether it returns logits.
+KINDS = {
+    "multi-label": (dense(3, "sigmoid"), MULTI_HOT, False),
+    "multi-label, floats": (dense(3), MULTI_HOT.astype("float32"), True),
+    "regression": (dense(1), RNG.normal(size=12).astype("float32"), True),
+    "regression, column": (dense(1), RNG.normal(size=(12, 1)), True),
+    "regression of several": (dense(3), RNG.normal(size=(12, 3)), True),
+    "segmentation": (of_pixels, RNG.integers(0, 3, (12, 4, 4)), True),
+    "segmentation, one-hot": (of_pixels, RNG.random((12, 4, 4, 3), "float32"), True),
+    "images as labels": (dense(3), X, True),
+}
+# Labels that show it with the model alone.
+OUTPUTS_ONLY = {
+    "segmentation, labels of images": (of_pixels, CLASSES, True),
+    "counts": (dense(1), CLASSES, True),
+}
+
+
+def attack(from_logits):
+    return kr.attacks.FGSM(0.1, from_logits=from_logits)
+
+
+def compiled(model, loss):
+    robust = kr.RobustModel(model)
+    robust.compile("sgd", loss)
+    return robust
+
+
+def fit_with_callback(model, y, attack):
+    model.compile("sgd", "mse")
+    callback = kr.callbacks.RobustAccuracy(attack, X, y)
+    model.fit(X, np.zeros((12, *model.output_shape[1:])), callbacks=[callback], verbose=0)
+
+
+def robust_fit(make_loss):
+    return lambda m, y, a: compiled(m, make_loss(a)).fit(X, y, verbose=0)
+
+
+LOSSES = {
+    "AdversarialTraining": kr.losses.AdversarialTraining,
+    "TRADES": lambda a: kr.losses.TRADES(kr.attacks.PGD(0.1, from_logits=a.from_logits)),
+    "MART": kr.losses.MART,
+    "LatentDisparity": kr.losses.LatentDisparity,
+    "StabilityTraining": lambda a: kr.losses.StabilityTraining(1.0, 0.1, a.from_logits),
+    "DeepDefense": lambda a: kr.losses.DeepDefense(from_logits=a.from_logits),
+    "Sum": lambda a: 0.5 * kr.losses.AdversarialTraining(a),
+}
+EVALUATION = {
+    "check": lambda m, y, a: kr.evaluation.check(m, X, y, attack=a, verbose=0),
+    "evaluate": lambda m, y, a: kr.evaluate(m, X, y, a, verbose=0),
+    "robust_accuracy": lambda m, y, a: kr.evaluation.robust_accuracy(m, X, y, attack=a),
+    "robustness_curve": lambda m, y, a: kr.evaluation.robustness_curve(
+        m, X, y, attack=a, epsilons=[0.1], verbose=0
+    ),
+    "steps_curve": lambda m, y, a: kr.evaluation.steps_curve(
+        m, X, y, attack=kr.attacks.PGD(0.1, from_logits=a.from_logits), num_steps=[1], verbose=0
+    ),
+    "accuracy_at": lambda m, y, a: kr.evaluation.accuracy_at(
+        m, X, y, attack=a, epsilon=0.1, verbose=0
+    ),
+    "reference_epsilon": lambda m, y, a: kr.evaluation.reference_epsilon(
+        m, X, y, attack=a, verbose=0
+    ),
+    "noise_accuracy": lambda m, y, a: kr.evaluation.noise_accuracy(
+        m, X, y, stddevs=[0.1], verbose=0
+    ),
+    "rho": lambda m, y, a: kr.evaluation.rho(m, X, y, attack=a, verbose=0),
+    "transfer_matrix": lambda m, y, a: kr.evaluation.transfer_matrix(
+        {"model": m}, X, y, attack=a, verbose=0
+    ),
+    "k_fold": lambda m, y, a: kr.evaluation.k_fold(lambda *data: m, X, y, num_folds=2, verbose=0),
+    "feature_geometry": lambda m, y, a: kr.evaluation.feature_geometry(m, X, y, X),
+    "nearest_images": lambda m, y, a: kr.evaluation.nearest_images(m, X, X, y, k=2),
+}
+ENTRIES = {
+    "call": lambda m, y, a: a(m, X, y),
+    "run": lambda m, y, a: a.run(m, X, y),
+    "perturb": lambda m, y, a: a.perturb(m, X, y, 0),
+    **{f"fit with {name}": robust_fit(loss) for name, loss in LOSSES.items()},
+    "train_on_batch": lambda m, y, a: compiled(m, LOSSES["AdversarialTraining"](a)).train_on_batch(
+        X, y
+    ),
+    "RobustAccuracy": fit_with_callback,
+    **EVALUATION,
+}
+
+
+def test_no_function_is_missing():
+    functions = inspect.getmembers(kr.evaluation, inspect.isfunction)
+    takes_labels = {
+        n for n, f in functions if {"y", "y_train"} & set(inspect.signature(f).parameters)
+    }
+    assert takes_labels | {"evaluate"} == set(EVALUATION)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_it_is_refused_everywhere(entry, kind):
+    make, y, from_logits = KINDS[kind]
+    with pytest.raises(ValueError, match=re.escape(SENTENCE)):
+        ENTRIES[entry](make(), y, attack(from_logits))
+
+
+@pytest.mark.parametrize("kind", OUTPUTS_ONLY)
+@pytest.mark.parametrize("entry", ["run", "fit with AdversarialTraining", "evaluate", "rho"])
+def test_the_model_shows_it(entry, kind):
+    make, y, from_logits = OUTPUTS_ONLY[kind]
+    with pytest.raises(ValueError, match=re.escape(SENTENCE)):
+        ENTRIES[entry](make(), y, attack(from_logits))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *OUTPUTS_ONLY])
+def test_the_command(kind, monkeypatch, tmp_path, capsys):
+    make, y, from_logits = {**KINDS, **OUTPUTS_ONLY}[kind]
+    data = kr.datasets.ArrayDataset(X, y)
+    monkeypatch.setattr("keras_robust.cli.loading.load", lambda *args: data)
+    path = str(tmp_path / "model.keras")
+    make().save(path)
+    argv = ["evaluate", path, "--dataset", "d", "--attack", "fgsm", "--epsilon", "0.1"]
+    assert main(argv + ([] if from_logits else ["--from-probabilities"])) == 2
+    assert capsys.readouterr().err.count(SENTENCE) == 1
+
+
+def test_segmentation_is_refused_inside_of_a_compiled_function():
+    # The values of labels are not known there.
+    robust = compiled(of_pixels(), kr.losses.FisherInformation())
+    with pytest.raises(ValueError, match=re.escape(SENTENCE)):
+        robust.fit(X, CLASSES, verbose=0)
+
+    class Own(keras.Model):
+        def train_step(self, *data):
+            x, y = data[-1] if keras.backend.backend() == "jax" else data[0]
+            attack(True).perturb(self, x, y, 0)
+
+    image = keras.Input((4, 4, 1))
+    own = Own(image, layers.Dense(3)(layers.Flatten()(image)))
+    own.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=re.escape(SENTENCE)):
+        own.fit(X, X, verbose=0)
