@@ -6,10 +6,11 @@ import re
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_robust as kr
 from keras_robust.cli import main
+from keras_robust.model.classifier import Classifier
 
 RNG = np.random.default_rng(0)
 X = RNG.random((12, 4, 4, 1), "float32")
@@ -160,13 +161,10 @@ def test_segmentation_is_refused_inside_of_a_compiled_function():
     with pytest.raises(ValueError, match=re.escape(SENTENCE)):
         robust.fit(X, CLASSES, verbose=0)
 
-    class Own(keras.Model):
-        def train_step(self, *data):
-            x, y = data[-1] if keras.backend.backend() == "jax" else data[0]
-            attack(True).perturb(self, x, y, 0)
+    def perturb(model, x, y):
+        return attack(True).perturb(model, x, y, 0)
 
-    image = keras.Input((4, 4, 1))
-    own = Own(image, layers.Dense(3)(layers.Flatten()(image)))
-    own.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=re.escape(SENTENCE)):
-        own.fit(X, X, verbose=0)
+    images, classes = ops.convert_to_tensor(X), ops.convert_to_tensor(CLASSES)
+    for model, y in ((dense(3)(), images), (of_pixels(), classes)):
+        with pytest.raises(ValueError, match=re.escape(SENTENCE)):
+            Classifier(model).compiled("perturb", perturb)(images, y)
