@@ -31,7 +31,7 @@ def stated_from_logits(loss: Any) -> bool | None:
 def plain_loss(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> Any:
     """A loss of Keras for each example; where that is one of classes, one output counts as two."""
     if isinstance(loss, _OF_CLASSES):
-        y_pred = class_scores(y_pred, loss.from_logits)
+        y_pred = class_scores(y_pred, bool(stated_from_logits(loss)))
     return loss.call(y_true, y_pred)
 
 

@@ -314,10 +314,14 @@ def check_one_class(y: np.ndarray) -> None:
                 f"y.min()={rows.min():g}, row sums from {rows.sum(axis=1).min():g} to "
                 f"{rows.sum(axis=1).max():g}",
             )
-    elif y.dtype.kind not in "iub" and not (is_float and np.isin(y, (0, 1)).all()):
+    elif y.dtype.kind not in "iub" and not (is_float and _is_0_or_1(y)):
         raise no_classifier(
             "Argument `y` must hold integer labels.", f"y.dtype={y.dtype}, y.shape={y.shape}"
         )
+
+
+def _is_0_or_1(y: np.ndarray) -> bool:
+    return bool(((y == 0) | (y == 1)).all())
 
 
 def check_labels(y: np.ndarray, num_examples: int, num_outputs: int) -> None:
@@ -334,7 +338,7 @@ def check_labels(y: np.ndarray, num_examples: int, num_outputs: int) -> None:
             f"Received: {num_examples} in x, {len(y)} in y"
         )
     if num_outputs == 1:
-        if is_one_hot(y) or not np.isin(y, (0, 1)).all():
+        if is_one_hot(y) or not _is_0_or_1(y):
             raise no_classifier(
                 f"{_ONE_OUTPUT}, one number for each example.",
                 f"y.shape={y.shape}, y.min()={y.min()}, y.max()={y.max()}",
