@@ -9,6 +9,7 @@ from keras import ops
 from keras_robust import backend, validation
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import final_activation
+from keras_robust.ops.logits import class_scores
 from keras_robust.ops.precision import working_dtype
 
 # How often a vote by chance may look like an attack's success.
@@ -104,8 +105,8 @@ class SmoothedClassifier(keras.Model):
             drawn = backend.fold_in(seed, number)
             noisy = step * ops.round(self._noisy(inputs, drawn) / step)
             with backend.seeded(classifier.random_state, drawn):
-                outputs = classifier.outputs(noisy)
-            return ops.one_hot(ops.argmax(outputs, axis=-1), outputs.shape[-1], dtype="float32")
+                scores = self._class_scores(classifier.outputs(noisy))
+            return ops.one_hot(ops.argmax(scores, axis=-1), scores.shape[-1], dtype="float32")
 
         def add(number: Any, total: Any) -> Any:
             return total + votes(number)
@@ -140,6 +141,17 @@ class SmoothedClassifier(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
         return cls(**{**config, "model": model})
+
+    def _class_scores(self, outputs: Any) -> Any:
+        activation = final_activation(self.model)
+        scores = class_scores(outputs, from_logits=activation != "sigmoid")
+        if scores is not outputs and activation is None:
+            raise ValueError(
+                "The last layer of a model of one output must say whether that is a logit or a "
+                "probability: end it in a `Dense` layer, with a sigmoid or without. "
+                f"Received: model={self.model!r}"
+            )
+        return scores
 
     def _noisy(self, x: Any, seed: Any) -> Any:
         dtype = working_dtype(x.dtype)

@@ -65,6 +65,7 @@ ATTACKS = {
     "APGD": lambda **a: kr.attacks.APGD(0.1, num_steps=6, **a),
     "FAB": lambda **a: kr.attacks.FAB(0.1, num_steps=4, **a),
     "Square": lambda **a: kr.attacks.Square(0.1, num_queries=10, **a),
+    "HopSkipJump": lambda **a: kr.attacks.HopSkipJump(num_queries=200, **a),
     "DeepFool": lambda **a: kr.attacks.DeepFool(num_steps=5, **a),
     "CarliniWagnerL2": lambda **a: kr.attacks.CarliniWagnerL2(
         num_steps=10, binary_search_steps=2, **a
@@ -370,6 +371,46 @@ def test_metrics_are_those_of_the_twin():
         for m, labels in ((model, y), (twin, Y))
     ]
     assert folds[0] == folds[1] == [{"accuracy": 1.0}] * 3
+
+
+@pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
+def test_certificates_are_those_of_the_twin(from_logits):
+    pytest.importorskip("scipy", reason="certificates need SciPy")
+    found, expected = (
+        kr.evaluation.certify(
+            model,
+            X[:6],
+            Y[:6],
+            stddev=0.1,
+            num_samples=200,
+            num_selection=20,
+            batch_size=100,
+            verbose=0,
+        )
+        for model in (one_output(from_logits), two_outputs(from_logits))
+    )
+    assert found.radii.max() > 0
+    np.testing.assert_array_equal(found.radii, expected.radii)
+    np.testing.assert_array_equal(found.classes, expected.classes)
+
+
+@pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
+def test_the_smoothed_classifier_is_that_of_the_twin(from_logits):
+    def votes(model):
+        smoothed = kr.evaluation.SmoothedClassifier(model, stddev=0.1, num_votes=50, seed=1)
+        return ops.convert_to_numpy(smoothed(X))
+
+    found = votes(one_output(from_logits))
+    assert found.shape == (len(X), 2)
+    assert 0 < found[:, 1].mean() + 1 < 2
+    np.testing.assert_array_equal(found, votes(two_outputs(from_logits)))
+
+
+def test_a_smoothed_output_that_may_be_either_is_refused():
+    model = keras.Sequential([keras.Input((6, 6, 1)), layers.Flatten(), layers.Dense(4)])
+    one = keras.Model(model.inputs, ops.mean(model.outputs[0], axis=1, keepdims=True))
+    with pytest.raises(ValueError, match="a logit or a probability"):
+        kr.evaluation.SmoothedClassifier(one, stddev=0.1)(X)
 
 
 @pytest.mark.slow
