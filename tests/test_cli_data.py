@@ -79,6 +79,58 @@ def test_a_file_is_evaluated_as_the_same_images_of_a_data_set(
     assert f"Data: {said}." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["npy", "npz", "each"])
+def test_attacks_change_what_the_mask_leaves_free(stored, embedded_data, tmp_path, kind, capsys):
+    path = str(tmp_path / "model.keras")
+    model = save_model(path, nearest_mean(*embedded_data[0]), (28, 28, 1))
+    np.savez(tmp_path / "data.npz", x=stored[0], y=stored[1])
+    mask = np.zeros((28, 28, 1), "uint8")
+    mask[6:22, 6:22] = 1
+    file = tmp_path / ("mask.npz" if kind == "npz" else "mask.npy")
+    if kind == "npz":
+        np.savez(file, only=mask)
+    else:
+        np.save(file, np.stack([mask] * 60) if kind == "each" else mask)
+    argv = ["evaluate", path, "--data", str(tmp_path / "data.npz"), *FGSM, "--no-checks"]
+    argv += ["--num-examples", "50", "--mask", str(file), "--output", str(tmp_path / "report")]
+    assert main(argv) == 0
+    x, y = stored[0][:50].astype("float32") / 255, stored[1][:50]
+    attack, share = kr.attacks.FGSM(0.05), 16 * 16 / 28**2
+    expected = {
+        name: kr.evaluation.robust_accuracy(model, x, y, attack=attack, mask=m, verbose=0)
+        for name, m in (("masked", mask), ("whole", None))
+    }
+    assert rows_in(tmp_path / "report")[1]["accuracy"] == expected["masked"] > expected["whole"]
+    assert f"no more than {share:.2%} of an image's values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((28, 28, 1), 2), "must hold 0"),
+        (np.ones((28, 27, 1)), "must have a shape that broadcasts"),
+        ({"a": np.ones(1), "b": np.ones(1)}, "must hold one array. Received: a, b"),
+        (np.array([None]), "allow_pickle"),
+        (None, "No such file"),
+    ],
+    ids=["values", "shape", "arrays", "objects", "no file"],
+)
+def test_a_mask_that_is_refused(stored, embedded_data, tmp_path, mask, message, capsys):
+    path = str(tmp_path / "model.keras")
+    save_model(path, nearest_mean(*embedded_data[0]), (28, 28, 1))
+    np.savez(tmp_path / "data.npz", x=stored[0], y=stored[1])
+    file = tmp_path / "mask.npy"
+    if isinstance(mask, dict):
+        file = tmp_path / "mask.npz"
+        np.savez(file, **mask)
+    elif mask is not None:
+        np.save(file, mask)
+    argv = ["evaluate", path, "--data", str(tmp_path / "data.npz"), *FGSM, "--mask", str(file)]
+    said = refused(capsys, argv)
+    assert f"--mask {file}" in said
+    assert message in said
+
+
 @pytest.mark.parametrize(
     ("dtype", "divisor"), [("uint8", 1), ("int64", 1), ("float32", 255), ("float64", 255)]
 )

@@ -37,6 +37,11 @@ def as_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
         ) from None
 
 
+def share_of_ones(mask: np.ndarray) -> float:
+    """The mean of what `as_mask` returns, at the cost of the array that it was made from."""
+    return float(mask[tuple(slice(None if step else 1) for step in mask.strides)].mean())
+
+
 def as_seed(seed: Any) -> Any:
     """A seed of `keras_robust.backend`, from an integer or from one."""
     return backend.make_seed(int(seed)) if isinstance(seed, int | np.integer) else seed

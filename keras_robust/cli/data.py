@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_robust.attacks.inputs import as_mask
 from keras_robust.datasets.folder import first_damaged, load_folder
 from keras_robust.datasets.load import load
 from keras_robust.model.arrays import as_images, sparse
@@ -57,6 +58,27 @@ def load_data(options: argparse.Namespace, model: Any) -> Data:
     except Exception as error:  # downloads, and damaged files, fail in many ways
         source = f"--data {options.data}" if is_own else f"--dataset {options.dataset}"
         raise ValueError(f"{source}: {error}") from error
+
+
+def load_mask(options: argparse.Namespace, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The mask for images of that shape; `None` without one."""
+    if options.mask is None:
+        return None
+    try:
+        return as_mask(_mask_in(options.mask)[: shape[0]], shape)
+    except Exception as error:  # damaged files fail in many ways
+        raise ValueError(f"--mask {options.mask}: {error}") from error
+
+
+def _mask_in(path: str) -> np.ndarray:
+    found = np.load(path, allow_pickle=False)
+    if isinstance(found, np.ndarray):
+        return found
+    with found:
+        if len(found.files) != 1:
+            names = ", ".join(found.files) or "none"
+            raise ValueError(f"it must hold one array. Received: {names}")
+        return found[found.files[0]]
 
 
 def _of_data_set(options: argparse.Namespace) -> Data:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_robust.cli.attacks import check_attacks, make_attack
-from keras_robust.cli.data import check_data, load_data
+from keras_robust.cli.data import check_data, load_data, load_mask
 from keras_robust.cli.loading import import_modules, load_model, returns_logits
 from keras_robust.cli.options import parser
 from keras_robust.evaluation import Report, evaluate, merge
@@ -62,6 +62,7 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
     data = load_data(options, model)
     if options.data is not None:
         print(f"Data: {data.description}.")
+    mask = load_mask(options, data.x.shape)
     from_logits = returns_logits(model, data.x, options.from_logits)
     report = evaluate(
         model,
@@ -77,6 +78,7 @@ def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
         pictures=options.pictures,
         shard=options.shard,
         class_names=data.class_names,
+        mask=mask,
         notes={
             "command": shlex.join(["keras-robust", *argv]),
             "model": options.model,

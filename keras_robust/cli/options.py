@@ -54,6 +54,9 @@ def parser() -> Parser:
     add("--norm", choices=["linf", "l2"], help="default: the attack's own")
     add("--num-steps", type=_count, metavar="N",
         help="of the attacks that have a number of steps; default: the attack's own")
+    add("--mask", metavar="FILE",
+        help="a .npy or .npz file of one array of 0 and 1 that broadcasts to the images, of shape "
+        "(height, width, 1), say: attacks change only what is 1; default: all may change")
     add("--bounds", type=_number, nargs=2, default=[0.0, 1.0], metavar=("LOW", "HIGH"),
         help="range of the images that the model takes: they are scaled to it; default: 0 1")
     outputs = command.add_mutually_exclusive_group()

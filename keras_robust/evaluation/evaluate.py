@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.attacks.inputs import as_mask
+from keras_robust.attacks.inputs import as_mask, share_of_ones
 from keras_robust.evaluation.attack_list import named_attacks
 from keras_robust.evaluation.attacked_batches import attacked_batches
 from keras_robust.evaluation.bounds import add_certificate, check_certificate
@@ -27,6 +27,7 @@ from keras_robust.metrics.radii import radii, union
 from keras_robust.model.arrays import as_images, sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.report import plots
+from keras_robust.report.data import MASK
 from keras_robust.report.report import Report
 from keras_robust.report.row import CLEAN, WORST_CASE, Row
 
@@ -210,6 +211,9 @@ def evaluate(
         class_names=class_names,
     )
     report.add(Row(CLEAN, clean))
+    if mask is not None:
+        share = share_of_ones(mask)
+        report.notes[MASK] = f"attacks change no more than {share:.2%} of an image's values"
 
     limited = [name for name, attack in attacks.items() if radii(attack)] or list(attacks)
     worst = clean

@@ -20,6 +20,8 @@ from keras_robust.report.samples import Samples
 SCHEMA = 1
 # The axis of the curves that attacks and a certificate draw.
 BOUNDS = "L2 radius"
+# The note that says what attacks may change, where that is not all.
+MASK = "mask"
 
 
 def _now() -> str:
@@ -135,15 +137,21 @@ class ReportData:
         if not worst.radii:
             return (
                 f"No attack had a radius to keep to, and {share} withstood them all: look at the "
-                "norms of the perturbations."
+                f"norms of the perturbations.{self._masked}"
             )
         left_out = [row.name for row in self.rows if row.attack is not None and not row.radii]
         return (
             f"Upper bound on the robust accuracy within {worst.radius}: {share}, on "
             f"{self.num_examples} examples. A stronger attack may find it lower."
             + (f" Without a radius, and left out of it: {', '.join(left_out)}." * bool(left_out))
+            + self._masked
             + self._certified
         )
+
+    @property
+    def _masked(self) -> str:
+        """What attacks might change; nothing where that was all."""
+        return f" Mask: {self.notes[MASK]}." if MASK in self.notes else ""
 
     @property
     def _certified(self) -> str:

@@ -238,6 +238,9 @@ def test_an_evaluation_with_a_mask(tmp_path):
     # But for one whose margin is just the median.
     assert abs(report.row("PGD").correct.sum() - expected.sum()) <= 1
     assert [result.name for result in report.checks if result.passed is False] == []
+    said = f"attacks change no more than {MASK.mean():.2%} of an image's values"
+    assert report.to_dict()["notes"]["mask"] == said
+    assert f"Mask: {said}." in report.summary()
     with pytest.raises(ValueError, match="mask"):
         kr.evaluate(model, x, y, attacks, **{**settings, "mask": None}, resume=True)
     share = kr.evaluation.robust_accuracy(
