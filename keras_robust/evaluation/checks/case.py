@@ -111,7 +111,7 @@ class Case:
     @property
     def ball(self) -> Any:
         """The radius of the attacks; one for each value if the judged attack has such."""
-        own = self.attack.data.get("epsilon")
+        own: Any = self.attack.data.get("epsilon")
         return self.epsilon if not np.ndim(own) else own * (self.epsilon / np.max(own))
 
     @property
