@@ -97,7 +97,7 @@ def test_attacks_change_what_the_mask_leaves_free(stored, embedded_data, tmp_pat
     x, y = stored[0][:50].astype("float32") / 255, stored[1][:50]
     attack, share = kr.attacks.FGSM(0.05), 16 * 16 / 28**2
     expected = {
-        name: kr.evaluation.robust_accuracy(model, x, y, attack=attack, mask=m, verbose=0)
+        name: kr.evaluation.robust_accuracy(model, x, y, attack=attack, mask=m)
         for name, m in (("masked", mask), ("whole", None))
     }
     assert rows_in(tmp_path / "report")[1]["accuracy"] == expected["masked"] > expected["whole"]

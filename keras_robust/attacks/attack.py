@@ -318,7 +318,9 @@ class Attack(Value):
         It warns of a radius that is implausible for images of this size.
         """
         for name in ("epsilon", "step_size", "stddev"):
-            check_broadcasts(name, np.shape(self.data.get(name, 0.0)), x.shape[1:])
+            value = getattr(self, name, None)
+            if isinstance(value, np.ndarray):
+                check_broadcasts(name, value.shape, x.shape[1:])
         warn_of_units(self, num_values=x[0].size)
         if classifier.is_black_box and self.uses_gradient and self.objective is None:
             other = "HopSkipJump" if classifier.returns_classes else "Square"

@@ -430,7 +430,7 @@ def test_the_other_model_of_a_check_may_have_one_output():
 @pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
 def test_the_command(from_logits, monkeypatch, tmp_path, capsys):
     data = kr.datasets.ArrayDataset(X, Y[:, None].astype("float32"))
-    monkeypatch.setattr("keras_robust.cli.loading.load", lambda *args: data)
+    monkeypatch.setattr("keras_robust.cli.data.load", lambda *args: data)
     path = str(tmp_path / "one.keras")
     one_output(from_logits).save(path)
     argv = ["evaluate", path, "--dataset", "of two classes", "--attack", "fgsm"]
