@@ -56,6 +56,7 @@ def test_radii_are_data():
     assert Counted.traces == {"tensorflow": 1, "jax": 2}[keras.backend.backend()]
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_bounded(monkeypatch):
     monkeypatch.setattr(cache, "MOST", 8)
     model = make_model()

@@ -57,7 +57,10 @@ def test_few_classes():
         assert losses == ["ce", "margin_targeted", None, None]
 
 
-@pytest.mark.parametrize(("norm", "num_classes"), [("linf", 2), ("l2", 3), ("linf", 5), ("l2", 5)])
+@pytest.mark.parametrize(
+    ("norm", "num_classes"),
+    [("linf", 2), ("l2", 3), ("linf", 5), pytest.param("l2", 5, marks=pytest.mark.slow)],
+)
 def test_the_robust_accuracy_of_a_linear_model_is_exact(norm, num_classes):
     # The nearest point that is classified as j is at the distance of the hyperplane where both
     # logits are equal, (z_y - z_j) / ||w_y - w_j|| in the dual norm; the bounds are far away.

@@ -192,7 +192,11 @@ def seldom(x):
 
 @pytest.mark.parametrize(
     ("function", "epsilon"),
-    [(never, None), (seldom, None), (lambda x: odd(x).argmax(axis=1), 0.2)],
+    [
+        pytest.param(never, None, marks=pytest.mark.slow),
+        pytest.param(seldom, None, marks=pytest.mark.slow),
+        (lambda x: odd(x).argmax(axis=1), 0.2),
+    ],
     ids=["never", "seldom", "often"],
 )
 def test_queries_are_counted_and_none_is_too_many(function, epsilon):

@@ -33,6 +33,7 @@ def test_two_devices_equal_one(results, run):
     assert two["loss"][1] != two["loss"][0]  # The weights have moved.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has one sharded array")
 @pytest.mark.parametrize("run", RUNS)
 def test_the_replicas_have_the_same_weights_and_template(results, run):

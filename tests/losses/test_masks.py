@@ -27,7 +27,9 @@ def classifier(rng):
     return model
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "MART")) for name in LOSSES]
+)
 def test_a_step_changes_the_masked_part_alone(name):
     """A value that no attack may change, and that is 0, leaves its weights as they are."""
     rng = np.random.default_rng()

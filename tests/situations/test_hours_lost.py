@@ -62,7 +62,11 @@ def figures(report):
     return {**report.to_dict(), "date": None}, [np.array(row, float).tolist() for row in rows]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ConnectionError("lost")], ids=str)
+@pytest.mark.parametrize(
+    "error",
+    [pytest.param(KeyboardInterrupt(), marks=pytest.mark.slow), ConnectionError("lost")],
+    ids=str,
+)
 def test_an_interruption_loses_one_round_at_most(tmp_path, error):
     service = Service()
     whole = evaluate(service, tmp_path / "whole")

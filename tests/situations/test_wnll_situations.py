@@ -89,6 +89,7 @@ def test_data_that_are_read_once_bring_a_warning_that_says_what_to_call(kind):
     assert accuracy(model) > 0.8
 
 
+@pytest.mark.slow
 def test_a_callback_fills_the_template_where_fit_cannot():
     model = make_model()
     data = (Batches()[number % 4] for number in range(8))
@@ -183,6 +184,7 @@ def test_few_neighbours_need_no_second_number():
     assert kr.layers.WNLLHead(10).sigma_neighbor == 15
 
 
+@pytest.mark.slow
 def test_training_ends_as_it_would_without_the_filling():
     """The template is filled beside the training, and moves nothing in it."""
     found = []
