@@ -160,16 +160,14 @@ def test_a_second_call_from_python_compiles_nothing(joint, units):
 
     model, _ = make_model(joint=joint, units=units)
     x, _ = clusters(3, seed=1)
+    # It stays: JAX 0.7 cannot take a listener back.
     jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
-        first = array(model(x))
-        compilations.clear()
-        np.testing.assert_array_equal(array(model(x)), first)
-        assert not compilations
-        jax.jit(lambda value: value + 1)(1)
-        assert compilations, "the listener hears nothing"
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
+    first = array(model(x))
+    compilations.clear()
+    np.testing.assert_array_equal(array(model(x)), first)
+    assert not compilations
+    jax.jit(lambda value: value + 1)(1)
+    assert compilations, "the listener hears nothing"
 
 
 @pytest.mark.gpu
