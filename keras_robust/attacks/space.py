@@ -56,7 +56,8 @@ class Space:
     def outside(self, z: Any) -> Any:
         """The image at a point; a fixed value is the original one, bit for bit."""
         x = z if self.scale is None else z * self.scale
-        return x if self.free is None else ops.where(self.free, x, self.x)
+        # `z` may be the very tensor `self.x`: a fixed value has no gradient even so.
+        return x if self.free is None else ops.where(self.free, x, ops.stop_gradient(self.x))
 
     def _is_plain(self, bounds: tuple[Any, Any]) -> bool:
         """Whether all values have the same finite bounds, and may be moved."""
