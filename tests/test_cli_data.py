@@ -8,7 +8,7 @@ import pytest
 
 import keras_robust as kr
 from keras_robust.cli import main
-from keras_robust.cli.data import load_data
+from keras_robust.cli.data import load_data, load_mask
 from keras_robust.cli.options import parser
 from keras_robust.model.images import Images
 
@@ -77,6 +77,18 @@ def test_a_file_is_evaluated_as_the_same_images_of_a_data_set(
     said = f"{tmp_path / 'data.npz'}, the first 50 examples, scaled to 0 to {scale}"
     assert json.loads((own / "report.json").read_text())["notes"]["data"] == said
     assert f"Data: {said}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_examples", [1, 20, 28, 60])
+@pytest.mark.parametrize("count", [None, 60], ids=["for all images", "for each"])
+def test_a_mask_has_the_rows_that_it_was_saved_with(num_examples, count, tmp_path):
+    rng = np.random.default_rng()
+    mask = rng.integers(0, 2, (28, 28, 1) if count is None else (count, 28, 28, 1))
+    np.save(tmp_path / "mask.npy", mask)
+    argv = ["evaluate", "m.keras", "--data", "d.npz", *FGSM, "--mask", str(tmp_path / "mask.npy")]
+    found = load_mask(parser().parse_args(argv), (num_examples, 28, 28, 1))
+    for number in range(num_examples):
+        np.testing.assert_array_equal(found[number], mask if count is None else mask[number])
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "each"])

@@ -65,7 +65,10 @@ def load_mask(options: argparse.Namespace, shape: tuple[int, ...]) -> np.ndarray
     if options.mask is None:
         return None
     try:
-        return as_mask(_mask_in(options.mask)[: shape[0]], shape)
+        mask = _mask_in(options.mask)
+        if mask.ndim == len(shape):  # One for each example, of which the first are taken.
+            mask = mask[: shape[0]]
+        return as_mask(mask, shape)
     except Exception as error:  # damaged files fail in many ways
         raise ValueError(f"--mask {options.mask}: {error}") from error
 
