@@ -41,6 +41,15 @@ def stored(embedded_data):
     return np.round(255 * x.astype("float64")).astype("uint8"), y
 
 
+@pytest.fixture
+def stored_argv(stored, embedded_data, tmp_path):
+    """The command for these images, and a model of them, both in files."""
+    path, data = str(tmp_path / "model.keras"), str(tmp_path / "data.npz")
+    save_model(path, nearest_mean(*embedded_data[0]), (28, 28, 1))
+    np.savez(data, x=stored[0], y=stored[1])
+    return ["evaluate", path, "--data", data, *FGSM]
+
+
 def loaded(path, *options, model=None):
     argv = ["evaluate", "m.keras", "--data", str(path), *FGSM, *options]
     return load_data(parser().parse_args(argv), model)
@@ -92,10 +101,7 @@ def test_a_mask_has_the_rows_that_it_was_saved_with(num_examples, count, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "each"])
-def test_attacks_change_what_the_mask_leaves_free(stored, embedded_data, tmp_path, kind, capsys):
-    path = str(tmp_path / "model.keras")
-    model = save_model(path, nearest_mean(*embedded_data[0]), (28, 28, 1))
-    np.savez(tmp_path / "data.npz", x=stored[0], y=stored[1])
+def test_attacks_change_what_the_mask_leaves_free(stored, stored_argv, tmp_path, kind, capsys):
     mask = np.zeros((28, 28, 1), "uint8")
     mask[6:22, 6:22] = 1
     file = tmp_path / ("mask.npz" if kind == "npz" else "mask.npy")
@@ -103,9 +109,10 @@ def test_attacks_change_what_the_mask_leaves_free(stored, embedded_data, tmp_pat
         np.savez(file, only=mask)
     else:
         np.save(file, np.stack([mask] * 60) if kind == "each" else mask)
-    argv = ["evaluate", path, "--data", str(tmp_path / "data.npz"), *FGSM, "--no-checks"]
-    argv += ["--num-examples", "50", "--mask", str(file), "--output", str(tmp_path / "report")]
+    argv = [*stored_argv, "--no-checks", "--num-examples", "50"]
+    argv += ["--mask", str(file), "--output", str(tmp_path / "report")]
     assert main(argv) == 0
+    model = keras.saving.load_model(argv[1])
     x, y = stored[0][:50].astype("float32") / 255, stored[1][:50]
     attack, share = kr.attacks.FGSM(0.05), 16 * 16 / 28**2
     expected = {
@@ -127,18 +134,14 @@ def test_attacks_change_what_the_mask_leaves_free(stored, embedded_data, tmp_pat
     ],
     ids=["values", "shape", "arrays", "objects", "no file"],
 )
-def test_a_mask_that_is_refused(stored, embedded_data, tmp_path, mask, message, capsys):
-    path = str(tmp_path / "model.keras")
-    save_model(path, nearest_mean(*embedded_data[0]), (28, 28, 1))
-    np.savez(tmp_path / "data.npz", x=stored[0], y=stored[1])
+def test_a_mask_that_is_refused(stored_argv, tmp_path, mask, message, capsys):
     file = tmp_path / "mask.npy"
     if isinstance(mask, dict):
         file = tmp_path / "mask.npz"
         np.savez(file, **mask)
     elif mask is not None:
         np.save(file, mask)
-    argv = ["evaluate", path, "--data", str(tmp_path / "data.npz"), *FGSM, "--mask", str(file)]
-    said = refused(capsys, argv)
+    said = refused(capsys, [*stored_argv, "--mask", str(file)])
     assert f"--mask {file}" in said
     assert message in said
 

@@ -38,7 +38,10 @@ def as_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def share_of_ones(mask: np.ndarray) -> float:
-    """The mean of what `as_mask` returns, at the cost of the array that it was made from."""
+    """The share of ones in what `as_mask` returns.
+
+    It reads only the array that was broadcast, not each image of a large data set.
+    """
     return float(mask[tuple(slice(None if step else 1) for step in mask.strides)].mean())
 
 

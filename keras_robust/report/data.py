@@ -20,7 +20,7 @@ from keras_robust.report.samples import Samples
 SCHEMA = 1
 # The axis of the curves that attacks and a certificate draw.
 BOUNDS = "L2 radius"
-# The note that says what attacks may change, where that is not all.
+# The key of the note on the mask.
 MASK = "mask"
 
 
@@ -150,12 +150,12 @@ class ReportData:
 
     @property
     def _masked(self) -> str:
-        """What attacks might change; nothing where that was all."""
+        """The sentence on the mask; empty if there is none."""
         return f" Mask: {self.notes[MASK]}." if MASK in self.notes else ""
 
     @property
     def _certified(self) -> str:
-        """What a certificate says of it; nothing where there is none."""
+        """The sentence on the certificate; empty if there is none."""
         if not any(row.name == CERTIFIED for row in self.rows):
             return ""
         return (

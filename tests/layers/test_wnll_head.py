@@ -160,7 +160,7 @@ def test_a_second_call_from_python_compiles_nothing(joint, units):
 
     model, _ = make_model(joint=joint, units=units)
     x, _ = clusters(3, seed=1)
-    # It stays: JAX 0.7 cannot take a listener back.
+    # The listener stays registered: JAX 0.7 has no way to remove one.
     jax.monitoring.register_event_duration_secs_listener(listener)
     first = array(model(x))
     compilations.clear()
