@@ -79,6 +79,7 @@ def test_the_report_is_that_of_evaluate(files, trained_model, embedded_data, tmp
     assert "--attack PGD" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_probabilities_are_noticed(files, tmp_path, capsys):
     rows = {}
     for name, given in itertools.product(("logits", "probabilities"), (False, True)):
@@ -181,6 +182,7 @@ def test_bad_input(files, changes, message, tmp_path, monkeypatch, capsys):
     assert message in error_of(capsys, argv)
 
 
+@pytest.mark.slow
 def test_another_model(files, tmp_path, capsys):
     argv = ["evaluate", files["logits"], *DATA, *FGSM, "--output", str(tmp_path)]
     assert main([*argv, "--transfer-from", files["other"]]) in (0, 3)
@@ -308,6 +310,7 @@ def test_help(capsys):
     assert all(name in shown for name in OFFERED)
 
 
+@pytest.mark.slow
 def test_errors_of_the_process():
     command = [*COMMAND, "evaluate", "missing.keras", *DATA, *FGSM]
     refused = subprocess.run(command, capture_output=True, text=True)
@@ -316,6 +319,7 @@ def test_errors_of_the_process():
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_resume(files, tmp_path, trained_model, embedded_data):
     argv = ["evaluate", files["logits"], *DATA[:2], "--num-examples", "100", "--attack", "pgd"]
     argv += ["--epsilon", "0.05", "--num-steps", "60", "--batch-size", "4", "--no-checks"]

@@ -237,9 +237,18 @@ def test_docstrings_say_what_is_raised_and_show_an_example(value):
     assert ">>> " in documentation or value in BASE_CLASSES
 
 
-@pytest.mark.parametrize("value", [v for v in OBJECTS if not isinstance(v, ATTACK_PARTS)],
-                         ids=[i for i, v in zip(IDS, OBJECTS, strict=True)
-                              if not isinstance(v, ATTACK_PARTS)])  # fmt: skip
+def trained_objects():
+    """What is trained and saved; WNLL's second ones take long to compile and are slow."""
+    seen = set()
+    for index, value in enumerate(OBJECTS):
+        if not isinstance(value, ATTACK_PARTS):
+            is_second = type(value) in seen & {kr.layers.WNLLHead, kr.losses.GraphInterpolation}
+            seen.add(type(value))
+            marks = [pytest.mark.slow] if is_second else []
+            yield pytest.param(value, id=IDS[index], marks=marks)
+
+
+@pytest.mark.parametrize("value", trained_objects())
 def test_fit_and_keras_file(value, tmp_path):
     x, y = SMALL
     head = keras.layers.Dense(3)

@@ -26,6 +26,7 @@ def run(name, monkeypatch, *arguments):
     module.main()
 
 
+@pytest.mark.slow
 def test_quickstart_writes_what_it_says(monkeypatch, tmp_path, capsys):
     run("quickstart", monkeypatch, "--output", tmp_path, "--train-examples", 256, "--epochs", 1,
         "--num-examples", 16)  # fmt: skip

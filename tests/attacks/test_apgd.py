@@ -261,7 +261,7 @@ def test_cost(loss, objective, rounds, evaluations, num_samples):
     assert not result.success.any()
     assert (result.num_gradients == 7 * rounds * num_samples).all()
     # Each round is judged once, and the images that are returned at last.
-    assert (result.num_evaluations == (evaluations * num_samples + 1) * rounds + 1).all()
+    assert (result.num_evaluations == ((evaluations + 1) * rounds + 1) * num_samples).all()
 
 
 def test_a_step_runs_the_model_once():

@@ -59,7 +59,12 @@ def test_few_classes():
 
 @pytest.mark.parametrize(
     ("norm", "num_classes"),
-    [("linf", 2), ("l2", 3), ("linf", 5), pytest.param("l2", 5, marks=pytest.mark.slow)],
+    [
+        pytest.param("linf", 2, marks=pytest.mark.slow),
+        ("l2", 3),
+        ("linf", 5),
+        pytest.param("l2", 5, marks=pytest.mark.slow),
+    ],
 )
 def test_the_robust_accuracy_of_a_linear_model_is_exact(norm, num_classes):
     # The nearest point that is classified as j is at the distance of the hyperplane where both

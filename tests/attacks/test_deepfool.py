@@ -215,6 +215,7 @@ def test_fools_a_trained_model_near_the_image(norm, dtype, trained_model, embedd
     assert 0.65 < attack.run(trained_model, x, y, seed=0).success_rate < 0.98
 
 
+@pytest.mark.slow
 def test_probabilities_and_logits_are_the_same(trained_model, embedded_data):
     x, y = (values[:32] for values in embedded_data[1])
     softmax = keras.Sequential([trained_model, keras.layers.Softmax()])

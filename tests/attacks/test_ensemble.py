@@ -72,6 +72,7 @@ def test_a_call_returns_what_run_does(problem):
     np.testing.assert_allclose(traced, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_perturb_takes_the_largest_margin_until_the_model_is_fooled(problem):
     model, x, y = problem
 

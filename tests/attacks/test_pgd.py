@@ -238,6 +238,7 @@ def test_more_steps_and_restarts_are_stronger(trained_model, embedded_data):
     assert accuracies[0] > accuracies[1] >= accuracies[2]
 
 
+@pytest.mark.slow_on_jax
 def test_restarts_take_the_largest_margin(trained_model, embedded_data):
     x, y = (values[:64] for values in embedded_data[1])
 

@@ -36,11 +36,12 @@ MINIMAL = {
 
 
 def linear_model(rng, num_classes=2):
-    """Logits `x W`, and the direction from class 0 to class 1."""
+    """Logits `x W`, equal at a grey image, and the direction from class 0 to class 1."""
     model = keras.Sequential([
         keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(num_classes, use_bias=False)
     ])  # fmt: skip
     weights = rng.normal(size=(48, num_classes)).astype("float32")
+    weights -= weights.mean(axis=0)
     model.set_weights([weights])
     return model, (weights[:, 1] - weights[:, 0]).reshape(SHAPE)
 
@@ -120,6 +121,7 @@ def linear_part(model, x):
     return logits[:, 1] - logits[:, 0]
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", ["pgd", "pgd, l2", "apgd, l2", "fab"])
 def test_equal_radii_are_one_radius(name):
     rng = np.random.default_rng()
@@ -223,6 +225,7 @@ def test_what_does_not_fit_the_images(attack, mask, text):
         attack.run(model, x, y, mask=mask)
 
 
+@pytest.mark.slow_on_jax
 def test_an_evaluation_with_a_mask(tmp_path):
     rng = np.random.default_rng()
     model, w = linear_model(rng)

@@ -14,6 +14,7 @@ def make_model():
     return model
 
 
+@pytest.mark.slow_on_jax
 def test_logs_what_robust_accuracy_says(embedded_data):
     (x, y), (x_test, y_test) = embedded_data
     attack = kr.attacks.PGD(0.01, num_steps=3)

@@ -295,6 +295,7 @@ def test_votes_are_shares_of_noisy_copies():
     assert (Classifier(smoothed).predict(x, seed=1) != outputs).any()
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_no_attack_succeeds_within_a_certified_radius():
     model, x, y, distances = linear()

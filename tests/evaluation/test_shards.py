@@ -77,6 +77,7 @@ def test_the_merged_report_is_that_of_one_process(model, shares, tmp_path):
     assert figures(kr.evaluation.Report.load(tmp_path)) == figures(expected)
 
 
+@pytest.mark.slow
 def test_the_checks_are_added_without_attacking_anew(model, shares, tmp_path, monkeypatch):
     kr.evaluation.merge(shares[0], tmp_path)
     expected = evaluate(model)
@@ -174,6 +175,7 @@ def test_bad_shares(model, tmp_path, arguments, message):
         evaluate(model, **{"output": tmp_path, **arguments})
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     keras.utils.set_random_seed(0)
     layers = [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]

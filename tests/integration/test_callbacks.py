@@ -48,6 +48,7 @@ def test_checkpoint_keeps_the_most_robust_epoch(make_robust, easy_data, tmp_path
     assert robust_accuracy(robust, easy_data) == pytest.approx(logged[-1])
 
 
+@pytest.mark.slow_on_jax
 def test_early_stopping_after_the_most_robust_epoch(make_robust, easy_data):
     stopping = keras.callbacks.EarlyStopping(
         monitor="val_robust_accuracy", mode="max", patience=1, restore_best_weights=True

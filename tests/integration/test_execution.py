@@ -32,6 +32,7 @@ def test_xla_equals_eager(make_robust, assert_same_weights, small_data):
     assert_same_weights(model, train(make_robust(loss, run_eagerly=True), small_data), atol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.gpu
 def test_steps_per_execution(make_robust, loss, assert_same_weights, small_data):
     # 3 batches of 24, 24 and 16 images, which 2 does not divide.

@@ -47,6 +47,7 @@ def cross_entropy(x, y):
     return float(loss(y, make_classifier()(x)))
 
 
+@pytest.mark.slow_on_jax
 def test_trades_counts_the_penalty_of_the_clean_images_once(small_data):
     x, y = small_data
     attack = kr.attacks.PGD(epsilon=0.3, step_size=0.3, num_steps=2)

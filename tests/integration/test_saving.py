@@ -66,6 +66,7 @@ def test_weights_file_carries_the_optimizer(
     assert_same_weights(straight, other)
 
 
+@pytest.mark.slow
 def test_base_model_is_deployed_alone(make_robust, loss, small_data, tmp_path):
     x, y = small_data
     robust = make_compiled(make_robust, loss)

@@ -48,6 +48,7 @@ def test_adversarial_training_is_attack_then_ordinary_step(
     assert distance(robust, ordinary) > 0.01
 
 
+@pytest.mark.slow_on_jax
 def test_trades_is_ascent_of_divergence_then_step_on_both_images(
     make_base, make_robust, assert_same_weights, small_data
 ):

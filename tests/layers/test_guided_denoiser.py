@@ -97,6 +97,7 @@ def test_the_papers_size():
     assert 11e6 < layer.count_params() < 11.1e6
 
 
+@pytest.mark.slow_on_jax
 def test_shapes_and_saved_widths():
     layer = kr.layers.GuidedDenoiser(widths=[2, 3])
     assert layer.compute_output_shape((None, 9, 11, 1)) == (None, 9, 11, 1)

@@ -146,7 +146,7 @@ class Shift(keras.layers.Layer):
         return x + self.shift
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_exact_gradient_in_fit_is_the_slope(jit_compile):
     layer = kr.layers.TotalVariation(drop_rate=0, weight=8.0, gradient="exact")
     model = keras.Sequential([keras.Input((8, 8, 3)), Shift(), layer])

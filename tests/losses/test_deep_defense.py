@@ -263,6 +263,7 @@ def reference_loss(weights, norm, offset=0.01):
     return (cross_entropy(z) + 2 * penalty).mean()
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_value_and_gradient_through_five_steps(norm):
     model = smooth_model()
@@ -338,6 +339,7 @@ def step_in_weights(**arguments):
     return [a - b for a, b in zip(before, model.get_weights(), strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_the_penalty_of_named_layers_alone():
     plain, full = step_in_weights(weight=0.0), step_in_weights()
@@ -400,6 +402,7 @@ def test_probabilities():
     assert found == pytest.approx(value_of(kr.losses.DeepDefense(), linear_model()), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_finite_where_the_gradient_vanishes():
     zero = linear_model(np.zeros((6, 3), "float32"))
@@ -411,6 +414,7 @@ def test_finite_where_the_gradient_vanishes():
         assert np.isfinite(model.get_weights()[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_mixed_precision_and_other_heads():
     keras.config.set_dtype_policy("mixed_float16")

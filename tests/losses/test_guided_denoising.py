@@ -75,6 +75,7 @@ def test_value(layer):
     np.testing.assert_allclose(value, each.mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_the_attack_knows_nothing_of_the_denoiser():
     base = make_model()
@@ -99,6 +100,7 @@ def test_example_weights_and_reductions():
     np.testing.assert_allclose(value, (sample_weight * each).sum(), rtol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_only_the_denoiser_learns():
     base = make_model()
     before = [layer.get_weights() for layer in base.layers]

@@ -129,6 +129,7 @@ def test_moving_averages_are_those_of_both_halves():
     np.testing.assert_allclose(found, 0.01 * hidden["first"].mean(0), rtol=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_the_attack_makes_the_pairs_in_inference_mode():
     base = network()
     x_adv = ops.convert_to_numpy(FGSM.perturb(base, X, Y, 0))

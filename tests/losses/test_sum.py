@@ -42,6 +42,7 @@ def test_adversarial_training_and_fisher_information(linear):
     assert linear.fit(FISHER + AT)[0][0] == pytest.approx(per_example.mean(), rel=1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_weights_and_sample_weight(linear):
     adversarial = linear.cross_entropy(linear.fgsm(linear.x, 0.1))
     per_example = 0.5 * adversarial + 3 * fisher(linear, linear.x)
@@ -178,6 +179,7 @@ def test_nested_sums(linear):
     assert linear.fit(both)[0][0] == pytest.approx((adversarial + 4 * own).mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_graph_interpolation_in_a_sum():
     rng = np.random.default_rng(0)

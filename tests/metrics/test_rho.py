@@ -20,6 +20,7 @@ def test_a_linear_model(linear, overshoot, batch_size):
     assert result == pytest.approx(expected.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fab_comes_close_to_the_closed_form(linear):
     attack = kr.attacks.FAB(norm="l2", num_steps=10, bounds=(-10.0, 10.0))
     expected = (linear.distances / np.linalg.norm(linear.x, axis=1)).mean()

@@ -130,6 +130,7 @@ def test_keras_own_layers_count_as_one():
     assert names == ["both", "attention", "each", "flat", "head"]
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("make", MODELS)
 def test_batch_norm_stays_frozen_anywhere(make):
     model = make()

@@ -54,6 +54,7 @@ def test_a_product_has_the_dtype_of_its_factors(dtype, double_precision):
     assert keras.backend.standardize_dtype(product.dtype) == dtype
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
 def test_wnll_is_what_it_is_without_tf32(joint, monkeypatch):
     def outputs():

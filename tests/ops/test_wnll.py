@@ -43,6 +43,7 @@ def gradients(function, *arrays):
     return [ops.convert_to_numpy(gradient) for gradient in found]
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["gaussians", "moons"])
@@ -320,6 +321,7 @@ def test_the_gradient_beside_a_query_that_is_not_finite(joint):
     assert abs(expected).max() > 1e-2
 
 
+@pytest.mark.slow_on_jax
 def test_a_template_that_is_not_finite_is_refused_or_makes_all_nan():
     queries, template, labels = (np.asarray(a, "float32") for a in points())
     labels = labels.astype("int32")

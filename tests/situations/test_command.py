@@ -77,6 +77,7 @@ def test_stored_images_come_back_as_they_were(embedded_data, tmp_path):
     np.testing.assert_array_equal(x, np.round(255 * embedded_data[1][0].astype("float64")))
 
 
+@pytest.mark.slow
 def test_images_in_a_wrong_range_are_a_failed_check(classifier, tmp_path, capsys):
     path = for_range(classifier, 0, 255, tmp_path)
     argv = ["evaluate", path, *DATA, "--num-examples", "400", "--attack", "deepfool"]

@@ -80,6 +80,7 @@ def test_every_attack(name, weights, images):
     assert still_right(model, result.x_adv[fooled], y[fooled]) == 0
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_the_smallest_perturbations_are_no_larger_for_it(norm, weights, images):
     # Exactly at the boundary the margin is 0, and a thousandth of the way back it is negative.
@@ -103,6 +104,7 @@ def test_models_of_half_precision(attack, dtype, weights, images):
     assert still_right(model, result.x_adv[result.success], y[result.success]) == 0
 
 
+@pytest.mark.slow_on_jax
 def test_images_of_half_precision(weights, images):
     model, (x, y) = classifier(), (images[0].astype("float16"), images[1])
     model.set_weights(weights)

@@ -75,6 +75,7 @@ def test_a_radius_for_images_from_0_to_1_on_grey_levels():
     assert not messages(lambda: kr.attacks.PGD(0.5, **GREY_LEVELS))
 
 
+@pytest.mark.slow_on_jax
 def test_an_l2_radius_is_known_to_be_large_where_the_images_are():
     # The largest distance of two images of 48 values from 0 to 1 is the root of 48, 6.9.
     attack = kr.attacks.PGD(7.0, num_steps=1, norm="l2")
