@@ -248,7 +248,7 @@ def trained_objects():
             yield pytest.param(value, id=IDS[index], marks=marks)
 
 
-@pytest.mark.parametrize("value", trained_objects())
+@pytest.mark.parametrize("value", list(trained_objects()))
 def test_fit_and_keras_file(value, tmp_path):
     x, y = SMALL
     head = keras.layers.Dense(3)
