@@ -55,6 +55,7 @@ def error_of(capsys, argv):
     return captured.err
 
 
+@pytest.mark.slow
 def test_the_report_is_that_of_evaluate(files, trained_model, embedded_data, tmp_path, capsys):
     argv = ["evaluate", files["logits"], *DATA, "--attack", "PGD", "--attack", "fgsm"]
     argv += ["--epsilon", "1/20", "--num-steps", "3", "--seed", "5", "--output", str(tmp_path)]

@@ -150,6 +150,7 @@ def odd(x, module=np):
 CLASSES = odd(IMAGES).argmax(axis=1)
 
 
+@pytest.mark.slow
 def test_it_knows_the_predicted_class_alone():
     attack = kr.attacks.HopSkipJump(num_queries=150)
     boxes = {

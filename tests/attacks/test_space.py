@@ -57,6 +57,7 @@ def scaled_norm(attack, delta, epsilon):
     return share.max(axis=1) if "l2" not in attack else np.sqrt((share**2).sum(axis=1))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("has_mask", [False, True])
 def test_every_attack_keeps_to_its_ball_and_mask(name, has_mask):

@@ -17,6 +17,7 @@ tfds = pytest.importorskip(
 pytestmark = pytest.mark.slow_on_jax
 
 
+@pytest.mark.slow
 def test_embedded_images_are_those_of_the_full_set(full_data_dir):
     full = kr.datasets.load("fashion_mnist", "test", data_dir=full_data_dir)
     x, y = as_arrays(full)

@@ -217,6 +217,7 @@ def test_checks_and_pictures_are_continued_too(problem, rounds, tmp_path):
     np.testing.assert_array_equal(resumed.geometry.attacked, whole.geometry.attacked)
 
 
+@pytest.mark.slow
 def test_an_attack_that_looks_for_the_smallest_perturbation_has_no_curve(problem):
     attacks = {"FAB": kr.attacks.FAB(num_steps=2), "PGD": kr.attacks.PGD(0.1, num_steps=2)}
     report = evaluate(*problem(), attacks=attacks, pictures=True, checks=False)

@@ -133,6 +133,7 @@ def test_a_share_is_resumed_and_another_one_is_not(model, shares, tmp_path):
         evaluate(model, output=folder, shard=(1, 3), resume=True)
 
 
+@pytest.mark.slow
 def test_what_does_not_belong_together_is_refused(model, shares, tmp_path):
     folders = shares[0]
     for wrong in (folders[:2], [*folders, folders[0]], []):

@@ -16,6 +16,7 @@ def step_seed(step):
     return backend.fold_in(backend.make_seed(3), step)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_adversarial_training_is_attack_then_ordinary_step(

@@ -701,6 +701,7 @@ def test_weights_alone_bring_the_phase_and_the_template(tmp_path):
     assert not np.allclose(before, array(other(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["exact", "straight_through", "linear"])
 def test_training_in_the_wnll_phase(gradient):
     model, head = make_model(gradient=gradient)

@@ -152,6 +152,7 @@ def test_an_image_of_no_length_counts_as_a_tenth_of_the_mean(norm):
     assert 0 < found[3] < 10
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_rho_counts_as_at_most_10_where_it_is_misclassified():
     """And beyond, it has no gradient."""

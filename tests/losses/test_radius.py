@@ -37,6 +37,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_a_schedule_is_followed_step_by_step(attack):
@@ -108,6 +109,7 @@ def test_saved_with_the_loss(epsilon, tmp_path):
     np.testing.assert_allclose(first, second, rtol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_a_run_is_resumed_with_the_radius_that_it_had(tmp_path):
     def train(epochs):
         model = kr.RobustModel(make())

@@ -149,6 +149,7 @@ def test_what_can_be_read_once_or_is_empty_is_refused():
             as_images(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [lambda pixels: pixels, InOrder], ids=["any order", "in order"])
 def test_an_evaluation_holds_a_batch_at_a_time(form, tmp_path, monkeypatch):
     pixels, copies = Pixels(1000, 50), Alive()

@@ -177,6 +177,7 @@ def test_a_joint_head_inside_of_a_layer():
     assert np.isfinite(robust.fit(X, Y, batch_size=24, verbose=0).history["loss"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_saturation_is_seen_inside_of_layers():
     model = sequential()

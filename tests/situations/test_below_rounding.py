@@ -54,6 +54,7 @@ def straight_through(x):
     return x + ops.stop_gradient(ops.round(3 * x) / 3 - x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scale",
     [pytest.param(1.0, marks=pytest.mark.slow), 1e-12, pytest.param(1e-25, marks=pytest.mark.slow)],

@@ -62,6 +62,7 @@ def figures(report):
     return {**report.to_dict(), "date": None}, [np.array(row, float).tolist() for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [pytest.param(KeyboardInterrupt(), marks=pytest.mark.slow), ConnectionError("lost")],

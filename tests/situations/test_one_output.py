@@ -394,6 +394,7 @@ def test_certificates_are_those_of_the_twin(from_logits):
     np.testing.assert_array_equal(found.classes, expected.classes)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
 def test_the_smoothed_classifier_is_that_of_the_twin(from_logits):
     def votes(model):

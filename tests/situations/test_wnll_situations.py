@@ -138,6 +138,7 @@ def test_in_a_sum_with_weights():
     assert accuracy(model) > 0.8
 
 
+@pytest.mark.slow
 def test_with_unlabeled_examples():
     model = make_model(unlabeled_size=20)
     y = np.where(np.arange(160) % 5 == 0, -1, Y)
