@@ -49,6 +49,7 @@ class FGSM(PGD):
     """
 
     reach = 1.0
+    norms = ("linf", "l2")
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ class MIM(PGD):
     - [Dong et al., 2018](https://arxiv.org/abs/1710.06081), eqs. 6 and 7
     """
 
+    norms = ("linf", "l2")
+
     def __init__(
         self,
         epsilon: float,

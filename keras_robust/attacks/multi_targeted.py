@@ -64,6 +64,8 @@ class MultiTargeted(PGD):
     - [Gowal et al., 2019](https://arxiv.org/abs/1910.09338), eq. 4
     """
 
+    norms = ("linf", "l2")
+
     def __init__(
         self,
         epsilon: float,

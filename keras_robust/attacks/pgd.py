@@ -12,9 +12,11 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import (
+    dimensions,
     dlr,
     log_odds_against,
     margin,
+    movable,
     projection,
     random_in_ball,
     steepest_step,
@@ -22,6 +24,8 @@ from keras_robust.ops import (
 
 # What can be climbed, by the names that the literature gives it.
 LOSSES = {"ce": log_odds_against, "margin": margin, "dlr": dlr}
+# The share of the values that a step in the L1 norm changes.
+_SHARE_IN_L1 = 0.01
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -105,6 +109,7 @@ class PGD(Attack):
 
     # How far all steps together lead by default, in units of `epsilon`.
     reach = 2.5
+    norms: tuple[str, ...] = ("linf", "l2", "l1")
 
     def __init__(
         self,
@@ -133,7 +138,7 @@ class PGD(Attack):
             step_size = scheduled.check_scheduled("step_size", step_size, exclusive=True)
         self.step_size = step_size
         self.num_steps = validation.check_count("num_steps", num_steps)
-        self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
+        self.norm = validation.check_choice("norm", norm, self.norms)
         self.random_start = bool(random_start)
         self.num_restarts = validation.check_count("num_restarts", num_restarts)
         self.loss = validation.check_choice("loss", loss, LOSSES)
@@ -178,10 +183,13 @@ class PGD(Attack):
         The result is in the ball around `x`; `start` need not be.
         """
         project = projection(x, self.epsilon, self.norm, self.bounds)
+        count = _SHARE_IN_L1 * dimensions(x, self.bounds)
 
         def step(number: Any, x_adv: Any) -> Any:
-            move = steepest_step(gradient(x_adv, number), self.length_of_a_step, self.norm)
-            return project(x_adv + move)
+            slope = gradient(x_adv, number)
+            if self.norm == "l1":
+                slope = movable(slope, x_adv, self.bounds)
+            return project(x_adv + steepest_step(slope, self.length_of_a_step, self.norm, count))
 
         return ops.fori_loop(0, self.num_steps, step, start)
 

@@ -1,8 +1,12 @@
 """Pure tensor functions without state."""
 
 from keras_robust.ops.balls import LEAST_SHARE as LEAST_SHARE
+from keras_robust.ops.balls import absolute_norm as absolute_norm
+from keras_robust.ops.balls import bisected as bisected
+from keras_robust.ops.balls import dimensions as dimensions
 from keras_robust.ops.balls import euclidean_norm as euclidean_norm
 from keras_robust.ops.balls import maximum_norm as maximum_norm
+from keras_robust.ops.balls import movable as movable
 from keras_robust.ops.balls import per_example as per_example
 from keras_robust.ops.balls import per_example_where as per_example_where
 from keras_robust.ops.balls import projection as projection

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_robust.ops.balls import maximum_norm, per_example
+from keras_robust.ops.balls import absolute_norm, bisected, maximum_norm, per_example
 
 
 def to_hyperplane(
@@ -25,11 +25,14 @@ def to_hyperplane(
     solution, and reach it in a finite number of steps: 4 to 8 where it is far from the bounds,
     up to about 30 where nearly all values have to stop at them.
 
+    For `"l1"` the values with the largest `|w_i|` go to their bounds, until `|c|` is reached: those
+    with `|w_i| > tau`, and the ones at `tau` as far as is still needed. `tau` is bisected.
+
     Args:
         x: tensor, shape `(batch_size, ...)`, inside `bounds`.
         normal: tensor like `x`, `w`. Where it is 0, so is the step.
         distance: tensor, shape `(batch_size,)`, `c`.
-        norm: `"linf"` or `"l2"`.
+        norm: `"linf"`, `"l2"` or `"l1"`.
         bounds: pair of floats.
     """
     largest = maximum_norm(normal)
@@ -40,6 +43,8 @@ def to_hyperplane(
     direction = ops.sign(normal) * per_example(ops.sign(distance), x)
     room = ops.maximum(ops.where(direction > 0, bounds[1] - x, x - bounds[0]), 0)
     size = ops.abs(normal)
+    if norm == "l1":
+        return direction * _filled(size, room, target)
     speed = ops.ones_like(x) if norm == "linf" else size
     stops_at = room / ops.where(speed > 0, speed, ops.ones_like(x))
     slopes, limits, zeros = size * speed, size * room, ops.zeros_like(x)
@@ -59,3 +64,22 @@ def to_hyperplane(
     t = ops.while_loop(lambda t, moved: moved, newton, start)[0]
     step = ops.minimum(speed * per_example(t, x), room)
     return direction * ops.where(speed > 0, step, zeros)  # `t` may be infinite.
+
+
+def _filled(size: Any, room: Any, target: Any) -> Any:
+    """The cheapest steps, at most `room`, with `sum_i size_i step_i = target`."""
+    zeros = ops.zeros_like(size)
+    safe = ops.where(size > 0, size, ops.ones_like(size))
+    # No value has to go further than where it alone would reach the target.
+    room = ops.where(size > 0, ops.minimum(room, per_example(target, size) / safe), zeros)
+    gains = size * room
+
+    def gain(above: Any) -> Any:
+        return absolute_norm(ops.where(size > per_example(above, size), gains, zeros))
+
+    low, high = bisected(lambda above: gain(above) >= target, maximum_norm(size))
+    first, rest = gain(high), gain(low) - gain(high)
+    share = (target - first) / ops.where(rest > 0, rest, ops.ones_like(rest))
+    share = per_example(ops.clip(share, 0.0, 1.0), size)
+    low, high = per_example(low, size), per_example(high, size)
+    return ops.where(size > high, room, ops.where(size > low, share * room, zeros))
