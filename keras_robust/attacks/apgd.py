@@ -14,13 +14,16 @@ from keras_robust.attacks.problem import Loss, Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import (
+    dimensions,
     dlr_targeted,
+    movable,
     of_class,
     other_classes,
     per_example,
     projection,
     random_in_ball,
     steepest_direction,
+    steepest_step,
 )
 
 # Losses that lead to one class `t`: from class scores, `y` and `t`.
@@ -29,6 +32,11 @@ TARGETED_LOSSES = {
     "dlr_targeted": dlr_targeted,
 }
 _ALPHA = 0.75
+# In L1: the share of values that the first steps change, and by what the share of those that have
+# changed is divided after; by what the step size is, and how small it may become; a number of
+# changed values below this share of the last is a new one.
+_FIRST_SHARE, _SPARSER = 0.2, 1.5
+_SHORTER, _SHORTEST, _AS_MANY = 1.5, 0.1, 0.95
 _MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
 
 
@@ -146,7 +154,7 @@ class APGD(Attack):
             num_samples=num_samples,
         )
         self.epsilon = scheduled.check_scheduled("epsilon", epsilon)
-        self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
+        self.norm = validation.check_choice("norm", norm, ("linf", "l2", "l1"))
         self.loss = validation.check_choice("loss", loss, (*LOSSES, *TARGETED_LOSSES))
         self.num_steps = validation.check_count("num_steps", num_steps)
         self.num_restarts = validation.check_count("num_restarts", num_restarts)
@@ -178,11 +186,13 @@ class APGD(Attack):
         return self._num_classes_aimed_at(num_classes) * self.num_restarts
 
     def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
-        start = x
+        start, ascend, epsilon = x, self.ascend, self.epsilon
+        if self.norm == "l1":
+            ascend, epsilon = self.ascend_in_l1, _phases(self.num_steps)[0][0] * self.epsilon
         if self.random_start:
-            project = projection(x, self.epsilon, self.norm, self.bounds)
-            start = project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
-        x_adv = self.ascend(problem, self._loss(problem, x, index), x, start)
+            project = projection(x, epsilon, self.norm, self.bounds)
+            start = project(random_in_ball(x, epsilon, self.norm, seed, self.bounds))
+        x_adv = ascend(problem, self._loss(problem, x, index), x, start)
         num_evaluations = 1 + (self.loss in TARGETED_LOSSES)
         if self.objective is not None:
             num_evaluations += self.num_steps
@@ -244,6 +254,68 @@ class APGD(Attack):
         margins = problem.at(self.num_steps).margin(state["x"])
         return _better(state["x"], ops.cast(margins, x.dtype), *state["found"])[0]
 
+    def ascend_in_l1(self, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
+        """The same by sparse steps, in balls that shrink to that of radius `epsilon`."""
+        radii, places = _phases(self.num_steps)
+        every = max(self.num_steps // 25, 1)
+        radii, places = ops.convert_to_tensor(radii), ops.convert_to_tensor(places)
+        num_values = dimensions(x, self.bounds)
+
+        def num_changed(z: Any) -> Any:
+            changed = ops.cast(ops.not_equal(z, x), x.dtype)
+            return ops.sum(ops.reshape(changed, (ops.shape(x)[0], -1)), axis=1)
+
+        def step(k: Any, state: dict[str, Any]) -> dict[str, Any]:
+            x_k, place, factor = state["x"], ops.take(places, k), ops.take(radii, k)
+            radius = self.epsilon * ops.cast(factor, x.dtype)
+            margins, values, gradient = problem.at(k).margin_loss_and_gradient(loss, x_k)
+            values, margins = ops.cast(values, x.dtype), ops.cast(margins, x.dtype)
+            # Images in larger balls do not count; but what is NaN there must be seen.
+            counts = ops.logical_or(factor <= 1, ops.isnan(margins))
+            found = _better(x_k, ops.where(counts, margins, -infinite), *state["found"])
+            now, is_first = (x_k, gradient, values), place == 0
+            higher = ops.logical_or(values > state["highest"][2], is_first)
+            highest = _choose(higher, now, state["highest"])
+
+            changed = num_changed(highest[0])
+            at_checkpoint = place % every == 0
+            is_sparser = ops.logical_or(changed < _AS_MANY * state["changed"], is_first)
+            begins_anew = ops.logical_and(at_checkpoint, is_sparser)
+            shorter = ops.maximum(state["share"] / _SHORTER, _SHORTEST)
+            share = ops.where(at_checkpoint, shorter, state["share"])
+            share = ops.where(begins_anew, ops.ones_like(share), share)
+            count = ops.where(at_checkpoint, changed / _SPARSER, state["count"])
+            count = ops.where(k > 0, count, _FIRST_SHARE * num_values)
+            x_k, gradient, _ = _choose(begins_anew, highest, now)
+
+            slope = movable(gradient, x_k, self.bounds)
+            move = steepest_step(slope, per_example(share * radius, x), self.norm, count)
+            ends = ops.take(places, k + 1) == 0
+            onward = ops.where(ends, highest[0], x_k + move)
+            following = self.epsilon * ops.cast(ops.take(radii, k + 1), x.dtype)
+            return {
+                "x": projection(x, following, self.norm, self.bounds)(onward),
+                "highest": highest,
+                "found": found,
+                "share": share,
+                "count": count,
+                "changed": ops.where(at_checkpoint, changed, state["changed"]),
+            }
+
+        zeros = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
+        infinite = zeros + float("inf")
+        state = {
+            "x": start,
+            "highest": (start, ops.zeros_like(start), -infinite),
+            "found": (start, -infinite),
+            "share": ops.ones_like(zeros),
+            "count": zeros,
+            "changed": zeros,
+        }
+        state = problem.fori_loop(0, self.num_steps, step, state)
+        margins = problem.at(self.num_steps).margin(state["x"])
+        return _better(state["x"], ops.cast(margins, x.dtype), *state["found"])[0]
+
     def get_config(self) -> dict[str, Any]:
         return {
             "epsilon": scheduled.saved(self.epsilon),
@@ -281,6 +353,17 @@ def _windows(num_steps: int) -> np.ndarray:
     windows = np.full(num_steps, -1, "int32")
     windows[checkpoints] = np.diff(checkpoints, prepend=0)
     return windows
+
+
+def _phases(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """In L1 the radius of each step in units of `epsilon`, and the step's place in its phase.
+
+    A last entry is for what would be the next step.
+    """
+    lengths = [3 * num_steps // 10] * 2
+    lengths.append(num_steps + 1 - sum(lengths))
+    radii = np.repeat(np.array([3.0, 2.0, 1.0], "float32"), lengths)
+    return radii, np.concatenate([np.arange(n, dtype="int32") for n in lengths])
 
 
 def _choose(condition: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -97,7 +97,7 @@ class AutoAttack(Attack):
             num_samples=_NUM_SAMPLES[version],
         )
         self.epsilon = scheduled.check_scheduled("epsilon", epsilon)
-        self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
+        self.norm = validation.check_choice("norm", norm, ("linf", "l2", "l1"))
 
     def ensemble(self, num_classes: int) -> Ensemble:
         """The attacks that are run on a model of so many classes."""
@@ -114,9 +114,10 @@ class AutoAttack(Attack):
             attacks = [APGD(loss="ce", **climb), APGD(loss=dlr, **climb)]
         else:
             dlr = "dlr_targeted" if num_classes >= 4 else "margin_targeted"
+            num_restarts, num_targets = (5, 5) if self.norm == "l1" else (1, 9)
             attacks = [
-                APGD(loss="ce", **climb),
-                APGD(loss=dlr, num_targets=9, **climb),
+                APGD(loss="ce", num_restarts=num_restarts, **climb),
+                APGD(loss=dlr, num_targets=num_targets, **climb),
                 FAB(num_targets=9, **climb),
                 Square(num_queries=5000, **search),
             ]

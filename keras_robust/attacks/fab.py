@@ -11,6 +11,7 @@ from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops import (
+    absolute_norm,
     euclidean_norm,
     logit_range,
     maximum_norm,
@@ -22,7 +23,7 @@ from keras_robust.ops import (
     to_hyperplane,
 )
 
-NORMS = {"linf": maximum_norm, "l2": euclidean_norm}
+NORMS = {"linf": maximum_norm, "l2": euclidean_norm, "l1": absolute_norm}
 _NUM_SEARCH_STEPS = 3
 # Each ends this share of the distance beyond where the margin would be 0, if it were linear.
 _BEYOND = 1e-3
@@ -53,7 +54,7 @@ class FAB(Attack):
 
     Args:
         epsilon: float. Radius of the ball, in units of `x`. Defaults to `None`: no limit.
-        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         num_steps: int. The number of gradients for each target and restart. Defaults to `100`.
         num_restarts: int. How many starts to try for each target: the first is `x`, others are
             random, at half the distance of the nearest misclassified image that is known, or at
@@ -100,7 +101,7 @@ class FAB(Attack):
     the image may be classified correctly in a batch of another size. Here each goes beyond it by a
     thousandth of the distance, and `f` and the margin are taken to be 0 where they exceed 0 by
     more than rounding can undo. The papers solve
-    for the projection by sorting, here Newton's method does. All targets are tried from `x`
+    for the projection by sorting, here Newton's method does, in L1 bisection. All targets are tried from `x`
     before the first random start. Where no misclassified image is known without `epsilon`, the
     random start is at a radius that moves values by up to 0.05 of the range of `bounds`.
 
@@ -132,7 +133,7 @@ class FAB(Attack):
         if epsilon is not None:
             epsilon = scheduled.check_scheduled("epsilon", epsilon)
         self.epsilon = epsilon
-        self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
+        self.norm = validation.check_choice("norm", norm, NORMS)
         self.num_steps = validation.check_count("num_steps", num_steps)
         self.num_restarts = validation.check_count("num_restarts", num_restarts)
         if num_targets is not None:

@@ -104,7 +104,7 @@ class Square(Attack):
             targeted=targeted, bounds=bounds, from_logits=from_logits, num_samples=num_samples
         )
         self.epsilon = scheduled.check_scheduled("epsilon", epsilon)
-        self.norm = validation.check_choice("norm", norm, ("linf", "l2"))
+        self.norm = validation.check_choice("norm", norm, SEARCHES)
         self.num_queries = validation.check_count("num_queries", num_queries)
         self.initial_fraction = validation.check_number(
             "initial_fraction", initial_fraction, exclusive=True, maximum=1.0

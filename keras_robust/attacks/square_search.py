@@ -1,4 +1,4 @@
-"""What the square attack tries next, in either norm."""
+"""What the square attack tries next, in each norm."""
 
 import math
 from typing import Any
@@ -7,11 +7,13 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.ops import projection, steepest_direction
+from keras_robust.ops import projection
 
 # At which of 10,000 queries the share of the image that a square covers is halved.
 _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _NUM_TILES = 5
+# The axes of height and width.
+_SPACE = (1, 2)
 
 
 def image_shape(x: Any) -> tuple[int, int, int]:
@@ -128,13 +130,17 @@ class LinfSearch(_Search):
 class L2Search(_Search):
     """Algorithm 3: a window takes over the mass of another one."""
 
+    order = 2
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        # What is handed to the projection has this many times the length of what is to come back.
+        self.excess = 1
         size = self.shape[1:3]
         table = np.zeros((len(self.all_sides), 2, *size))
         for level, (rows, columns) in enumerate(self.all_sides):
             for transposed in (0, 1):
-                pattern = split_pattern(rows, columns, bool(transposed))
+                pattern = split_pattern(rows, columns, bool(transposed), self.order)
                 table[level, transposed, :rows, :columns] = pattern
         self.table = ops.convert_to_tensor(table.reshape(-1), dtype=self.x.dtype)
 
@@ -144,12 +150,13 @@ class L2Search(_Search):
         tiles = [min(_NUM_TILES, height), min(_NUM_TILES, width)]
         sides = [height // tiles[0], width // tiles[1]]
         left = [height - tiles[0] * sides[0], width - tiles[1] * sides[1]]
-        pattern = np.tile(split_pattern(sides[0], sides[1], False), tiles)[..., None]
+        pattern = split_pattern(sides[0], sides[1], False, self.order)
+        pattern = np.tile(pattern, tiles)[..., None]
         signs = self.signs((*tiles, self.channels), seed)
         signs = ops.repeat(ops.repeat(signs, sides[0], axis=1), sides[1], axis=2)
         nu = signs * ops.convert_to_tensor(pattern, dtype=self.x.dtype)
         nu = ops.pad(nu, [(0, 0), *((n // 2, n - n // 2) for n in left), (0, 0)])
-        return self.project(self.x + self.epsilon * steepest_direction(nu, "l2"))
+        return self.project(self.x + self.epsilon * self.excess * self._unit(nu, (1, 2, 3)))
 
     def proposal(self, z: Any, query: Any, seed: Any) -> Any:
         level = ops.take(self.levels, query)
@@ -160,16 +167,17 @@ class L2Search(_Search):
 
         nu = z - self.x
         zero = ops.zeros_like(nu)
-        squares = ops.square(nu)
-        unused = ops.maximum(self.epsilon**2 - _total(squares, (1, 2, 3)), 0) / self.channels
+        masses = ops.abs(nu) ** self.order
+        unused = self.epsilon**self.order - _total(masses, (1, 2, 3))
+        unused = ops.maximum(unused, 0) / self.channels
         either = ops.logical_or(first, second)
-        available = ops.sqrt(_total(ops.where(either, squares, zero)) + unused)
+        available = _total(ops.where(either, masses, zero)) + unused
 
         signs = self.signs((1, 1, self.channels), backend.fold_in(seed, 2))
         new = signs * self._pattern(level, corner, backend.fold_in(seed, 3))
-        new = new + _unit(ops.where(first, nu, zero))
-        nu = ops.where(second, zero, nu)
-        return self.project(self.x + ops.where(first, _unit(new) * available, nu))
+        new = self._unit(new + self._unit(ops.where(first, nu, zero)))
+        new = self.excess * available ** (1 / self.order) * new
+        return self.project(self.x + ops.where(first, new, ops.where(second, zero, nu)))
 
     def _pattern(self, level: Any, corner: tuple[Any, Any], seed: Any) -> Any:
         """The window's pattern at its place, in one of two orientations."""
@@ -179,34 +187,43 @@ class L2Search(_Search):
         transposed = ops.cast(self.signs((1, 1, 1), seed) > 0, "int32")
         return ops.take(self.table, ((level * 2 + transposed) * height + row) * width + column)
 
+    def _unit(self, values: Any, axis: tuple[int, ...] = _SPACE) -> Any:
+        """Each channel, or all of an image, divided by its norm."""
+        length = _total(ops.abs(values) ** self.order, axis) ** (1 / self.order)
+        return values / ops.where(length > 0, length, ops.ones_like(length))
 
-def _total(values: Any, axis: tuple[int, ...] = (1, 2)) -> Any:
+
+class L1Search(L2Search):
+    """The same in L1, where the projection leaves what is largest."""
+
+    order = 1
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.excess = self.channels
+
+
+def _total(values: Any, axis: tuple[int, ...] = _SPACE) -> Any:
     return ops.sum(values, axis=axis, keepdims=True)
 
 
-def _unit(values: Any) -> Any:
-    """Each channel divided by its L2 norm."""
-    length = ops.sqrt(_total(ops.square(values)))
-    return values / ops.where(length > 0, length, ops.ones_like(length))
-
-
-def pattern(rows: int, columns: int) -> np.ndarray:
-    """`eta(r, s) = sum_{k=0}^{M(r, s)} 1 / (n + 1 - k)^2` (eq. 2): nested rectangles."""
+def pattern(rows: int, columns: int, power: float = 2) -> np.ndarray:
+    """`eta(r, s) = sum_{k=0}^{M(r, s)} 1 / (n + 1 - k)^power` (eq. 2): nested rectangles."""
     n = max(rows, columns) // 2
     r = abs(np.arange(rows) - rows // 2)[:, None]
     s = abs(np.arange(columns) - columns // 2)[None]
-    sums = np.cumsum(1 / (n + 1.0 - np.arange(n + 1)) ** 2)
+    sums = np.cumsum(1 / (n + 1.0 - np.arange(n + 1)) ** power)
     return sums[n - np.maximum(r, s)]
 
 
-def split_pattern(rows: int, columns: int, transposed: bool) -> np.ndarray:
-    """One half `eta`, the other `-eta`, with an L2 norm of 1."""
+def split_pattern(rows: int, columns: int, transposed: bool, order: int) -> np.ndarray:
+    """One half `eta`, the other `-eta`, with an L1 or L2 norm of 1."""
     if transposed:
-        return split_pattern(columns, rows, False).T
-    half = columns // 2
-    halves = [pattern(rows, half), -pattern(rows, columns - half)]
+        return split_pattern(columns, rows, False, order).T
+    half, power = columns // 2, 4 / order
+    halves = [pattern(rows, half, power), -pattern(rows, columns - half, power)]
     both = np.concatenate(halves, axis=1)
-    return both / np.linalg.norm(both)
+    return both / np.linalg.norm(both.ravel(), order)
 
 
-SEARCHES = {"linf": LinfSearch, "l2": L2Search}
+SEARCHES = {"linf": LinfSearch, "l2": L2Search, "l1": L1Search}
