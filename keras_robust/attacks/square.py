@@ -78,7 +78,8 @@ class Square(Attack):
     stretches each perturbation to the length `epsilon` before it clips to `bounds`. Here a window
     may be a single pixel, and what clipping takes away is left to the next windows. A window that
     would be higher or wider than the image keeps its area instead of its shape: a vector is an
-    image of one row.
+    image of one row. With a `mask` or a radius of 0, windows lie inside of the smallest rectangle
+    around what may change, or cover it.
 
     Reference:
 

@@ -70,8 +70,10 @@ class _Search:
         self.shape_with_channels_last = ops.shape(x)
         self.shape = (ops.shape(x)[0], *image_shape(x))
         self.x, self.epsilon = ops.reshape(x, self.shape), epsilon
+        self.free: Any = None
         if len(getattr(bounds[0], "shape", ())):
             bounds = self.from_model(bounds[0]), self.from_model(bounds[1])
+            self.free = bounds[1] > bounds[0]
         self.project = projection(self.x, epsilon, norm, bounds)
         height, width, self.channels = self.shape[1:]
         sides, levels = window_sides(num_queries, initial_fraction, height, width)
@@ -95,16 +97,38 @@ class _Search:
     def corners(self, side: Any, seed: Any) -> tuple[Any, Any]:
         """Top and left of a window of that height and width, shape `(batch_size, 1, 1, 1)`."""
         draws = backend.uniform((self.shape[0], 2), seed, 0.0, 1.0, "float32")
-        last = ops.convert_to_tensor(self.shape[1:3], dtype="int32") - side
-        corner = ops.cast(draws * ops.cast(last + 1, "float32"), "int32")
+        first, last = self._corners_to_draw(side)
+        corner = first + ops.cast(draws * ops.cast(last - first + 1, "float32"), "int32")
         corner = ops.reshape(ops.minimum(corner, last), (-1, 2, 1, 1, 1))
         return corner[:, 0], corner[:, 1]
 
+    def _corners_to_draw(self, side: Any) -> tuple[Any, Any]:
+        """The first and last of the corners, shape `(2,)` or `(batch_size, 2)`.
+
+        Where only a part of an image may change, a window lies inside of the smallest rectangle
+        around it, or covers that.
+        """
+        last = ops.convert_to_tensor(self.shape[1:3], dtype="int32") - side
+        if self.free is None:
+            return ops.zeros_like(last), last
+        ends = [self._ends(axis) for axis in (0, 1)]
+        begin, end = (ops.stack(places, axis=1) for places in zip(*ends, strict=True))
+        end = end + 1 - side
+        low, high = ops.minimum(begin, end), ops.maximum(begin, end)
+        return ops.clip(low, 0, last), ops.clip(high, 0, last)
+
+    def _ends(self, axis: int) -> tuple[Any, Any]:
+        """The first and last row, or column, with a value that may change."""
+        there = ops.cast(ops.any(self.free, axis=(2 - axis, 3)), "int32")
+        last = self.shape[1 + axis] - 1 - ops.argmax(ops.flip(there, axis=1), axis=1)
+        return ops.cast(ops.argmax(there, axis=1), "int32"), ops.cast(last, "int32")
+
     def window(self, side: Any, corner: tuple[Any, Any]) -> Any:
-        """Where an image is inside of the window, shape `(batch_size, height, width, 1)`."""
+        """What may change inside of the window, shape `(batch_size, height, width, ...)`."""
         row, column = (self.places(axis) - corner[axis] for axis in (0, 1))
         rows = ops.logical_and(row >= 0, row < side[0])
-        return ops.logical_and(rows, ops.logical_and(column >= 0, column < side[1]))
+        inside = ops.logical_and(rows, ops.logical_and(column >= 0, column < side[1]))
+        return inside if self.free is None else ops.logical_and(inside, self.free)
 
     def places(self, axis: int) -> Any:
         """0, 1, ... along the height or the width."""
@@ -156,6 +180,8 @@ class L2Search(_Search):
         signs = ops.repeat(ops.repeat(signs, sides[0], axis=1), sides[1], axis=2)
         nu = signs * ops.convert_to_tensor(pattern, dtype=self.x.dtype)
         nu = ops.pad(nu, [(0, 0), *((n // 2, n - n // 2) for n in left), (0, 0)])
+        if self.free is not None:
+            nu = ops.where(self.free, nu, ops.zeros_like(nu))
         return self.project(self.x + self.epsilon * self.excess * self._unit(nu, (1, 2, 3)))
 
     def proposal(self, z: Any, query: Any, seed: Any) -> Any:
@@ -175,6 +201,7 @@ class L2Search(_Search):
 
         signs = self.signs((1, 1, self.channels), backend.fold_in(seed, 2))
         new = signs * self._pattern(level, corner, backend.fold_in(seed, 3))
+        new = ops.where(first, new, zero)
         new = self._unit(new + self._unit(ops.where(first, nu, zero)))
         new = self.excess * available ** (1 / self.order) * new
         return self.project(self.x + ops.where(first, new, ops.where(second, zero, nu)))

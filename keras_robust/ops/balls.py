@@ -78,8 +78,9 @@ def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
 
 def movable(gradient: Any, x: Any, bounds: tuple[Any, Any]) -> Any:
     """The gradient where `x` is not at the bound that it points to, elsewhere 0."""
-    has_room = ops.where(gradient > 0, x < bounds[1], x > bounds[0])
-    return ops.where(has_room, gradient, ops.zeros_like(gradient))
+    at_upper = ops.logical_and(gradient > 0, x >= bounds[1])
+    at_lower = ops.logical_and(gradient < 0, x <= bounds[0])
+    return ops.where(ops.logical_or(at_upper, at_lower), ops.zeros_like(gradient), gradient)
 
 
 def steepest_direction(gradient: Any, norm: str, count: Any = 1) -> Any:
@@ -100,7 +101,8 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1) -> Any:
 
         least, _ = bisected(are_enough, maximum_norm(gradient))
         signs = ops.sign(gradient)
-        signs = ops.where(size >= per_example(least, size), signs, ops.zeros_like(signs))
+        # What is NaN is no smaller than anything, and stays.
+        signs = ops.where(size < per_example(least, size), ops.zeros_like(signs), signs)
         return signs / per_example(ops.maximum(absolute_norm(signs), 1.0), signs)
     length = euclidean_norm(gradient)
     safe = ops.where(length > 0, length, ops.ones_like(length))

@@ -208,3 +208,30 @@ def test_warns_of_the_other_data_format(data_format, shape):
 )
 def test_does_not_warn(data_format, shape):
     check_shape(data_format, shape)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+    "data_format",
+    ["channels_last", pytest.param("channels_first", marks=pytest.mark.slow)],
+)
+def test_windows_are_where_the_mask_is(norm, data_format):
+    # Windows over the whole image would be beside these 6 of 400 places in 95 of 100 queries.
+    mask = np.zeros((20, 20, 1))
+    mask[15:17, 3:6] = 1
+    if data_format == "channels_first":
+        mask = mask.transpose(2, 0, 1)
+    asked = []
+
+    def function(x):
+        asked.append(x[0])
+        return np.tile([2.0, 0.0], (len(x), 1))
+
+    x = np.full((1, *mask.shape), 0.5, "float32")
+    attack = kr.attacks.Square(0.3, norm=norm, num_queries=200, data_format=data_format)
+    attack.run(kr.BlackBox(function), x, np.zeros(1, int), mask=mask)
+    images = np.array(asked)
+    assert (images[:, mask == 0] == 0.5).all()
+    # The function is never fooled: after `x` itself, each query is about a change of the first.
+    changed = (images[100:] != images[1]).any(axis=(1, 2, 3))
+    assert changed.mean() > 0.3
