@@ -59,12 +59,23 @@ class APGD(Attack):
     1. the loss has risen in fewer than `rho * (w_j - w_{j-1})` of the steps since `w_{j-1}`, or
     2. `eta` was not halved at `w_{j-1}`, and `L_max` has not risen since.
 
-    Of all iterates, the one with the largest margin `max_{j != y} z_j - z_y` is returned: one that
+    In L1 (Croce and Hein, 2021) each step changes `s` values, those with the largest `|g_i|`:
+
+        x_{k+1} = P(x_k + eta * d_s(grad_x L(x_k, y))),    d_s = sign(g_i) / s for these values
+
+    It begins with `eta = epsilon` and `s = 0.2 * dim(x)`. At a checkpoint, every `N // 25` steps,
+    `s` becomes `||x_max - x||_0 / 1.5`. Where that number of changed values is less than 0.95 times
+    that at the checkpoint before, `eta` is `epsilon` again, and the ascent goes on from `x_max`;
+    elsewhere `eta` is divided by 1.5, down to `epsilon / 10`. The first 30% of the steps are taken
+    in the ball of radius `3 * epsilon`, the next 30% in that of `2 * epsilon`, and each time
+    `x_max` is projected to the next ball. `P` is exact, as in `kr.attacks.PGD`.
+
+    Of all iterates in the ball of radius `epsilon`, the one with the largest margin `max_{j != y} z_j - z_y` is returned: one that
     is misclassified, if there is one. There is nothing to tune.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
-        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         loss: what to climb. `"ce"`, `"margin"` and `"dlr"` as in `kr.attacks.PGD`;
             `"margin_targeted"`, `z_t - z_y`, and `"dlr_targeted"`, that divided by the largest
             logit's distance from the mean of the third and fourth, for one class `t` after the
@@ -77,7 +88,8 @@ class APGD(Attack):
             `9`.
         random_start: bool. Whether to start from a point drawn uniformly from the ball, rather
             than from `x`. Defaults to `True`.
-        rho: float from 0 to 1. The share of steps that must raise the loss. Defaults to `0.75`.
+        rho: float from 0 to 1. The share of steps that must raise the loss; it changes nothing in
+            L1. Defaults to `0.75`.
         targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
             `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
@@ -123,11 +135,14 @@ class APGD(Attack):
     `x_max`, and the authors' code the last iterate that is misclassified. The cross-entropy is
     replaced by the log-odds, as in `kr.attacks.PGD`: the loss rises in the same steps. The start
     is drawn from the whole ball; the paper leaves it open, and the authors' code draws from the
-    ball's surface.
+    ball's surface. In L1 the three balls are always used, as in the authors' AutoAttack; their
+    APGD alone stays in the one of radius `epsilon` by default. Values at the bound that `g_i`
+    points to are left out, and the steps are counted so that there are `N` gradients in all.
 
     Reference:
 
     - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), sections 3 and 4, Algorithm 1
+    - [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 3, Algorithm 1 (L1)
     """
 
     def __init__(

@@ -34,6 +34,8 @@ class AutoAttack(Attack):
     3. `kr.attacks.FAB`, 9 target classes, 100 steps each,
     4. `kr.attacks.Square`, 5000 queries, which needs no gradient.
 
+    In L1 the first has 5 restarts, and the second 5 target classes.
+
     `version="rand"`, for models that are random in inference mode: `kr.attacks.APGD` on the
     cross-entropy and on the untargeted difference-of-logits ratio, 100 steps each, with 20 draws
     for each gradient.
@@ -43,7 +45,7 @@ class AutoAttack(Attack):
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
-        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         version: `"standard"` or `"rand"`. Defaults to `"standard"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits, rather than probabilities.
@@ -78,6 +80,7 @@ class AutoAttack(Attack):
     Reference:
 
     - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), section 6
+    - [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 4 (L1)
     """
 
     def __init__(

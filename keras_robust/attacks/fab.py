@@ -42,7 +42,8 @@ class FAB(Attack):
         alpha = min(||delta_i|| / (||delta_i|| + ||delta_x||), alpha_max)
         x_{i+1} = clip((1 - alpha) * (x_i + eta * delta_i) + alpha * (x + eta * delta_x))
 
-    where `proj` is the nearest point in the norm that is in `bounds` too. An iterate that is
+    where `proj` is the nearest point in the norm that is in `bounds` too. (In L1 it moves the values
+    with the largest `|grad f_i|` to their bounds, one after the other.) An iterate that is
     misclassified is kept if none was nearer to `x`, and the next step goes from
     `(1 - beta) * x + beta * x_{i+1}` rather than from `x_{i+1}`. In the end the nearest is moved
     towards `x` on the line between them, in 3 steps: each to 1.001 times the distance at which the
@@ -100,9 +101,9 @@ class FAB(Attack):
     3 steps, the paper tries the very point where the margin would be 0; there rounding decides, and
     the image may be classified correctly in a batch of another size. Here each goes beyond it by a
     thousandth of the distance, and `f` and the margin are taken to be 0 where they exceed 0 by
-    more than rounding can undo. The papers solve
-    for the projection by sorting, here Newton's method does, in L1 bisection. All targets are tried from `x`
-    before the first random start. Where no misclassified image is known without `epsilon`, the
+    more than rounding can undo. The papers solve for the projection by sorting, here Newton's
+    method does, in L1 bisection. All targets are tried from `x` before the first random start.
+    Where no misclassified image is known without `epsilon`, the
     random start is at a radius that moves values by up to 0.05 of the range of `bounds`.
 
     Reference:

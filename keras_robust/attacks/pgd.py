@@ -24,7 +24,7 @@ from keras_robust.ops import (
 
 # What can be climbed, by the names that the literature gives it.
 LOSSES = {"ce": log_odds_against, "margin": margin, "dlr": dlr}
-# The share of the values that a step in the L1 norm changes.
+# The share of the values that a step in the L1 norm changes, if none has to go further than it can.
 _SHARE_IN_L1 = 0.01
 
 
@@ -38,7 +38,12 @@ class PGD(Attack):
 
     for `i = 1, ..., m`, where `L` is the loss and `d` the steepest direction: `sign(g)` for the
     L-infinity norm, `g / ||g||_2` for L2, where the projection is to the L2 ball. Each iterate is
-    clipped to `bounds` too. The last iterate counts; with restarts, the one among the restarts'
+    clipped to `bounds` too. In L1, where the steepest direction changes one value alone, `d` changes
+    the share of 0.01 of all values that has the largest `|g_i|`, all equally far, `sign(g_i) / k`
+    for `k` values (Tramer and Boneh, 2019). Values at the bound that `g_i` points to are left out,
+    and `k` is larger where a value would have to go further than the range of `bounds`. The
+    projection is the nearest point, in L2, of the L1 ball cut with `bounds`. The last iterate
+    counts; with restarts, the one among the restarts'
     last iterates that has the largest margin `max_{j != y} z_j - z_y`. An example is restarted
     until it is misclassified.
 
@@ -48,7 +53,7 @@ class PGD(Attack):
         step_size: float. `alpha`, in units of `x`. Defaults to `None`: `2.5 * epsilon /
             num_steps`, so that the whole ball can be crossed.
         num_steps: int. `m`, the number of gradients for each restart. Defaults to `20`.
-        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         random_start: bool. Whether to start from a point drawn uniformly from the ball, rather
             than from `x`. Defaults to `True`.
         num_restarts: int. How many random starts to try. Defaults to `1`.
@@ -105,6 +110,8 @@ class PGD(Attack):
     - [Madry et al., 2018](https://arxiv.org/abs/1706.06083), section 2.1
     - Xu et al., Improve Adversarial Robustness via Weight Penalization on Classification Layer,
       section 2.2
+    - [Tramer and Boneh, 2019](https://arxiv.org/abs/1904.13000), section 3.1 and appendix A (L1)
+    - [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 2 (the projection in L1)
     """
 
     # How far all steps together lead by default, in units of `epsilon`.
@@ -183,7 +190,10 @@ class PGD(Attack):
         The result is in the ball around `x`; `start` need not be.
         """
         project = projection(x, self.epsilon, self.norm, self.bounds)
-        count = _SHARE_IN_L1 * dimensions(x, self.bounds)
+        count = 1
+        if self.norm == "l1":
+            longest = ops.max(self.length_of_a_step)
+            count = ops.maximum(_SHARE_IN_L1 * dimensions(x, self.bounds), longest / self.width)
 
         def step(number: Any, x_adv: Any) -> Any:
             slope = gradient(x_adv, number)

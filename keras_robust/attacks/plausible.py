@@ -36,11 +36,13 @@ def _messages(attack: Any, num_values: int | None) -> list[str]:
     )
     low, high = attack.bounds
     width = float(np.max(high - low))
-    diagonal = width * math.sqrt(num_values) if num_values else math.inf
-    is_l2 = getattr(attack, "norm", "linf") == "l2"
+    order = {"l1": 1, "l2": 2}.get(getattr(attack, "norm", "linf"))
+    furthest_apart = width
+    if order:
+        furthest_apart = width * num_values ** (1 / order) if num_values else math.inf
     messages = []
     for name, size, furthest in (
-        ("epsilon", epsilon, diagonal if is_l2 else width),
+        ("epsilon", epsilon, furthest_apart),
         ("stddev", stddev, width),
     ):
         if size > furthest * _ROUNDING:

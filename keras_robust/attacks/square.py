@@ -45,10 +45,13 @@ class Square(Attack):
           nu_{W_1}, nu_{W_2} <- t / ||t||_2 * sqrt(||nu_{W_1 + W_2}||_2^2 + u / channels), 0
 
       in each channel, where `u = epsilon^2 - ||nu||_2^2` is what the perturbation leaves unused.
+    - L1 (Croce and Hein, 2021): the same with L1 norms, `u = epsilon - ||nu||_1`, and an `eta` that
+      is more pointed. With `c` channels, the window gets `c` times that length, and the exact
+      projection then takes away the same from every value, so that the largest are left.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
-        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         num_queries: int. `N`, how many images the model is asked about for each restart.
             Defaults to `5000`.
         initial_fraction: float. `p`, the share of the image that the first squares cover.
@@ -74,7 +77,7 @@ class Square(Attack):
     >>> import keras_robust as kr
     >>> attack = kr.attacks.Square(epsilon=8 / 255, num_queries=1000)
 
-    Departures from the authors' code: in L2 it makes the sides of windows odd and at least 3, and
+    Departures from the authors' code: in L2 and L1 it makes the sides of windows odd and at least 3, and
     stretches each perturbation to the length `epsilon` before it clips to `bounds`. Here a window
     may be a single pixel, and what clipping takes away is left to the next windows. A window that
     would be higher or wider than the image keeps its area instead of its shape: a vector is an
@@ -84,6 +87,7 @@ class Square(Attack):
     Reference:
 
     - [Andriushchenko et al., 2020](https://arxiv.org/abs/1912.00049), Algorithms 1 to 3
+    - [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 4 (L1)
     """
 
     uses_gradient = False

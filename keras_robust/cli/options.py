@@ -51,7 +51,7 @@ def parser() -> Parser:
         help=f"one of {', '.join(OFFERED)}; may be given several times")
     add("--epsilon", type=_number,
         help="radius in units of the images: 8/255 for images from 0 to 1, 8 for 0 to 255")
-    add("--norm", choices=["linf", "l2"], help="default: the attack's own")
+    add("--norm", choices=["linf", "l2", "l1"], help="default: the attack's own")
     add("--num-steps", type=_count, metavar="N",
         help="of the attacks that have a number of steps; default: the attack's own")
     add("--mask", metavar="FILE",

@@ -60,7 +60,7 @@ def add_certificate(
     Args:
         radii: mapping of norms to radii: those of the worst case. The row says how many examples
             are certified within all of them. The ball of a radius r in L-infinity lies in that of
-            `r sqrt(num_values)` in L2.
+            `r sqrt(num_values)` in L2, that of r in L1 in that of r.
         num_values: int. How many values an image has.
     """
     found = _smallest_found(report)

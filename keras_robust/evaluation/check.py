@@ -20,7 +20,7 @@ from keras_robust.model.images import Images
 from keras_robust.report.check_result import CheckResult
 
 NUM_EXAMPLES = 100
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 
 
 def check(
@@ -81,8 +81,8 @@ def check(
         epsilon: float. Radius of the ball, in units of `x`. Defaults to `None`: the attack's
             own. It must be given for an attack without one, whose larger perturbations then
             count as failures.
-        norm: `"linf"` or `"l2"`, for an attack without an `epsilon`. Defaults to `None`: the
-            attack's own.
+        norm: `"linf"`, `"l2"` or `"l1"`, for an attack without an `epsilon`. Defaults to `None`:
+            the attack's own.
         transfer_from: another model for the same data, whose adversarial images are to be
             compared; it is attacked by its own gradient, not by the `objective`. Its outputs must
             be what the attack's `from_logits` says. Defaults to `None`: that check is left out.

@@ -53,7 +53,7 @@ def reference_epsilon(
         attack: `kr.attacks.Attack` that has an `epsilon`, untargeted. The paper takes FGSM.
         error_rate: float, greater than 0, at most 1. Defaults to `0.5`.
         max_epsilon: float, the largest radius to try. Defaults to `None`: the width of the
-            attack's bounds, for the L2 norm times the square root of the number of values.
+            attack's bounds, for the L1 norm times the number of values, for L2 its square root.
         tolerance: float. The result is at most `1 + tolerance` times the radius looked for.
             Defaults to `0.001`.
         batch_size: int. Defaults to `128`.
@@ -95,8 +95,8 @@ def reference_epsilon(
     attack.check(classifier, x, y)
     if max_epsilon is None:
         max_epsilon = float(np.max(attack.bounds[1] - attack.bounds[0]))
-        if getattr(attack, "norm", "linf") == "l2":
-            max_epsilon *= math.sqrt(math.prod(x.shape[1:]))
+        order = {"l1": 1, "l2": 2}.get(getattr(attack, "norm", "linf"), math.inf)
+        max_epsilon *= math.prod(x.shape[1:]) ** (1 / order)
     max_epsilon = validation.check_number("max_epsilon", max_epsilon, exclusive=True)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
 

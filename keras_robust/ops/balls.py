@@ -94,6 +94,7 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1) -> Any:
         return ops.sign(gradient)
     if norm == "l1":
         size = ops.abs(gradient)
+        count = ops.cast(count, size.dtype)
 
         def are_enough(least: Any) -> Any:
             chosen = ops.cast(size >= per_example(least, size), size.dtype)

@@ -2,14 +2,14 @@
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from keras_robust.report.check_result import CheckResult
 from keras_robust.report.class_accuracy import COLUMNS as CLASS_COLUMNS
 from keras_robust.report.class_accuracy import ClassAccuracy
 from keras_robust.report.data import ReportData
-from keras_robust.report.row import CLEAN, COSTS, NORMS, Row
+from keras_robust.report.row import CLEAN, COSTS, NORMS, Row, shown_norms
 
 _TITLE = "Robustness report"
 _STYLE = """
@@ -53,15 +53,6 @@ code { font-family: ui-monospace, monospace; font-size: 0.9em; overflow-wrap: an
   * { print-color-adjust: exact; }
 }
 """
-_COLUMNS = (
-    "attack",
-    "accuracy",
-    "95% interval",
-    "radius",
-    "fooled",
-    *(f"{norm}, median (largest)" for norm in NORMS.values()),
-    "gradients + evaluations",
-)
 
 
 def page(report: ReportData, pictures: Mapping[str, bytes]) -> str:
@@ -163,21 +154,31 @@ def _accuracies(report: ReportData) -> str:
     )
     if report.worst_case_only:
         caption += " Each attack was given only what those before it had left."
-    rows = [_row(row.name, _cells(row), row.note) for row in report.rows]
-    return f"<p>{caption}</p>\n" + _table("accuracy", _COLUMNS, rows)
+    norms = shown_norms(report.rows)
+    columns = (
+        "attack",
+        "accuracy",
+        "95% interval",
+        "radius",
+        "fooled",
+        *(f"{NORMS[norm]}, median (largest)" for norm in norms),
+        "gradients + evaluations",
+    )
+    rows = [_row(row.name, _cells(row, norms), row.note) for row in report.rows]
+    return f"<p>{caption}</p>\n" + _table("accuracy", columns, rows)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, norms: Sequence[str]) -> list[str]:
     low, high = row.interval
     fooled = "" if row.num_attacked is None else f"{row.num_fooled} of {row.num_attacked}"
-    norms = [row.perturbation(norm) for norm in NORMS]
+    sizes = [row.perturbation(norm) for norm in norms]
     costs = [cost for name in COSTS if (cost := row.cost(name)) is not None]
     return [
         f"{row.accuracy:.1%}",
         f"{low:.1%} to {high:.1%}",
         row.radius,
         fooled,
-        *("" if pair is None else f"{pair[0]:.3g} ({pair[1]:.3g})" for pair in norms),
+        *("" if pair is None else f"{pair[0]:.3g} ({pair[1]:.3g})" for pair in sizes),
         " + ".join(f"{cost:,.{0 if cost >= 100 else 1}f}" for cost in costs),
     ]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 CLEAN = "clean"
 WORST_CASE = "worst case"
 CERTIFIED = "certified"
-NORMS = {"linf": "L-inf", "l2": "L2"}
+NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1"}
 COSTS = ("num_gradients", "num_evaluations")
 
 _Z_95 = 1.959964
@@ -32,6 +32,12 @@ def radius_in_words(radii: Mapping[str, float], attack: str | None) -> str:
     return " or ".join(f"{NORMS.get(norm, norm)} {value:.4g}" for norm, value in radii.items())
 
 
+def shown_norms(rows: Iterable[Any]) -> list[str]:
+    """The norms of which tables have columns: L1 only where an attack had a radius in it."""
+    has_l1 = any("l1" in row.radii for row in rows)
+    return [norm for norm in NORMS if norm != "l1" or has_l1]
+
+
 @dataclasses.dataclass
 class Row:
     """Accuracy on clean images, under one attack, or in the worst case.
@@ -44,9 +50,9 @@ class Row:
         radii: mapping of norms to the largest radius that was allowed, in units of the images.
             Defaults to an empty mapping: there was no limit, or no attack.
         attacked: bool array, shape `(num_examples,)`. Defaults to `None`.
-        measures: mapping of `"linf"` and `"l2"`, norms of the perturbations, `"num_gradients"`
-            and `"num_evaluations"` to arrays of one value for each example. Defaults to an empty
-            mapping.
+        measures: mapping of `"linf"`, `"l2"` and `"l1"`, norms of the perturbations,
+            `"num_gradients"` and `"num_evaluations"` to arrays of one value for each example.
+            Defaults to an empty mapping.
         without_gradient: list of strings, the classes of attacks that have found no gradient, and
             so have left their examples as they were. Defaults to an empty list.
     """

@@ -42,8 +42,8 @@ class SavedRow:
 
     def perturbation(self, norm: str) -> tuple[float, float] | None:
         """Median and largest norm of the perturbations that fool the model; `None` if none do."""
-        median, largest = self.figures[f"median_{norm}"], self.figures[f"largest_{norm}"]
-        return None if median is None else (median, largest)
+        median, largest = (self.figures.get(f"{name}_{norm}") for name in ("median", "largest"))
+        return None if median is None or largest is None else (median, largest)
 
     def cost(self, name: str) -> float | None:
         """Mean over the attacked examples of the number of gradients, or of evaluations."""

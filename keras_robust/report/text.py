@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from keras_robust.report.class_accuracy import COLUMNS
 from keras_robust.report.data import ReportData
+from keras_robust.report.row import NORMS, shown_norms
 
 
 def text_summary(report: ReportData, per_class: bool = False) -> str:
@@ -12,11 +13,13 @@ def text_summary(report: ReportData, per_class: bool = False) -> str:
     if report.failed_checks:
         found = [f"FAILED: {check.name}. {check.sentence}" for check in report.failed_checks]
         lines = [report.verdict, *found, ""]
-    header = ("", "accuracy", "95% interval", "radius", "median L-inf", "median L2", "")
+    norms = shown_norms(report.rows)
+    medians_of = (f"median {NORMS[norm]}" for norm in norms)
+    header = ("", "accuracy", "95% interval", "radius", *medians_of, "")
     table: list[tuple[str, ...]] = [header]
     for row in report.rows:
         low, high = row.interval
-        medians = [row.perturbation(norm) for norm in ("linf", "l2")]
+        medians = [row.perturbation(norm) for norm in norms]
         table.append(
             (
                 row.name,

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_robust.attacks import PGD, Square
+from keras_robust.attacks.result import perturbation_norms
 from keras_robust.evaluation.checks.case import NUM_STEPS, Case
 from keras_robust.evaluation.checks.outcome import Outcome, compared
 from keras_robust.metrics.perturbed import perturbed_images
@@ -49,8 +50,9 @@ def noise(case: Case) -> Outcome:
         if case.norm == "linf":
             delta = np.sign(delta)
         else:
-            axes = tuple(range(1, delta.ndim))
-            delta /= np.maximum(np.sqrt((delta**2).sum(axis=axes, keepdims=True)), 1e-30)
+            length = perturbation_norms(np.zeros_like(delta), delta)[case.norm]
+            length = length.reshape(-1, *[1] * (delta.ndim - 1)).astype("float32")
+            delta /= np.maximum(length, 1e-30)
         noisy = np.clip(case.x + case.ball * delta, *case.attack.bounds).astype(case.x.dtype)
         standing &= case.still_correct(noisy)
     name = f"the best of {NUM_DRAWS} draws of random noise"

@@ -41,7 +41,7 @@ class Case:
         attack: `kr.attacks.Attack`, untargeted.
         name: string, what the attack is called.
         epsilon: float, radius of the ball.
-        norm: `"linf"` or `"l2"`.
+        norm: `"linf"`, `"l2"` or `"l1"`.
         batch_size: int.
         seed: int.
         chance: float, the accuracy of guessing. Defaults to `None`: one divided by the number of
