@@ -70,8 +70,8 @@ class APGD(Attack):
     in the ball of radius `3 * epsilon`, the next 30% in that of `2 * epsilon`, and each time
     `x_max` is projected to the next ball. `P` is exact, as in `kr.attacks.PGD`.
 
-    Of all iterates in the ball of radius `epsilon`, the one with the largest margin `max_{j != y} z_j - z_y` is returned: one that
-    is misclassified, if there is one. There is nothing to tune.
+    Of all iterates in the ball of radius `epsilon`, the one with the largest margin `max_{j != y}
+    z_j - z_y` is returned: one that is misclassified, if there is one. There is nothing to tune.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).

@@ -42,12 +42,12 @@ class FAB(Attack):
         alpha = min(||delta_i|| / (||delta_i|| + ||delta_x||), alpha_max)
         x_{i+1} = clip((1 - alpha) * (x_i + eta * delta_i) + alpha * (x + eta * delta_x))
 
-    where `proj` is the nearest point in the norm that is in `bounds` too. (In L1 it moves the values
-    with the largest `|grad f_i|` to their bounds, one after the other.) An iterate that is
-    misclassified is kept if none was nearer to `x`, and the next step goes from
-    `(1 - beta) * x + beta * x_{i+1}` rather than from `x_{i+1}`. In the end the nearest is moved
-    towards `x` on the line between them, in 3 steps: each to 1.001 times the distance at which the
-    margin `max_{j != y} z_j - z_y` would be 0 if it were linear.
+    where `proj` is the nearest point in the norm that is in `bounds` too. (In L1 it moves the
+    values with the largest `|grad f_i|` to their bounds, one after the other.) An iterate that is
+    misclassified is kept if none was nearer to `x`, and the next step goes from `(1 - beta) * x +
+    beta * x_{i+1}` rather than from `x_{i+1}`. In the end the nearest is moved towards `x` on the
+    line between them, in 3 steps: each to 1.001 times the distance at which the margin `max_{j !=
+    y} z_j - z_y` would be 0 if it were linear.
 
     Without `epsilon` the attack looks for the smallest perturbation, over all targets and
     restarts. With it, it looks for any perturbation in the ball of that radius, and an example

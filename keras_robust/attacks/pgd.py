@@ -38,14 +38,13 @@ class PGD(Attack):
 
     for `i = 1, ..., m`, where `L` is the loss and `d` the steepest direction: `sign(g)` for the
     L-infinity norm, `g / ||g||_2` for L2, where the projection is to the L2 ball. Each iterate is
-    clipped to `bounds` too. In L1, where the steepest direction changes one value alone, `d` changes
-    the share of 0.01 of all values that has the largest `|g_i|`, all equally far, `sign(g_i) / k`
-    for `k` values (Tramer and Boneh, 2019). Values at the bound that `g_i` points to are left out,
-    and `k` is larger where a value would have to go further than the range of `bounds`. The
-    projection is the nearest point, in L2, of the L1 ball cut with `bounds`. The last iterate
-    counts; with restarts, the one among the restarts'
-    last iterates that has the largest margin `max_{j != y} z_j - z_y`. An example is restarted
-    until it is misclassified.
+    clipped to `bounds` too. In L1, where the steepest direction changes one value alone, `d`
+    changes the share of 0.01 of all values that has the largest `|g_i|`, all equally far,
+    `sign(g_i) / k` for `k` values (Tramer and Boneh, 2019). Values at the bound that `g_i` points
+    to are left out, and `k` is larger where a value would have to go further than the range of
+    `bounds`. The projection is the nearest point, in L2, of the L1 ball cut with `bounds`. The last
+    iterate counts; with restarts, the one among the restarts' last iterates that has the largest
+    margin `max_{j != y} z_j - z_y`. An example is restarted until it is misclassified.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]). In a loss

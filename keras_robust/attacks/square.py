@@ -77,10 +77,10 @@ class Square(Attack):
     >>> import keras_robust as kr
     >>> attack = kr.attacks.Square(epsilon=8 / 255, num_queries=1000)
 
-    Departures from the authors' code: in L2 and L1 it makes the sides of windows odd and at least 3, and
-    stretches each perturbation to the length `epsilon` before it clips to `bounds`. Here a window
-    may be a single pixel, and what clipping takes away is left to the next windows. A window that
-    would be higher or wider than the image keeps its area instead of its shape: a vector is an
+    Departures from the authors' code: in L2 and L1 it makes the sides of windows odd and at least
+    3, and stretches each perturbation to the length `epsilon` before it clips to `bounds`. Here a
+    window may be a single pixel, and what clipping takes away is left to the next windows. A window
+    that would be higher or wider than the image keeps its area instead of its shape: a vector is an
     image of one row. With a `mask` or a radius of 0, windows lie inside of the smallest rectangle
     around what may change, or cover it.
 

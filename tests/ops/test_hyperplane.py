@@ -9,7 +9,7 @@ from scipy import optimize
 from keras_robust.ops import to_hyperplane
 
 BOUNDS = (-0.5, 1.0)
-NORMS = ["linf", "l2"]
+NORMS = ["linf", "l2", "l1"]
 
 
 def problems(num=12, size=9, share=0.5, seed=0):
@@ -84,6 +84,25 @@ def test_l2_is_the_quadratic_programs_optimum(share):
         )
         assert result.success
         np.testing.assert_allclose(d[i], result.x, atol=2e-5)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_l1_is_the_linear_programs_optimum(share):
+    x, w, c = problems(share=share)
+    w[:, 4] = w[:, 2]  # It does not matter which of two equal ones moves.
+    c = np.clip(c, *(0.99 * furthest(x, w, sign) * sign for sign in (-np.ones(12), np.ones(12))))
+    d = steps(x, w, c, "l1")
+    np.testing.assert_allclose((w * d).sum(1), c, rtol=1e-5)
+    assert in_bounds(x, d)
+    for i in range(len(x)):  # d is the difference of what rises and what falls
+        result = optimize.linprog(
+            np.ones(2 * x.shape[1]),
+            A_eq=np.append(w[i], -w[i])[None],
+            b_eq=c[i : i + 1],
+            bounds=[*((0, BOUNDS[1] - v) for v in x[i]), *((0, v - BOUNDS[0]) for v in x[i])],
+        )
+        assert result.status == 0
+        np.testing.assert_allclose(abs(d[i]).sum(), result.fun, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
