@@ -14,6 +14,7 @@ from keras_robust.attacks.problem import Loss, Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import (
+    NEGLIGIBLE,
     dimensions,
     dlr_targeted,
     movable,
@@ -64,11 +65,12 @@ class APGD(Attack):
         x_{k+1} = P(x_k + eta * d_s(grad_x L(x_k, y))),    d_s = sign(g_i) / s for these values
 
     It begins with `eta = epsilon` and `s = 0.2 * dim(x)`. At a checkpoint, every `N // 25` steps,
-    `s` becomes `||x_max - x||_0 / 1.5`. Where that number of changed values is less than 0.95 times
-    that at the checkpoint before, `eta` is `epsilon` again, and the ascent goes on from `x_max`;
-    elsewhere `eta` is divided by 1.5, down to `epsilon / 10`. The first 30% of the steps are taken
-    in the ball of radius `3 * epsilon`, the next 30% in that of `2 * epsilon`, and each time
-    `x_max` is projected to the next ball. `P` is exact, as in `kr.attacks.PGD`.
+    `s` becomes `||x_max - x||_0 // 1.5`. Where that number of changed values is less than 0.95
+    times that at the checkpoint before, `eta` is `epsilon` again, and the ascent goes on from
+    `x_max`; elsewhere `eta` is divided by 1.5, down to `epsilon / 10`. The first 30% of the steps
+    are taken in the ball of radius `3 * epsilon`, the next 30% in that of `2 * epsilon`, where
+    `eta` is as many times as large, and each time `x_max` is projected to the next ball. `P` is
+    exact, as in `kr.attacks.PGD`.
 
     Of all iterates in the ball of radius `epsilon`, the one with the largest margin `max_{j != y}
     z_j - z_y` is returned: one that is misclassified, if there is one. There is nothing to tune.
@@ -277,7 +279,8 @@ class APGD(Attack):
         num_values = dimensions(x, self.bounds)
 
         def num_changed(z: Any) -> Any:
-            changed = ops.cast(ops.not_equal(z, x), x.dtype)
+            # A step and the projection may cancel out but for rounding.
+            changed = ops.cast(ops.abs(z - x) > NEGLIGIBLE * self.epsilon, x.dtype)
             return ops.sum(ops.reshape(changed, (ops.shape(x)[0], -1)), axis=1)
 
         def step(k: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -299,11 +302,11 @@ class APGD(Attack):
             shorter = ops.maximum(state["share"] / _SHORTER, _SHORTEST)
             share = ops.where(at_checkpoint, shorter, state["share"])
             share = ops.where(begins_anew, ops.ones_like(share), share)
-            count = ops.where(at_checkpoint, changed / _SPARSER, state["count"])
+            count = ops.where(at_checkpoint, changed // _SPARSER, state["count"])
             count = ops.where(k > 0, count, _FIRST_SHARE * num_values)
             x_k, gradient, _ = _choose(begins_anew, highest, now)
 
-            slope = movable(gradient, x_k, self.bounds)
+            slope = movable(gradient, x_k, self.epsilon, self.bounds)
             move = steepest_step(slope, per_example(share * radius, x), self.norm, count)
             ends = ops.take(places, k + 1) == 0
             onward = ops.where(ends, highest[0], x_k + move)

@@ -197,7 +197,7 @@ class PGD(Attack):
         def step(number: Any, x_adv: Any) -> Any:
             slope = gradient(x_adv, number)
             if self.norm == "l1":
-                slope = movable(slope, x_adv, self.bounds)
+                slope = movable(slope, x_adv, self.epsilon, self.bounds)
             return project(x_adv + steepest_step(slope, self.length_of_a_step, self.norm, count))
 
         return ops.fori_loop(0, self.num_steps, step, start)

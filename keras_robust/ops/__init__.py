@@ -1,6 +1,7 @@
 """Pure tensor functions without state."""
 
 from keras_robust.ops.balls import LEAST_SHARE as LEAST_SHARE
+from keras_robust.ops.balls import NEGLIGIBLE as NEGLIGIBLE
 from keras_robust.ops.balls import absolute_norm as absolute_norm
 from keras_robust.ops.balls import bisected as bisected
 from keras_robust.ops.balls import dimensions as dimensions

@@ -14,6 +14,8 @@ from keras_robust import backend
 LEAST_SHARE = 0.1
 # A length to divide by, where both the length and the radius are 0.
 _SMALLEST = 1e-30
+# A change of a value by this share of the radius may be rounding.
+NEGLIGIBLE = 1e-6
 # How often `bisected` halves: what is left is below the rounding of float32.
 _NUM_HALVINGS = 30
 
@@ -76,11 +78,13 @@ def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
     return ops.maximum(ops.sum(ops.reshape(free, (ops.shape(x)[0], -1)), axis=1), 1.0)
 
 
-def movable(gradient: Any, x: Any, bounds: tuple[Any, Any]) -> Any:
-    """The gradient where `x` is not at the bound that it points to, elsewhere 0."""
-    at_upper = ops.logical_and(gradient > 0, x >= bounds[1])
-    at_lower = ops.logical_and(gradient < 0, x <= bounds[0])
-    return ops.where(ops.logical_or(at_upper, at_lower), ops.zeros_like(gradient), gradient)
+def movable(gradient: Any, x: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any:
+    """The gradient where `x` is not at the bound that it points to, elsewhere 0.
+
+    What is at the bound but for rounding, a millionth of the radius `epsilon`, is at it.
+    """
+    room = ops.where(gradient > 0, bounds[1] - x, x - bounds[0])
+    return ops.where(room > NEGLIGIBLE * epsilon, gradient, ops.zeros_like(gradient))
 
 
 def steepest_direction(gradient: Any, norm: str, count: Any = 1) -> Any:
@@ -102,8 +106,7 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1) -> Any:
 
         least, _ = bisected(are_enough, maximum_norm(gradient))
         signs = ops.sign(gradient)
-        # What is NaN is no smaller than anything, and stays.
-        signs = ops.where(size < per_example(least, size), ops.zeros_like(signs), signs)
+        signs = ops.where(size >= per_example(least, size), signs, ops.zeros_like(signs))
         return signs / per_example(ops.maximum(absolute_norm(signs), 1.0), signs)
     length = euclidean_norm(gradient)
     safe = ops.where(length > 0, length, ops.ones_like(length))
@@ -155,7 +158,9 @@ def projection(x: Any, epsilon: Any, norm: str, bounds: tuple[Any, Any]) -> Call
 def _project_l1(x: Any, x_adv: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any:
     delta = x_adv - x
     size = ops.abs(delta)
-    room = ops.maximum(ops.where(delta > 0, bounds[1] - x, x - bounds[0]), 0)
+    low, high = (ops.cast(bound, size.dtype) for bound in bounds)
+    limit = ops.where(delta > 0, high, low)
+    room = ops.abs(limit - x)
 
     def shrunk(threshold: Any) -> Any:
         return ops.minimum(ops.maximum(size - per_example(threshold, size), 0), room)
@@ -169,7 +174,9 @@ def _project_l1(x: Any, x_adv: Any, epsilon: Any, bounds: tuple[Any, Any]) -> An
     new = shrunk(low + share * (high - low))
     # Rounding may have left a little too much.
     factor = ops.minimum(epsilon / ops.maximum(absolute_norm(new), _SMALLEST), 1)
-    return ops.clip(x + ops.sign(delta) * new * per_example(factor, new), *bounds)
+    z = ops.clip(x + ops.sign(delta) * new * per_example(factor, new), *bounds)
+    # `x + (limit - x)` may be just off the limit.
+    return ops.where(ops.logical_and(new >= room, new > 0), limit, z)
 
 
 def random_in_ball(x: Any, epsilon: Any, norm: str, seed: Any, bounds: tuple[Any, Any]) -> Any:

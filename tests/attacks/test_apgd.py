@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from scipy import optimize
 
 import keras_robust as kr
 from keras_robust import backend
@@ -83,6 +84,53 @@ def algorithm_1(loss, x, epsilon, norm, num_steps, checkpoints):
     return np.array(iterates), halvings
 
 
+def algorithm_in_l1(loss, x, epsilon, num_steps):
+    """The iterates for one example, in float64; and where the step size was `epsilon` again."""
+
+    def nearest(z, radius):
+        size, room = abs(z - x), np.where(z > x, 1 - x, x)
+
+        def length(threshold):
+            return np.minimum(np.maximum(size - threshold, 0), room).sum()
+
+        threshold = 0.0
+        if length(0.0) > radius:
+            threshold = optimize.brentq(lambda t: length(t) - radius, 0, size.max(), xtol=1e-15)
+        step = np.minimum(np.maximum(size - threshold, 0), room)
+        limit = np.where(z > x, 1.0, 0.0)
+        return np.where((step == room) & (step > 0), limit, x + np.sign(z - x) * step)
+
+    lengths = [3 * num_steps // 10, 3 * num_steps // 10, num_steps - 2 * (3 * num_steps // 10)]
+    every, resets, iterates, current = max(num_steps // 25, 1), [], [], x
+    best, before = (-np.inf, x, None), 0
+    for phase, num in enumerate(lengths):
+        radius = (3 - phase) * epsilon
+        current = nearest(current if phase == 0 else best[1], radius)
+        for place in range(num):
+            iterates.append(current)
+            value, gradient = loss(current)
+            if place == 0 or value > best[0]:
+                best = (value, current, gradient)
+            if place % every == 0:
+                changed = np.count_nonzero(abs(best[1] - x) > 1e-6 * epsilon)
+                if place == 0 or changed < 0.95 * before:
+                    eta = radius
+                    _, current, gradient = best
+                    resets.append(len(iterates))
+                else:
+                    eta = max(eta / 1.5, radius / 10)
+                before, count = changed, max(int(changed / 1.5), 1)
+            if len(iterates) == 1:
+                count = math.ceil(0.2 * len(x))
+            room = np.where(gradient > 0, 1 - current, current)
+            slope = np.where(room > 1e-6 * epsilon, gradient, 0)
+            largest = np.argsort(-abs(slope))[:count]
+            step = np.zeros(len(x))
+            step[largest] = np.sign(slope[largest]) / max(np.count_nonzero(slope[largest]), 1)
+            current = nearest(current + eta * step, radius)
+    return np.array([*iterates, current]), resets
+
+
 def squash(hidden):
     """A smooth activation, in NumPy or Keras."""
     return hidden / (1 + hidden * hidden) ** 0.5
@@ -107,7 +155,7 @@ class Iterate(Problem):
 
 
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", ["ce", "margin", "dlr", "dlr_targeted"])
 def test_iterates_are_those_of_algorithm_1(norm, name):
     rng = np.random.default_rng(3)
@@ -115,7 +163,7 @@ def test_iterates_are_those_of_algorithm_1(norm, name):
     x = rng.uniform(0.2, 0.8, (12, 30))
     y = (squash(x @ first) @ second).argmax(1)
     t = (y + 2) % 5
-    num_steps, epsilon = 60, {"linf": 0.05, "l2": 0.15}[norm]
+    num_steps, epsilon = 60, {"linf": 0.05, "l2": 0.15, "l1": 0.25}[norm]
     checkpoints = [0, 14, 25, 35, 42, 48, 53, 56]
     on_a_plateau = np.zeros(len(x), bool)
 
@@ -148,7 +196,10 @@ def test_iterates_are_those_of_algorithm_1(norm, name):
 
     expected, halvings = [], set()
     for i in range(len(x)):
-        points, halved = algorithm_1(loss_of(i), x[i], epsilon, norm, num_steps, checkpoints)
+        if norm == "l1":
+            points, halved = algorithm_in_l1(loss_of(i), x[i], epsilon, num_steps)
+        else:
+            points, halved = algorithm_1(loss_of(i), x[i], epsilon, norm, num_steps, checkpoints)
         expected.append(points)
         halvings.add(tuple(halved))
     assert len(halvings) > 1
@@ -168,10 +219,12 @@ def test_iterates_are_those_of_algorithm_1(norm, name):
 
     def iterate(model, x, y, wanted):
         problem = Iterate(attack, model, y, backend.make_seed(0), wanted=wanted)
-        return attack.ascend(problem, loss, x, x)
+        ascend = attack.ascend_in_l1 if norm == "l1" else attack.ascend
+        return ascend(problem, loss, x, x)
 
     function = Classifier(model).compiled("iterate", iterate)
-    for wanted in range(num_steps + 1):
+    # In L1 only images in the ball of radius `epsilon` are returned.
+    for wanted in range(36 if norm == "l1" else 0, num_steps + 1):
         found = ops.convert_to_numpy(function(x, y.astype("int32"), np.int32(wanted)))
         np.testing.assert_allclose(
             found[~on_a_plateau], np.array(expected)[~on_a_plateau, wanted], atol=1e-9
@@ -187,7 +240,7 @@ def linear(weights):
     return model
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_margin_on_a_linear_model_is_the_largest(norm):
     # z_1 - z_0 = w^T x is at most w^T x_0 + epsilon ||w||, in the dual norm.
     weights = np.random.default_rng(0).normal(size=(20, 2)).astype("float32")
@@ -197,7 +250,7 @@ def test_the_margin_on_a_linear_model_is_the_largest(norm):
     function = Classifier(model).compiled(norm, lambda m, *args: attack.perturb(m, *args))
     x_adv = ops.convert_to_numpy(function(x, np.zeros(16, "int32"), backend.make_seed(0)))
     w = (weights[:, 1] - weights[:, 0]).astype("float64")
-    largest = x @ w + 0.3 * np.linalg.norm(w, {"linf": 1, "l2": 2}[norm])
+    largest = x @ w + 0.3 * np.linalg.norm(w, {"linf": 1, "l2": 2, "l1": np.inf}[norm])
     np.testing.assert_allclose(x_adv @ w, largest, rtol=1e-6)
 
 
@@ -320,7 +373,7 @@ def test_targeted_leads_to_the_target(trained_model, data):
     ("arguments", "message"),
     [
         ({"epsilon": -0.1}, "`epsilon`"),
-        ({"norm": "l1"}, "`norm`.*Received: norm='l1'"),
+        ({"norm": "l3"}, "`norm`.*'l1'.*Received: norm='l3'"),
         ({"loss": "hinge"}, "`loss`.*'dlr_targeted'.*Received: loss='hinge'"),
         ({"num_steps": 0}, "`num_steps`"),
         ({"num_targets": 0}, "`num_targets`"),

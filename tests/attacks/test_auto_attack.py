@@ -24,15 +24,24 @@ def parts(attack, num_classes):
     ]
 
 
-def test_standard_is_the_authors_set():
-    attack = kr.attacks.AutoAttack(0.1, norm="l2", bounds=(-1.0, 1.0))
+@pytest.mark.parametrize(("norm", "num_restarts", "num_targets"), [("l2", 1, 9), ("l1", 5, 5)])
+def test_standard_is_the_authors_set(norm, num_restarts, num_targets):
+    attack = kr.attacks.AutoAttack(0.1, norm=norm, bounds=(-1.0, 1.0))
     expected = [
-        ("APGD", {"loss": "ce", "num_steps": 100, "num_restarts": 1}),
-        ("APGD", {"loss": "dlr_targeted", "num_targets": 9, "num_steps": 100, "num_restarts": 1}),
+        ("APGD", {"loss": "ce", "num_steps": 100, "num_restarts": num_restarts}),
+        (
+            "APGD",
+            {
+                "loss": "dlr_targeted",
+                "num_targets": num_targets,
+                "num_steps": 100,
+                "num_restarts": 1,
+            },
+        ),
         ("FAB", {"num_targets": 9, "num_steps": 100, "num_restarts": 1}),
         ("Square", {"num_queries": 5000, "num_restarts": 1, "initial_fraction": 0.8}),
     ]
-    common = {"epsilon": 0.1, "norm": "l2", "bounds": [-1.0, 1.0], "num_samples": 1}
+    common = {"epsilon": 0.1, "norm": norm, "bounds": [-1.0, 1.0], "num_samples": 1}
     for (name, config), (expected_name, values) in zip(parts(attack, 10), expected, strict=True):
         assert name == expected_name
         assert {**config, **values, **common} == config
@@ -59,12 +68,7 @@ def test_few_classes():
 
 @pytest.mark.parametrize(
     ("norm", "num_classes"),
-    [
-        pytest.param("linf", 2, marks=pytest.mark.slow),
-        ("l2", 3),
-        ("linf", 5),
-        pytest.param("l2", 5, marks=pytest.mark.slow),
-    ],
+    [("linf", 2), ("l2", 3), ("linf", 5), ("l1", 3), pytest.param("l2", 5, marks=pytest.mark.slow)],
 )
 def test_the_robust_accuracy_of_a_linear_model_is_exact(norm, num_classes):
     # The nearest point that is classified as j is at the distance of the hyperplane where both
@@ -79,7 +83,7 @@ def test_the_robust_accuracy_of_a_linear_model_is_exact(norm, num_classes):
     logits = x.reshape(24, -1) @ weights + bias
     y = logits.argmax(1)
     gaps = logits[np.arange(24), y][:, None] - logits
-    order = {"linf": 1, "l2": 2}[norm]
+    order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
     lengths = np.linalg.norm(weights.T[None] - weights.T[y][:, None], order, axis=2)
     distances = np.where(lengths > 0, gaps / np.maximum(lengths, 1e-9), np.inf).min(1)
     epsilon = float(np.median(distances)) * 1.001
@@ -121,7 +125,7 @@ def test_data_are_checked_before_any_work():
     ("arguments", "message"),
     [
         ({"epsilon": -1}, "`epsilon`"),
-        ({"norm": "l1"}, "`norm`"),
+        ({"norm": "l3"}, "`norm`"),
         ({"version": "plus"}, "`version`.*'standard', 'rand'.*Received: version='plus'"),
         ({"bounds": (1, 0)}, "`bounds`"),
     ],

@@ -31,7 +31,7 @@ NAN = float("nan")
         ({"num_steps": 2.5}, "`num_steps`"),
         ({"num_restarts": 0}, "`num_restarts`"),
         ({"num_restarts": 2, "random_start": False}, "`num_restarts` must be 1 without a random"),
-        ({"norm": "l1"}, "`norm`.*'linf', 'l2'.*Received: norm='l1'"),
+        ({"norm": "l3"}, "`norm`.*'linf', 'l2', 'l1'.*Received: norm='l3'"),
         ({"bounds": (1.0, 0.0)}, "`bounds`.*Received: bounds=\\(1.0, 0.0\\)"),
         ({"bounds": (0.0, NAN)}, "`bounds`"),
         ({"bounds": 1.0}, "`bounds`"),
@@ -42,6 +42,12 @@ NAN = float("nan")
 def test_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.PGD(**{"epsilon": 0.1, **arguments})
+
+
+@pytest.mark.parametrize("make", [kr.attacks.FGSM, kr.attacks.MIM, kr.attacks.MultiTargeted])
+def test_attacks_without_l1(make):
+    with pytest.raises(ValueError, match=r"`norm`.*\('linf', 'l2'\).*Received: norm='l1'"):
+        make(0.1, norm="l1")
 
 
 def changed(index, value):

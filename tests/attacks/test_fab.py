@@ -12,7 +12,8 @@ from keras_robust.model.classifier import Classifier
 
 pytestmark = pytest.mark.slow_on_jax
 
-NORMS = ["linf", "l2"]
+NORMS = ["linf", "l2", "l1"]
+ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 def linear_model(num_classes=4, shape=(3, 3, 1), bias=0.0, seed=0):
@@ -61,6 +62,14 @@ def exact_distance(x, normal, offset, norm, bounds=(0.0, 1.0)):
             bounds=[*limits, (0, None)],
         )
         return result.fun if result.status == 0 else np.inf
+    if norm == "l1":
+        result = optimize.linprog(
+            np.ones(2 * size),
+            A_eq=np.append(normal, -normal)[None],
+            b_eq=[offset],
+            bounds=[*((0, b) for _, b in limits), *((0, -a) for a, _ in limits)],
+        )
+        return result.fun if result.status == 0 else np.inf
     if np.maximum(normal * [b for _, b in limits], normal * [a for a, _ in limits]).sum() < offset:
         return np.inf
     constraint = {"type": "eq", "fun": lambda d: normal @ d - offset, "jac": lambda d: normal}
@@ -89,7 +98,9 @@ def classes(model, x):
     return ops.convert_to_numpy(model(x)).argmax(1)
 
 
-@pytest.mark.parametrize(("norm", "bounds"), [("linf", (0.0, 1.0)), ("l2", (-2.0, 0.5))])
+@pytest.mark.parametrize(
+    ("norm", "bounds"), [("linf", (0.0, 1.0)), ("l2", (-2.0, 0.5)), ("l1", (0.0, 1.0))]
+)
 def test_finds_the_nearest_boundary_of_a_linear_model(norm, bounds):
     model, weights, biases = linear_model()
     x = images(bounds=bounds)
@@ -161,7 +172,7 @@ def test_succeeds_where_the_boundary_is_in_the_ball(norm):
     function = Classifier(model).compiled("fab", lambda m, *args: attack.perturb(m, *args))
     everywhere = ops.convert_to_numpy(function(x, y, backend.make_seed(0)))
     delta = (everywhere - x).reshape(40, -1)
-    lengths = np.linalg.norm(delta, {"linf": np.inf, "l2": 2}[norm], axis=1)
+    lengths = np.linalg.norm(delta, ORDERS[norm], axis=1)
     assert lengths.max() <= epsilon * (1 + 1e-6)
     # An attack that fails still goes as far as it may.
     np.testing.assert_allclose(lengths[~result.success], epsilon, rtol=1e-5)
@@ -175,6 +186,9 @@ def test_succeeds_where_the_boundary_is_in_the_ball(norm):
         ("linf", 0.3, "float16"),
         ("l2", 0.3, "float16"),
         ("l2", 0.3, "float64"),
+        ("l1", 0.0, "float32"),
+        ("l1", 0.7, "float16"),
+        ("l1", 0.7, "float64"),
     ],
 )
 def test_stays_in_the_ball_and_the_bounds(norm, epsilon, dtype):
@@ -191,7 +205,9 @@ def test_stays_in_the_ball_and_the_bounds(norm, epsilon, dtype):
     assert result.x_adv.max() <= np.array(bounds[1], dtype)
     assert result.success.any() == (epsilon != 0.0 or (classes(model, x) != y).any())
     if epsilon is not None:
-        assert result.norms[norm].max() <= epsilon + 8 * np.finfo(dtype).eps
+        assert result.norms[norm].max() <= epsilon + 8 * np.finfo(dtype).eps * x[0].size ** (
+            1 / ORDERS[norm]
+        )
 
 
 def test_misclassified_images_stay_as_they_are():
@@ -251,7 +267,7 @@ def test_restarts_leave_a_point_without_gradient(norm, epsilon):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.03), ("l2", 0.5)])
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.03), ("l2", 0.5), ("l1", 4.0)])
 def test_is_as_strong_as_pgd(norm, epsilon, trained_model, embedded_data):
     x, y = (values[:100] for values in embedded_data[1])
     pgd = kr.attacks.PGD(epsilon, num_steps=20, norm=norm).run(trained_model, x, y, seed=0)
@@ -332,7 +348,7 @@ def test_draws_of_a_random_model_are_averaged():
     [
         ("epsilon", -0.1),
         ("epsilon", float("nan")),
-        ("norm", "l1"),
+        ("norm", "l3"),
         ("num_steps", 0),
         ("num_restarts", 0),
         ("num_targets", 0),
@@ -350,7 +366,7 @@ def test_bad_arguments(name, value):
 @pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Foolbox attacks TensorFlow")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_is_nearer_than_deepfool(norm, trained_model, embedded_data):
     foolbox = pytest.importorskip("foolbox", reason="Foolbox is in the extra `peers`")
     import tensorflow as tf

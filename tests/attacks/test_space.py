@@ -25,6 +25,10 @@ ATTACKS = {
     "apgd, l2": lambda e, **k: A.APGD(e, num_steps=50, norm="l2", **k),
     "fab": lambda e, **k: A.FAB(e, num_steps=5, **k),
     "fab, l2": lambda e, **k: A.FAB(e, num_steps=5, norm="l2", **k),
+    "pgd, l1": lambda e, **k: A.PGD(e, num_steps=50, norm="l1", **k),
+    "apgd, l1": lambda e, **k: A.APGD(e, num_steps=50, norm="l1", **k),
+    "fab, l1": lambda e, **k: A.FAB(e, num_steps=5, norm="l1", **k),
+    "square, l1": lambda e, **k: A.Square(e, num_queries=50, norm="l1", **k),
     "square": lambda e, **k: A.Square(e, num_queries=50, **k),
     "square, l2": lambda e, **k: A.Square(e, num_queries=50, norm="l2", **k),
 }
@@ -54,7 +58,12 @@ def scaled_norm(attack, delta, epsilon):
     """`||delta / epsilon||` of each example, over what may change."""
     free = np.broadcast_to(epsilon > 0, SHAPE)
     share = np.abs(delta[:, free]) / np.broadcast_to(epsilon, SHAPE)[free]
-    return share.max(axis=1) if "l2" not in attack else np.sqrt((share**2).sum(axis=1))
+    return np.linalg.norm(share, order(attack), axis=1)
+
+
+def order(attack):
+    """Of the attack's norm, by its name."""
+    return {"l1": 1, "l2": 2}.get(attack[-2:], np.inf)
 
 
 @pytest.mark.slow_on_jax
@@ -78,7 +87,9 @@ def test_every_attack_keeps_to_its_ball_and_mask(name, has_mask):
     np.testing.assert_array_equal(answers != y, result.success)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "pgd, l2", "apgd, l2", "mim, l2"])
+@pytest.mark.parametrize(
+    "name", ["fgsm", "pgd", "apgd", "pgd, l2", "apgd, l2", "mim, l2", "pgd, l1", "apgd, l1"]
+)
 @pytest.mark.parametrize("has_mask", [False, True])
 def test_a_linear_model_is_attacked_as_well_as_it_can_be(name, has_mask):
     rng = np.random.default_rng()
@@ -89,7 +100,8 @@ def test_a_linear_model_is_attacked_as_well_as_it_can_be(name, has_mask):
     mask = MASK if has_mask else np.ones(SHAPE)
     # The largest change of the margin: the dual norm of what may change, in units of the radii.
     slopes = np.abs(w) * np.broadcast_to(EPSILON, SHAPE) * mask
-    reach = slopes.sum() if "l2" not in name else np.sqrt((slopes**2).sum())
+    dual = {np.inf: 1, 2: 2, 1: np.inf}[order(name)]
+    reach = np.linalg.norm(slopes.ravel(), dual)
     for share, fools in ((1.1, True), (0.99, False)):
         for i in range(len(x)):
             scale = share * abs(margins[i]) / reach
@@ -123,7 +135,7 @@ def linear_part(model, x):
 
 
 @pytest.mark.slow_on_jax
-@pytest.mark.parametrize("name", ["pgd", "pgd, l2", "apgd, l2", "fab"])
+@pytest.mark.parametrize("name", ["pgd", "pgd, l2", "apgd, l2", "fab", "pgd, l1", "apgd, l1"])
 def test_equal_radii_are_one_radius(name):
     rng = np.random.default_rng()
     model, _ = linear_model(rng, num_classes=4)

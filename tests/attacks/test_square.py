@@ -29,10 +29,10 @@ def test_fools_a_model_without_a_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_more_queries_leave_fewer_standing(norm, trained_model, embedded_data):
     x, y = (values[:100] for values in embedded_data[1])
-    epsilon = {"linf": 0.05, "l2": 1.0}[norm]
+    epsilon = {"linf": 0.05, "l2": 1.0, "l1": 8.0}[norm]
     rates = [
         kr.attacks.Square(epsilon, norm=norm, num_queries=num_queries)
         .run(trained_model, x, y, seed=0)
@@ -84,12 +84,12 @@ def whole_numbers(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("shape", [(9, 8, 3), (4, 6, 5, 2)], ids=["images", "volumes"])
 def test_channels_first_is_the_same_search_transposed(shape, norm):
     model, x = whole_numbers(shape), np.random.default_rng(0).random((12, *shape), "float32")
     y = ops.convert_to_numpy(model(x)).argmax(1)
-    epsilon = {"linf": 0.02, "l2": 0.3}[norm]
+    epsilon = {"linf": 0.02, "l2": 0.3, "l1": 2.0}[norm]
     attack = kr.attacks.Square(epsilon, norm, num_queries=60, num_restarts=2)
     last = attack.run(model, x, y, seed=3)
     first = attack.replace(data_format="channels_first").run(
