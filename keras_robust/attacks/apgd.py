@@ -131,15 +131,16 @@ class APGD(Attack):
     >>> tuple(attack(model, x, y, seed=0).shape)
     (4, 8, 8, 1)
 
-    Departures from the paper: where the ascent goes on from `x_max`, the gradient there is the
-    one that was computed when `x_max` was reached; the paper's algorithm takes a step from the
-    old point, drops it, and computes the gradient at `x_max` a second time. The paper returns
-    `x_max`, and the authors' code the last iterate that is misclassified. The cross-entropy is
-    replaced by the log-odds, as in `kr.attacks.PGD`: the loss rises in the same steps. The start
-    is drawn from the whole ball; the paper leaves it open, and the authors' code draws from the
-    ball's surface. In L1 the three balls are always used, as in the authors' AutoAttack; their
-    APGD alone stays in the one of radius `epsilon` by default. Values at the bound that `g_i`
-    points to are left out, and the steps are counted so that there are `N` gradients in all.
+    Departures from the paper: where the ascent goes on from `x_max`, the gradient there is the one
+    that was computed when `x_max` was reached; the paper's algorithm takes a step from the old
+    point, drops it, and computes the gradient at `x_max` a second time. The paper returns `x_max`,
+    and the authors' code the last iterate that is misclassified. The cross-entropy is replaced by
+    the log-odds, as in `kr.attacks.PGD`: the loss rises in the same steps. The start is drawn from
+    the whole ball; the paper leaves it open, and the authors' code draws from the ball's surface.
+    In L1 the three balls are always used, as in the authors' AutoAttack; their APGD alone stays in
+    the one of radius `epsilon` by default. Values at the bound that `g_i` points to are not counted
+    among the `s`, but pushed as `kr.attacks.PGD` does, `s` is rounded down, and the steps are
+    counted so that there are `N` gradients in all.
 
     Reference:
 
@@ -306,8 +307,9 @@ class APGD(Attack):
             count = ops.where(k > 0, count, _FIRST_SHARE * num_values)
             x_k, gradient, _ = _choose(begins_anew, highest, now)
 
-            slope = movable(gradient, x_k, self.epsilon, self.bounds)
-            move = steepest_step(slope, per_example(share * radius, x), self.norm, count)
+            can_move = movable(gradient, x_k, self.epsilon, self.bounds)
+            size = per_example(share * radius, x)
+            move = steepest_step(gradient, size, self.norm, count, can_move)
             ends = ops.take(places, k + 1) == 0
             onward = ops.where(ends, highest[0], x_k + move)
             following = self.epsilon * ops.cast(ops.take(radii, k + 1), x.dtype)

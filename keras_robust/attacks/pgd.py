@@ -41,10 +41,11 @@ class PGD(Attack):
     clipped to `bounds` too. In L1, where the steepest direction changes one value alone, `d`
     changes the share of 0.01 of all values that has the largest `|g_i|`, all equally far,
     `sign(g_i) / k` for `k` values (Tramer and Boneh, 2019). Values at the bound that `g_i` points
-    to are left out, and `k` is larger where a value would have to go further than the range of
-    `bounds`. The projection is the nearest point, in L2, of the L1 ball cut with `bounds`. The last
-    iterate counts; with restarts, the one among the restarts' last iterates that has the largest
-    margin `max_{j != y} z_j - z_y`. An example is restarted until it is misclassified.
+    to are not counted: those with a `|g_i|` as large are pushed as far beyond it, so that the
+    projection leaves them there. `k` is larger where a value would have to go further than the
+    range of `bounds`. The projection is the nearest point, in L2, of the L1 ball cut with `bounds`.
+    The last iterate counts; with restarts, the one among the restarts' last iterates that has the
+    largest margin `max_{j != y} z_j - z_y`. An example is restarted until it is misclassified.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]). In a loss
@@ -195,10 +196,9 @@ class PGD(Attack):
             count = ops.maximum(_SHARE_IN_L1 * dimensions(x, self.bounds), longest / self.width)
 
         def step(number: Any, x_adv: Any) -> Any:
-            slope = gradient(x_adv, number)
-            if self.norm == "l1":
-                slope = movable(slope, x_adv, self.epsilon, self.bounds)
-            return project(x_adv + steepest_step(slope, self.length_of_a_step, self.norm, count))
+            slope, size = gradient(x_adv, number), self.length_of_a_step
+            can_move = movable(slope, x_adv, self.epsilon, self.bounds)
+            return project(x_adv + steepest_step(slope, size, self.norm, count, can_move))
 
         return ops.fori_loop(0, self.num_steps, step, start)
 

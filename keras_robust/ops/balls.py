@@ -79,48 +79,51 @@ def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
 
 
 def movable(gradient: Any, x: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any:
-    """The gradient where `x` is not at the bound that it points to, elsewhere 0.
+    """Where `x` is not at the bound that the gradient points to.
 
     What is at the bound but for rounding, a millionth of the radius `epsilon`, is at it.
     """
     room = ops.where(gradient > 0, bounds[1] - x, x - bounds[0])
-    return ops.where(room > NEGLIGIBLE * epsilon, gradient, ops.zeros_like(gradient))
+    return room > NEGLIGIBLE * epsilon
 
 
-def steepest_direction(gradient: Any, norm: str, count: Any = 1) -> Any:
+def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = True) -> Any:
     """The point of the unit ball that has the largest inner product with `gradient`.
 
     `argmax_{||d|| <= 1} <d, g>`: sign(g) for `"linf"`, g / ||g||_2 for `"l2"`; 0 where g is 0.
     For `"l1"` it is one value, that with the largest `|g_i|`. With a `count`, a number or one for
-    each example, so many values share the length: `sign(g_i) / count` for the `count` largest.
+    each example, so many values share the length: `sign(g_i) / count` for the `count` largest of
+    those that are `movable`. Others with a `|g_i|` as large are pushed as far beyond their bounds:
+    the projection, which takes away the same from each value, then leaves them there.
     """
     if norm == "linf":
         return ops.sign(gradient)
     if norm == "l1":
         size = ops.abs(gradient)
+        counted = ops.where(movable, ops.ones_like(size), ops.zeros_like(size))
         count = ops.cast(count, size.dtype)
 
-        def are_enough(least: Any) -> Any:
+        def number(least: Any) -> Any:
             chosen = ops.cast(size >= per_example(least, size), size.dtype)
-            return absolute_norm(chosen) >= count
+            return absolute_norm(chosen * counted)
 
-        least, _ = bisected(are_enough, maximum_norm(gradient))
+        least, _ = bisected(lambda least: number(least) >= count, maximum_norm(gradient))
         signs = ops.sign(gradient)
         signs = ops.where(size >= per_example(least, size), signs, ops.zeros_like(signs))
-        return signs / per_example(ops.maximum(absolute_norm(signs), 1.0), signs)
+        return signs / per_example(ops.maximum(absolute_norm(signs * counted), 1.0), signs)
     length = euclidean_norm(gradient)
     safe = ops.where(length > 0, length, ops.ones_like(length))
     return gradient / per_example(safe, gradient)
 
 
-def steepest_step(gradient: Any, size: Any, norm: str, count: Any = 1) -> Any:
-    """`argmax <d, g>` subject to `||d / size|| <= 1`; for `"l1"`, shared by `count` values.
+def steepest_step(gradient: Any, size: Any, norm: str, count: Any = 1, movable: Any = True) -> Any:
+    """`argmax <d, g>` subject to `||d / size|| <= 1`; in L1 as in `steepest_direction`.
 
     `size` is a number, or a tensor that broadcasts to `gradient`, one size for each value.
     """
     if not len(getattr(size, "shape", ())):
-        return size * steepest_direction(gradient, norm, count)
-    return size * steepest_direction(size * gradient, norm, count)
+        return size * steepest_direction(gradient, norm, count, movable)
+    return size * steepest_direction(size * gradient, norm, count, movable)
 
 
 def projection(x: Any, epsilon: Any, norm: str, bounds: tuple[Any, Any]) -> Callable[[Any], Any]:

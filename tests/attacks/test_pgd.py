@@ -17,6 +17,7 @@ TABLE = {
     "ifgsm": kr.attacks.IFGSM(0.1, num_steps=3),
     "pgd": kr.attacks.PGD(0.1, num_steps=3),
     "pgd-l2": kr.attacks.PGD(0.1, num_steps=3, norm="l2"),
+    "pgd-l1": kr.attacks.PGD(1.0, num_steps=3, norm="l1"),
     "pgd-restarts": kr.attacks.PGD(0.1, num_steps=2, num_restarts=3),
     "pgd-targeted": kr.attacks.PGD(0.1, num_steps=3, targeted=True),
     "pgd-l2-large": kr.attacks.PGD(3.0, num_steps=3, norm="l2"),
@@ -27,6 +28,7 @@ TABLE = {
     "multi-l2": kr.attacks.MultiTargeted(0.1, num_steps=3, norm="l2"),
     "apgd": kr.attacks.APGD(0.1, num_steps=5),
     "apgd-l2": kr.attacks.APGD(0.1, num_steps=5, norm="l2"),
+    "apgd-l1": kr.attacks.APGD(1.0, num_steps=5, norm="l1"),
     "apgd-classes": kr.attacks.APGD(0.1, num_steps=5, loss="margin_targeted"),
 }
 ATTACKS, IDS = list(TABLE.values()), list(TABLE)
@@ -60,7 +62,7 @@ def perturbed(attack, model, x, y, seed=0):
 
 def norms(delta, norm):
     flat = delta.reshape(len(delta), -1).astype("float64")
-    return abs(flat).max(1) if norm == "linf" else np.sqrt((flat**2).sum(1))
+    return np.linalg.norm(flat, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
 
 
 @pytest.mark.slow
@@ -91,8 +93,7 @@ def test_stays_in_the_ball_and_the_bounds(attack, dtype, bounds):
     assert x_adv.max() <= limits[1]
     # Rounding x_adv to the dtype moves each value by at most half a unit in the last place.
     rounding = float(np.finfo(np.dtype(dtype).type).eps) * max(map(abs, bounds))
-    if attack.norm == "l2":
-        rounding *= np.sqrt(x[0].size)
+    rounding *= {"linf": 1, "l2": np.sqrt(x[0].size), "l1": x[0].size}[attack.norm]
     assert norms(x_adv - x.astype(dtype), attack.norm).max() <= attack.epsilon + rounding
     assert (norms(x_adv - x, attack.norm) > 0).all()
 
@@ -107,7 +108,8 @@ def test_stays_in_the_ball_and_the_bounds(attack, dtype, bounds):
 )
 def test_is_the_closed_form_on_a_linear_binary_model(attack):
     # With two classes the loss is an increasing function of <w, x>, w = w_other - w_y: the
-    # worst point of the ball is x + epsilon sign(w), or x + epsilon w / ||w|| in L2.
+    # worst point of the ball is x + epsilon sign(w), or x + epsilon w / ||w|| in L2, and in L1
+    # that where the value with the largest |w_i| has moved by epsilon.
     model, weights = linear_model(num_classes=2)
     x, y = images(low=0.4, high=0.6), np.arange(16) % 2
     config = {**attack.get_config(), "epsilon": 0.3}
@@ -119,7 +121,11 @@ def test_is_the_closed_form_on_a_linear_binary_model(attack):
     w = np.where(y[:, None] == 0, 1, -1) * (weights[:, 1] - weights[:, 0])
     if attack.targeted:
         w = -w
-    unit = np.sign(w) if attack.norm == "linf" else w / np.linalg.norm(w, axis=1, keepdims=True)
+    unit = {
+        "linf": np.sign(w),
+        "l2": w / np.linalg.norm(w, axis=1, keepdims=True),
+        "l1": np.sign(w) * (abs(w) == abs(w).max(axis=1, keepdims=True)),
+    }[attack.norm]
     expected = x + 0.3 * unit.reshape(x.shape)
     np.testing.assert_allclose(perturbed(attack, model, x, y), expected, atol=1e-5)
 
@@ -151,6 +157,32 @@ def test_is_the_closed_form_on_a_linear_convolution(norm):
     found = perturbed(attack, model, x, y)
     untouched = np.broadcast_to(w == 0, x.shape)  # The last row and column: no gradient, no step.
     np.testing.assert_allclose(found[~untouched], expected[~untouched], atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("networks_in_float32")
+@pytest.mark.parametrize(
+    "attack", [kr.attacks.PGD(2.5, num_steps=40, norm="l1"), kr.attacks.APGD(2.5, norm="l1")]
+)
+def test_closed_form_in_l1_at_the_bounds(attack):
+    # The values with the largest |w_i| go to their bounds, one after the other.
+    model, weights = linear_model(num_classes=2)
+    x, y = images(), np.arange(16) % 2
+    w = np.where(y[:, None] == 0, 1, -1) * (weights[:, 1] - weights[:, 0])
+    flat = x.reshape(16, -1).astype("float64")
+    room = np.where(w > 0, 1 - flat, flat)
+    order = np.argsort(-abs(w), axis=1)
+    sorted_room = np.take_along_axis(room, order, axis=1)
+    before = np.cumsum(sorted_room, axis=1) - sorted_room
+    moved = np.zeros_like(room)
+    np.put_along_axis(moved, order, np.clip(2.5 - before, 0, sorted_room), axis=1)
+    found = perturbed(attack, model, x, y).reshape(16, -1)
+    margins = ((found - flat) * w).sum(axis=1)
+    is_pgd = isinstance(attack, kr.attacks.PGD)
+    # The shortest steps of APGD are a tenth of the radius.
+    np.testing.assert_allclose(margins, (moved * abs(w)).sum(axis=1), rtol=1e-3 if is_pgd else 0.05)
+    if is_pgd:
+        np.testing.assert_allclose(found, flat + np.sign(w) * moved, atol=2e-2)
 
 
 @pytest.mark.gpu
@@ -270,10 +302,10 @@ def test_seeds():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_random_start_fills_the_ball(norm):
     # A step too small to matter leaves the start itself. In d dimensions the radius of a
-    # uniform point of the L2 ball has mean d / (d + 1); each value of one in the cube has
+    # uniform point of the L2 or L1 ball has mean d / (d + 1); each value of one in the cube has
     # mean 0 and standard deviation epsilon / sqrt(3).
     model, _ = linear_model()
     x, y = np.full((4000, 4, 4, 1), 0.5, "float32"), np.zeros(4000, "int32")
@@ -284,7 +316,7 @@ def test_the_random_start_fills_the_ball(norm):
         np.testing.assert_allclose(delta.std(), 0.2 / np.sqrt(3), rtol=0.02)
         assert abs(delta).max() > 0.199
     else:
-        np.testing.assert_allclose(np.linalg.norm(delta, axis=1).mean(), 0.2 * 16 / 17, rtol=0.01)
+        np.testing.assert_allclose(norms(delta, norm).mean(), 0.2 * 16 / 17, rtol=0.01)
 
 
 @pytest.mark.slow_on_jax
@@ -373,6 +405,6 @@ def test_the_model_stays_as_it_is():
 def test_epsilon_0_changes_nothing():
     model, _ = linear_model()
     x, y = images(), np.zeros(16, "int32")
-    for norm in ("linf", "l2"):
-        for attack in (kr.attacks.PGD(0.0, norm=norm), kr.attacks.FGSM(0.0, norm=norm)):
+    for norm in ("linf", "l2", "l1"):
+        for attack in (kr.attacks.PGD(0.0, norm=norm), kr.attacks.APGD(0.0, norm, num_steps=4)):
             np.testing.assert_array_equal(run(attack, model, x, y, seed=0), x)

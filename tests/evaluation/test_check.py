@@ -374,19 +374,21 @@ def test_that_nobody_is_fooled_says_little_of_few_examples_or_small_radii():
     assert outcome(0.1, num=80, counts=(1000, 1)).passed
 
 
-def test_l2():
-    attack = kr.attacks.PGD(0.1, norm="l2")
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_other_norms(norm):
+    attack = kr.attacks.PGD(0.1, norm=norm)
     fooled = int((DISTANCES < 0.1).sum())
     for name, model, passed in [
         (SQUARE, threshold, True),
         (NOISE, threshold, True),
         (NOISE, without_gradient, False),
     ]:
-        outcome = CHECKS[name](case(model, PIXELS, LABELS, attack, norm="l2"))
+        outcome = CHECKS[name](case(model, PIXELS, LABELS, attack, norm=norm))
         assert outcome.passed is passed
         assert outcome.figures["compared_accuracy"] == 1 - fooled / 200
     images = np.full((4, 8, 8, 1), 0.5, "float32")
-    assert case(threshold, images, LABELS[:4], attack, norm="l2").radius(0.5) == 0.5 * 8
+    size = {"l2": 8, "l1": 64}[norm]
+    assert case(threshold, images, LABELS[:4], attack, norm=norm).radius(0.5) == 0.5 * size
     assert case(threshold, images, LABELS[:4]).radius(0.5) == 0.5
 
 
@@ -663,7 +665,7 @@ def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
         ({"attack": kr.attacks.PGD(0.1, targeted=True)}, "untargeted"),
         ({"attack": Jump()}, "`epsilon` must be given"),
         ({"attack": Jump(), "epsilon": 0.1}, "`norm`.*Received: norm=None"),
-        ({"attack": Jump(), "epsilon": 0.1, "norm": "l1"}, "`norm`"),
+        ({"attack": Jump(), "epsilon": 0.1, "norm": "l3"}, "`norm`"),
         ({"attack": Jump(), "epsilon": float("nan"), "norm": "l2"}, "`epsilon`"),
         ({"epsilon": 0.1}, "`epsilon` and `norm` must be None"),
         ({"norm": "l2"}, "`epsilon` and `norm` must be None"),

@@ -110,11 +110,13 @@ ATTACKS = {
     "PGD": kr.attacks.PGD(0.05, num_steps=3, num_restarts=3),
     "MultiTargeted": kr.attacks.MultiTargeted(0.05, num_steps=3),
     "APGD": kr.attacks.APGD(0.05, loss="dlr_targeted", num_steps=4, num_restarts=2),
+    "APGD in L1": kr.attacks.APGD(1.0, norm="l1", num_steps=4, num_restarts=2),
     "FAB in a ball": kr.attacks.FAB(0.05, num_steps=2),
     "FAB": kr.attacks.FAB(norm="l2", num_steps=3, num_restarts=2, num_targets=2),
     "DeepFool": kr.attacks.DeepFool(num_steps=9, overshoot=0.0),
     "Square": kr.attacks.Square(0.05, num_queries=40),
     "Square, restarted": kr.attacks.Square(0.2, norm="l2", num_queries=15, num_restarts=2),
+    "Square in L1": kr.attacks.Square(1.0, norm="l1", num_queries=20),
     "HopSkipJump": kr.attacks.HopSkipJump(num_queries=250),
     "HopSkipJump in a ball": kr.attacks.HopSkipJump(0.1, norm="linf", num_queries=250),
     "CarliniWagnerL2": kr.attacks.CarliniWagnerL2(

@@ -17,8 +17,9 @@ FGSM = kr.attacks.FGSM(0.1)
     [
         (FGSM, 0.5),
         (kr.attacks.PGD(0.1, step_size=0.05, num_steps=2, norm="l2", random_start=False), 0.9),
+        (kr.attacks.PGD(0.1, step_size=0.05, num_steps=2, norm="l1", random_start=False), 0.5),
     ],
-    ids=["FGSM", "PGD"],
+    ids=["FGSM", "PGD", "PGD in L1"],
 )
 def test_it_is_the_quantile_of_the_distances(threshold, pixels, attack, error_rate):
     x, y = pixels

@@ -177,10 +177,13 @@ def test_a_size_for_each_value():
         np.testing.assert_allclose(step, [expected], atol=1e-7)
 
 
-def test_what_is_at_a_bound_does_not_move_beyond_it():
+def test_what_is_at_a_bound_shares_no_length():
     x = np.array([[0.0, 1.0, 0.0, 1.0, 0.5]], "float32")
     gradient = np.array([[1.0, 2.0, -3.0, -4.0, 5.0]], "float32")
     for rounding in (0, 1e-7):
         near = x + rounding * np.array([[0, -1, 1, 0, 0]], "float32")
-        found = numpy(kops.movable(gradient, near, 0.5, (0.0, 1.0)))
-        np.testing.assert_array_equal(found, [[1.0, 0, 0, -4.0, 5.0]])
+        can_move = kops.movable(gradient, near, 0.5, (0.0, 1.0))
+        np.testing.assert_array_equal(can_move, [[True, False, False, True, True]])
+        for count, expected in ((2, [0, 0, 0, -0.5, 0.5]), (3, np.sign(gradient[0]) / 3)):
+            found = kops.steepest_direction(gradient, "l1", count, can_move)
+            np.testing.assert_allclose(numpy(found), [expected], rtol=1e-6)

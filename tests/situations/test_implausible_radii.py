@@ -88,6 +88,16 @@ def test_an_l2_radius_is_known_to_be_large_where_the_images_are():
     assert not messages(lambda: attack.run(classifier(), X, Y, seed=0))
 
 
+def test_an_l1_radius_is_known_to_be_large_where_the_images_are():
+    # The largest distance of two images of 48 values from 0 to 1 is 48.
+    attack = kr.attacks.PGD(50.0, num_steps=1, norm="l1")
+    (message,) = messages(lambda: attack.run(classifier(), X, Y, seed=0))
+    assert "`epsilon=50`" in message
+    assert "within `bounds=(0.0, 1.0)`, 48." in message
+    attack = attack.replace(epsilon=48.0)
+    assert not messages(lambda: attack.run(classifier(), X, Y, seed=0))
+
+
 def test_the_warning_points_to_the_line_that_made_the_attack():
     for make in (lambda: kr.attacks.PGD(8), lambda: kr.attacks.FGSM(8)):
         with pytest.warns(UserWarning, match="epsilon=8") as caught:
@@ -102,6 +112,7 @@ def test_what_is_plausible_is_not_warned_of():
         lambda: kr.attacks.PGD(0.1, step_size=0.2),
         lambda: kr.attacks.PGD(1e-7),
         lambda: kr.attacks.PGD(5.0, norm="l2"),
+        lambda: kr.attacks.AutoAttack(12.0, norm="l1"),
         lambda: kr.attacks.GaussianNoise(1.0),
         lambda: kr.attacks.FAB(),
         lambda: kr.attacks.DeepFool(),
