@@ -109,7 +109,8 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = 
 
         least, _ = bisected(lambda least: number(least) >= count, maximum_norm(gradient))
         signs = ops.sign(gradient)
-        signs = ops.where(size >= per_example(least, size), signs, ops.zeros_like(signs))
+        # What is NaN is no smaller than anything, and stays.
+        signs = ops.where(size < per_example(least, size), ops.zeros_like(signs), signs)
         return signs / per_example(ops.maximum(absolute_norm(signs * counted), 1.0), signs)
     length = euclidean_norm(gradient)
     safe = ops.where(length > 0, length, ops.ones_like(length))
