@@ -187,3 +187,10 @@ def test_what_is_at_a_bound_shares_no_length():
         for count, expected in ((2, [0, 0, 0, -0.5, 0.5]), (3, np.sign(gradient[0]) / 3)):
             found = kops.steepest_direction(gradient, "l1", count, can_move)
             np.testing.assert_allclose(numpy(found), [expected], rtol=1e-6)
+
+
+def test_a_gradient_that_is_not_a_number_is_no_direction():
+    gradient = ops.convert_to_tensor(np.array([[1, np.nan, -3, 0], [1, 2, -3, 0]], "float32"))
+    direction = ops.convert_to_numpy(kops.steepest_direction(gradient, "l1", 2))
+    assert np.isnan(direction[0]).any()
+    np.testing.assert_array_equal(direction[1], [0, 0.5, -0.5, 0])
