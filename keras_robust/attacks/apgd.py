@@ -138,9 +138,8 @@ class APGD(Attack):
     the log-odds, as in `kr.attacks.PGD`: the loss rises in the same steps. The start is drawn from
     the whole ball; the paper leaves it open, and the authors' code draws from the ball's surface.
     In L1 the three balls are always used, as in the authors' AutoAttack; their APGD alone stays in
-    the one of radius `epsilon` by default. Values at the bound that `g_i` points to are not counted
-    among the `s`, but pushed as `kr.attacks.PGD` does, `s` is rounded down, and the steps are
-    counted so that there are `N` gradients in all.
+    the one of radius `epsilon` by default. Values at the bound that `g_i` points to are left out,
+    `s` is rounded down, and the steps are counted so that there are `N` gradients in all.
 
     Reference:
 
@@ -308,8 +307,8 @@ class APGD(Attack):
             x_k, gradient, _ = _choose(begins_anew, highest, now)
 
             can_move = movable(gradient, x_k, self.epsilon, self.bounds)
-            size = per_example(share * radius, x)
-            move = steepest_step(gradient, size, self.norm, count, can_move)
+            slope = ops.where(can_move, gradient, ops.zeros_like(gradient))
+            move = steepest_step(slope, per_example(share * radius, x), self.norm, count)
             ends = ops.take(places, k + 1) == 0
             onward = ops.where(ends, highest[0], x_k + move)
             following = self.epsilon * ops.cast(ops.take(radii, k + 1), x.dtype)

@@ -123,10 +123,10 @@ def algorithm_in_l1(loss, x, epsilon, num_steps):
             if len(iterates) == 1:
                 count = math.ceil(0.2 * len(x))
             room = np.where(gradient > 0, 1 - current, current)
-            slope = np.where(room > 1e-6 * epsilon, abs(gradient), 0)
-            least = np.sort(slope)[-count]
-            step = np.where(abs(gradient) >= least, np.sign(gradient), 0)
-            step /= max(np.count_nonzero(slope >= max(least, 1e-300)), 1)
+            slope = np.where(room > 1e-6 * epsilon, gradient, 0)
+            largest = np.argsort(-abs(slope))[:count]
+            step = np.zeros(len(x))
+            step[largest] = np.sign(slope[largest]) / max(np.count_nonzero(slope[largest]), 1)
             current = nearest(current + eta * step, radius)
     return np.array([*iterates, current]), resets
 
