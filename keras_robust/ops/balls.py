@@ -81,10 +81,13 @@ def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
 def movable(gradient: Any, x: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any:
     """Where `x` is not at the bound that the gradient points to.
 
-    What is at the bound but for rounding, a millionth of the radius `epsilon`, is at it.
+    What is at the bound but for rounding, a millionth of the radius `epsilon`, is at it. What is
+    NaN points to none.
     """
-    room = ops.where(gradient > 0, bounds[1] - x, x - bounds[0])
-    return room > NEGLIGIBLE * epsilon
+    least = NEGLIGIBLE * epsilon
+    at_upper = ops.logical_and(gradient > 0, bounds[1] - x <= least)
+    at_lower = ops.logical_and(gradient < 0, x - bounds[0] <= least)
+    return ops.logical_not(ops.logical_or(at_upper, at_lower))
 
 
 def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = True) -> Any:
