@@ -45,7 +45,7 @@ OBJECTS = [
     ),
     kr.attacks.APGD(
         0.1, norm="l2", loss="dlr", num_steps=3, num_restarts=2, num_targets=2, rho=0.5,
-        targeted=True, **COMMON,
+        targeted=True, target_order="distance", **COMMON,
     ),
     kr.attacks.APGD(0.1, random_start=False),
     kr.attacks.FAB(

@@ -17,7 +17,7 @@ from keras_robust.ops import (
     NEGLIGIBLE,
     dimensions,
     dlr_targeted,
-    movable,
+    logit_range,
     of_class,
     other_classes,
     per_example,
@@ -32,6 +32,9 @@ TARGETED_LOSSES = {
     "margin_targeted": lambda scores, y, t: of_class(scores, t) - of_class(scores, y),
     "dlr_targeted": dlr_targeted,
 }
+# What the classes that they lead to are ordered by, and how many are compared by their distance.
+_ORDERS = ("score", "distance")
+_NUM_CANDIDATES = 100
 _ALPHA = 0.75
 # In L1: the share of values that the first steps change, and by what the share of those that have
 # changed is divided after; by what the step size is, and how small it may become; a number of
@@ -81,8 +84,7 @@ class APGD(Attack):
         loss: what to climb. `"ce"`, `"margin"` and `"dlr"` as in `kr.attacks.PGD`;
             `"margin_targeted"`, `z_t - z_y`, and `"dlr_targeted"`, that divided by the largest
             logit's distance from the mean of the third and fourth, for one class `t` after the
-            other, the most likely at `x` first, until the example is misclassified (as whatever
-            class). Defaults to `"ce"`.
+            other until the example is misclassified (as whatever class). Defaults to `"ce"`.
         num_steps: int. `N`, the number of gradients for each restart and class `t`. Defaults to
             `100`.
         num_restarts: int. How many random starts to try, for each class `t`. Defaults to `1`.
@@ -102,6 +104,11 @@ class APGD(Attack):
             also runs the model itself, to see whether it is fooled. Defaults to `None`.
         num_samples: int. How many draws of a random model each gradient is averaged over.
             Defaults to `1`.
+        target_order: in which order the targeted losses lead to classes. `"score"`: the most
+            likely at `x` first. `"distance"`: first the one whose boundary would be nearest if the
+            model were linear, by `(z_y - z_t) / ||grad_x (z_y - z_t)||` at `x`, in the norm dual
+            to that of the ball. That takes a gradient for each class, or for the 100 most likely.
+            Defaults to `"score"`.
 
     Call arguments:
         model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`.
@@ -144,7 +151,8 @@ class APGD(Attack):
     Reference:
 
     - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), sections 3 and 4, Algorithm 1
-    - [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 3, Algorithm 1 (L1)
+    - [Melamed, Yehudai and Shamir, 2024](https://arxiv.org/abs/2407.02240), for
+      `target_order="distance"`
     """
 
     def __init__(
@@ -162,6 +170,7 @@ class APGD(Attack):
         from_logits: bool = True,
         objective: Callable[[Any, Any, Any], Any] | None = None,
         num_samples: int = 1,
+        target_order: str = "score",
     ) -> None:
         super().__init__(
             targeted=targeted,
@@ -178,6 +187,7 @@ class APGD(Attack):
         self.num_targets = validation.check_count("num_targets", num_targets)
         self.random_start = bool(random_start)
         self.rho = validation.check_number("rho", rho, maximum=1.0)
+        self.target_order = validation.check_choice("target_order", target_order, _ORDERS)
         if self.num_restarts > 1 and not self.random_start:
             raise ValueError(
                 "Argument `num_restarts` must be 1 without a random start: every restart would "
@@ -202,20 +212,29 @@ class APGD(Attack):
     def num_rounds(self, num_classes: int) -> int:
         return self._num_classes_aimed_at(num_classes) * self.num_restarts
 
-    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
-        start, ascend, epsilon = x, self.ascend, self.epsilon
-        if self.norm == "l1":
-            ascend, epsilon = self.ascend_in_l1, _phases(self.num_steps)[0][0] * self.epsilon
+    def initial_state(self, x: Any) -> tuple[Any, ...]:
+        if self.loss not in TARGETED_LOSSES or self.target_order == "score":
+            return ()
+        return (ops.zeros((ops.shape(x)[0], self.num_targets), dtype="int32"),)
+
+    def generate(
+        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
+    ) -> RoundResult:
+        start = x
         if self.random_start:
-            project = projection(x, epsilon, self.norm, self.bounds)
-            start = project(random_in_ball(x, epsilon, self.norm, seed, self.bounds))
-        x_adv = ascend(problem, self._loss(problem, x, index), x, start)
-        num_evaluations = 1 + (self.loss in TARGETED_LOSSES)
+            project = projection(x, self.epsilon, self.norm, self.bounds)
+            start = project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
+        loss, num_gradients, num_evaluations = LOSSES.get(self.loss), 0, 0
+        if self.loss in TARGETED_LOSSES:
+            targets, num_gradients, num_evaluations = self._targets(problem, x, index, *state)
+            state = (targets,) if state else ()
+            loss = self._towards(targets, index)
+        x_adv = self.ascend(problem, loss, x, start)
+        num_gradients, num_evaluations = num_gradients + self.num_steps, num_evaluations + 1
         if self.objective is not None:
-            num_evaluations += self.num_steps
-        return RoundResult(
-            x_adv, self.num_steps * self.num_samples, num_evaluations * self.num_samples
-        )
+            num_evaluations = num_evaluations + self.num_steps
+        counts = num_gradients * self.num_samples, num_evaluations * self.num_samples
+        return RoundResult(x_adv, *counts, state)
 
     def ascend(self, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
         """The iterate with the largest margin, of those that lead up `loss` from `start`."""
@@ -346,15 +365,63 @@ class APGD(Attack):
             "random_start": self.random_start,
             "rho": self.rho,
             **super().get_config(),
+            "target_order": self.target_order,
         }
 
-    def _loss(self, problem: Problem, x: Any, index: Any) -> Loss:
-        """The loss to climb in this round."""
-        if self.loss in LOSSES:
-            return LOSSES[self.loss]
-        classes = other_classes(problem.scores(x), problem.y)
-        rank = index % self._num_classes_aimed_at(classes.shape[1] + 1)
-        targets = ops.take(classes, rank, axis=1)
+    def _targets(
+        self, problem: Problem, x: Any, index: Any, known: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """The classes aimed at in their order, and how many gradients and passes that has taken.
+
+        By distance they are ordered once: rounds after the first are given them as `known`.
+        """
+
+        def by_score() -> Any:
+            return other_classes(problem.scores(x), problem.y)
+
+        if known is None:
+            return by_score(), 0, 1
+
+        def by_distance() -> tuple[Any, Any, Any]:
+            classes = by_score()[:, :_NUM_CANDIDATES]
+            count = classes.shape[1]
+            num_gradients = count if count > 1 else 0
+            if num_gradients:
+                order = ops.argsort(self._distances(problem, x, classes), axis=1)
+                classes = ops.take_along_axis(classes, order, axis=1)
+            # The state has room for more classes than there may be.
+            places = ops.convert_to_tensor(np.minimum(np.arange(self.num_targets), count - 1))
+            costs = (ops.convert_to_tensor(cost, dtype="int32") for cost in (num_gradients, 1))
+            return ops.take(classes, places, axis=1), *costs
+
+        none = ops.convert_to_tensor(0, dtype="int32")
+        return problem.cond(index == 0, by_distance, lambda: (known, none, none))
+
+    def _distances(self, problem: Problem, x: Any, classes: Any) -> Any:
+        """How far from `x` each class's boundary would be if the model were linear."""
+        numbers = ops.arange(classes.shape[1])
+        infinite = ops.full(ops.shape(x)[:1], float("inf"), dtype=x.dtype)
+
+        def add(number: Any, distances: Any) -> Any:
+            target = ops.take(classes, number, axis=1)
+
+            def lead(scores: Any) -> Any:
+                """In units that keep its gradient from over- and underflow."""
+                difference = of_class(scores, problem.y) - of_class(scores, target)
+                return difference / ops.stop_gradient(logit_range(scores))
+
+            scores, gradient = problem.at(number).scores_and_gradient(lead, x)
+            products = gradient * steepest_direction(gradient, self.norm)
+            slope = ops.sum(ops.reshape(products, (ops.shape(x)[0], -1)), axis=1)
+            distance = ops.where(slope > 0, ops.cast(lead(scores), x.dtype) / slope, infinite)
+            return ops.where(numbers == number, distance[:, None], distances)
+
+        distances = ops.full(ops.shape(classes), float("inf"), dtype=x.dtype)
+        return problem.fori_loop(0, classes.shape[1], add, distances)
+
+    def _towards(self, classes: Any, index: Any) -> Loss:
+        """The loss that leads to one of the classes, to another in each round."""
+        targets = ops.take(classes, index // self.num_restarts, axis=1)
         return lambda scores, y: TARGETED_LOSSES[self.loss](scores, y, targets)
 
     def _num_classes_aimed_at(self, num_classes: int) -> int:

@@ -341,6 +341,99 @@ def test_a_step_runs_the_model_once():
     assert calls_traced(kr.attacks.APGD(0.1, num_steps=5)) == once + times_traced
 
 
+def first_state(attack, model, x, y, mask=None):
+    """What the first round hands on: the classes in the order in which they are aimed at."""
+
+    def first_round(classifier, x, y, seed):
+        state = attack.first_state(x, mask)
+        return attack.round(classifier, x, y, x, state, 0, seed, mask).state[0]
+
+    arrays = x.astype("float32"), y.astype("int32"), backend.make_seed(0)
+    return ops.convert_to_numpy(Classifier(model).compiled(repr(attack), first_round)(*arrays))
+
+
+@pytest.mark.parametrize("case", ["linf", "l2", "mask", "radii", "objective", "probabilities"])
+def test_the_order_by_distance(case):
+    # `z = W tanh(V x)`, whose gradients are known. Radii are units of length; what a mask, or a
+    # radius of 0, holds fast does not count.
+    rng = np.random.default_rng()
+    first, second = rng.normal(size=(12, 20)) / 3, rng.normal(size=(20, 7))
+    x = rng.uniform(0.3, 0.7, (40, 12))
+    hidden = np.tanh(x @ first)
+    scores = hidden @ second
+    y = scores.argmax(1)
+    mask, epsilon = np.ones(12), np.full(12, 0.1)
+    if case == "mask":
+        mask[3:8] = 0
+    if case == "radii":
+        epsilon = rng.uniform(0, 0.2, 12) * (np.arange(12) > 3)
+    distances = np.full((40, 7), np.inf)
+    for i, (row, label) in enumerate(zip(hidden, y, strict=True)):
+        slopes = (first * (1 - row**2)) @ (second[:, [label]] - second)
+        slopes *= (mask * epsilon)[:, None]
+        lengths = np.linalg.norm(slopes, {"l2": 2}.get(case, 1), axis=0)
+        others = np.arange(7) != label
+        distances[i, others] = (scores[i, label] - scores[i])[others] / lengths[others]
+
+    layers = [keras.layers.Dense(20, "tanh", use_bias=False), keras.layers.Dense(7, use_bias=False)]
+    model = keras.Sequential([keras.Input((12,)), *layers])
+    model.set_weights([first, second])
+    options = {"norm": "l2" if case == "l2" else "linf"}
+    if case == "objective":
+        right = model
+        model = linear(rng.normal(size=(12, 7)))
+        options["objective"] = lambda _, x, y: right(x)
+    if case == "probabilities":
+        model = keras.Sequential([model, keras.layers.Softmax()])
+        options["from_logits"] = False
+    attack = kr.attacks.APGD(
+        epsilon if case == "radii" else 0.1, loss="margin_targeted", num_steps=1, num_targets=4,
+        target_order="distance", **options,
+    )  # fmt: skip
+    found = first_state(attack, model, x, y, np.tile(mask > 0, (40, 1)) if case == "mask" else None)
+    expected = distances.argsort(1)[:, :4]
+    by_score = (-np.where(np.arange(7) == y[:, None], -np.inf, scores)).argsort(1)[:, :4]
+    assert (expected != by_score).any(1).mean() > 0.3
+    # Two classes may be as far as rounding can tell.
+    np.testing.assert_allclose(
+        np.take_along_axis(distances, found, 1), np.take_along_axis(distances, expected, 1),
+        rtol=1e-4,
+    )  # fmt: skip
+
+
+def test_the_nearest_class_is_aimed_at_first():
+    # Class 1 has the larger score, 0.9 and not 0.5, and its boundary is twice as far, at 1.
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model.set_weights([np.array([[0, -0.1, 1.0], [0, 0, 0]]), np.array([1.0, 0.95, 0.0])])
+    x, y = np.full((3, 2), 0.5, "float32"), np.zeros(3, int)
+    for order, success in (("score", False), ("distance", True)):
+        attack = kr.attacks.APGD(
+            0.6, loss="margin_targeted", num_steps=10, num_targets=1, target_order=order,
+            bounds=(-9, 9),
+        )  # fmt: skip
+        assert (attack.run(model, x, y, seed=0).success == success).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize(("num_classes", "num_targets"), [(2, 3), (3, 4), (6, 3)])
+def test_cost_of_the_order(num_classes, num_targets, num_samples):
+    model = linear(2 * np.eye(num_classes))
+    x, y = np.eye(num_classes, dtype="float32"), np.arange(num_classes)
+    attack = kr.attacks.APGD(
+        1e-3, loss="margin_targeted", num_steps=7, num_restarts=2, num_targets=num_targets,
+        num_samples=num_samples, target_order="distance",
+    )  # fmt: skip
+    result = attack.run(model, x, y, seed=0)
+    assert not result.success.any()
+    rounds = 2 * min(num_targets, num_classes - 1)
+    # A gradient for each class, unless there is no choice.
+    ordering = num_classes - 1 if num_classes > 2 else 0
+    assert (result.num_gradients == (7 * rounds + ordering) * num_samples).all()
+    # A round judges its last iterate, and is judged; the first finds the most likely classes.
+    assert (result.num_evaluations == (2 * rounds + 1 + 1) * num_samples).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.04), ("l2", 0.8)])
 def test_is_as_strong_as_pgd_at_the_same_cost(norm, epsilon, trained_model, data):
@@ -379,6 +472,7 @@ def test_targeted_leads_to_the_target(trained_model, data):
         ({"num_targets": 0}, "`num_targets`"),
         ({"rho": 1.5}, "`rho`.*at least 0 and at most 1. Received: rho=1.5"),
         ({"rho": float("nan")}, "`rho`"),
+        ({"target_order": "near"}, "`target_order`.*'distance'.*Received: target_order='near'"),
         ({"num_restarts": 2, "random_start": False}, "`num_restarts` must be 1 without a random"),
         ({"targeted": True, "loss": "dlr_targeted"}, "`loss`.*where `targeted=True`"),
     ],

@@ -110,7 +110,9 @@ ATTACKS = {
     "PGD": kr.attacks.PGD(0.05, num_steps=3, num_restarts=3),
     "MultiTargeted": kr.attacks.MultiTargeted(0.05, num_steps=3),
     "APGD": kr.attacks.APGD(0.05, loss="dlr_targeted", num_steps=4, num_restarts=2),
-    "APGD in L1": kr.attacks.APGD(1.0, norm="l1", num_steps=4, num_restarts=2),
+    "APGD, by distance": kr.attacks.APGD(
+        0.05, loss="margin_targeted", num_steps=4, num_targets=3, target_order="distance"
+    ),
     "FAB in a ball": kr.attacks.FAB(0.05, num_steps=2),
     "FAB": kr.attacks.FAB(norm="l2", num_steps=3, num_restarts=2, num_targets=2),
     "DeepFool": kr.attacks.DeepFool(num_steps=9, overshoot=0.0),
