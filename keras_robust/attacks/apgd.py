@@ -224,11 +224,12 @@ class APGD(Attack):
         if self.random_start:
             project = projection(x, self.epsilon, self.norm, self.bounds)
             start = project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
-        loss, num_gradients, num_evaluations = LOSSES.get(self.loss), 0, 0
         if self.loss in TARGETED_LOSSES:
             targets, num_gradients, num_evaluations = self._targets(problem, x, index, *state)
             state = (targets,) if state else ()
             loss = self._towards(targets, index)
+        else:
+            loss, num_gradients, num_evaluations = LOSSES[self.loss], 0, 0
         x_adv = self.ascend(problem, loss, x, start)
         num_gradients, num_evaluations = num_gradients + self.num_steps, num_evaluations + 1
         if self.objective is not None:
