@@ -215,7 +215,7 @@ class APGD(Attack):
     def initial_state(self, x: Any) -> tuple[Any, ...]:
         if self.loss not in TARGETED_LOSSES or self.target_order == "score":
             return ()
-        return (ops.zeros((ops.shape(x)[0], self.num_targets), dtype="int32"),)
+        return (ops.zeros((ops.shape(x)[0], self.num_ordered), dtype="int32"),)
 
     def generate(
         self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
@@ -225,16 +225,15 @@ class APGD(Attack):
             project = projection(x, self.epsilon, self.norm, self.bounds)
             start = project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
         if self.loss in TARGETED_LOSSES:
-            targets, num_gradients, num_evaluations = self._targets(problem, x, index, *state)
-            state = (targets,) if state else ()
-            loss = self._towards(targets, index)
+            classes, state, *counts = self._targets(problem, x, index, state)
+            loss = self._towards(ops.take(classes, self.place(index), axis=1))
         else:
-            loss, num_gradients, num_evaluations = LOSSES[self.loss], 0, 0
+            loss, counts = LOSSES[self.loss], [0, 0]
         x_adv = self.ascend(problem, loss, x, start)
-        num_gradients, num_evaluations = num_gradients + self.num_steps, num_evaluations + 1
+        num_gradients, num_evaluations = counts[0] + self.num_steps, counts[1] + 1
         if self.objective is not None:
             num_evaluations = num_evaluations + self.num_steps
-        counts = num_gradients * self.num_samples, num_evaluations * self.num_samples
+        counts = [count * self.num_samples for count in (num_gradients, num_evaluations)]
         return RoundResult(x_adv, *counts, state)
 
     def ascend(self, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
@@ -370,33 +369,34 @@ class APGD(Attack):
         }
 
     def _targets(
-        self, problem: Problem, x: Any, index: Any, known: Any = None
-    ) -> tuple[Any, Any, Any]:
-        """The classes aimed at in their order, and how many gradients and passes that has taken.
+        self, problem: Problem, x: Any, index: Any, state: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...], Any, Any]:
+        """The classes in their order, the new state, and how many gradients and passes they took.
 
-        By distance they are ordered once: rounds after the first are given them as `known`.
+        By distance they are ordered once, and kept in the state.
         """
-
-        def by_score() -> Any:
-            return other_classes(problem.scores(x), problem.y)
-
-        if known is None:
-            return by_score(), 0, 1
-
-        def by_distance() -> tuple[Any, Any, Any]:
-            classes = by_score()[:, :_NUM_CANDIDATES]
-            count = classes.shape[1]
-            num_gradients = count if count > 1 else 0
-            if num_gradients:
-                order = ops.argsort(self._distances(problem, x, classes), axis=1)
-                classes = ops.take_along_axis(classes, order, axis=1)
-            # The state has room for more classes than there may be.
-            places = ops.convert_to_tensor(np.minimum(np.arange(self.num_targets), count - 1))
-            costs = (ops.convert_to_tensor(cost, dtype="int32") for cost in (num_gradients, 1))
-            return ops.take(classes, places, axis=1), *costs
-
+        if not state:
+            return other_classes(problem.scores(x), problem.y), (), 0, 1
         none = ops.convert_to_tensor(0, dtype="int32")
-        return problem.cond(index == 0, by_distance, lambda: (known, none, none))
+        *state, num_gradients, num_evaluations = problem.cond(
+            index == 0,
+            lambda: self.ordered(problem, x, problem.scores(x)),
+            lambda: (*state, none, none),
+        )
+        return state[0], tuple(state), num_gradients, num_evaluations
+
+    def ordered(self, problem: Problem, x: Any, scores: Any) -> tuple[Any, ...]:
+        """The state of all rounds, and how many gradients and passes forward it has taken."""
+        classes = other_classes(scores, problem.y)[:, :_NUM_CANDIDATES]
+        count = classes.shape[1]
+        num_gradients = count if count > 1 else 0
+        if num_gradients:
+            order = ops.argsort(self._distances(problem, x, classes), axis=1)
+            classes = ops.take_along_axis(classes, order, axis=1)
+        # There may be fewer classes than the state has room for.
+        places = ops.convert_to_tensor(np.arange(self.num_ordered) % count)
+        costs = (ops.convert_to_tensor(cost, dtype="int32") for cost in (num_gradients, 1))
+        return ops.take(classes, places, axis=1), *costs
 
     def _distances(self, problem: Problem, x: Any, classes: Any) -> Any:
         """How far from `x` each class's boundary would be if the model were linear."""
@@ -420,9 +420,16 @@ class APGD(Attack):
         distances = ops.full(ops.shape(classes), float("inf"), dtype=x.dtype)
         return problem.fori_loop(0, classes.shape[1], add, distances)
 
-    def _towards(self, classes: Any, index: Any) -> Loss:
-        """The loss that leads to one of the classes, to another in each round."""
-        targets = ops.take(classes, index // self.num_restarts, axis=1)
+    @property
+    def num_ordered(self) -> int:
+        """How many classes are kept in the order of their distance."""
+        return self.num_targets
+
+    def place(self, index: Any) -> Any:
+        """Which of the classes, in their order, round `index` leads to."""
+        return index // self.num_restarts
+
+    def _towards(self, targets: Any) -> Loss:
         return lambda scores, y: TARGETED_LOSSES[self.loss](scores, y, targets)
 
     def _num_classes_aimed_at(self, num_classes: int) -> int:

@@ -11,6 +11,7 @@ from keras_robust.attacks.apgd import APGD
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.ensemble import Ensemble
 from keras_robust.attacks.fab import FAB
+from keras_robust.attacks.insistent_apgd import InsistentAPGD
 from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult
@@ -131,8 +132,8 @@ class AutoAttack(Attack):
             near: dict[str, Any] = {"loss": "margin_targeted", "target_order": "distance"}
             attacks = [
                 APGD(loss="ce", num_steps=10, **climb),
-                APGD(num_targets=4, num_steps=50, **near, **climb),
-                Square(num_queries=1000, **search),
+                InsistentAPGD(num_targets=4, num_steps=50, **near, **climb),
+                Square(num_queries=500, **search),
             ]
         else:
             dlr = "dlr_targeted" if num_classes >= 4 else "margin_targeted"
