@@ -18,6 +18,7 @@ from keras_robust.ops import (
     dimensions,
     dlr_targeted,
     logit_range,
+    movable,
     of_class,
     other_classes,
     per_example,
@@ -151,6 +152,7 @@ class APGD(Attack):
     Reference:
 
     - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), sections 3 and 4, Algorithm 1
+    - [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 3, Algorithm 1 (L1)
     - [Melamed, Yehudai and Shamir, 2024](https://arxiv.org/abs/2407.02240), for
       `target_order="distance"`
     """
@@ -220,16 +222,19 @@ class APGD(Attack):
     def generate(
         self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
     ) -> RoundResult:
-        start = x
+        start, ascend, epsilon = x, self.ascend, self.epsilon
+        if self.norm == "l1":
+            ascend, epsilon = self.ascend_in_l1, _phases(self.num_steps)[0][0] * self.epsilon
         if self.random_start:
-            project = projection(x, self.epsilon, self.norm, self.bounds)
-            start = project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
+            project = projection(x, epsilon, self.norm, self.bounds)
+            start = project(random_in_ball(x, epsilon, self.norm, seed, self.bounds))
         if self.loss in TARGETED_LOSSES:
             classes, state, *counts = self._targets(problem, x, index, state)
-            loss = self._towards(ops.take(classes, self.place(index), axis=1))
+            place = self.place(index, classes.shape[1])
+            loss = self._towards(ops.take(classes, place, axis=1))
         else:
             loss, counts = LOSSES[self.loss], [0, 0]
-        x_adv = self.ascend(problem, loss, x, start)
+        x_adv = ascend(problem, loss, x, start)
         num_gradients, num_evaluations = counts[0] + self.num_steps, counts[1] + 1
         if self.objective is not None:
             num_evaluations = num_evaluations + self.num_steps
@@ -425,9 +430,9 @@ class APGD(Attack):
         """How many classes are kept in the order of their distance."""
         return self.num_targets
 
-    def place(self, index: Any) -> Any:
-        """Which of the classes, in their order, round `index` leads to."""
-        return index // self.num_restarts
+    def place(self, index: Any, num_ordered: int) -> Any:
+        """Which of the ordered classes round `index` leads to."""
+        return index % min(self.num_targets, num_ordered)
 
     def _towards(self, targets: Any) -> Loss:
         return lambda scores, y: TARGETED_LOSSES[self.loss](scores, y, targets)

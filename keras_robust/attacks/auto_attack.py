@@ -56,7 +56,7 @@ class AutoAttack(Attack):
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
-        norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
+        norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         version: `"standard"`, `"rand"` or `"fast"`. Defaults to `"standard"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits, rather than probabilities.
@@ -93,6 +93,7 @@ class AutoAttack(Attack):
     Reference:
 
     - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), section 6
+    - [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 4 (L1)
     - [Melamed, Yehudai and Shamir, 2024](https://arxiv.org/abs/2407.02240)
     """
 

@@ -27,8 +27,7 @@ class InsistentAPGD(APGD):
     """
 
     def num_rounds(self, num_classes: int) -> int:
-        num_further = _NUM_TIMES * min(_NUM_TARGETS, num_classes - 1)
-        return super().num_rounds(num_classes) + num_further
+        return self.num_targets + _NUM_TIMES * min(_NUM_TARGETS, num_classes - 1)
 
     def initial_state(self, x: Any) -> tuple[Any, ...]:
         return *super().initial_state(x), ops.zeros((ops.shape(x)[0],), dtype=x.dtype)
@@ -48,6 +47,6 @@ class InsistentAPGD(APGD):
     def num_ordered(self) -> int:
         return max(self.num_targets, _NUM_TARGETS)
 
-    def place(self, index: Any) -> Any:
+    def place(self, index: Any, num_ordered: int) -> Any:
         further = (index - self.num_targets) % _NUM_TARGETS
         return ops.where(index < self.num_targets, index, further)

@@ -110,6 +110,7 @@ ATTACKS = {
     "PGD": kr.attacks.PGD(0.05, num_steps=3, num_restarts=3),
     "MultiTargeted": kr.attacks.MultiTargeted(0.05, num_steps=3),
     "APGD": kr.attacks.APGD(0.05, loss="dlr_targeted", num_steps=4, num_restarts=2),
+    "APGD in L1": kr.attacks.APGD(1.0, norm="l1", num_steps=4, num_restarts=2),
     "APGD, by distance": kr.attacks.APGD(
         0.05, loss="margin_targeted", num_steps=4, num_targets=3, target_order="distance"
     ),
