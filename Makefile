@@ -81,5 +81,5 @@ clean:
 # The authors' AutoAttack: it asks for other versions of packages than those above.
 .venv-torch/installed: .venv/bin/python
 	$(BIN)/python -m venv .venv-torch
-	.venv-torch/bin/python -m pip install --quiet torch==2.13.0 torchattacks==3.5.1
+	.venv-torch/bin/python -m pip install --quiet torch==2.13.0 torchattacks==3.5.1 pyautoattack==0.2.0
 	touch $@

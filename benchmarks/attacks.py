@@ -58,8 +58,9 @@ def perturb(model: Any, attack: kr.attacks.Attack, x: np.ndarray, y: np.ndarray)
     return keras.ops.convert_to_numpy(compiled(x, y, backend.make_seed(0)))
 
 
-def attacks_at(epsilon: float) -> dict[str, kr.attacks.Attack]:
+def attacks_at(epsilon: float, epsilon_l1: float) -> dict[str, kr.attacks.Attack]:
     """What is measured. Those without an epsilon look for the nearest image at any distance."""
+    in_l1: dict[str, Any] = {"epsilon": epsilon_l1, "norm": "l1"}
     return {
         "fgsm": kr.attacks.FGSM(epsilon),
         "pgd-40": kr.attacks.PGD(epsilon, step_size=epsilon / 30, num_steps=40),
@@ -72,6 +73,10 @@ def attacks_at(epsilon: float) -> dict[str, kr.attacks.Attack]:
         "square": kr.attacks.Square(epsilon, num_queries=1000),
         "hop-skip-jump": kr.attacks.HopSkipJump(norm="l2", num_queries=1000),
         "autoattack": kr.attacks.AutoAttack(epsilon),
+        "pgd-l1": kr.attacks.PGD(step_size=epsilon_l1 / 5, num_steps=40, **in_l1),
+        "apgd-ce-l1": kr.attacks.APGD(loss="ce", num_steps=100, **in_l1),
+        "apgd-dlr-l1": kr.attacks.APGD(loss="dlr", num_steps=100, **in_l1),
+        "square-l1": kr.attacks.Square(num_queries=1000, **in_l1),
     }
 
 
@@ -85,6 +90,7 @@ def parse_arguments(names: list[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", default="fashion_mnist_subset")
     parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
     parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
+    parser.add_argument("--epsilon-l1", type=float, default=8.0, help="radius in the L1 norm")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--num-examples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -145,6 +151,7 @@ def quality(
     figures = {
         "robust_accuracy": float((correct & ~fooled).mean()),
         "largest_linf": float(norms["linf"].max()),
+        "largest_l1": float(norms["l1"].max()),
     }
     if getattr(attack, "epsilon", None) is None:
         figures["median_l2_of_fooled"] = float(np.median(norms["l2"][correct & fooled]))
@@ -221,7 +228,7 @@ def print_row(library: str, row: dict[str, float]) -> None:
 
 
 def main() -> None:
-    args = parse_arguments(list(attacks_at(0.1)))
+    args = parse_arguments(list(attacks_at(0.1, 8.0)))
     missing = why_no_torchattacks(args.torch_python, args.network)
     if missing and "torchattacks" in args.peers:
         print(f"torchattacks is left out: {missing}")
@@ -233,7 +240,7 @@ def main() -> None:
     y = y.astype("int64")
     model = trained_model(args)
     results = harness.Results("attacks", args.output)
-    attacks = {name: attacks_at(args.epsilon)[name] for name in args.attacks}
+    attacks = {name: attacks_at(args.epsilon, args.epsilon_l1)[name] for name in args.attacks}
     cases = {}
 
     def add(name: str) -> None:

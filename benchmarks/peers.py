@@ -22,7 +22,7 @@ import keras_robust as kr
 from keras_robust.model.classifier import Classifier
 
 Peer = Callable[[Any, Any, np.ndarray, np.ndarray], np.ndarray]
-_ORDERS = {"linf": np.inf, "l2": 2}
+_ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 def _foolbox(make: Callable[[Any], tuple[Any, float | None]]) -> Peer:
@@ -50,6 +50,15 @@ def _foolbox_pgd(attack: kr.attacks.PGD) -> tuple[Any, float]:
 
     peer = foolbox.attacks.LinfProjectedGradientDescentAttack(
         abs_stepsize=attack.step_size, steps=attack.num_steps
+    )
+    return peer, attack.epsilon
+
+
+def _foolbox_sparse_pgd(attack: kr.attacks.PGD) -> tuple[Any, float]:
+    import foolbox
+
+    peer = foolbox.attacks.SparseL1DescentAttack(
+        abs_stepsize=attack.step_size, steps=attack.num_steps, random_start=True
     )
     return peer, attack.epsilon
 
@@ -275,7 +284,7 @@ def _cleverhans_pgd(model: Any, attack: kr.attacks.PGD, x: np.ndarray, y: np.nda
 
 
 # CleverHans's C&W stops with an error on Keras 3, and has none of the others; Foolbox has no
-# APGD, Square or AutoAttack.
+# APGD, Square or AutoAttack, and ART no Square in L1.
 PEERS: dict[str, dict[str, Peer]] = {
     "fgsm": {
         "foolbox": _foolbox(_foolbox_fgsm),
@@ -297,6 +306,10 @@ PEERS: dict[str, dict[str, Peer]] = {
         "art": _art(_art_hop_skip_jump),
     },
     "autoattack": {"art": _art(_art_auto_attack)},
+    "pgd-l1": {"foolbox": _foolbox(_foolbox_sparse_pgd), "art": _art(_art_pgd)},
+    "apgd-ce-l1": {"art": _art(_art_apgd)},
+    "apgd-dlr-l1": {"art": _art(_art_apgd)},
+    "square-l1": {},
 }
 
 
