@@ -109,13 +109,14 @@ def test_finds_the_nearest_boundary_of_a_linear_model(norm, bounds):
     reached = exact < np.inf
     assert reached.mean() > 0.7
     # The image is beyond the boundary by a thousandth of its distance, or as far as it was stepped
-    # over; what is stepped over it is clipped at the bounds, off the direction of the step.
+    # over; what is stepped over it is clipped at the bounds, off the direction of the step. (In L1
+    # all values but one are at their bounds.)
     for eta, excess in ((1.05, 1e-2), (1.001, 1e-3)):
         attack = kr.attacks.FAB(norm=norm, num_steps=5, eta=eta, bounds=bounds)
         result = attack.run(model, x, y, seed=0)
         np.testing.assert_array_equal(result.success, reached)
         ratio = result.norms[norm][reached] / exact[reached]
-        assert ratio.min() > 1 + 1e-4
+        assert ratio.min() > 1 + (1e-6 if norm == "l1" else 1e-4)
         assert ratio.max() < 1 + excess
     assert (classes(model, result.x_adv) != y)[reached].all()
     np.testing.assert_array_equal(result.x_adv[~reached], x[~reached])
