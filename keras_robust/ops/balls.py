@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_robust import backend
+from keras_robust.ops.precision import working_dtype
 
 # A length of an example that others are measured by counts as at least this share of its mean over
 # the examples. An image that is all but black has no length to measure by: the ratio would outweigh
@@ -16,8 +17,8 @@ LEAST_SHARE = 0.1
 _SMALLEST = 1e-30
 # A change of a value by this share of the radius may be rounding.
 NEGLIGIBLE = 1e-6
-# How often `bisected` halves: what is left is below the rounding of float32.
-_NUM_HALVINGS = 30
+# How often `bisected` halves: what is left is below the rounding of each dtype.
+_NUM_HALVINGS = {"float32": 30, "float64": 60}
 
 
 def per_example(values: Any, like: Any) -> Any:
@@ -66,7 +67,8 @@ def bisected(holds: Callable[[Any], Any], high: Any) -> tuple[Any, Any]:
         is_low = holds(middle)
         return ops.where(is_low, middle, low), ops.where(is_low, high, middle)
 
-    low, high = ops.fori_loop(0, _NUM_HALVINGS, halve, (ops.zeros_like(high), high))
+    num_halvings = _NUM_HALVINGS[working_dtype(high.dtype)]
+    low, high = ops.fori_loop(0, num_halvings, halve, (ops.zeros_like(high), high))
     return low, high
 
 

@@ -1,9 +1,9 @@
 """AutoAttack finds the robust accuracy that the authors' own finds, or less, on the same weights.
 
-`torchattacks` carries the authors' attacks, for PyTorch, but for those in L1: `pyautoattack` is
-the authors' own code. They run in a process of their own, by
-the Python in `.venv-torch` that `make test-slow` makes: `torchattacks` asks for old versions of
-packages that TensorFlow Datasets uses too.
+`torchattacks` carries the authors' attacks, for PyTorch, and `pyautoattack`, the authors' own code,
+those in L1. They run in a process of their own, by the Python in `.venv-torch` that
+`make test-slow` makes: `torchattacks` asks for old versions of packages that TensorFlow Datasets
+uses too.
 """
 
 import pathlib
