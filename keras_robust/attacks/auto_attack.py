@@ -134,7 +134,7 @@ class AutoAttack(Attack):
             attacks = [
                 APGD(loss="ce", num_steps=10, **climb),
                 InsistentAPGD(num_targets=4, num_steps=50, **near, **climb),
-                Square(num_queries=500, **search),
+                Square(num_queries=1000, **search),
             ]
         else:
             dlr = "dlr_targeted" if num_classes >= 4 else "margin_targeted"

@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.attacks.insistent_apgd import InsistentAPGD
 from keras_robust.model.classifier import Classifier
 
 pytestmark = pytest.mark.slow_on_jax
@@ -58,6 +59,40 @@ def test_rand_averages_over_20_draws():
         assert [config["num_steps"] for config in configs] == [100, 100]
 
 
+def test_fast_is_what_it_says():
+    attack = kr.attacks.AutoAttack(0.1, norm="l2", version="fast")
+    names, configs = zip(*parts(attack, 10), strict=True)
+    assert names == ("APGD", "InsistentAPGD", "Square")
+    assert [config.get("loss") for config in configs] == ["ce", "margin_targeted", None]
+    assert [config.get("num_steps") for config in configs] == [10, 50, None]
+    assert (configs[1]["num_targets"], configs[1]["target_order"]) == (4, "distance")
+    assert configs[2]["num_queries"] == 1000
+    assert all(config["norm"] == "l2" and config["epsilon"] == 0.1 for config in configs)
+
+
+@pytest.mark.parametrize(("num_classes", "num_targets"), [(10, 9), (3, 2), (2, 1)])
+def test_examples_in_doubt_are_insisted_on(num_classes, num_targets):
+    # `z_0 = sum(x)`, `z_1 = 0`, and the others far below. The margin ends at
+    # `4 * epsilon - sum(x)`: 0.048, 0.13 and 0.5 of what it was.
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(num_classes)])
+    weights = np.zeros((4, num_classes))
+    weights[:, 0] = 1
+    model.set_weights([weights, -50.0 * (np.arange(num_classes) > 1)])
+    epsilon = 0.1
+    x = np.repeat(epsilon * np.array([[1.05], [1.15], [2.0]]), 4, axis=1).astype("float32")
+    for objective in (None, lambda model, x, y: model(x)):
+        attack = InsistentAPGD(
+            epsilon, loss="margin_targeted", target_order="distance", num_targets=4, num_steps=3,
+            bounds=(-9.0, 9.0), objective=objective,
+        )  # fmt: skip
+        result = attack.run(model, x, np.zeros(3, int), seed=0)
+        assert not result.success.any()
+        ordering = num_targets if num_targets > 1 else 0
+        in_all = ordering + 4 * 3
+        expected = [in_all + 2 * num_targets * 3, in_all, in_all]
+        np.testing.assert_array_equal(result.num_gradients, expected)
+
+
 def test_few_classes():
     for num_classes in (2, 3):
         losses = [
@@ -67,10 +102,19 @@ def test_few_classes():
 
 
 @pytest.mark.parametrize(
-    ("norm", "num_classes"),
-    [("linf", 2), ("l2", 3), ("linf", 5), ("l1", 3), pytest.param("l2", 5, marks=pytest.mark.slow)],
+    ("norm", "num_classes", "version"),
+    [
+        pytest.param("linf", 2, "standard", marks=pytest.mark.slow),
+        ("l2", 3, "standard"),
+        ("linf", 5, "standard"),
+        ("l1", 3, "standard"),
+        pytest.param("l2", 5, "standard", marks=pytest.mark.slow),
+        ("linf", 5, "fast"),
+        pytest.param("l2", 3, "fast", marks=pytest.mark.slow),
+        pytest.param("l1", 2, "fast", marks=pytest.mark.slow),
+    ],
 )
-def test_the_robust_accuracy_of_a_linear_model_is_exact(norm, num_classes):
+def test_the_robust_accuracy_of_a_linear_model_is_exact(norm, num_classes, version):
     # The nearest point that is classified as j is at the distance of the hyperplane where both
     # logits are equal, (z_y - z_j) / ||w_y - w_j|| in the dual norm; the bounds are far away.
     rng = np.random.default_rng(num_classes)
@@ -89,9 +133,23 @@ def test_the_robust_accuracy_of_a_linear_model_is_exact(norm, num_classes):
     epsilon = float(np.median(distances)) * 1.001
     truth = distances < epsilon
     assert 0.3 < truth.mean() < 0.7
-    result = kr.attacks.AutoAttack(epsilon, norm, bounds=(-9, 9)).run(model, x, y, seed=0)
+    attack = kr.attacks.AutoAttack(epsilon, norm, version, bounds=(-9, 9))
+    result = attack.run(model, x, y, seed=0)
     np.testing.assert_array_equal(result.success, truth)
     assert result.norms[norm].max() <= epsilon + 1e-6
+
+
+@pytest.mark.slow
+def test_fast_finds_nearly_what_standard_finds(trained_model, embedded_data):
+    x, y = (values[:300] for values in embedded_data[1])
+    for norm, epsilon in (("linf", 0.015), ("l2", 0.3), ("l1", 1.5)):
+        standard, fast = (
+            kr.attacks.AutoAttack(epsilon, norm, version).run(trained_model, x, y, seed=0)
+            for version in ("standard", "fast")
+        )
+        assert 0.2 < standard.success.mean() < 0.9
+        assert fast.success.sum() >= standard.success.sum() - 1
+        assert fast.num_gradients.sum() < 0.25 * standard.num_gradients.sum()
 
 
 def test_the_gradients_are_those_of_the_objective():
@@ -126,7 +184,7 @@ def test_data_are_checked_before_any_work():
     [
         ({"epsilon": -1}, "`epsilon`"),
         ({"norm": "l3"}, "`norm`"),
-        ({"version": "plus"}, "`version`.*'standard', 'rand'.*Received: version='plus'"),
+        ({"version": "plus"}, "`version`.*'standard', 'rand', 'fast'.*Received: version='plus'"),
         ({"bounds": (1, 0)}, "`bounds`"),
     ],
     ids=str,

@@ -11,6 +11,7 @@ import pytest
 from keras import ops
 
 import keras_robust as kr
+from keras_robust.attacks.insistent_apgd import InsistentAPGD
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.rounds import Rounds
 from keras_robust.evaluation.progress import Progress
@@ -113,6 +114,9 @@ ATTACKS = {
     "APGD in L1": kr.attacks.APGD(1.0, norm="l1", num_steps=4, num_restarts=2),
     "APGD, by distance": kr.attacks.APGD(
         0.05, loss="margin_targeted", num_steps=4, num_targets=3, target_order="distance"
+    ),
+    "APGD, insistent": InsistentAPGD(
+        0.05, loss="margin_targeted", num_steps=4, num_targets=2, target_order="distance"
     ),
     "FAB in a ball": kr.attacks.FAB(0.05, num_steps=2),
     "FAB": kr.attacks.FAB(norm="l2", num_steps=3, num_restarts=2, num_targets=2),
