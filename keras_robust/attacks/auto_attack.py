@@ -41,18 +41,19 @@ class AutoAttack(Attack):
     cross-entropy and on the untargeted difference-of-logits ratio, 100 steps each, with 20 draws
     for each gradient.
 
-    `version="fast"`, for a close estimate of what `"standard"` says, at a fraction of its cost:
+    `version="fast"`, for nearly the same answer in a fraction of the time:
 
     1. `kr.attacks.APGD` on the cross-entropy, 10 steps, which fool most images that can be fooled,
     2. `kr.attacks.APGD` on `z_t - z_y`, 50 steps for each of the 4 target classes whose boundaries
        are nearest, by `(z_y - z_t) / ||grad_x (z_y - z_t)||` (`target_order="distance"`),
-    3. `kr.attacks.Square`, 1000 queries.
+    3. the same for the 9 nearest classes, twice each, on images in doubt: those whose margin
+       `z_y - max_{j != y} z_j` has fallen below a tenth of what it is at `x`,
+    4. `kr.attacks.Square`, 1000 queries.
 
-    Accuracy under `"standard"` is what robustness is most often compared by. Its result is
-    comparable only if nothing is changed, so there is nothing to set; `kr.attacks.Ensemble` runs
-    other lists. `"fast"` is for the many times before: `benchmarks/verdict.py` measures both on
-    the same networks. Where a model hides its gradient, attacks without one decide, and
-    `"standard"` has five times as many queries.
+    Robustness is most often compared by the accuracy under `"standard"`. Its result is comparable
+    only if nothing is changed, so there is nothing to set; `kr.attacks.Ensemble` runs other lists.
+    `"fast"` serves while a defence is developed. Where a model hides its gradient, the attack
+    without one decides, and `"standard"` gives it five times as many queries.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).

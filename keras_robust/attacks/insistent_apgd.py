@@ -8,22 +8,24 @@ from keras import ops
 from keras_robust.attacks.apgd import APGD
 from keras_robust.attacks.problem import Problem
 
-# In doubt are examples whose margin has been brought to less than this share of what it was; to so
-# many classes, and so many times to each, they are led.
+# An example is in doubt if its margin has fallen below this share of what it is at `x`.
 _DOUBTFUL = 0.1
+# How many classes such an example is led to, and how many times to each.
 _NUM_TARGETS, _NUM_TIMES = 9, 2
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class InsistentAPGD(APGD):
-    """Targeted APGD, which spends most on the examples that are in doubt.
+    """Targeted APGD that spends most on the examples in doubt.
 
-    After the rounds of `kr.attacks.APGD`, one for each of the `num_targets` nearest classes, come
-    rounds for the 9 nearest, twice each, for the examples alone whose largest margin so far is
+    It first runs the rounds of `kr.attacks.APGD`, one for each of the `num_targets` nearest
+    classes. Then it runs two more for each of the 9 nearest classes, on the examples in doubt:
+    those whose largest margin so far is
 
         m > m(x) / 10,    m(x') = max_{j != y} z_j(x') - z_y(x')
 
-    It is part of `kr.attacks.AutoAttack`: with a targeted loss and `target_order="distance"`.
+    (Both are negative.) It is part of `kr.attacks.AutoAttack`, with a targeted loss and
+    `target_order="distance"`.
     """
 
     def num_rounds(self, num_classes: int) -> int:
