@@ -255,6 +255,33 @@ def tuning() -> str:
     return "\n".join(parts) if len(parts) > 2 else ""
 
 
+def verdicts() -> str:
+    """What AutoAttack's versions say of the same networks."""
+    parts = ["## AutoAttack: `standard` and `fast`\n"]
+    for path in sorted(RESULTS.glob("verdict-*.json")):
+        content = json.loads(path.read_text())
+        rows = []
+        for case, v in content["cases"].items():
+            versions = v["versions"]
+            rows.append([
+                f"{case}, epsilon {v['epsilon']}", percent(v["clean_accuracy"]),
+                *(percent(found["robust_accuracy"]) for found in versions.values()),
+                str(len(v["fooled_by_standard_alone"])), str(len(v["fooled_by_fast_alone"])),
+                *(f"{found['gradients_per_example']:,.0f}" for found in versions.values()),
+                *(f"{found['seconds']:,.0f}" for found in versions.values()),
+                f"{v['ratio_of_seconds']:.2f}",
+            ])  # fmt: skip
+        header = [
+            "", "clean", "robust, standard", "robust, fast", "fooled by standard alone",
+            "by fast alone", "gradients, standard", "gradients, fast", "s, standard", "s, fast",
+            "time, fast / standard",
+        ]  # fmt: skip
+        parts.append(f"### {content['backend']}, {content['machine']}\n")
+        parts.append(table(header, rows))
+        parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.\n")
+    return "\n".join(parts) if len(parts) > 1 else ""
+
+
 def costs() -> str:
     parts = ["## Cost\n", "Ratios to the passes that cannot be done without, in one process."]
     for path in sorted(RESULTS.glob("losses-*.json")):
@@ -337,7 +364,7 @@ def page() -> str:
         "table says by which command its figures were made. DIR is a folder of TensorFlow "
         "Datasets.",
         deep_defense(), latent_disparity(), small_data(), raw_pixels(), wnll_robustness(),
-        tuning(), costs(),
+        tuning(), verdicts(), costs(),
     ]  # fmt: skip
     return "\n\n".join(section.rstrip() for section in sections if section) + "\n"
 
