@@ -217,7 +217,7 @@ class APGD(Attack):
     def initial_state(self, x: Any) -> tuple[Any, ...]:
         if self.loss not in TARGETED_LOSSES or self.target_order == "score":
             return ()
-        return (ops.zeros((ops.shape(x)[0], self.num_ordered), dtype="int32"),)
+        return (ops.zeros((ops.shape(x)[0], self.num_targets), dtype="int32"),)
 
     def generate(
         self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
@@ -230,7 +230,7 @@ class APGD(Attack):
             start = project(random_in_ball(x, epsilon, self.norm, seed, self.bounds))
         if self.loss in TARGETED_LOSSES:
             classes, state, *counts = self._targets(problem, x, index, state)
-            place = self.place(index, classes.shape[1])
+            place = index % min(self.num_targets, classes.shape[1])
             loss = self._towards(ops.take(classes, place, axis=1))
         else:
             loss, counts = LOSSES[self.loss], [0, 0]
@@ -399,7 +399,7 @@ class APGD(Attack):
             order = ops.argsort(self._distances(problem, x, classes), axis=1)
             classes = ops.take_along_axis(classes, order, axis=1)
         # There may be fewer classes than the state has room for.
-        places = ops.convert_to_tensor(np.arange(self.num_ordered) % count)
+        places = ops.convert_to_tensor(np.arange(self.num_targets) % count)
         costs = (ops.convert_to_tensor(cost, dtype="int32") for cost in (num_gradients, 1))
         return ops.take(classes, places, axis=1), *costs
 
@@ -424,15 +424,6 @@ class APGD(Attack):
 
         distances = ops.full(ops.shape(classes), float("inf"), dtype=x.dtype)
         return problem.fori_loop(0, classes.shape[1], add, distances)
-
-    @property
-    def num_ordered(self) -> int:
-        """How many classes are kept in the order of their distance."""
-        return self.num_targets
-
-    def place(self, index: Any, num_ordered: int) -> Any:
-        """Which of the ordered classes round `index` leads to."""
-        return index % min(self.num_targets, num_ordered)
 
     def _towards(self, targets: Any) -> Loss:
         return lambda scores, y: TARGETED_LOSSES[self.loss](scores, y, targets)

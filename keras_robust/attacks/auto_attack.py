@@ -46,7 +46,7 @@ class AutoAttack(Attack):
     1. `kr.attacks.APGD` on the cross-entropy, 10 steps, which fool most images that can be fooled,
     2. `kr.attacks.APGD` on `z_t - z_y`, 50 steps for each of the 4 target classes whose boundaries
        are nearest, by `(z_y - z_t) / ||grad_x (z_y - z_t)||` (`target_order="distance"`),
-    3. the same for the 9 nearest classes, twice each, on images in doubt: those whose margin
+    3. the same from 12 other starts on the images in doubt: those whose lead
        `z_y - max_{j != y} z_j` has fallen below a tenth of what it is at `x`,
     4. `kr.attacks.Square`, 1000 queries.
 
@@ -134,7 +134,7 @@ class AutoAttack(Attack):
             near: dict[str, Any] = {"loss": "margin_targeted", "target_order": "distance"}
             attacks = [
                 APGD(loss="ce", num_steps=10, **climb),
-                InsistentAPGD(num_targets=4, num_steps=50, **near, **climb),
+                InsistentAPGD(num_targets=4, num_steps=50, num_restarts=13, **near, **climb),
                 Square(num_queries=1000, **search),
             ]
         else:
