@@ -229,17 +229,18 @@ class APGD(Attack):
             project = projection(x, epsilon, self.norm, self.bounds)
             start = project(random_in_ball(x, epsilon, self.norm, seed, self.bounds))
         if self.loss in TARGETED_LOSSES:
-            classes, state, *counts = self._targets(problem, x, index, state)
+            classes, state, num_gradients, num_evaluations = self._targets(problem, x, index, state)
             place = index % min(self.num_targets, classes.shape[1])
             loss = self._towards(ops.take(classes, place, axis=1))
         else:
-            loss, counts = LOSSES[self.loss], [0, 0]
+            loss, num_gradients, num_evaluations = LOSSES[self.loss], 0, 0
         x_adv = ascend(problem, loss, x, start)
-        num_gradients, num_evaluations = counts[0] + self.num_steps, counts[1] + 1
+        num_gradients, num_evaluations = num_gradients + self.num_steps, num_evaluations + 1
         if self.objective is not None:
             num_evaluations = num_evaluations + self.num_steps
-        counts = [count * self.num_samples for count in (num_gradients, num_evaluations)]
-        return RoundResult(x_adv, *counts, state)
+        return RoundResult(
+            x_adv, num_gradients * self.num_samples, num_evaluations * self.num_samples, state
+        )
 
     def ascend(self, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
         """The iterate with the largest margin, of those that lead up `loss` from `start`."""

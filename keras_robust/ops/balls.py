@@ -181,11 +181,14 @@ def _project_l1(x: Any, x_adv: Any, epsilon: Any, bounds: tuple[Any, Any]) -> An
     above, below = ops.maximum(excess(low), 0), ops.maximum(-excess(high), 0)
     share = above / ops.maximum(above + below, _SMALLEST)
     new = shrunk(low + share * (high - low))
-    # Rounding may have left a little too much.
-    factor = ops.minimum(epsilon / ops.maximum(absolute_norm(new), _SMALLEST), 1)
+    # Rounding may have left a little too much: what is not at its bound gives it up.
+    at_limit = new >= room
+    rest = absolute_norm(ops.where(at_limit, ops.zeros_like(new), new))
+    excess_share = (absolute_norm(new) - epsilon) / ops.maximum(rest, _SMALLEST)
+    factor = 1 - ops.clip(excess_share, 0, 1)
     z = ops.clip(x + ops.sign(delta) * new * per_example(factor, new), *bounds)
     # `x + (limit - x)` may be just off the limit.
-    return ops.where(ops.logical_and(new >= room, new > 0), limit, z)
+    return ops.where(ops.logical_and(at_limit, new > 0), limit, z)
 
 
 def random_in_ball(x: Any, epsilon: Any, norm: str, seed: Any, bounds: tuple[Any, Any]) -> Any:

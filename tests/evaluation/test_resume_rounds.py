@@ -116,9 +116,13 @@ ATTACKS = {
         0.05, loss="margin_targeted", num_steps=4, num_targets=3, target_order="distance"
     ),
     "APGD, insistent": InsistentAPGD(
-        0.05, loss="margin_targeted", num_steps=4, num_restarts=2, num_targets=2,
+        0.05,
+        loss="margin_targeted",
+        num_steps=4,
+        num_restarts=2,
+        num_targets=2,
         target_order="distance",
-    ),  # fmt: skip
+    ),
     "FAB in a ball": kr.attacks.FAB(0.05, num_steps=2),
     "FAB": kr.attacks.FAB(norm="l2", num_steps=3, num_restarts=2, num_targets=2),
     "DeepFool": kr.attacks.DeepFool(num_steps=9, overshoot=0.0),
