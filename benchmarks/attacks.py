@@ -73,6 +73,7 @@ def attacks_at(epsilon: float, epsilon_l1: float) -> dict[str, kr.attacks.Attack
         "square": kr.attacks.Square(epsilon, num_queries=1000),
         "hop-skip-jump": kr.attacks.HopSkipJump(norm="l2", num_queries=1000),
         "autoattack": kr.attacks.AutoAttack(epsilon),
+        "autoattack-fast": kr.attacks.AutoAttack(epsilon, version="fast"),
         "pgd-l1": kr.attacks.PGD(step_size=epsilon_l1 / 5, num_steps=40, **in_l1),
         "apgd-ce-l1": kr.attacks.APGD(loss="ce", num_steps=100, **in_l1),
         "apgd-dlr-l1": kr.attacks.APGD(loss="dlr", num_steps=100, **in_l1),

@@ -306,6 +306,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "art": _art(_art_hop_skip_jump),
     },
     "autoattack": {"art": _art(_art_auto_attack)},
+    "autoattack-fast": {},
     "pgd-l1": {"foolbox": _foolbox(_foolbox_sparse_pgd), "art": _art(_art_pgd)},
     "apgd-ce-l1": {"art": _art(_art_apgd)},
     "apgd-dlr-l1": {"art": _art(_art_apgd)},
