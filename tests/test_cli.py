@@ -110,12 +110,14 @@ def test_every_attack_is_offered():
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_attacks_get_the_options_that_they_take(name):
     given = {"epsilon": 0.25, "norm": "linf", "num_steps": 3, "bounds": (-1.0, 2.0)}
+    given["version"] = "fast"
     parameters = inspect.signature(ATTACKS[name]).parameters
     needed = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
     argv = ["evaluate", "m.keras", *DATA, "--attack", name.upper(), "--bounds", "-1", "2"]
     for option in ("epsilon", "norm", "num_steps"):
         if option in parameters:
             argv += [f"--{option.replace('_', '-')}", str(given[option])]
+    argv += ["--fast"] if "version" in parameters else []
     options = parser().parse_args(argv)
     if needed - {"epsilon"}:
         with pytest.raises(ValueError, match="in Python"):
@@ -150,6 +152,7 @@ def test_attacks_get_the_options_that_they_take(name):
         ({"--attack": "dgp"}, "--attack must be one of"),
         ({"--attack": None}, "--attack"),
         ({"--num-steps": "3"}, "no --attack takes --num-steps"),
+        ({"--fast": []}, "no --attack takes --fast"),
         ({"--norm": "l3"}, "--norm"),
         ({"--norm": "l2", "--attack": "ifgsm"}, "has the norm linf, not l2"),
         ({"--bounds": ["1", "0"]}, "`bounds`"),

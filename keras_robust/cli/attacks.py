@@ -14,6 +14,10 @@ ATTACKS = {
 }
 
 
+# The options that must be of use to an attack, by the argument that they become.
+_USED = {"epsilon": "--epsilon", "num_steps": "--num-steps", "version": "--fast"}
+
+
 def _required(name: str) -> set[str]:
     """The arguments of an attack that have no default."""
     parameters = inspect.signature(ATTACKS[name]).parameters.values()
@@ -26,14 +30,14 @@ OFFERED = [name for name in ATTACKS if _required(name) <= {"epsilon"}]
 
 def _arguments(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The options that were given and that this attack takes, as its arguments."""
-    given = {"epsilon": options.epsilon, "norm": options.norm, "num_steps": options.num_steps}
+    given = {argument: getattr(options, argument) for argument in (*_USED, "norm")}
     parameters = inspect.signature(ATTACKS[name.lower()]).parameters
     return {k: v for k, v in given.items() if v is not None and k in parameters}
 
 
 def check_attacks(options: argparse.Namespace) -> None:
     """Raises a `ValueError` for attacks that are unknown, or that the options do not fit."""
-    unused = {n for n in ("epsilon", "num_steps") if getattr(options, n) is not None}
+    unused = {argument for argument in _USED if getattr(options, argument) is not None}
     for name in options.attack:
         if name.lower() not in ATTACKS:
             raise ValueError(f"--attack must be one of {', '.join(OFFERED)}, not {name!r}")
@@ -49,7 +53,7 @@ def check_attacks(options: argparse.Namespace) -> None:
             )
         make_attack(name, options, from_logits=True)
     if unused:
-        raise ValueError(f"no --attack takes --{min(unused).replace('_', '-')}")
+        raise ValueError(f"no --attack takes {_USED[min(unused)]}")
 
 
 def make_attack(name: str, options: argparse.Namespace, from_logits: bool) -> attacks.Attack:
