@@ -13,7 +13,7 @@ from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
 from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.report.check_result import CheckResult
-from keras_robust.report.data import BOUNDS
+from keras_robust.report.data import BOUNDS, CERTIFICATE
 from keras_robust.report.report import Report
 from keras_robust.report.row import CERTIFIED, CLEAN, Row
 
@@ -74,7 +74,7 @@ def add_certificate(
         "attacks: at most": {r: float((found > r * _ROUNDING).mean()) for r in xs},
         "certificate: at least": certificate.curve(xs),
     }
-    report.notes["certificate"] = repr(certificate)
+    report.notes[CERTIFICATE] = repr(certificate)
     if report.checks is not None:
         report.checks.append(_no_contradiction(certificate, found))
 

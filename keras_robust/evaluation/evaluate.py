@@ -27,7 +27,7 @@ from keras_robust.metrics.radii import radii, union
 from keras_robust.model.arrays import as_images, sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.report import plots
-from keras_robust.report.data import MASK
+from keras_robust.report.data import CERTIFICATE, MASK
 from keras_robust.report.report import Report
 from keras_robust.report.row import CLEAN, WORST_CASE, Row
 
@@ -109,7 +109,8 @@ def evaluate(
             several times the attack, and principal components of clean and attacked features,
             for which scikit-learn must be installed. Defaults to `False`.
         notes: mapping of strings to strings, what else the report is to say about the model, the
-            data and how it was made. Defaults to `None`.
+            data and how it was made. The names `"mask"` and `"certificate"` are the report's own.
+            Defaults to `None`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
         shard: pair of ints `(i, n)`: the i-th of n shares of the batches, 1 for the first. Each
             share is evaluated by a process of its own, in an `output` of its own, whose report is
@@ -142,7 +143,7 @@ def evaluate(
             `transfer_from` do not fit, or `checks` is false with it; if there is a `shard`
             without an `output`, or with `worst_case_only`, `pictures` or `certificate`, which need
             the others; if the `certificate` is of another model, noise or images; if
-            there is not one of `class_names` for each class.
+            there is not one of `class_names` for each class; if `notes` has a name of the report's.
 
     Example:
 
@@ -155,6 +156,7 @@ def evaluate(
     ('worst case', 0.0)
     """
     attacks = named_attacks(attacks)
+    notes = _checked_notes(notes)
     batch_size = validation.check_count("batch_size", batch_size)
     check_resume(resume, output)
     if transfer_from is not None and not checks:
@@ -206,7 +208,7 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         worst_case_only=worst_case_only,
-        notes=dict(notes or {}),
+        notes=notes,
         labels=labels,
         class_names=class_names,
     )
@@ -276,6 +278,17 @@ def evaluate(
     if output is not None:
         report.save(output)
     return report
+
+
+def _checked_notes(notes: Mapping[str, str] | None) -> dict[str, str]:
+    checked = dict(notes or {})
+    taken = [name for name in (MASK, CERTIFICATE) if name in checked]
+    if taken:
+        raise ValueError(
+            f"Argument `notes` must not have the names {MASK!r} and {CERTIFICATE!r}, under which "
+            f"the report has notes of its own. Received: {taken}"
+        )
+    return checked
 
 
 def _checked_names(class_names: Any, num_classes: int) -> list[str]:

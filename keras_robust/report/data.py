@@ -20,8 +20,9 @@ from keras_robust.report.samples import Samples
 SCHEMA = 1
 # The axis of the curves that attacks and a certificate draw.
 BOUNDS = "L2 radius"
-# The key of the note on the mask.
+# The keys of the report's own notes.
 MASK = "mask"
+CERTIFICATE = "certificate"
 
 
 def _now() -> str:

@@ -274,3 +274,9 @@ def test_unbuilt_models(embedded_data):
     model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)])
     report = evaluate(model, x, y, {"a": kr.attacks.FGSM(1.0)}, verbose=0)
     assert report.accuracy("a") <= report.accuracy("clean")
+
+
+@pytest.mark.parametrize("name", ["mask", "certificate"])
+def test_notes_do_not_replace_those_of_the_report(name):
+    with pytest.raises(ValueError, match=f"`notes` must not have the names.*Received.*{name}"):
+        evaluate(threshold, X, Y, {"a": kr.attacks.FGSM(0.1)}, notes={name: "mine"}, verbose=0)
