@@ -55,7 +55,7 @@ def parser() -> Parser:
     add("--num-steps", type=_count, metavar="N",
         help="of the attacks that have a number of steps; default: the attack's own")
     add("--fast", action="store_const", const="fast", dest="version",
-        help="of AutoAttack: nearly the same accuracy in less than a fifth of the time")
+        help="of AutoAttack: nearly the same accuracy in about a fifth of the time")
     add("--mask", metavar="FILE",
         help="a .npy or .npz file of one array of 0 and 1 that broadcasts to the images, of shape "
         "(height, width, 1), say: attacks change only what is 1; default: all may change")
