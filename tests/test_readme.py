@@ -53,7 +53,7 @@ def run(monkeypatch, tmp_path):
 
         def short_fit(self, *args, **kwargs):
             kwargs["epochs"] = min(epochs, kwargs.get("epochs", 1))
-            return fit(self, *args, verbose=0, **kwargs)
+            return fit(self, *args, **{**kwargs, "verbose": 0})
 
         monkeypatch.setattr(keras.Model, "fit", short_fit)
         exec(compile(code, "example", "exec"), variables)
@@ -338,7 +338,12 @@ def test_what_is_supported(code, run):
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         if not target.startswith("http"):
-            assert (path.parent / target).exists(), target
+            name, _, heading = target.partition("#")
+            page = path.parent / name if name else path
+            assert page.exists(), target
+            headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE) if heading else []
+            anchors = [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
+            assert not heading or heading in anchors, target
 
 
 def test_the_page_of_results_is_the_one_that_the_recorded_runs_give(monkeypatch):
