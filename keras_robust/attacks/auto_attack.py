@@ -52,7 +52,7 @@ class AutoAttack(Attack):
 
     Robustness is most often compared by the accuracy under `"standard"`. Its result is comparable
     only if nothing is changed, so there is nothing to set; `kr.attacks.Ensemble` runs other lists.
-    `"fast"` serves while a defence is developed. Where a model hides its gradient, the attack
+    `"fast"` serves while a defence is developed; in L1 it misses more, and saves less time. Where a model hides its gradient, the attack
     without one decides, and `"standard"` gives it five times as many queries.
 
     Args:
