@@ -71,7 +71,9 @@ def test_fast_is_what_it_says():
     assert all(config["norm"] == "l2" and config["epsilon"] == 0.1 for config in configs)
 
 
-@pytest.mark.parametrize(("num_classes", "num_targets"), [(10, 4), (3, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("num_classes", "num_targets"), [(10, 4), pytest.param(3, 2, marks=pytest.mark.slow), (2, 1)]
+)
 def test_examples_in_doubt_are_insisted_on(num_classes, num_targets):
     # `z_0 = sum(x)`, `z_1 = 0`, and the others far below. The margin ends at
     # `4 * epsilon - sum(x)`: 0.048, 0.13 and 0.5 of what it was.
@@ -105,7 +107,7 @@ def test_few_classes():
     ("norm", "num_classes", "version"),
     [
         pytest.param("linf", 2, "standard", marks=pytest.mark.slow),
-        ("l2", 3, "standard"),
+        pytest.param("l2", 3, "standard", marks=pytest.mark.slow),
         ("linf", 5, "standard"),
         ("l1", 3, "standard"),
         pytest.param("l2", 5, "standard", marks=pytest.mark.slow),
