@@ -256,7 +256,7 @@ def tuning() -> str:
 
 
 def verdicts() -> str:
-    """What AutoAttack's versions say of the same networks."""
+    """The section that compares AutoAttack's versions on the same networks."""
     parts = ["## AutoAttack: `standard` and `fast`\n"]
     for path in sorted(RESULTS.glob("verdict-*.json")):
         content = json.loads(path.read_text())

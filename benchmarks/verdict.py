@@ -1,7 +1,7 @@
 """Compares what AutoAttack's versions `standard` and `fast` say of networks, and what they cost.
 
     python benchmarks/verdict.py --data-dir DIR
-    python benchmarks/verdict.py --networks natural trades --num-examples 200 --data-dir DIR
+    python benchmarks/verdict.py --networks natural TRADES --num-examples 200 --data-dir DIR
 
 Five small networks for Fashion-MNIST are trained once and kept in the folder `--cache`: a natural
 one; others trained by PGD, by TRADES, and by PGD with tanh features and an angular penalty; and one
@@ -101,7 +101,7 @@ def trained(name: str, x: np.ndarray, y: np.ndarray, args: argparse.Namespace) -
 def measure(
     model: keras.Model, norm: str, epsilon: float, x: np.ndarray, y: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    """What each version finds on these images, and what it costs."""
+    """Runs both versions on these images; returns their robust accuracy and cost."""
     classifier = Classifier(model)
     correct = np.flatnonzero(classifier.predict(x).argmax(1) == y)
     x_correct, y_correct = x[correct], y[correct]

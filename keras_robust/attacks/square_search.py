@@ -1,4 +1,4 @@
-"""What the square attack tries next, in each norm."""
+"""The random proposals of the square attack, for each norm."""
 
 import math
 from typing import Any
@@ -124,7 +124,7 @@ class _Search:
         return ops.cast(ops.argmax(there, axis=1), "int32"), ops.cast(last, "int32")
 
     def window(self, side: Any, corner: tuple[Any, Any]) -> Any:
-        """What may change inside of the window, shape `(batch_size, height, width, ...)`."""
+        """A mask of the window's free values, shape `(batch_size, height, width, ...)`."""
         row, column = (self.places(axis) - corner[axis] for axis in (0, 1))
         rows = ops.logical_and(row >= 0, row < side[0])
         inside = ops.logical_and(rows, ops.logical_and(column >= 0, column < side[1]))

@@ -81,10 +81,10 @@ def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
 
 
 def movable(gradient: Any, x: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any:
-    """Where `x` is not at the bound that the gradient points to.
+    """Masks the values that can still move in the direction of the gradient.
 
-    What is at the bound but for rounding, a millionth of the radius `epsilon`, is at it. What is
-    NaN points to none.
+    A value within a millionth of the radius `epsilon` of a bound counts as being at it, because of
+    rounding. A gradient that is NaN points to no bound.
     """
     least = NEGLIGIBLE * epsilon
     at_upper = ops.logical_and(gradient > 0, bounds[1] - x <= least)
