@@ -29,6 +29,18 @@ def warn_of_units(attack: Any, num_values: int | None = None) -> None:
             warnings.warn(message, stacklevel=3)
 
 
+def largest_distance(attack: Any, num_values: int | None) -> float:
+    """The distance between opposite corners of the attack's bounds, in its norm.
+
+    It is infinite where it depends on the number of values, and that is not known.
+    """
+    width = float(np.max(attack.bounds[1] - attack.bounds[0]))
+    order = {"l1": 1, "l2": 2}.get(getattr(attack, "norm", "linf"))
+    if order is None:
+        return width
+    return math.inf if num_values is None else width * num_values ** (1 / order)
+
+
 def _messages(attack: Any, num_values: int | None) -> list[str]:
     epsilon, stddev, step_size = (
         _number(getattr(attack, name, None), num_values)
@@ -36,13 +48,9 @@ def _messages(attack: Any, num_values: int | None) -> list[str]:
     )
     low, high = attack.bounds
     width = float(np.max(high - low))
-    order = {"l1": 1, "l2": 2}.get(getattr(attack, "norm", "linf"))
-    furthest_apart = width
-    if order:
-        furthest_apart = width * num_values ** (1 / order) if num_values else math.inf
     messages = []
     for name, size, furthest in (
-        ("epsilon", epsilon, furthest_apart),
+        ("epsilon", epsilon, largest_distance(attack, num_values)),
         ("stddev", stddev, width),
     ):
         if size > furthest * _ROUNDING:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
+from keras_robust.attacks.plausible import largest_distance
 from keras_robust.metrics.accuracy import attack_standing
 from keras_robust.metrics.curves import robustness_curve
 from keras_robust.metrics.radii import check_attack, with_radius
@@ -94,9 +94,7 @@ def reference_epsilon(
     x, y = as_arrays(x, y, steps)
     attack.check(classifier, x, y)
     if max_epsilon is None:
-        max_epsilon = float(np.max(attack.bounds[1] - attack.bounds[0]))
-        order = {"l1": 1, "l2": 2}.get(getattr(attack, "norm", "linf"), math.inf)
-        max_epsilon *= math.prod(x.shape[1:]) ** (1 / order)
+        max_epsilon = largest_distance(attack, math.prod(x.shape[1:]))
     max_epsilon = validation.check_number("max_epsilon", max_epsilon, exclusive=True)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
 
