@@ -48,13 +48,13 @@ class AutoAttack(Attack):
        are nearest, by `(z_y - z_t) / ||grad_x (z_y - z_t)||` (`target_order="distance"`),
     3. the same from 12 other starts on the images in doubt: those whose lead
        `z_y - max_{j != y} z_j` has fallen below a tenth of what it is at `x`,
-    4. `kr.attacks.Square`, 1000 queries.
+    4. `kr.attacks.Square`, 750 queries.
 
     Robustness is most often compared by the accuracy under `"standard"`. Its result is comparable
     only if nothing is changed, so there is nothing to set; `kr.attacks.Ensemble` runs other lists.
     `"fast"` serves while a defence is developed; in L1 it misses more, and saves less time. Where a
-    model hides its gradient, the attack without one decides, and `"standard"` gives it five times
-    as many queries.
+    model hides its gradient, the attack without one decides, and `"standard"` gives it nearly seven
+    times as many queries.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
@@ -136,7 +136,7 @@ class AutoAttack(Attack):
             attacks = [
                 APGD(loss="ce", num_steps=10, **climb),
                 InsistentAPGD(num_targets=4, num_steps=50, num_restarts=13, **near, **climb),
-                Square(num_queries=1000, **search),
+                Square(num_queries=750, **search),
             ]
         else:
             dlr = "dlr_targeted" if num_classes >= 4 else "margin_targeted"

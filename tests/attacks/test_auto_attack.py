@@ -67,7 +67,7 @@ def test_fast_is_what_it_says():
     assert [config.get("num_steps") for config in configs] == [10, 50, None]
     assert (configs[1]["num_targets"], configs[1]["num_restarts"]) == (4, 13)
     assert configs[1]["target_order"] == "distance"
-    assert configs[2]["num_queries"] == 1000
+    assert configs[2]["num_queries"] == 750
     assert all(config["norm"] == "l2" and config["epsilon"] == 0.1 for config in configs)
 
 
