@@ -9,7 +9,7 @@ from keras_robust.attacks.apgd import APGD
 from keras_robust.attacks.problem import Problem
 
 # An example is in doubt if its margin has fallen below this share of what it is at `x`.
-_DOUBTFUL = 0.1
+_DOUBTFUL = 0.06
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -19,7 +19,7 @@ class InsistentAPGD(APGD):
     After one round for each of the `num_targets` nearest classes it goes on with the examples
     whose largest margin so far is
 
-        m > m(x) / 10,    m(x') = max_{j != y} z_j(x') - z_y(x')
+        m > 0.06 m(x),    m(x') = max_{j != y} z_j(x') - z_y(x')
 
     (Both are negative.) It is part of `kr.attacks.AutoAttack`, with a targeted loss and
     `target_order="distance"`.

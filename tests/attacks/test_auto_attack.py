@@ -65,7 +65,7 @@ def test_fast_is_what_it_says():
     assert names == ("APGD", "InsistentAPGD", "Square")
     assert [config.get("loss") for config in configs] == ["ce", "margin_targeted", None]
     assert [config.get("num_steps") for config in configs] == [10, 50, None]
-    assert (configs[1]["num_targets"], configs[1]["num_restarts"]) == (4, 13)
+    assert (configs[1]["num_targets"], configs[1]["num_restarts"]) == (4, 21)
     assert configs[1]["target_order"] == "distance"
     assert configs[2]["num_queries"] == 750
     assert all(config["norm"] == "l2" and config["epsilon"] == 0.1 for config in configs)
