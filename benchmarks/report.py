@@ -1,35 +1,107 @@
-"""Writes docs/results.md: every table, from the JSON files in benchmarks/results/.
+"""Writes the book of results: docs/results.md and the pages in docs/results/.
 
-python benchmarks/report.py
+    python benchmarks/report.py
+
+Every number is read from the records in benchmarks/results/, each of which has the command that
+made it. `docs/results.md` compares the defences, a page for each paper has its tables, and one more
+has what tuning finds, AutoAttack's versions, and what the library's own code costs.
 """
 
+import dataclasses
 import json
-import pathlib
 import re
-import sys
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.append(str(ROOT / "examples"))
-from records import interval  # noqa: E402
+# isort: off
+from paper_pages import PICTURES, ROOT, found, markdown_table, new_figure, page, shown
+import deep_defense
+import graph_interpolation
+import latent_disparity
+import weight_penalization
+import wnll_defense
+# isort: on
 
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+PAPERS = [
+    module.PAPER
+    for module in (
+        wnll_defense, graph_interpolation, deep_defense, weight_penalization, latent_disparity,
+    )
+]  # fmt: skip
 
-# Yan et al., Table 1: accuracy, rho_2, accuracy under FGSM at 0.2, 0.5 and 1.0 of epsilon_ref.
-PAPER_002 = {
-    "mlp": {
-        "Reference": (98.31, 0.111, 72.76, 29.08, 3.31),
-        "Parseval": (98.32, 0.111, 77.44, 28.95, 2.96),
-        "Adv. Train I": (98.49, 0.162, 87.70, 59.69, 22.55),
-        "Deep Defense": (98.65, 0.225, 95.04, 88.93, 50.00),
-    },
-    "lenet": {
-        "Reference": (99.02, 0.205, 90.95, 53.88, 19.75),
-        "Parseval": (99.10, 0.203, 91.68, 66.48, 19.64),
-        "Adv. Train I": (99.18, 0.263, 95.20, 74.82, 41.40),
-        "Deep Defense": (99.34, 0.284, 96.51, 88.93, 50.00),
-    },
-}
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A row of the opening table: what a paper claims of a defence, and what is left of it here.
+
+    Args:
+        defence: its name.
+        paper: key of the paper.
+        table: name of the table that has it.
+        row: its row there.
+        attack: column of the paper's own attack.
+        worst: column of the worst case at the same radius.
+        setting: data and radius, in a few words.
+        cost: name in `benchmarks/losses.py`'s records of what a training step costs.
+    """
+
+    defence: str
+    paper: Any
+    table: str
+    row: str
+    attack: str
+    worst: str
+    setting: str
+    cost: str | None
+
+
+CLAIMS = (
+    Claim(
+        "adversarial training (baseline)", weight_penalization.PAPER, "Table 4",
+        "adversarial training", "PGD-40", "worst case", "MNIST, 0.3",
+        "adversarial training, PGD-7",
+    ),
+    Claim(
+        "tanh + angular", weight_penalization.PAPER, "Table 4", "tanh + angular", "PGD-40",
+        "worst case", "MNIST, 0.3", None,
+    ),
+    Claim(
+        "tanh + angular", weight_penalization.PAPER, "Table 5", "tanh + angular", "PGD-20",
+        "worst case", "CIFAR-10, 8/255", None,
+    ),
+    Claim(
+        "Max-Mahalanobis center", weight_penalization.PAPER, "Table 4", "MMC", "PGD-40",
+        "worst case", "MNIST, 0.3", "Max-Mahalanobis",
+    ),
+    Claim(
+        "WNLL, adversarial training", graph_interpolation.PAPER, "Table 6", "WNLL", "IFGSM-40",
+        "worst case", "MNIST, 0.3", "adversarial training, PGD-7",
+    ),
+    Claim(
+        "WNLL, adversarial training", graph_interpolation.PAPER, "Table 8", "WNLL", "IFGSM-20",
+        "worst case", "CIFAR-10, 8/255", "adversarial training, PGD-7",
+    ),
+    Claim(
+        "Deep Defense", deep_defense.PAPER, "Table 1", "LeNet, Deep Defense", "FGSM 1.0",
+        "worst case 1.0", "MNIST, epsilon_ref", "Deep Defense",
+    ),
+    Claim(
+        "latent disparity", latent_disparity.PAPER, "Figures 2 to 6, Fashion-MNIST", "HLDR",
+        "transfer 8", "white-box 8", "Fashion-MNIST, 8/255", "latent disparity, FGSM",
+    ),
+    Claim(
+        "Fisher information", latent_disparity.PAPER, "Figures 2 to 6, Fashion-MNIST", "FIMR",
+        "transfer 8", "white-box 8", "Fashion-MNIST, 8/255", "Fisher information",
+    ),
+    Claim(
+        "guided denoiser", latent_disparity.PAPER, "Figures 2 to 6, Fashion-MNIST", "HGD",
+        "transfer 8", "white-box 8", "Fashion-MNIST, 8/255", "guided denoising, FGSM",
+    ),
+    Claim(
+        "stability training", latent_disparity.PAPER, "Figures 2 to 6, Fashion-MNIST",
+        "stability", "transfer 8", "white-box 8", "Fashion-MNIST, 8/255", "stability training",
+    ),
+)  # fmt: skip
 
 
 # Schwartz and Ditzler, Table I: milliseconds per sample, and the benchmark's names for the methods.
@@ -38,33 +110,95 @@ PAPER_004 = {
     "latent disparity, pairs, VGG-16": 2.1,
     "guided denoising, pairs, VGG-16": 5.3,
 }
-METHODS = [*PAPER_002["mlp"], "Clean", "FGS training", "Deep Defense + FGS"]
-DEEP_DEFENSE_FINDINGS = (
-    "At the paper's rate, 5e-4, our networks move less than theirs: rho_2 grows by less, and the "
-    "MLP's clean accuracy falls. At 5e-3 rho_2 grows nearly as in the paper on both networks, and "
-    "clean accuracy rises on both. One reason can be the scale of the images, on which a rate's "
-    "effect depends and which the paper does not name: with inputs times 10 the paper's rate "
-    "does most of what 5e-3 does. Deep Defense's rho_2 is then larger than that of Adv. Train I, "
-    "as in the paper. FGSM training (half of the loss at epsilon 0.1; not in the paper's Table 1) "
-    "leaves more than Deep Defense at epsilon_ref under every attack and has the larger rho_2, on "
-    "the MLP for less clean accuracy; both together have the largest rho_2, and on the MLP at "
-    "5e-3 the highest clean accuracy too. At epsilon_ref the worst case lies far below FGSM for "
-    "every network: FGSM alone overstates them."
-)
 
 
 def load(name: str) -> dict[str, Any]:
-    path = RESULTS / name
-    return json.loads(path.read_text()) if path.exists() else {}
+    content: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return content
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f}%"
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def opening() -> str:
+    """The first page: a row for each claim, one picture, three sentences."""
+    costs = load("losses-amd-epyc-2-cores-tensorflow.json")["cases"]
+    rows, drawn = [], []
+    for claim in CLAIMS:
+        table = claim.paper.tables[claim.table]
+        records = {scale: found(table, scale).get(claim.row) for scale in ("paper", "small")}
+        scale = "paper" if records["paper"] else "small"
+        seeds = records[scale]
+        published = table.published.get(claim.row, {}).get(claim.attack)
+        theirs = "no number" if published is None else percent(published)
+        cost = "" if claim.cost is None else f"{costs[claim.cost]['ratio_to_step']:.1f}"
+        link = f"[{claim.table}](results/{claim.paper.key}.md)"
+        cells = ["not measured", "", "", ""]
+        if seeds:
+            values = [
+                [s["values"][column] for s in seeds]
+                for column in ("clean", claim.attack, claim.worst)
+            ]
+            cells = [scale, *(shown("", column) for column in values)]
+            drawn.append((f"{claim.defence}\n{claim.setting}", published, *values[1:]))
+        rows.append([
+            claim.defence, claim.setting, f"{claim.attack}: {theirs}", *cells, cost or "1.0", link,
+        ])  # fmt: skip
+    header = [
+        "defence", "data, radius", "the paper's attack and claim", "scale", "clean here",
+        "the paper's attack here", "worst case here", "a training step costs", "table",
+    ]  # fmt: skip
+    draw_claims(drawn)
+    return "\n".join([
+        "# Results\n",
+        "Each defence beside the claim of its paper: robust accuracy under the paper's own attack "
+        "as published, under the same attack here, and in the worst case over the strongest "
+        "attacks of this library. \"small\" is a scale for 2 CPU cores, with fewer images, epochs "
+        "or channels than the paper's; accuracies at that scale are lower by themselves. A step "
+        "of training costs so many times that of ordinary training (`benchmarks/losses.py`, small "
+        "network, TensorFlow, AMD EPYC, 2 cores). None of these defences has a certificate; "
+        "randomized smoothing has one, by `kr.evaluation.certify`.\n",
+        markdown_table(header, rows),
+        "\n![What is claimed, what the paper's attack gives, and the worst case]"
+        "(images/results/claims.png)\n",
+        CONCLUSION,
+        "\nThe tables and figures, each with the command that makes it:\n",
+        *(f"- [{paper.title}](results/{paper.key}.md)" for paper in PAPERS),
+        "- [Tuning, AutoAttack's versions, and cost](results/measurements.md)",
+    ])  # fmt: skip
+
+
+def draw_claims(claims: list[Any]) -> None:
+    """Three bars for each claim: published, the same attack here, worst case."""
+    figure, (axis,) = new_figure(9.0, 0.8 + 0.55 * max(1, len(claims)), 1)
+    for place, (_, published, attack, worst) in enumerate(claims):
+        values = (published, sum(attack) / len(attack), sum(worst) / len(worst))
+        for number, (value, color) in enumerate(zip(values, COLORS.values(), strict=True)):
+            if value is not None:
+                axis.barh(place + 0.25 * (number - 1), 100 * value, 0.23, color=color)
+    axis.set_yticks(range(len(claims)), [claim[0] for claim in claims], fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("robust accuracy, %")
+    for label, color in COLORS.items():
+        axis.barh([0], [0], color=color, label=label)
+    axis.legend(fontsize=7, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURES / "claims.png")
+
+
+COLORS = {
+    "published": "#b0b7c3",
+    "the paper's attack, here": "#4c78a8",
+    "worst case, here": "#d1495b",
+}
+CONCLUSION = (
+    "Adversarial training alone keeps what it claims. The other defences lose part or all of their "
+    "published robustness as soon as the attack knows them. So judge a defence by the worst case, "
+    "and add it to adversarial training rather than putting it in its place."
+)
 
 
 def made_by(runs: list[dict[str, Any]]) -> str:
@@ -78,154 +212,6 @@ def made_by(runs: list[dict[str, Any]]) -> str:
     return "\n".join(
         ["", *(f"    {command}" for command in commands), "", *(f"{name}." for name in machines)]
     )
-
-
-def deep_defense() -> str:
-    columns = ["accuracy", "rho_2", "FGSM 0.2", "FGSM 0.5", "FGSM 1.0"]
-    more = ["worst case 0.2", "worst case 0.5", "worst case 1.0", "C&W L2"]
-    gain = "rho_2 / reference's"
-    parts = [
-        "## Deep Defense on MNIST\n",
-        "Each cell of the first six columns is ours / the paper's (Yan et al., Table 1). FGSM and "
-        "rho_2 (DeepFool, 5 steps) are the paper's attacks, whose images leave [0, 1]. The worst "
-        "case is over FGSM, PGD-40 with 5 restarts by two losses, and Square with 1,000 queries, "
-        "without clipping too, on every tenth test image; C&W is the median L2 distance that fools "
-        "within [0, 1], on every fiftieth.\n",
-        DEEP_DEFENSE_FINDINGS,
-    ]
-    for path in sorted(RESULTS.glob("deep_defense_*.json")):
-        runs = json.loads(path.read_text())
-        settings, epsilon = next(
-            (k, v["epsilon"]) for k, v in runs.items() if k.startswith("epsilon_ref, ")
-        )
-        _, network, _, schedule, _, *details, _ = settings.split(", ")
-        found = {key.split(", ")[1]: run for key, run in runs.items() if "C&W L2" in run}
-        reference, paper_reference = found["Reference"]["rho_2"], PAPER_002[network]["Reference"][1]
-        rows = []
-        for method in sorted(found, key=METHODS.index):
-            run, paper = found[method], PAPER_002[network].get(method)
-            ours = [f"{run[n]:.3f}" if n == "rho_2" else percent(run[n]) for n in columns]
-            ours.insert(2, f"{run['rho_2'] / reference:.2f}")
-            if paper:
-                theirs = [f"{value:.2f}%" for value in (paper[0], *paper[2:])]
-                theirs[1:1] = [f"{paper[1]:.3f}", f"{paper[1] / paper_reference:.2f}"]
-                ours = [" / ".join(pair) for pair in zip(ours, theirs, strict=True)]
-            ours += [f"{run[n]:.2f}" if n == "C&W L2" else percent(run[n]) for n in more]
-            rows.append([method, *ours])
-        title = [network.upper(), schedule, f"epsilon_ref = {epsilon:.3f}", *details]
-        parts.append(f"\n### {', '.join(title)}\n")
-        parts.append(table(["", *columns[:2], gain, *columns[2:], *more], rows))
-        parts.append(made_by(list(found.values())))
-    return "\n".join(parts) if len(parts) > 3 else ""
-
-
-def latent_disparity() -> str:
-    runs = load("latent_disparity.json")
-    if not runs:
-        return ""
-    columns = [
-        "clean", "transfer 8", "transfer 16", "transfer 32", "white-box 8", "white-box 16",
-        "noise 32",
-    ]  # fmt: skip
-    methods: dict[str, list[dict[str, Any]]] = {}
-    for key, run in runs.items():
-        methods.setdefault(key.split(", ")[-1], []).append(run)
-    rows = [
-        [method, str(len(found)), *(interval([run[name] for run in found]) for name in columns)]
-        for method, found in methods.items()
-    ]
-    return "\n".join([
-        "## Latent disparity and its rivals on Fashion-MNIST\n",
-        "Mean over stratified folds and 95% interval. Transfer: FGSM made on the "
-        "undefended network, the paper's attack (Schwartz and Ditzler, figures 2 and 4); "
-        "white-box: PGD-20 by two losses and Square on the network itself; noise: Gaussian "
-        "(figures 3 and 5). Strengths are in 1/255. The paper prints no numbers, only plots; ours "
-        "are below, the perturbation error of each layer (figure 6) last.\n",
-        "Under the transferred attack HLDR and FIMR gain much, as in the paper, and HGD, which was "
-        "shown them in training, gains little without noise, as in the paper too. Stability "
-        "training keeps its clean accuracy at the weight taken here, 0.01; in the paper it falls "
-        "to chance at every weight. But fine-tuning by cross-entropy on benign images alone gains "
-        "as well: the images were made on the network before it, and what is measured is in part "
-        "the distance from that network. Attacked itself, no network keeps anything to speak of "
-        "at 16/255; at 8/255 HLDR keeps the most, a part of what the transferred attack promises. "
-        "In the last layers FIMR's perturbation error is below HLDR's, although HLDR withstands "
-        "more: the paper's own surprise.\n",
-        table(["", "folds", *columns], rows),
-        *(f"\n![{title}](images/latent_{name}.png)" for name, title in (
-            ("transfer", "Accuracy and gain under the transferred FGSM"),
-            ("white_box", "Accuracy and gain under attacks on the network itself"),
-            ("noise", "Accuracy and gain under Gaussian noise"),
-            ("layers", "Perturbation error of each layer"),
-        )),
-        made_by(list(runs.values())),
-    ])  # fmt: skip
-
-
-def small_data() -> str:
-    runs = load("wnll_small_data.json")
-    parts = [
-        "## WNLL on small data\n",
-        "1,000 training images, mean and 95% interval over seeds. CIFAR-10: a lossless part, "
-        "tested on 4,085 other images of it. The prototype that the end-to-end training comes from "
-        "had 97.0, 96.9 and 96.6% on MNIST, and 97.1% with the linear loss added, which is not "
-        "confirmed here.",
-    ]
-    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for key, run in runs.items():
-        head, method, _ = key.rsplit(", ", 2)
-        if method == "buffer block":
-            head, method = head.rsplit(", ", 1)[0], "end to end, buffer block"
-        if method == "a third":
-            head, method = head.rsplit(", ", 1)[0], "softmax, a third of the epochs"
-        groups.setdefault(head, {}).setdefault(method, []).append(run)
-    for head, methods in groups.items():
-        columns = ["accuracy", *(["worst case"] if " at epsilon " in head else [])]
-        rows = [
-            [method, str(len(found)), *(interval([run[c] for run in found]) for c in columns)]
-            for method, found in methods.items()
-        ]
-        parts += [f"\n### {head}\n", table(["", "seeds", *columns], rows)]
-        parts.append(made_by([run for found in methods.values() for run in found]))
-    return "\n".join(parts) if groups else ""
-
-
-def raw_pixels() -> str:
-    runs = load("wnll_raw_pixels.json")
-    paper = {"mnist": {"softmax regression": "92.65%"}}
-    paper["mnist"]["published code: quartic, (14, 7), gamma 1"] = "97.74%"
-    rows = []
-    for key, run in runs.items():
-        dataset, template, _, name = key.split(", ", 3)
-        theirs = paper.get(dataset, {}).get(name, "")
-        rows.append([dataset, template.split()[0], name, percent(run["accuracy"]), theirs])
-    return "\n".join([
-        "## WNLL on raw pixels\n",
-        "All training images as template, nothing trained (Wang and Osher, Table 2). The paper's "
-        "97.74% is reached by its code's settings, not by its text's. cifar10_jpeg is CIFAR-10 "
-        "after lossy JPEG compression.\n",
-        table(["", "template", "", "ours", "the paper"], rows),
-        made_by(list(runs.values())),
-    ]) if runs else ""  # fmt: skip
-
-
-def wnll_robustness() -> str:
-    runs = load("wnll_robustness.json")
-    rows = []
-    for key, run in runs.items():
-        _, training, head, epsilon = key.split(", ")
-        published = run.get("straight-through (published)", run.get("PGD"))
-        rows.append([
-            training, head, epsilon.split()[1], percent(run["clean"]), percent(published),
-            percent(run["worst case"]),
-        ])  # fmt: skip
-    return "\n".join([
-        "## WNLL under attack on MNIST\n",
-        "Worst case over four surrogates and Square, beside the published attack (for softmax: "
-        "PGD). The paper's figures (section 4.3) are of larger networks under the published attack "
-        "alone, which overestimates: compare the last two columns.\n",
-        table(["trained on", "head", "epsilon", "clean", "published attack", "worst case"], rows),
-        made_by(list(runs.values())),
-    ]) if runs else ""  # fmt: skip
 
 
 def tuning() -> str:
@@ -249,8 +235,8 @@ def tuning() -> str:
             f"\n### {arguments['defence']}, {arguments['dataset']}, "
             f"epsilon {arguments['epsilon']}, seed {arguments['seed']}\n"
         )
-        parts.append(table(["weight", "clean", "under PGD-20"], rows))
-        parts.append(f"\n![Both accuracies against the weight](images/{path.stem}.png)")
+        parts.append(markdown_table(["weight", "clean", "under PGD-20"], rows))
+        parts.append(f"\n![Both accuracies against the weight](../images/{path.stem}.png)")
         parts.append(made_by([run]))
     return "\n".join(parts) if len(parts) > 2 else ""
 
@@ -277,7 +263,7 @@ def verdicts() -> str:
             "time, fast / standard",
         ]  # fmt: skip
         parts.append(f"### {content['backend']}, {content['machine']}\n")
-        parts.append(table(header, rows))
+        parts.append(markdown_table(header, rows))
         parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.\n")
     return "\n".join(parts) if len(parts) > 1 else ""
 
@@ -297,7 +283,7 @@ def costs() -> str:
         parts.append(
             f"\n### A training step of each loss: {content['backend']}, {content['machine']}\n"
         )
-        parts.append(table(["", "ms", "/ ordinary step", "/ floor", "floor"], rows))
+        parts.append(markdown_table(["", "ms", "/ ordinary step", "/ floor", "floor"], rows))
         parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
         if PAPER_004.keys() <= content["cases"].keys():
             parts.append(beside_paper_004(content["cases"]))
@@ -311,7 +297,7 @@ def costs() -> str:
                 if "ratio_to_floor" in values:
                     rows.append([case, f"{values['ratio_to_floor']:.2f}"])
             parts.append(f"\n### {title}: {content['backend']}, {content['machine']}\n")
-            parts.append(table(["", "times the floor"], rows))
+            parts.append(markdown_table(["", "times the floor"], rows))
             parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
     for path in sorted(RESULTS.glob("training-*.json")):
         parts.append(training(json.loads(path.read_text())))
@@ -332,7 +318,7 @@ def training(content: dict[str, Any]) -> str:
     ]  # fmt: skip
     return "\n".join([
         f"\n### PGD: {content['backend']}, {content['machine']}\n",
-        table(["", "ms", "images/s", "times the floor", "seconds to compile"], rows),
+        markdown_table(["", "ms", "images/s", "times the floor", "seconds to compile"], rows),
         made_by(list(content["cases"].values())) + f"\n{content['machine']}.",
     ])  # fmt: skip
 
@@ -354,21 +340,29 @@ def beside_paper_004(cases: dict[str, Any]) -> str:
         "information, which a GPU that is not full may hide and a CPU does not. Guided denoising "
         "stays below the paper's ratio, though its denoiser has more multiplications than the "
         "network: its convolutions are over larger images and fewer channels.\n",
-        table(["", "ms per sample", "/ Fisher information", "floor / Fisher information"], rows),
+        markdown_table(
+            ["", "ms per sample", "/ Fisher information", "floor / Fisher information"], rows
+        ),
     ])  # fmt: skip
 
 
-def page() -> str:
+def measurements() -> str:
     sections = [
-        "# Results\n\nWritten by `python benchmarks/report.py` from `benchmarks/results/`; each "
-        "table says by which command its figures were made. DIR is a folder of TensorFlow "
-        "Datasets.",
-        deep_defense(), latent_disparity(), small_data(), raw_pixels(), wnll_robustness(),
+        "# Tuning, AutoAttack's versions, and cost\n\nDIR is a folder of TensorFlow Datasets.",
         tuning(), verdicts(), costs(),
     ]  # fmt: skip
-    return "\n\n".join(section.rstrip() for section in sections if section) + "\n"
+    return "\n\n".join(section.rstrip() for section in sections if section)
+
+
+def main() -> None:
+    pages = {"results": opening(), "results/measurements": measurements()}
+    pages |= {f"results/{paper.key}": page(paper) for paper in PAPERS}
+    for name, text in pages.items():
+        path = DOCS / f"{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.rstrip() + "\n")
+        print(path)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
-    print(PAGE)
+    main()

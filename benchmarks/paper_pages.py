@@ -1,0 +1,187 @@
+"""A page for each paper: its tables and figures as measured here, beside the published ones."""
+
+import pathlib
+import re
+import shutil
+import sys
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.append(str(ROOT / "examples" / "reproductions"))
+from records import Records, center_and_half  # noqa: E402
+from tables import SCALES, Paper, Table  # noqa: E402
+
+RECORDS = ROOT / "benchmarks" / "results" / "reproductions"
+PICTURES = ROOT / "docs" / "images" / "results"
+# Values that are shares, and shown in percent, are all but these.
+_IN_UNITS = {"rho_2": "{:.3f}", "C&W, median L2": "{:.2f}", "epsilon": "{:.3f}"}
+Group = dict[str, list[dict[str, Any]]]
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def found(table: Table, scale: str) -> Group:
+    """The records of a table at one scale, by row: one for each seed."""
+    rows: Group = {}
+    for record in Records(RECORDS / f"{table.paper}.json").found.values():
+        if (record.get("table"), record.get("scale")) == (table.name, scale):
+            rows.setdefault(record["row"], []).append(record)
+    return rows
+
+
+def page(paper: Paper) -> str:
+    """Everything that is on record of the paper; what is not is listed at the end."""
+    parts = [f"# {paper.title}\n"]
+    missing = []
+    for table in paper.tables.values():
+        sections = [section(table, scale) for scale in SCALES if found(table, scale)]
+        if not sections:
+            missing.append(table)
+            continue
+        parts += [f"\n## {table.name}: {table.shows}\n", *sections]
+        if table.finding:
+            parts.append(f"{table.finding}\n")
+    if missing:
+        parts += ["\n## Not measured yet\n", *(f"- {line(table)}" for table in missing)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def line(table: Table) -> str:
+    """What would measure a table, and about how long that takes."""
+    small = (
+        "" if table.minutes["small"] is None else f"{table.minutes['small']} min at small scale, "
+    )
+    command = re.sub("^KERAS_BACKEND=jax ", "", table.command("paper"))
+    return (
+        f"{table.name}, {table.shows}: `{command}`; about {small}{table.minutes['paper']} min at "
+        "the paper's on a large GPU."
+    )
+
+
+def section(table: Table, scale: str) -> str:
+    rows = found(table, scale)
+    records = [record for seeds in rows.values() for record in seeds]
+    name = "Small scale" if scale == "small" else "The paper's scale"
+    parts = [f"**{name}.** {'; '.join(conditions(records))}.\n"]
+    values = [record["values"] for record in records]
+    if any(isinstance(value, float) for given in values for value in given.values()):
+        parts.append(numbers(table, rows) + "\n")
+    pictures = drawn(table, scale, rows)
+    parts += [
+        f"![{table.name}: {table.shows}](../images/results/{path.name})\n" for path in pictures
+    ]
+    commands = sorted({record["command"] for record in records})
+    made = sorted({f"{record['machine']}, {record['versions']}" for record in records})
+    parts.append("\n".join(["", *(f"    {command}" for command in commands), ""]))
+    parts.append("; ".join(made) + ".\n")
+    return "\n".join(parts)
+
+
+def conditions(records: list[dict[str, Any]]) -> list[str]:
+    """Data, numbers of images and epochs, which may differ from row to row."""
+    names = {"cifar10_jpeg": "CIFAR-10 after lossy JPEG compression", "mnist": "MNIST"}
+    names["fashion_mnist"] = "Fashion-MNIST"
+    lines: dict[str, None] = {}
+    for record in records:
+        data = names.get(record["dataset"], record["dataset"])
+        text = f"{data}: {record['images']} training images, {record['epochs']} epochs"
+        if "tested" in record:
+            text += f", {record['tested']} test images"
+        lines[text] = None
+    return list(lines)
+
+
+def numbers(table: Table, rows: Group) -> str:
+    """The scalar values, ours / published where there is such a figure."""
+    columns: dict[str, None] = {}
+    for seeds in rows.values():
+        for key, value in seeds[0]["values"].items():
+            if isinstance(value, float):
+                columns[key] = None
+    several = any(len(seeds) > 1 for seeds in rows.values())
+    body = []
+    for row, seeds in rows.items():
+        published = table.published.get(row, {})
+        cells = [row, *([str(len(seeds))] if several else [])]
+        for column in columns:
+            values = [s["values"][column] for s in seeds if column in s["values"]]
+            ours = shown(column, values) if values else ""
+            theirs = published.get(column)
+            cells.append(ours if theirs is None else f"{ours} / {shown(column, [theirs])}")
+        body.append(cells)
+    note = "Ours / the paper's.\n\n" if table.published else ""
+    return note + markdown_table(["", *(["seeds"] if several else []), *columns], body)
+
+
+def shown(column: str, values: list[float]) -> str:
+    """Mean and half of the 95% interval over seeds."""
+    center, half = center_and_half(values)
+    if column in _IN_UNITS:
+        return _IN_UNITS[column].format(center)
+    if column.endswith((", s", "per sample")):
+        return f"{center:,.1f}"
+    return f"{100 * center:.1f}%" + (f" +- {100 * half:.1f}" if len(values) > 1 else "")
+
+
+def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
+    """Draws what is not a number, and returns the pictures."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", f"{table.paper} {table.name} {scale}".lower())
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    path = PICTURES / f"{slug}.png"
+    values = {row: seeds[0]["values"] for row, seeds in rows.items()}
+    sheet = RECORDS / f"{slug}.png"
+    if sheet.exists():
+        shutil.copyfile(sheet, path)
+        return [path]
+    if all("places" in given for given in values.values()):
+        draw_places(values, path)
+        return [path]
+    curves = {
+        row: {k: v for k, v in given.items() if isinstance(v, list) and len(v) > 1}
+        for row, given in values.items()
+    }
+    if not any(curves.values()):
+        return []
+    draw_curves(curves, path)
+    return [path]
+
+
+def new_figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def draw_places(values: dict[str, Any], path: pathlib.Path) -> None:
+    figure, panels = new_figure(3.4 * len(values), 3.4, len(values))
+    for axis, (row, given) in zip(panels, values.items(), strict=True):
+        places, classes = np.array(given["places"]), np.array(given["classes"])
+        axis.scatter(*places.T, c=classes, cmap="tab10", s=5)
+        accuracy = f", accuracy {given['accuracy']:.1%}" if "accuracy" in given else ""
+        axis.set_title(row + accuracy, fontsize=8)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.savefig(path)
+
+
+def draw_curves(curves: dict[str, dict[str, list[float]]], path: pathlib.Path) -> None:
+    """A panel for each quantity, a line for each row."""
+    quantities = list(dict.fromkeys(key for given in curves.values() for key in given))
+    figure, panels = new_figure(3.6 * len(quantities), 3.4, len(quantities))
+    for axis, quantity in zip(panels, quantities, strict=True):
+        for row, given in curves.items():
+            if quantity in given:
+                axis.plot(range(1, 1 + len(given[quantity])), given[quantity], label=row, lw=1.4)
+        axis.set_title(quantity, fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=7)
+    figure.savefig(path)

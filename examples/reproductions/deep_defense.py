@@ -1,0 +1,392 @@
+"""Deep Defense: a loss that differentiates through DeepFool, and its rivals."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from judging import accuracies, accuracy, first
+from tables import Paper, Run, Split
+
+import keras_robust as kr
+
+L = keras.layers
+PAPER = Paper(
+    "deep_defense",
+    "Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness",
+)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SHARES = (0.2, 0.5, 1.0)
+# The paper's attacks do not clip: bounds so wide that nothing reaches them.
+UNCLIPPED = (-10.0, 11.0)
+REFERENCE, PARSEVAL, ADV_TRAIN, OURS = "Reference", "Par. Train", "Adv. Train I", "Deep Defense"
+CLEAN, FGS, BOTH = "Clean", "FGS training", "Deep Defense + FGS training"
+
+
+def mlp(constraint: Any) -> list[Any]:
+    return [
+        L.Flatten(),
+        L.Dense(500, activation="relu", kernel_constraint=constraint),
+        L.Dense(150, activation="relu", kernel_constraint=constraint),
+        L.Dense(10, kernel_constraint=constraint),
+    ]
+
+
+def lenet(constraint: Any) -> list[Any]:
+    return [
+        L.Conv2D(20, 5, kernel_constraint=constraint, name="conv1"),
+        L.MaxPooling2D(),
+        L.Conv2D(50, 5, kernel_constraint=constraint, name="conv2"),
+        L.MaxPooling2D(),
+        L.Flatten(),
+        L.Dense(500, activation="relu", kernel_constraint=constraint, name="fc1"),
+        L.Dense(10, kernel_constraint=constraint, name="fc2"),
+    ]
+
+
+def convnet(constraint: Any) -> list[Any]:
+    """Three convolutions of 5 x 5 and two dense layers, as in Caffe's quick CIFAR-10 network."""
+    layers: list[Any] = []
+    for channels in (32, 32, 64):
+        layers += [
+            L.Conv2D(channels, 5, padding="same", activation="relu", kernel_constraint=constraint),
+            L.AveragePooling2D(3, 2, padding="same"),
+        ]
+    dense = [L.Dense(count, kernel_constraint=constraint) for count in (64, 10)]
+    return [*layers, L.Flatten(), *dense]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One of the paper's networks, and how it is trained and fine-tuned."""
+
+    dataset: str
+    layers: Any
+    reference_epochs: int
+    epochs: int
+    halved_after: float
+    rate: float
+    parseval_beta: float
+
+
+# The paper names neither the reference's training nor CIFAR-10's rate and number of epochs.
+KINDS = {
+    "MLP": Kind("mnist", mlp, 6, 5, 0.8, 5e-4, 1e-4),
+    "LeNet": Kind("mnist", lenet, 4, 5, 0.8, 5e-4, 1e-4),
+    "ConvNet": Kind("cifar10_jpeg", convnet, 30, 20, 0.5, 5e-4, 3e-4),
+}
+
+
+@dataclasses.dataclass
+class Network:
+    """A network fine-tuned from the reference by one of the methods.
+
+    Args:
+        run: `Run`.
+        kind: "MLP", "LeNet" or "ConvNet".
+        method: REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN, FGS or BOTH.
+        rate: learning rate of the fine-tuning. Defaults to `None`: the paper's.
+        input_scale: the network begins with `input_scale * (x - mean)`. Defaults to `None`: `x`.
+        images: number of training images. Defaults to `None`: all.
+        watched: whether accuracy and rho_2 are logged after each epoch.
+        options: arguments of `kr.losses.DeepDefense`.
+    """
+
+    run: Run
+    kind: str
+    method: str
+    rate: float | None = None
+    input_scale: float | None = None
+    images: int | None = None
+    watched: bool = False
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def spec(self) -> Kind:
+        return KINDS[self.kind]
+
+    @property
+    def epochs(self) -> int:
+        if self.kind == "ConvNet":
+            return self.run.pick(5, self.spec.epochs)
+        return self.spec.epochs
+
+    @property
+    def name(self) -> str:
+        parts = [self.kind, self.method, f"{self.images or 'all'} images"]
+        parts += [f"rate {self.rate:g}"] if self.rate else []
+        parts += [f"inputs times {self.input_scale:g}"] if self.input_scale else []
+        parts += [f"{key} {value}" for key, value in self.options.items()]
+        return ", ".join([*parts, *(["watched"] if self.watched else [])])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is recorded beside its figures."""
+        found = {"dataset": self.spec.dataset, "images": self.images or "all"}
+        return {**found, "epochs": self.epochs, "rate": self.rate or self.spec.rate}
+
+    @property
+    def reference(self) -> "Network":
+        return dataclasses.replace(self, method=REFERENCE, rate=None, watched=False, options={})
+
+    def data(self) -> tuple[Split, Split]:
+        return self.run.data(self.spec.dataset, self.images)
+
+    def mean(self) -> np.ndarray:
+        return self.data()[0][0].mean(axis=0)
+
+    def trained(self) -> keras.Model:
+        return self.run.network(self.name, self.build, self.fit)
+
+    def log(self) -> dict[str, list[float]]:
+        """Accuracy and rho_2 after each epoch; before the first, those of the reference."""
+        self.trained()
+        log = self.run.training_log(self.name)
+        _, test = self.data()
+        start = watched_values(self.reference.trained(), first(test, 1000), self.mean())
+        return {key: [start[key], *log[key]] for key in start}
+
+    def build(self) -> keras.Model:
+        (x, _), _ = self.data()
+        constraint = None
+        if self.method == PARSEVAL:
+            constraint = kr.constraints.ParsevalTightness(beta=self.spec.parseval_beta)
+        layers = self.spec.layers(constraint)
+        if self.input_scale is not None:
+            mean = x.mean(axis=0)
+            variance = np.full_like(mean, self.input_scale**-2)
+            layers.insert(0, L.Normalization(axis=(1, 2, 3), mean=mean, variance=variance))
+        model = keras.Sequential([keras.Input(x.shape[1:]), *layers])
+        if self.method != REFERENCE:
+            model.set_weights(self.reference.trained().get_weights())
+        return model
+
+    def fit(self, model: Any, callbacks: list[Any]) -> None:
+        train, test = self.data()
+        if self.method == REFERENCE:
+            # No longer than the paper's accuracy takes.
+            epochs = self.spec.reference_epochs
+            schedule = keras.optimizers.schedules.CosineDecay(
+                1e-3, -(-len(train[0]) // 100) * epochs
+            )
+            model.compile(keras.optimizers.Adam(schedule), CROSS_ENTROPY, metrics=["accuracy"])
+            model.fit(*train, batch_size=100, epochs=epochs, verbose=2, callbacks=callbacks)
+            return
+        x, y = train
+        if self.method == ADV_TRAIN:
+            x, y = np.concatenate([x, self.deepfool_images()]), np.concatenate([y, y])
+        steps = -(-len(x) // 100) * self.epochs
+        rate = self.rate or self.spec.rate
+        schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [int(self.spec.halved_after * steps)], [rate, rate / 2]
+        )
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=5e-4)
+        robust = kr.RobustModel(model)
+        robust.compile(optimizer, self.loss(), metrics=["accuracy"])
+        if self.watched:
+            callbacks = [Watch(first(test, 1000), self.mean()), *callbacks]
+        robust.fit(x, y, batch_size=100, epochs=self.epochs, verbose=2, callbacks=callbacks)
+
+    def loss(self) -> Any:
+        options = {"weight": 15.0, "c": 25.0, "d": 5.0, "mean": self.mean(), **self.options}
+        if self.method == OURS:
+            return kr.losses.DeepDefense(**options)
+        if self.method in (FGS, BOTH):
+            adversarial = kr.losses.AdversarialTraining(kr.attacks.FGSM(epsilon=0.1))
+            half = kr.losses.Sum([CROSS_ENTROPY, adversarial], weights=[0.5, 0.5])
+            return half if self.method == FGS else kr.losses.DeepDefense(**options) + half
+        return CROSS_ENTROPY
+
+    def deepfool_images(self) -> np.ndarray:
+        """DeepFool's images of the training set, made once, on the reference."""
+        path = self.run.cache / f"{self.reference.name}, DeepFool.npy"
+        if not path.exists():
+            (x, y), _ = self.data()
+            model, attack = self.reference.trained(), kr.attacks.DeepFool(num_steps=50)
+            parts = [
+                attack(model, x[i : i + 1000], y[i : i + 1000], seed=i)
+                for i in range(0, len(x), 1000)
+            ]
+            np.save(path, np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]))
+        return np.load(path)
+
+
+class Watch(keras.callbacks.Callback):
+    """Logs accuracy and rho_2 on some images after each epoch."""
+
+    def __init__(self, split: Split, mean: np.ndarray) -> None:
+        super().__init__()
+        self.split, self.mean = split, mean
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        model = getattr(self.model, "base_model", self.model)
+        if logs is not None:
+            logs.update(watched_values(model, self.split, self.mean))
+
+
+def watched_values(model: Any, split: Split, mean: np.ndarray) -> dict[str, float]:
+    return {"test accuracy": accuracy(model, split), "rho_2": rho_2(model, split[0], mean)}
+
+
+def rho_2(model: Any, x: np.ndarray, mean: np.ndarray) -> float:
+    """The paper's robustness: DeepFool's perturbation, 5 steps, relative to the image."""
+    attack = kr.attacks.DeepFool(num_steps=5, overshoot=0.02, bounds=UNCLIPPED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "DeepFool has failed")  # 5 steps are few.
+        return kr.evaluation.rho(model, x, attack=attack, mean=mean, batch_size=500, verbose=0)
+
+
+def judged(network: Network, epsilon_ref: float) -> dict[str, float]:
+    """The paper's columns; the worst case at the same radii; C&W's median distance."""
+    _, test = network.data()
+    model = network.trained()
+    some, few = (
+        tuple(part[:: max(1, len(test[0]) // count)] for part in test) for count in (1000, 200)
+    )
+    found = {"clean": accuracy(model, test), "rho_2": rho_2(model, test[0], network.mean())}
+    for share in SHARES:
+        budget = {"epsilon": share * epsilon_ref, "bounds": UNCLIPPED}
+        fgsm = {"FGSM": kr.attacks.FGSM(**budget)}
+        found[f"FGSM {share}"] = accuracies(model, test, fgsm)["FGSM"]
+        pgd = {"num_steps": 40, "num_restarts": 5, **budget}
+        attacks = {
+            **fgsm,
+            "PGD": kr.attacks.PGD(**pgd),
+            "PGD, margin": kr.attacks.PGD(**pgd, loss="margin"),
+            "Square": kr.attacks.Square(num_queries=1000, **budget),
+        }
+        found[f"worst case {share}"] = accuracies(model, some, attacks)["worst case"]
+    carlini = kr.attacks.CarliniWagnerL2(num_steps=300, binary_search_steps=5, learning_rate=0.02)
+    result = carlini.run(model, *few, seed=0)
+    distances = np.where(result.success, result.norms["l2"], np.inf)
+    return {**found, "C&W, median L2": float(np.median(distances))}
+
+
+def reference_epsilon(network: Network) -> float:
+    """The radius at which FGSM fools the Deep Defense network on half of the images."""
+    attack = kr.attacks.FGSM(epsilon=0.1, bounds=UNCLIPPED)
+    return kr.evaluation.reference_epsilon(
+        network.trained(), *network.data()[1], attack=attack, max_epsilon=1.0, batch_size=500,
+        verbose=0,
+    )  # fmt: skip
+
+
+def compare(run: Run, kind: str, methods: tuple[str, ...], prefix: str = "", **given: Any) -> None:
+    """A row a method, at the radii that the Deep Defense network sets."""
+    prefix = prefix or kind
+    ours = Network(run, kind, OURS, **given)
+    epsilon = run.measure(
+        f"{prefix}, epsilon_ref", lambda: {"epsilon": reference_epsilon(ours)}, **ours.settings
+    )["epsilon"]
+    for method in methods:
+        network = dataclasses.replace(ours, method=method)
+        run.measure(
+            f"{prefix}, {method}",
+            lambda network=network: judged(network, epsilon),
+            **network.settings,
+            tested=10_000,
+            attacked=1000,
+            attacked_by_carlini=200,
+        )
+
+
+COLUMNS = ("clean", "rho_2", "FGSM 0.2", "FGSM 0.5", "FGSM 1.0")
+PUBLISHED = {
+    f"{kind}, {method}": dict(zip(COLUMNS, row, strict=True))
+    for kind, rows in {
+        "MLP": (
+            (0.9831, 0.111, 0.7276, 0.2908, 0.0331),
+            (0.9832, 0.111, 0.7744, 0.2895, 0.0296),
+            (0.9849, 0.162, 0.8770, 0.5969, 0.2255),
+            (0.9865, 0.225, 0.9504, 0.8893, 0.5),
+        ),
+        "LeNet": (
+            (0.9902, 0.205, 0.9095, 0.5388, 0.1975),
+            (0.9910, 0.203, 0.9168, 0.6648, 0.1964),
+            (0.9918, 0.263, 0.9520, 0.7482, 0.4140),
+            (0.9934, 0.284, 0.9651, 0.8893, 0.5),
+        ),
+        "ConvNet": (
+            (0.7974, 0.0259, 0.6162, 0.3784, 0.2385),
+            (0.8048, 0.0342, 0.6919, 0.5043, 0.2213),
+            (0.8065, 0.0305, 0.6516, 0.4503, 0.3553),
+            (0.8170, 0.0532, 0.7215, 0.5902, 0.5),
+        ),
+    }.items()
+    for method, row in zip((REFERENCE, PARSEVAL, ADV_TRAIN, OURS), rows, strict=True)
+}
+ALL = (REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN, FGS, BOTH)
+
+
+@PAPER.table(
+    "Table 1",
+    "two networks on MNIST and one on CIFAR-10, at the paper's learning rate",
+    small=90,
+    paper=60,
+    wanted=2,
+    published=PUBLISHED,
+)
+def table_1(run: Run) -> None:
+    for kind in KINDS:
+        methods = ALL if kind != "ConvNet" else (REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN)
+        compare(run, kind, methods)
+
+
+@PAPER.table(
+    "Table 1 at rate 0.005",
+    "the same at ten times the rate",
+    small=60,
+    paper=30,
+    published=PUBLISHED,
+)
+def table_1_at_ten_times_the_rate(run: Run) -> None:
+    for kind in KINDS:
+        methods = ALL if kind != "ConvNet" else (REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN)
+        compare(run, kind, methods, rate=5e-3)
+
+
+@PAPER.table(
+    "Scale of the inputs",
+    "what the images' scale does to the learning rate's effect, MLP",
+    small=40,
+    paper=20,
+)
+def input_scale(run: Run) -> None:
+    for scale in (1.0, 3.0, 10.0, 30.0):
+        for rate in (5e-5, 5e-4, 5e-3):
+            name = f"inputs times {scale:g}, rate {rate:g}"
+            compare(run, "MLP", (REFERENCE, OURS), name, input_scale=scale, rate=rate)
+
+
+@PAPER.table("Figure 2", "accuracy and rho_2 after each epoch", small=40, paper=20)
+def figure_2(run: Run) -> None:
+    for kind in ("MLP", "LeNet"):
+        for method in (CLEAN, PARSEVAL, ADV_TRAIN, OURS):
+            network = Network(run, kind, method, watched=True)
+            run.measure(f"{kind}, {method}", network.log, **network.settings, tested=1000)
+
+
+def traded(run: Run, row: str, options: dict[str, Any]) -> None:
+    """Accuracy and rho_2 of a LeNet fine-tuned with these options, a point of Figures 3 and 4."""
+    network = Network(run, "LeNet", OURS, images=run.pick(20_000, None), options=options)
+
+    def values() -> dict[str, float]:
+        _, test = network.data()
+        return watched_values(network.trained(), test, network.mean())
+
+    run.measure(row, values, **network.settings, tested=10_000)
+
+
+@PAPER.table("Figure 3", "c and lambda, LeNet", small=60, paper=40)
+def figure_3(run: Run) -> None:
+    for weight in (5.0, 15.0, 25.0):
+        for c in run.pick((5.0, 15.0, 25.0, 35.0, 45.0), tuple(range(5, 50, 5))):
+            traded(run, f"lambda {weight:g}, c {c:g}", {"weight": weight, "c": float(c)})
+
+
+@PAPER.table("Figure 4", "the loss acts on one layer alone, LeNet", small=60, paper=40)
+def figure_4(run: Run) -> None:
+    for layer in ("conv1", "conv2", "fc1", "fc2"):
+        for c in run.pick((5.0, 25.0, 45.0), (5.0, 15.0, 25.0, 35.0, 45.0)):
+            traded(run, f"{layer}, c {c:g}", {"c": c, "layers": [layer]})

@@ -1,0 +1,268 @@
+"""Latent disparity (HLDR) and its rivals, under transferred attacks and those on themselves."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from judging import accuracies, accuracy, first
+from networks import latent_layers, vgg16
+from tables import Paper, Run, Split
+
+import keras_robust as kr
+from keras_robust.metrics.perturbed import perturbed_images
+from keras_robust.model.classifier import Classifier
+
+PAPER = Paper(
+    "latent_disparity",
+    "Schwartz and Ditzler, Bolstering Adversarial Robustness with Latent Disparity Regularization",
+)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+TRAINED_AT = (0.0, 16 / 255, 32 / 255)
+TESTED_AT = (8 / 255, 16 / 255, 24 / 255, 32 / 255)
+NOISE = (16 / 255, 32 / 255, 64 / 255)
+NOISE_STDDEV = 32 / 255
+METHODS = ("undefended", "cross-entropy", "HLDR", "FIMR", "HGD", "stability")
+WITH_NOISE = ("AGNT", "HLDR + noise", "FIMR + noise", "HGD + noise")
+# The published code's weight of HLDR.
+HLDR_WEIGHT = {"fashion_mnist": 0.25, "cifar10_jpeg": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """A fold of the images that the undefended network was not trained on.
+
+    Args:
+        run: `Run`.
+        dataset: name of the data set.
+        number: of the fold.
+        train: images to fine-tune with, and their labels.
+        test: images to test with.
+    """
+
+    run: Run
+    dataset: str
+    number: int
+    train: Split
+    test: Split
+
+    @property
+    def width(self) -> float:
+        return self.run.pick(0.125, 1.0)
+
+    @property
+    def epochs(self) -> int:
+        return self.run.pick(6, 10)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found = {"dataset": self.dataset, "images": len(self.train[0]), "epochs": self.epochs}
+        attacked = self.run.pick(200, 1000)
+        return {**found, "width": self.width, "tested": len(self.test[0]), "attacked": attacked}
+
+    def undefended(self) -> keras.Model:
+        """The network that all methods start from."""
+        pretraining, _ = split_data(self.run, self.dataset)
+        epochs = self.run.pick(15, 30)
+
+        def build() -> keras.Model:
+            return vgg16(pretraining[0].shape[1:], self.width)
+
+        def fit(model: keras.Model, callbacks: list[Any]) -> None:
+            model.compile("nadam", CROSS_ENTROPY, metrics=["accuracy"])
+            model.fit(*pretraining, batch_size=128, epochs=epochs, verbose=2, callbacks=callbacks)
+
+        size = f"{len(pretraining[0])} images, {epochs} epochs, width {self.width}"
+        return self.run.network(f"{self.dataset}, undefended VGG-16, {size}", build, fit)
+
+    def fgsm(self, split: Split, epsilon: float) -> np.ndarray:
+        """FGSM's images on the undefended network, whether they fool it or not."""
+        if epsilon == 0:
+            return split[0]
+        attack = kr.attacks.FGSM(epsilon)
+        return perturbed_images(Classifier.of(self.undefended()), *split, attack, 500, 0)
+
+    def pairs(self, noise: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The paper's fine-tuning set: benign images, their counterparts, labels."""
+        x, y = self.train
+        perturbed = [self.fgsm(self.train, epsilon) for epsilon in TRAINED_AT]
+        perturbed += [noisy(x, self.number)] if noise else []
+        count = len(perturbed)
+        return np.concatenate([x] * count), np.concatenate(perturbed), np.tile(y, count)
+
+    def defended(self, method: str) -> keras.Model:
+        """The network after fine-tuning by a method."""
+        keras.utils.set_random_seed(self.number)
+        model = vgg16(self.train[0].shape[1:], self.width)
+        model.set_weights(self.undefended().get_weights())
+        if method == "undefended":
+            return model
+        x, x_a, y = self.pairs("noise" in method)
+        count = len(x) // len(self.train[0])
+        loss: Any = CROSS_ENTROPY
+        if method.startswith("HLDR"):
+            weight = HLDR_WEIGHT[self.dataset]
+            loss = kr.losses.LatentDisparity(None, weight=weight, layers=latent_layers(model))
+        elif method.startswith("HGD"):
+            model.trainable = False
+            widths = [max(8, round(self.width * width)) for width in (64, 128, 256, 256, 256)]
+            denoiser = kr.layers.GuidedDenoiser(widths=tuple(widths))
+            model = keras.Sequential([keras.Input(x.shape[1:]), denoiser, model])
+            loss = kr.losses.GuidedDenoising(None)
+        else:
+            x_a, (x, y) = None, self.train
+            if method.startswith("FIMR"):
+                loss = kr.losses.FisherInformation(weight=0.0025)
+            elif method == "stability":
+                loss = kr.losses.StabilityTraining(weight=0.01, stddev=NOISE_STDDEV)
+            if method == "AGNT":
+                x = noisy(x, self.number)
+            elif "noise" in method:
+                x, y = np.concatenate([x, noisy(x, self.number)]), np.tile(y, 2)
+        order = np.random.default_rng(self.number).permutation(len(x))
+
+        def data(rows: np.ndarray) -> tuple[Any, np.ndarray]:
+            return (x[rows] if x_a is None else (x[rows], x_a[rows])), y[rows]
+
+        held_out = len(x) // 10
+        # As many steps for each method as the pairs ask for.
+        epochs = self.epochs * count * len(self.train[0]) // len(x)
+        robust = kr.RobustModel(model)
+        robust.compile("nadam", loss, metrics=["accuracy"])
+        best = self.run.cache / "best.weights.h5"
+        robust.fit(
+            *data(order[held_out:]), batch_size=100, epochs=epochs, verbose=0,
+            validation_data=data(order[:held_out]), validation_batch_size=500,
+            callbacks=[
+                keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True)
+            ],
+        )  # fmt: skip
+        robust.load_weights(best)
+        return model
+
+    def measured(self, method: str) -> dict[str, Any]:
+        """Accuracies clean, on transferred images, under attack and noise; each layer's error."""
+        model = self.defended(method)
+        x, y = self.test
+        found: dict[str, Any] = {"clean": accuracy(model, self.test)}
+        some = first(self.test, self.settings["attacked"])
+        for epsilon in TESTED_AT:
+            level = f"{255 * epsilon:.0f}"
+            x_adv = self.fgsm(self.test, epsilon)
+            found[f"transfer {level}"] = accuracy(model, (x_adv, y))
+            attacks = {
+                "PGD": kr.attacks.PGD(epsilon, num_steps=20),
+                "PGD, margin": kr.attacks.PGD(epsilon, num_steps=20, loss="margin"),
+                "Square": kr.attacks.Square(epsilon, num_queries=500),
+            }
+            found[f"white-box {level}"] = accuracies(model, some, attacks)["worst case"]
+        noise = kr.evaluation.noise_accuracy(
+            model, x, y, stddevs=NOISE, num_draws=3, batch_size=500, verbose=0
+        )
+        found.update({f"noise {255 * stddev:.0f}": noise[stddev].mean for stddev in NOISE})
+        inner = model.layers[-1] if isinstance(model.layers[-1], keras.Model) else model
+        prefix = "" if inner is model else f"{inner.name}/"
+        names = [prefix + name for name in latent_layers(inner)]
+        errors = kr.evaluation.perturbation_error(
+            model, some[0], self.fgsm(some, 8 / 255), layers=names, batch_size=500
+        )
+        return {**found, "errors": [errors[name] for name in names]}
+
+
+def noisy(x: np.ndarray, seed: int) -> np.ndarray:
+    draws = np.random.default_rng(seed).normal(0, NOISE_STDDEV, x.shape)
+    return (x + draws).astype("float32")
+
+
+@functools.cache
+def split_data(run: Run, dataset: str) -> tuple[Split, Split]:
+    """Images to train the undefended network with, and all the others."""
+    parts = run.data(dataset)
+    x, y = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    order = np.random.default_rng(0).permutation(len(x))
+    rows = np.split(order, [run.pick(5000, 10_000)])
+    return tuple((x[r], y[r]) for r in rows)  # type: ignore[return-value]
+
+
+def folds(run: Run, dataset: str) -> Iterator[Fold]:
+    from sklearn.model_selection import StratifiedKFold
+
+    _, (x, y) = split_data(run, dataset)
+    splits = StratifiedKFold(10, shuffle=True, random_state=0).split(x, y)
+    for number, (train, test) in zip(range(run.pick(5, 10)), splits, strict=False):
+        train, test = train[: run.pick(1000, 6000)], test[: run.pick(500, 1000)]
+        yield Fold(run, dataset, number, (x[train], y[train]), (x[test], y[test]))
+
+
+def compare(run: Run, dataset: str) -> None:
+    for fold in folds(run, dataset):
+        for method in (*METHODS, *WITH_NOISE):
+            measured = functools.partial(fold.measured, method)
+            run.measure(method, measured, seed=fold.number, **fold.settings)
+
+
+@PAPER.table(
+    "Figures 2 to 6, Fashion-MNIST",
+    "accuracy and gain under FGSM's transferred images, attacks and noise; each layer's error",
+    small=60,
+    paper=300,
+    wanted=1,
+)
+def fashion_mnist(run: Run) -> None:
+    compare(run, "fashion_mnist")
+
+
+@PAPER.table(
+    "Figures 2 to 6, CIFAR-10",
+    "the same on CIFAR-10",
+    small=60,
+    paper=400,
+    wanted=1,
+)
+def cifar_10(run: Run) -> None:
+    compare(run, "cifar10_jpeg")
+
+
+@PAPER.table(
+    "Table I",
+    "time of a training step for each method",
+    small=10,
+    paper=10,
+    published={
+        name: {"ms per sample": value}
+        for name, value in (("FIMR", 2.0), ("HLDR", 2.1), ("HGD", 5.3))
+    },
+)
+def table_i(run: Run) -> None:
+    for method in ("cross-entropy", "FIMR", "HLDR", "HGD"):
+
+        def seconds(method: str = method) -> dict[str, float]:
+            shape, batch = (28, 28, 1), run.pick(20, 100)
+            x, y = np.random.rand(batch, *shape).astype("float32"), np.arange(batch) % 10
+            model: Any = vgg16(shape, 1.0)
+            loss: Any = CROSS_ENTROPY
+            data: Any = x
+            if method == "FIMR":
+                loss = kr.losses.FisherInformation(weight=0.0025)
+            elif method == "HLDR":
+                loss = kr.losses.LatentDisparity(None, weight=0.25, layers=latent_layers(model))
+                data = (x, x)
+            elif method == "HGD":
+                model.trainable = False
+                model = keras.Sequential([keras.Input(shape), kr.layers.GuidedDenoiser(), model])
+                loss, data = kr.losses.GuidedDenoising(None), (x, x)
+            robust = kr.RobustModel(model)
+            robust.compile("nadam", loss)
+            robust.train_on_batch(data, y)
+            times = []
+            for _ in range(5):
+                start = time.perf_counter()
+                robust.train_on_batch(data, y)
+                times.append(time.perf_counter() - start)
+            return {"ms per sample": 1000 * min(times) / batch}
+
+        run.measure(method, seconds, dataset="random images of 28 x 28", images=run.pick(20, 100),
+                    epochs=0, width=1.0)  # fmt: skip

@@ -1,0 +1,115 @@
+"""A ResNet on airplanes and automobiles, whose features are drawn in two dimensions."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+from judging import correct
+from networks import resnet
+from tables import Run, Split
+
+import keras_robust as kr
+
+L = keras.layers
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SOFTMAX, WNLL = "softmax", "WNLL"
+
+
+@dataclasses.dataclass
+class TwoClasses:
+    """The network of the papers' pictures of features: 1,000 training and 100 test images a class.
+
+    Args:
+        run: `Run`.
+        output: SOFTMAX or WNLL.
+        planar: whether a dense layer of 2 features stands before the output.
+    """
+
+    run: Run
+    output: str
+    planar: bool = False
+
+    @property
+    def epochs(self) -> int:
+        return self.run.pick(15, 200)
+
+    @property
+    def depth(self) -> int:
+        return self.run.pick(20, 56)
+
+    @property
+    def name(self) -> str:
+        features = "2 features" if self.planar else "64 features"
+        return f"two classes, ResNet-{self.depth}, {self.output}, {features}, {self.epochs} epochs"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"dataset": "cifar10_jpeg", "images": 2000, "epochs": self.epochs}
+
+    def data(self) -> tuple[Split, Split]:
+        splits = []
+        for (x, y), count in zip(self.run.data("cifar10_jpeg"), (1000, 100), strict=True):
+            rows = np.concatenate([np.flatnonzero(y == label)[:count] for label in (0, 1)])
+            rows = np.random.default_rng(0).permutation(rows)
+            splits.append((x[rows], y[rows]))
+        return splits[0], splits[1]
+
+    def trained(self) -> keras.Model:
+        return self.run.network(self.name, self.build, self.fit)
+
+    def log(self) -> dict[str, list[float]]:
+        self.trained()
+        return self.run.training_log(self.name)
+
+    def build(self) -> keras.Model:
+        head: list[Any] = [L.Dense(2, name="plane")] if self.planar else []
+        if self.output == WNLL:
+            head.append(
+                kr.layers.WNLLHead(2, units=64, template_size=500, gradient="straight_through")
+            )
+        else:
+            head.append(L.Dense(2))
+        return resnet(self.depth, (32, 32, 3), head)
+
+    def fit(self, model: Any, callbacks: list[Any]) -> None:
+        train, test = self.data()
+        if self.output == WNLL:
+            kr.training.fit_wnll(
+                model, *train, passes=1, linear_epochs=self.epochs, wnll_epochs=3, verbose=2,
+                linear_optimizer=lambda number, steps: keras.optimizers.Adam(1e-3),
+            )  # fmt: skip
+            return
+        model.compile("adam", CROSS_ENTROPY, metrics=["accuracy"])
+        model.fit(
+            *train, batch_size=128, epochs=self.epochs, verbose=2, validation_data=test,
+            callbacks=callbacks,
+        )  # fmt: skip
+
+    def images(self, part: str, epsilon: float) -> Split:
+        """Training or test images; or the latter attacked by a single step, and also by TVM."""
+        train, (x, y) = self.data()
+        if part in ("train", "test"):
+            return train if part == "train" else (x, y)
+        objective = kr.attacks.WNLLSurrogate("straight_through") if self.output == WNLL else None
+        attack = kr.attacks.FGSM(epsilon, objective=objective)
+        x = keras.ops.convert_to_numpy(attack(self.trained(), x, y, seed=0))
+        if part == "attacked, TVM":
+            x = keras.ops.convert_to_numpy(kr.layers.TotalVariation(seed=0)(x))
+        return x, y
+
+    def places(self, part: str, epsilon: float = 8 / 255) -> dict[str, Any]:
+        """The features in two dimensions, by their principal components where there are more."""
+        from sklearn.decomposition import PCA
+
+        model, (x, y) = self.trained(), self.images(part, epsilon)
+        layer = "plane" if self.planar else "features"
+        found = kr.evaluation.features(model, x, layer=layer, batch_size=200)
+        if not self.planar:
+            found = PCA(2).fit_transform(found)
+        right = correct(model, (x, y), 200)
+        return {
+            "accuracy": float(right.mean()),
+            "places": np.round(np.asarray(found, float), 3).tolist(),
+            "classes": y.tolist(),
+        }

@@ -1,0 +1,388 @@
+"""Tanh features with an angular penalty on the weights of the last layer."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+from judging import accuracies, first, strongest, within
+from networks import four_convolutions, resnet
+from tables import Paper, Run, Split
+
+import keras_robust as kr
+
+L = keras.layers
+PAPER = Paper(
+    "weight_penalization",
+    "Xu et al., Improve Adversarial Robustness via Weight Penalization on Classification Layer",
+)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+ADVERSARIAL, MMC, ANGULAR = "adversarial training", "MMC", "tanh + angular"
+BOTH = f"{ANGULAR}, {ADVERSARIAL}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How the paper attacks a data set: in L-infinity, and by Carlini and Wagner in L2."""
+
+    epsilon: float
+    step_size: float
+    num_steps: tuple[int, int]
+    epsilon_l2: float
+    width: float  # Of the small network at small scale, as a share of the paper's.
+
+
+SETTINGS = {
+    "mnist": Setting(0.3, 0.01, (40, 200), 3.0, 1.0),
+    "cifar10_jpeg": Setting(8 / 255, 0.0031, (20, 100), 1.0, 0.5),
+}
+
+
+@dataclasses.dataclass
+class Network:
+    """The small network with one of the heads, and how it is trained.
+
+    Args:
+        run: `Run`.
+        dataset: name of the data set.
+        method: ADVERSARIAL, MMC, ANGULAR, BOTH or "softmax".
+        epochs: number of epochs. Defaults to `None`: 10 or, at the paper's scale, 400.
+        width: share of the paper's channels. Defaults to `None`: the data set's.
+        watched: whether each epoch's accuracies, clean and under PGD-20, are logged.
+        options: arguments of `kr.layers.TanhClassifier`.
+    """
+
+    run: Run
+    dataset: str
+    method: str
+    epochs: int | None = None
+    width: float | None = None
+    watched: bool = False
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.images = self.run.pick(10_000, None)
+        self.epochs = self.epochs or self.run.pick(10, 400)
+        self.width = self.width or self.run.pick(SETTINGS[self.dataset].width, 1.0)
+
+    @property
+    def name(self) -> str:
+        options = [f"{key} {value}" for key, value in self.options.items()]
+        size = [f"{self.images} images, {self.epochs} epochs, width {self.width}"]
+        watched = ["watched"] if self.watched else []
+        return ", ".join([self.dataset, self.method, *options, *size, *watched])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is recorded beside its figures."""
+        found = {"dataset": self.dataset, "images": self.images or "all", "epochs": self.epochs}
+        return {**found, "width": self.width}
+
+    def trained(self) -> keras.Model:
+        return self.run.network(self.name, self.build, self.fit)
+
+    def log(self) -> dict[str, list[float]]:
+        """The accuracies of each epoch."""
+        self.trained()
+        return self.run.training_log(self.name)
+
+    def build(self) -> keras.Model:
+        head: list[Any] = [L.ReLU(), L.Dense(10)]
+        if self.method == MMC:
+            head = [L.ReLU(), kr.layers.MaxMahalanobisClassifier(10, scale=10.0)]
+        elif self.method in (ANGULAR, BOTH):
+            head = [kr.layers.TanhClassifier(10, **self.options)]
+        (x, _), _ = self.run.data(self.dataset)
+        return four_convolutions(x.shape[1:], head, self.width)
+
+    def fit(self, model: Any, callbacks: list[Any]) -> None:
+        train, test = self.run.data(self.dataset, self.images)
+        loss: Any = kr.losses.MaxMahalanobis() if self.method == MMC else CROSS_ENTROPY
+        rate = 0.01
+        if self.method in (ADVERSARIAL, BOTH):
+            model = kr.RobustModel(model)
+            loss = kr.losses.AdversarialTraining(self.training_attack())
+            # At small scale 0.01 is too much for the few steps there are.
+            rate = self.run.pick(0.001, 0.01)
+        model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+        if self.watched:
+            callbacks = [*self.watching(train, test), *callbacks]
+        model.fit(*train, batch_size=128, epochs=self.epochs, verbose=2, callbacks=callbacks)
+
+    def training_attack(self) -> kr.attacks.PGD:
+        """PGD as in Madry et al.; at small scale 7 longer steps."""
+        setting = SETTINGS[self.dataset]
+        if self.run.scale == "small":
+            return kr.attacks.PGD(setting.epsilon, num_steps=7)
+        if self.dataset == "mnist":
+            return kr.attacks.PGD(setting.epsilon, step_size=setting.step_size, num_steps=40)
+        return kr.attacks.PGD(setting.epsilon, step_size=2 / 255, num_steps=10)
+
+    def watching(self, train: Split, test: Split) -> list[Any]:
+        """Callbacks that log accuracies on the first 500 training and test images."""
+        attacks = {
+            "clean": kr.attacks.PGD(0.0, num_steps=1),
+            "PGD-20": kr.attacks.PGD(SETTINGS[self.dataset].epsilon, num_steps=20),
+        }
+        return [
+            kr.callbacks.RobustAccuracy(
+                attack, *first(split, 500), batch_size=500, name=f"{part}, {name}"
+            )
+            for name, attack in attacks.items()
+            for part, split in (("train", train), ("test", test))
+        ]
+
+
+def judged(network: Network) -> dict[str, float]:
+    """The columns of Tables 4 and 5, and the worst case in L-infinity."""
+    run, setting = network.run, SETTINGS[network.dataset]
+    _, test = run.data(network.dataset)
+    model = network.trained()
+    some, few = first(test, run.pick(500, 10_000)), first(test, run.pick(100, 1000))
+    budget = {"epsilon": setting.epsilon, "step_size": setting.step_size}
+    pgd = {f"PGD-{n}": kr.attacks.PGD(num_steps=n, **budget) for n in setting.num_steps}
+    found = accuracies(model, some, {**pgd, **strongest(setting.epsilon, run.scale)})
+    worst = found.pop("worst case")
+    deepfool = kr.attacks.DeepFool(norm="linf", num_steps=50, overshoot=0.02)
+    found["DeepFool"] = within(model, some, deepfool, "linf", setting.epsilon)
+    carlini = kr.attacks.CarliniWagnerL2(num_steps=1000, binary_search_steps=run.pick(2, 9))
+    found["C&W"] = within(model, few, carlini, "l2", setting.epsilon_l2)
+    most = max(setting.num_steps)
+    targets = kr.attacks.MultiTargeted(num_steps=most, **budget)
+    found[f"MTA-{most}"] = accuracies(model, few, {"MTA": targets})["MTA"]
+    return {**found, "worst case": min(worst, found["DeepFool"])}
+
+
+def compare(run: Run, networks: dict[str, Network]) -> None:
+    for row, network in networks.items():
+        run.measure(
+            row, lambda network=network: judged(network), **network.settings,
+            tested=run.pick(500, 10_000), tested_by_carlini_and_mta=run.pick(100, 1000),
+        )  # fmt: skip
+
+
+def published(columns: str, *rows: tuple[float, ...]) -> dict[str, dict[str, float]]:
+    """Accuracies of the three defences, in percent, by row and column."""
+    return {
+        method: {c: v / 100 for c, v in zip(columns.split(), row, strict=True)}
+        for method, row in zip((ADVERSARIAL, MMC, ANGULAR), rows, strict=True)
+    }
+
+
+@PAPER.table(
+    "Table 4",
+    "a small network on MNIST, epsilon 0.3",
+    small=60,
+    paper=60,
+    wanted=1,
+    published=published(
+        "clean PGD-40 PGD-200 DeepFool C&W MTA-200",
+        (99.47, 96.38, 94.58, 96.79, 39.82, 98.57),
+        (89.55, 35.98, 34.91, 34.12, 2.08, 12.40),
+        (99.39, 81.90, 80.39, 97.28, 97.95, 88.31),
+    ),
+)
+def table_4(run: Run) -> None:
+    compare(run, {m: Network(run, "mnist", m) for m in (ADVERSARIAL, MMC, ANGULAR)})
+
+
+@PAPER.table(
+    "Table 5",
+    "a small network on CIFAR-10, epsilon 8/255",
+    small=60,
+    paper=90,
+    wanted=1,
+    published=published(
+        "clean PGD-20 PGD-100 DeepFool C&W MTA-100",
+        (68.81, 21.36, 18.94, 24.68, 10.91, 57.15),
+        (73.30, 39.23, 38.96, 16.86, 1.49, 25.96),
+        (81.43, 57.11, 56.22, 59.11, 59.11, 64.88),
+    ),
+)
+def table_5(run: Run) -> None:
+    compare(run, {m: Network(run, "cifar10_jpeg", m) for m in (ADVERSARIAL, MMC, ANGULAR)})
+
+
+@PAPER.table(
+    "Adversarial training added",
+    "tanh + angular with adversarial training, which the paper has not, beside each alone",
+    small=40,
+    paper=60,
+    wanted=1,
+)
+def adversarial_training_added(run: Run) -> None:
+    compare(
+        run,
+        {
+            f"{dataset}, {method}": Network(run, dataset, method)
+            for dataset in SETTINGS
+            for method in (ADVERSARIAL, ANGULAR, BOTH)
+        },
+    )
+
+
+def watch(run: Run, networks: dict[str, Network]) -> None:
+    for row, network in networks.items():
+        run.measure(row, network.log, **network.settings, tested=500)
+
+
+@PAPER.table("Figure 4", "training curves of the three defences, CIFAR-10", small=40, paper=60)
+def figure_4(run: Run) -> None:
+    size = {"epochs": run.pick(8, 400), "width": run.pick(0.25, 1.0), "watched": True}
+    watch(run, {m: Network(run, "cifar10_jpeg", m, **size) for m in (ADVERSARIAL, MMC, ANGULAR)})
+
+
+@PAPER.table("Figure 7", "training curves by activation, CIFAR-10", small=40, paper=60)
+def figure_7(run: Run) -> None:
+    size = {"epochs": run.pick(8, 400), "width": run.pick(0.25, 1.0), "watched": True}
+    watch(
+        run,
+        {
+            activation: Network(
+                run, "cifar10_jpeg", ANGULAR, **size, options={"activation": activation}
+            )
+            for activation in ("relu", "prelu", "leaky_relu", "tanh")
+        },
+    )
+
+
+def ablate(run: Run, options: dict[str, dict[str, Any]]) -> None:
+    """Accuracies of heads with these options, clean, under PGD and under the strongest attacks."""
+    for dataset in run.pick(("mnist",), tuple(SETTINGS)):
+        setting = SETTINGS[dataset]
+        number = setting.num_steps[0]
+        pgd = kr.attacks.PGD(setting.epsilon, step_size=setting.step_size, num_steps=number)
+        attacks = {f"PGD-{number}": pgd, **strongest(setting.epsilon, run.scale)}
+        _, test = run.data(dataset)
+        some = first(test, run.pick(500, 10_000))
+        for row, given in options.items():
+            network = Network(run, dataset, ANGULAR, run.pick(5, 400), options=given)
+            run.measure(
+                f"{dataset}, {row}",
+                lambda network=network, some=some, attacks=attacks: accuracies(
+                    network.trained(), some, attacks
+                ),
+                **network.settings,
+                tested=len(some[0]),
+            )
+
+
+@PAPER.table("Figure 5", "alpha and s", small=40, paper=240)
+def figure_5(run: Run) -> None:
+    ablate(
+        run,
+        {
+            f"alpha {alpha:g}, s {s:g}": {"penalty": alpha, "scale": s}
+            for alpha in (1.0, 10.0, 100.0, 1000.0)
+            for s in (0.01, 0.1, 1.0)
+        },
+    )
+
+
+@PAPER.table("Figure 6", "activations and s", small=40, paper=240)
+def figure_6(run: Run) -> None:
+    ablate(
+        run,
+        {
+            f"{activation}, s {s:g}": {"activation": activation, "scale": s}
+            for activation in ("relu", "prelu", "leaky_relu", "tanh")
+            for s in (0.1, 1.0, 10.0)
+        },
+    )
+
+
+@PAPER.table("Figure 3", "t-SNE of features of CIFAR-10's test images", small=30, paper=60)
+def figure_3(run: Run) -> None:
+    from sklearn.manifold import TSNE
+
+    _, test = run.data("cifar10_jpeg")
+    x, y = first(test, run.pick(1000, 10_000))
+    for row, method, options in (
+        ("softmax", "softmax", {}),
+        ("penalty + ReLU", ANGULAR, {"activation": "relu"}),
+        ("penalty + tanh", ANGULAR, {}),
+    ):
+        network = Network(run, "cifar10_jpeg", method, options=options)
+
+        def places(network: Network = network) -> dict[str, Any]:
+            found = kr.evaluation.features(network.trained(), x, batch_size=500)
+            places = TSNE(random_state=0).fit_transform(found)
+            return {"places": np.round(places, 2).tolist(), "classes": y.tolist()}
+
+        run.measure(row, places, **network.settings, tested=len(x))
+
+
+def wide_resnet(run: Run, dataset: str, num_classes: int) -> keras.Model:
+    """WRN-34-10 on standardised images, shifted by up to 4 pixels and mirrored in training."""
+    train, _ = run.data(dataset)
+    axes = (0, 1, 2)
+
+    def build() -> keras.Model:
+        last = [L.BatchNormalization(), kr.layers.TanhClassifier(num_classes)]
+        return keras.Sequential(
+            [
+                keras.Input((32, 32, 3)),
+                L.Normalization(mean=train[0].mean(axes), variance=train[0].var(axes)),
+                L.RandomTranslation(0.125, 0.125, "constant", "nearest"),
+                L.RandomFlip("horizontal"),
+                resnet(34, (32, 32, 3), last, width=160, pre_activated=True),
+            ]
+        )
+
+    def fit(model: keras.Model, callbacks: list[Any]) -> None:
+        steps = -(-len(train[0]) // 128)
+        rate = keras.optimizers.schedules.ExponentialDecay(0.01, 60 * steps, 0.9, staircase=True)
+        model.compile(keras.optimizers.Adam(rate), CROSS_ENTROPY, metrics=["accuracy"])
+        model.fit(*train, batch_size=128, epochs=400, verbose=2, callbacks=callbacks)
+
+    return run.network(f"{dataset}, WRN-34-10", build, fit)
+
+
+def wide(run: Run, dataset: str, num_classes: int) -> None:
+    setting = SETTINGS["cifar10_jpeg"]
+    _, test = run.data(dataset)
+    some, few = first(test, 1000), first(test, 200)
+
+    def found() -> dict[str, float]:
+        model = wide_resnet(run, dataset, num_classes)
+        budget = {"epsilon": setting.epsilon, "step_size": setting.step_size}
+        pgd = {f"PGD-{n}": kr.attacks.PGD(num_steps=n, **budget) for n in setting.num_steps}
+        found = accuracies(model, some, {**pgd, **strongest(setting.epsilon, run.scale)})
+        deepfool = kr.attacks.DeepFool(norm="linf", num_steps=50, overshoot=0.02)
+        found["DeepFool"] = within(model, some, deepfool, "linf", setting.epsilon)
+        carlini = kr.attacks.CarliniWagnerL2(num_steps=1000)
+        found["C&W"] = within(model, few, carlini, "l2", setting.epsilon_l2)
+        return found
+
+    run.measure(ANGULAR, found, dataset=dataset, images="all", epochs=400, tested=len(some[0]))
+
+
+@PAPER.table(
+    "Table 2",
+    "WRN-34-10 on CIFAR-10",
+    small=None,
+    paper=6000,
+    wanted=3,
+    published={
+        ANGULAR: {"clean": 0.941, "PGD-20": 0.784, "DeepFool": 0.7992, "C&W": 0.8342},
+    },
+)
+def table_2(run: Run) -> None:
+    wide(run, "cifar10", 10)
+
+
+@PAPER.table(
+    "Table 3",
+    "WRN-34-10 on CIFAR-100",
+    small=None,
+    paper=6000,
+    wanted=3,
+    published={
+        ANGULAR: {
+            "clean": 0.7384, "PGD-20": 0.4717, "PGD-100": 0.4646, "DeepFool": 0.5521,
+            "C&W": 0.5482,
+        },
+    },
+)  # fmt: skip
+def table_3(run: Run) -> None:
+    wide(run, "cifar100", 100)

@@ -1,0 +1,489 @@
+"""WNLL, total variation minimization (TVM) and training on its images, as a defence together."""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import keras
+import numpy as np
+from graph_interpolation import (
+    BATCH,
+    SOFTMAX,
+    WNLL,
+    Natural,
+    Robust,
+    sgd,
+    strongest_attacks,
+)
+from judging import accuracies, accuracy, first
+from networks import resnet
+from pictures import draw_images
+from tables import Paper, Run, Split
+from two_classes import TwoClasses
+
+import keras_robust as kr
+from keras_robust.metrics.perturbed import perturbed_images
+from keras_robust.model.classifier import Classifier
+
+L = keras.layers
+PAPER = Paper(
+    "wnll_defense",
+    "Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation "
+    "Minimization",
+)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+ORIGINAL, TVM, ALL = "original", "TVM", "original + TVM"
+SETS, OUTPUTS = (ORIGINAL, TVM, ALL), (SOFTMAX, WNLL)
+EPSILONS = (0.02, 0.04, 0.06, 0.08, 0.1)
+
+
+def reconstructed(x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The images after TVM: half of the pixels dropped at random, the rest smoothed."""
+    layer = kr.layers.TotalVariation(seed=seed)
+    parts = [layer(x[i : i + 500]) for i in range(0, len(x), 500)]
+    return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
+
+
+@dataclasses.dataclass(frozen=True)
+class Defended:
+    """A ResNet trained on original images, on TVM's, or on both.
+
+    Args:
+        run: `Run`.
+        images_of: ORIGINAL, TVM or ALL.
+        output: SOFTMAX or WNLL.
+    """
+
+    run: Run
+    images_of: str
+    output: str
+
+    @property
+    def images(self) -> int | None:
+        return self.run.pick(5000, None)
+
+    @property
+    def epochs(self) -> int:
+        return self.run.pick(20, 400)
+
+    @property
+    def depth(self) -> int:
+        return self.run.pick(20, 56)
+
+    @property
+    def name(self) -> str:
+        size = f"{self.images or 'all'} images, {self.epochs} epochs"
+        return f"ResNet-{self.depth}, {self.output}, trained on {self.images_of}, {size}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found = {"dataset": "cifar10_jpeg", "images": self.images or "all"}
+        return {**found, "epochs": self.epochs, "network": f"ResNet-{self.depth}"}
+
+    def test(self) -> Split:
+        return first(self.run.data("cifar10_jpeg")[1], self.run.pick(BATCH, 2000))
+
+    def trained(self) -> keras.Model:
+        return self.run.network(self.name, self.build, self.fit)
+
+    def build(self) -> keras.Model:
+        head: Any = L.Dense(10)
+        if self.output == WNLL:
+            head = kr.layers.WNLLHead(
+                10, units=64, template_size=BATCH, gradient="straight_through"
+            )
+        front = [L.RandomTranslation(0.125, 0.125, "constant", "nearest")]
+        front.append(L.RandomFlip("horizontal"))
+        return resnet(self.depth, (32, 32, 3), [head], front=front)
+
+    def fit(self, model: Any, callbacks: list[Any]) -> None:
+        (x, y), _ = self.run.data("cifar10_jpeg", self.images)
+        if self.images_of != ORIGINAL:
+            path = self.run.cache / f"TVM of {self.images or 'all'} images.npy"
+            if not path.exists():
+                np.save(path, reconstructed(x))
+            after = np.load(path)
+            both = self.images_of == ALL
+            x, y = (np.concatenate([x, after]), np.tile(y, 2)) if both else (after, y)
+        if self.output == WNLL:
+            kr.training.fit_wnll(
+                model, x, y, passes=1, linear_epochs=self.epochs, wnll_epochs=5, verbose=2,
+                linear_optimizer=lambda number, steps: sgd(0.05, self.epochs * steps),
+                directory=self.run.cache / self.name,
+            )  # fmt: skip
+            return
+        model.compile(sgd(0.05, -(-len(x) // 128) * self.epochs), CROSS_ENTROPY)
+        model.fit(x, y, batch_size=128, epochs=self.epochs, verbose=2, callbacks=callbacks)
+
+    def attack(self, name: str, epsilon: float) -> kr.attacks.Attack:
+        """The paper's attack; on WNLL it takes the linear branch's gradient at WNLL's loss."""
+        objective = kr.attacks.WNLLSurrogate("straight_through") if self.output == WNLL else None
+        if name == "FGSM":
+            return kr.attacks.FGSM(epsilon, objective=objective)
+        if name == "IFGSM":
+            return kr.attacks.IFGSM(epsilon, num_steps=10, objective=objective)
+        return kr.attacks.CarliniWagnerL2(
+            initial_const=10.0, binary_search_steps=1, num_steps=10, learning_rate=0.01,
+            objective=kr.attacks.WNLLSurrogate("linear") if self.output == WNLL else None,
+        )  # fmt: skip
+
+    @functools.cache  # noqa: B019
+    def attacked(self, name: str, epsilon: float = 0.0) -> np.ndarray:
+        """The test images that the paper's attack makes, whether they fool the network or not."""
+        x, y = self.test()
+        classifier = Classifier.of(self.trained())
+        return perturbed_images(classifier, x, y, self.attack(name, epsilon), BATCH, 0)
+
+    def accuracy(self, x: np.ndarray) -> float:
+        return accuracy(self.trained(), (x, self.test()[1]), BATCH)
+
+    def adaptive(self, epsilon: float) -> float:
+        """Accuracy behind TVM under attacks that know it: BPDA, averaged over its draws."""
+        model = keras.Sequential(
+            [keras.Input((32, 32, 3)), kr.layers.TotalVariation(seed=0), self.trained()]
+        )
+        objective = kr.attacks.WNLLSurrogate("straight_through") if self.output == WNLL else None
+        attacks = {
+            loss: kr.attacks.PGD(
+                epsilon, num_steps=self.run.pick(10, 50), num_samples=self.run.pick(4, 10),
+                loss=loss, objective=objective,
+            )
+            for loss in ("ce", "margin")
+        }  # fmt: skip
+        return accuracies(model, self.test(), attacks, BATCH)["worst case"]
+
+    def worst_case(self, epsilon: float) -> float:
+        """Accuracy without TVM, in the worst case of every surrogate and Square."""
+        attacks = strongest_attacks(epsilon, self.output, self.run.pick(300, 5000))
+        return accuracies(self.trained(), self.test(), attacks, BATCH)["worst case"]
+
+
+def in_percent(columns: tuple[str, ...], rows: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+    return {
+        name: {c: v / 100 for c, v in zip(columns, values, strict=True)}
+        for name, values in rows.items()
+    }
+
+
+RADII = ("0", *(f"{epsilon:g}" for epsilon in EPSILONS))
+MUTUAL = in_percent(
+    RADII,
+    {
+        "softmax on WNLL's images, FGSM, original": (93.0, 69.8, 56.9, 44.6, 34.6, 28.3),
+        "softmax on WNLL's images, FGSM, TVM": (88.3, 51.5, 37.9, 30.1, 24.7, 20.9),
+        "softmax on WNLL's images, FGSM, original + TVM": (93.1, 78.5, 70.9, 64.6, 59.8, 55.8),
+        "softmax on WNLL's images, IFGSM, original": (93.0, 5.22, 5.73, 6.73, 7.55, 8.55),
+        "softmax on WNLL's images, IFGSM, TVM": (88.3, 7.00, 6.82, 8.30, 9.28, 10.7),
+        "softmax on WNLL's images, IFGSM, original + TVM": (93.1, 27.3, 28.6, 29.5, 29.1, 29.4),
+        "WNLL on softmax's images, FGSM, original": (94.5, 65.2, 49.0, 39.3, 32.8, 28.3),
+        "WNLL on softmax's images, FGSM, TVM": (90.6, 45.9, 30.9, 22.2, 16.9, 13.8),
+        "WNLL on softmax's images, FGSM, original + TVM": (94.7, 78.3, 68.2, 61.1, 56.5, 52.5),
+        "WNLL on softmax's images, IFGSM, original": (94.5, 3.37, 3.71, 3.54, 4.69, 6.41),
+        "WNLL on softmax's images, IFGSM, TVM": (90.6, 7.88, 7.51, 7.58, 8.07, 9.67),
+        "WNLL on softmax's images, IFGSM, original + TVM": (94.7, 34.3, 33.4, 33.1, 34.6, 35.8),
+    },
+)
+
+
+@PAPER.table(
+    "Table 2",
+    "each output on images that FGSM and IFGSM made for the other",
+    small=40,
+    paper=300,
+    published=MUTUAL,
+)
+def table_2(run: Run) -> None:
+    for output, other in (OUTPUTS, OUTPUTS[::-1]):
+        for attack in ("FGSM", "IFGSM"):
+            for images_of in SETS:
+                model, source = (Defended(run, images_of, o) for o in (output, other))
+
+                def found(
+                    model: Defended = model, source: Defended = source, attack: str = attack
+                ) -> dict[str, float]:
+                    clean = {"0": model.accuracy(model.test()[0])}
+                    return clean | {
+                        f"{e:g}": model.accuracy(source.attacked(attack, e)) for e in EPSILONS
+                    }
+
+                run.measure(
+                    f"{output} on {other}'s images, {attack}, {images_of}", found,
+                    **model.settings, tested=run.pick(BATCH, 2000),
+                )  # fmt: skip
+
+
+@PAPER.table(
+    "Table 3",
+    "each output on images that Carlini and Wagner's attack made for the other",
+    small=10,
+    paper=300,
+    published=in_percent(
+        SETS,
+        {
+            "softmax on WNLL's images": (52.1, 43.2, 80.0),
+            "WNLL on softmax's images": (59.7, 41.1, 80.1),
+        },
+    ),
+)
+def table_3(run: Run) -> None:
+    for output, other in (OUTPUTS, OUTPUTS[::-1]):
+
+        def found(output: str = output, other: str = other) -> dict[str, float]:
+            return {
+                images_of: Defended(run, images_of, output).accuracy(
+                    Defended(run, images_of, other).attacked("C&W")
+                )
+                for images_of in SETS
+            }
+
+        run.measure(
+            f"{output} on {other}'s images", found, **Defended(run, ALL, output).settings,
+            tested=run.pick(BATCH, 2000),
+        )  # fmt: skip
+
+
+@PAPER.table(
+    "Table 4",
+    "Carlini and Wagner's attack, without and with TVM before the network",
+    small=10,
+    paper=300,
+    published=in_percent(
+        tuple(f"{images_of}{tvm}" for images_of in SETS for tvm in ("", ", behind TVM")),
+        {
+            "softmax": (4.94, 32.2, 11.8, 54.0, 15.1, 52.4),
+            "WNLL": (18.3, 35.2, 15.0, 53.9, 28.0, 54.5),
+        },
+    ),
+)
+def table_4(run: Run) -> None:
+    for output in OUTPUTS:
+
+        def found(output: str = output) -> dict[str, float]:
+            values = {}
+            for images_of in SETS:
+                model = Defended(run, images_of, output)
+                x = model.attacked("C&W")
+                values[images_of] = model.accuracy(x)
+                values[f"{images_of}, behind TVM"] = model.accuracy(reconstructed(x))
+            return values
+
+        run.measure(
+            output, found, **Defended(run, ALL, output).settings, tested=run.pick(BATCH, 2000)
+        )
+
+
+BEHIND = tuple(f"{radius}{tvm}" for radius in RADII[1:] for tvm in ("", ", behind TVM"))
+
+
+def defence_row(*pairs: str) -> tuple[float, ...]:
+    return tuple(float(value) for pair in pairs for value in pair.split("/"))
+
+
+@PAPER.table(
+    "Table 5",
+    "FGSM and IFGSM, without and with TVM before the network; and attacks that know both",
+    small=60,
+    paper=300,
+    wanted=1,
+    published=in_percent(
+        BEHIND,
+        {
+            "softmax, FGSM, original": defence_row(
+                "36.9/19.4", "29.6/18.9", "26.1/18.4", "23.1/17.9", "20.5/17.1"
+            ),
+            "softmax, FGSM, TVM": defence_row(
+                "27.4/50.4", "19.1/47.2", "16.6/43.7", "15.0/38.9", "13.7/35.0"
+            ),
+            "softmax, FGSM, original + TVM": defence_row(
+                "48.6/51.1", "42.0/47.6", "39.1/44.2", "37.1/41.8", "35.6/39.1"
+            ),
+            "softmax, IFGSM, original": defence_row(
+                "0/16.6", "0/16.1", "0.02/15.9", "0.1/15.5", "0.25/16.1"
+            ),
+            "softmax, IFGSM, TVM": defence_row(
+                "0.01/43.4", "0/42.5", "0.02/42.4", "0.18/42.7", "0.49/42.4"
+            ),
+            "softmax, IFGSM, original + TVM": defence_row(
+                "0.1/38.4", "0.09/37.9", "0.36/37.9", "0.84/37.6", "1.04/37.9"
+            ),
+            "WNLL, FGSM, original": defence_row(
+                "58.5/26.0", "50.1/25.4", "42.3/25.5", "35.7/24.9", "29.2/22.9"
+            ),
+            "WNLL, FGSM, TVM": defence_row(
+                "31.5/52.6", "24.5/49.6", "20.2/45.3", "17.3/41.6", "14.4/37.5"
+            ),
+            "WNLL, FGSM, original + TVM": defence_row(
+                "60.5/55.4", "56.7/52.0", "55.3/48.6", "53.2/45.9", "50.1/43.7"
+            ),
+            "WNLL, IFGSM, original": defence_row(
+                "0.49/16.7", "0.14/17.3", "0.3/16.9", "1.01/16.6", "0.94/16.5"
+            ),
+            "WNLL, IFGSM, TVM": defence_row(
+                "0.61/37.3", "0.43/36.3", "0.63/35.9", "0.87/35.9", "1.19/35.5"
+            ),
+            "WNLL, IFGSM, original + TVM": defence_row(
+                "0.19/38.5", "0.3/39.4", "0.63/40.1", "1.26/38.9", "1.72/39.1"
+            ),
+        },
+    ),
+)
+def table_5(run: Run) -> None:
+    radii = run.pick((0.02, 0.1), EPSILONS)
+    for output in OUTPUTS:
+        for images_of in SETS:
+            model = Defended(run, images_of, output)
+            for attack in ("FGSM", "IFGSM"):
+
+                def found(model: Defended = model, attack: str = attack) -> dict[str, float]:
+                    return under_both(model, attack)
+
+                run.measure(
+                    f"{output}, {attack}, {images_of}", found, **model.settings,
+                    tested=run.pick(BATCH, 2000),
+                )  # fmt: skip
+
+            def worst(model: Defended = model) -> dict[str, float]:
+                values = {}
+                for epsilon in radii:
+                    values[f"{epsilon:g}"] = model.worst_case(epsilon)
+                    values[f"{epsilon:g}, behind TVM"] = model.adaptive(epsilon)
+                return values
+
+            run.measure(
+                f"{output}, worst case, {images_of}", worst, **model.settings,
+                tested=run.pick(BATCH, 2000),
+            )  # fmt: skip
+
+
+def under_both(model: Defended, attack: str) -> dict[str, float]:
+    """Accuracy on the paper's attacked images at each radius, and on them after TVM."""
+    values = {}
+    for epsilon in EPSILONS:
+        x = model.attacked(attack, epsilon)
+        values[f"{epsilon:g}"] = model.accuracy(x)
+        values[f"{epsilon:g}, behind TVM"] = model.accuracy(reconstructed(x))
+    return values
+
+
+@PAPER.table(
+    "Figure 3", "accuracy against epsilon, undefended and by all three", small=20, paper=60
+)
+def figure_3(run: Run) -> None:
+    for attack in ("FGSM", "IFGSM"):
+        for row, images_of, output, column in (
+            ("undefended", ORIGINAL, SOFTMAX, "{:g}"),
+            ("WNLL, TVM, both training sets", ALL, WNLL, "{:g}, behind TVM"),
+        ):
+            model = Defended(run, images_of, output)
+
+            def curve(
+                model: Defended = model, attack: str = attack, column: str = column
+            ) -> dict[str, Any]:
+                values = under_both(model, attack)
+                return {
+                    "epsilon": list(EPSILONS),
+                    "accuracy": [values[column.format(epsilon)] for epsilon in EPSILONS],
+                }
+
+            run.measure(f"{attack}, {row}", curve, **model.settings, tested=run.pick(BATCH, 2000))
+
+
+@PAPER.table("Figure 2", "clean, attacked and reconstructed images", small=5, paper=10, wanted=3)
+def figure_2(run: Run) -> None:
+    model = Defended(run, ORIGINAL, SOFTMAX)
+
+    def draw() -> dict[str, Any]:
+        rows = {"clean": model.test()[0][:6]}
+        for output in OUTPUTS:
+            source = Defended(run, ORIGINAL, output)
+            for attack in ("FGSM", "IFGSM"):
+                for epsilon in (0.02, 0.08):
+                    key = f"{output}, {attack}, {epsilon:g}"
+                    rows[key] = source.attacked(attack, epsilon)[:6]
+        rows |= {f"{key}, TVM": reconstructed(x) for key, x in list(rows.items())}
+        draw_images(rows, run.picture())
+        return {"rows": list(rows)}
+
+    run.measure("images", draw, **model.settings, tested=6)
+
+
+@PAPER.table(
+    "Figure 5", "features of clean, attacked and reconstructed images", small=20, paper=60, wanted=3
+)
+def figure_5(run: Run) -> None:
+    for output, planar, parts in (
+        (SOFTMAX, True, ("test", "attacked")),
+        (SOFTMAX, False, ("test", "attacked")),
+        (WNLL, False, ("train", "test", "attacked", "attacked, TVM")),
+    ):
+        two = TwoClasses(run, output, planar)
+        for part in parts:
+            row = f"{output}{', 2 features' if planar else ''}, {part}"
+            places = functools.partial(two.places, part, 0.02)
+            run.measure(row, places, **two.settings, tested=100)
+
+
+@PAPER.table(
+    "Figure 6", "softmax and WNLL trained by PGD, against IFGSM's steps and epsilon", small=20,
+    paper=120,
+)  # fmt: skip
+def figure_6(run: Run) -> None:
+    robust = Robust(run, "cifar10_jpeg")
+    for output in OUTPUTS:
+
+        def curves(output: str = output) -> dict[str, Any]:
+            model = robust.trained(output)
+            some = first(run.data("cifar10_jpeg")[1], run.pick(BATCH, 2000))
+            objective = kr.attacks.WNLLSurrogate("straight_through") if output == WNLL else None
+
+            def under(num_steps: int, grey_levels: int) -> float:
+                if grey_levels == 0:
+                    return accuracy(model, some, BATCH)
+                attack = kr.attacks.IFGSM(
+                    grey_levels / 255, num_steps=num_steps, objective=objective
+                )
+                return accuracies(model, some, {"IFGSM": attack}, BATCH)["IFGSM"]
+
+            def worst(grey_levels: int) -> float:
+                attacks = strongest_attacks(grey_levels / 255, output, run.pick(300, 5000))
+                return accuracies(model, some, attacks, BATCH)["worst case"]
+
+            return {
+                "steps": list(range(1, 11)),
+                "by steps, at 1/255": [under(count, 1) for count in range(1, 11)],
+                "epsilon, 1/255": list(range(9)),
+                "by epsilon, 10 steps": [under(10, level) for level in range(9)],
+                "worst case at 1/255": worst(1),
+                "worst case at 8/255": worst(8),
+            }
+
+        run.measure(output, curves, **robust.settings, tested=run.pick(BATCH, 2000))
+
+
+@PAPER.table(
+    "Table 1",
+    "time of training and testing, ResNet-20, softmax and WNLL",
+    small=15,
+    paper=30,
+    published={
+        "softmax": {"training, s": 3925.6, "testing, s": 0.657},
+        "WNLL": {"training, s": 7378.4, "testing, s": 14.09},
+    },
+)
+def table_1(run: Run) -> None:
+    for output in OUTPUTS:
+        natural = Natural(run, "ResNet-20", output, 1000)
+
+        def seconds(natural: Natural = natural) -> dict[str, float]:
+            start = time.perf_counter()
+            model = natural.build()
+            natural.train(model)
+            trained = time.perf_counter()
+            _, test = run.data("cifar10_jpeg")
+            batch = 2000 if natural.output == WNLL else 500
+            model.predict(test[0], batch_size=batch, verbose=0)
+            tested = time.perf_counter()
+            return {"training, s": trained - start, "testing, s": tested - trained}
+
+        run.measure(output, seconds, **natural.settings, tested=10_000)

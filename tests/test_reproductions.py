@@ -1,0 +1,223 @@
+"""The papers' tables: each is measured once, recorded with all it depends on, and resumed."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_robust as kr
+from keras_robust.model.arrays import as_arrays
+
+FOLDER = pathlib.Path(__file__).parent.parent / "examples" / "reproductions"
+MODULES = (
+    "data", "deep_defense", "graph_interpolation", "judging", "latent_disparity", "networks",
+    "pictures", "records", "tables", "two_classes", "weight_penalization", "wnll_defense",
+)  # fmt: skip
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """The reproductions' modules, whose names are their own only while a test runs."""
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(FOLDER)
+    found = {name: __import__(name) for name in MODULES}
+    yield found
+    for name in MODULES:
+        del sys.modules[name]
+
+
+def command(*arguments, timeout=600):
+    return subprocess.run(
+        [sys.executable, FOLDER, *map(str, arguments)],
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A folder of small data sets under the names of the real ones."""
+    folder = tmp_path_factory.mktemp("tiny")
+    splits = [
+        as_arrays(kr.datasets.load("fashion_mnist_subset", split).take(count))
+        for split, count in (("train", 600), ("test", 40))
+    ]
+    for name, channels, size in (
+        ("mnist", 1, 28),
+        ("fashion_mnist", 1, 28),
+        ("cifar10_jpeg", 3, 32),
+    ):
+        arrays = {}
+        for part, (x, y) in zip(("train", "test"), splits, strict=True):
+            images = np.pad(x, [(0, 0), *[((size - 28) // 2,) * 2] * 2, (0, 0)]).repeat(
+                channels, -1
+            )
+            arrays[f"{part}_images"] = np.round(255 * images).astype("uint8")
+            arrays[f"{part}_labels"] = y.astype("uint8")
+        np.savez(folder / f"{name}.npz", **arrays)
+    return folder
+
+
+def test_every_table_that_the_papers_have_is_listed():
+    listed = command("list")
+    assert listed.returncode == 0, listed.stderr
+    expected = {
+        "Adversarial Defense via Data Dependent": ["Table 1", "Table 5", "Figure 2", "Figure 6"],
+        "Graph Interpolating Activation": ["Table 2", "Table 11", "Figure 4", "Figure 10"],
+        "Deep Defense": ["Table 1", "Figure 2", "Figure 3", "Figure 4"],
+        "Weight Penalization": ["Table 2", "Table 5", "Figure 3", "Figure 7"],
+        "Latent Disparity": ["Table I", "Figures 2 to 6, CIFAR-10"],
+    }
+    for title, names in expected.items():
+        assert title in " ".join(listed.stdout.split())
+        for name in names:
+            assert name in listed.stdout
+
+
+def test_a_table_that_is_not_there_is_refused_with_the_names_of_those_that_are():
+    refused = command("run", "deep_defense", "Table 9")
+    assert refused.returncode == 2
+    assert "must be one of 'Table 1'" in refused.stderr
+    assert "Received: 'Table 9'" in refused.stderr
+
+
+def test_a_run_measures_once_and_records_what_it_depends_on(modules, tmp_path):
+    tables = modules["tables"]
+    calls = []
+
+    def compute(run):
+        for row in ("a", "b"):
+            run.measure(
+                row, lambda row=row: calls.append(row) or {"clean": 0.5}, images=3, epochs=2
+            )
+
+    paper = tables.Paper("some_paper", "Somebody, Something")
+    paper.table("Table 7", "what it shows", small=1, paper=2)(compute)
+
+    def run(deadline=None):
+        return tables.Run(
+            paper.tables["Table 7"],
+            "small",
+            None,
+            tmp_path / "records",
+            tmp_path / "cache",
+            deadline,
+        )
+
+    with pytest.raises(tables.TimeIsUpError):
+        run(deadline=0.0)()
+    assert not calls
+    assert not run().is_complete
+    run()()
+    run(deadline=0.0)()  # Nothing is left to be begun.
+    assert calls == ["a", "b"]
+    assert run().is_complete
+    found = json.loads((tmp_path / "records" / "some_paper.json").read_text())
+    record = found["Table 7, small, a, seed 0"]
+    assert record["values"] == {"clean": 0.5}
+    assert record["command"].endswith(
+        "python examples/reproductions run some_paper 'Table 7' --scale small"
+    )
+    settings = {
+        "table": "Table 7",
+        "row": "a",
+        "scale": "small",
+        "seed": 0,
+        "images": 3,
+        "epochs": 2,
+    }
+    assert settings.items() <= record.items()
+    assert {"machine", "versions", "seconds"} <= record.keys()
+    assert keras.backend.backend() in record["versions"]
+
+
+def test_a_network_is_trained_once_and_goes_on_where_it_was_interrupted(modules, tmp_path):
+    tables = modules["tables"]
+    paper = tables.Paper("some_paper", "Somebody, Something")
+    paper.table("Table 7", "what it shows", small=1, paper=2)(lambda run: None)
+    run = tables.Run(paper.tables["Table 7"], "small", None, tmp_path, tmp_path)
+    x, y = np.random.rand(32, 4).astype("float32"), np.arange(32) % 2
+    epochs, stop_after = [], [2]
+
+    def build():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    def fit(model, callbacks):
+        def note(epoch, logs):
+            epochs.append(epoch)
+            if len(epochs) == stop_after[0]:
+                raise KeyboardInterrupt
+
+        # After the backup, that is at the beginning of the next epoch.
+        watch = keras.callbacks.LambdaCallback(on_epoch_begin=note)
+        model.fit(x, y, epochs=4, verbose=0, callbacks=[*callbacks, watch])
+
+    with pytest.raises(KeyboardInterrupt):
+        run.network("a network", build, fit)
+    stop_after[0] = None
+    model = run.network("a network", build, fit)
+    assert epochs == [0, 1, 1, 2, 3]
+    assert len(run.training_log("a network")["loss"]) == 4
+    again = run.network("a network", build, None)
+    np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
+
+
+@pytest.mark.slow
+def test_data_of_the_file_are_those_of_the_data_set(modules, full_data_dir, tmp_path):
+    data = modules["data"]
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the file is written with TensorFlow")
+    for name in ("mnist", "cifar10_jpeg"):
+        path = data.write(name, full_data_dir, tmp_path)
+        assert path.stat().st_size < 60e6
+        expected, found = data.load(name, full_data_dir), data.load(name, str(tmp_path))
+        for (x, y), (x_found, y_found) in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(y_found, y)
+            assert x_found.dtype == np.float32
+            # Decoders of JPEG differ.
+            most = 0 if name == "mnist" else 8
+            assert np.abs(x_found - x).max() <= (most + 0.01) / 255
+            assert np.abs(x_found - x).mean() < 0.5 / 255
+
+
+# What takes the least of each paper; the larger tables are of the same parts.
+CHEAP = [
+    ("weight_penalization", "Figure 7"),
+    ("weight_penalization", "Table 4"),
+    ("graph_interpolation", "Table 2"),
+    ("graph_interpolation", "Table 7"),
+    ("wnll_defense", "Table 3"),
+    ("deep_defense", "Figure 4"),
+    ("latent_disparity", "Table I"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("paper", "table"), CHEAP)
+def test_tables_are_measured_and_shown(paper, table, tiny_data, tmp_path):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("takes long; what the tables call is tested on both backends")
+    folders = ("--results", tmp_path / "results", "--cache", tmp_path / "cache")
+    arguments = ("run", paper, table, "--data-dir", tiny_data, *folders)
+    done = command(*arguments, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "results" / f"{paper}.json"
+    before = path.read_text()
+    for name, record in json.loads(before).items():
+        if name.endswith("complete"):
+            continue
+        for value in record["values"].values():
+            assert np.isfinite(np.asarray(value, float)).all() if value != "inf" else True
+    assert command(*arguments).returncode == 0
+    assert path.read_text() == before
+    assert "measured" in command("list", "--results", tmp_path / "results").stdout
