@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras import layers
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
-from vgg import layer_names as layer_names
-from vgg import vgg
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples" / "reproductions"))
+import networks
 
+layer_names = networks.latent_layers
 Shape = tuple[int, int, int]
 
 
@@ -31,30 +31,11 @@ def small_cnn(shape: Shape = (28, 28, 1)) -> keras.Model:
 def resnet20(head: Any = None, shape: Shape = (32, 32, 3)) -> keras.Model:
     """The ResNet-20 for 32 x 32 images of He et al., 2015, section 4.2: 0.27 million parameters.
 
-    Shortcuts that change the shape are 1 x 1 convolutions (the paper's option B). `head` is the
-    layer on its 64 features; by default it is dense, with 10 outputs.
+    `head` is the layer on its 64 features; by default it is dense, with 10 outputs.
     """
-    inputs = keras.Input(shape)
-    x = layers.Activation("relu")(_convolution(inputs, 16, 3, 1))
-    for width, first_stride in ((16, 1), (32, 2), (64, 2)):
-        for stride in (first_stride, 1, 1):
-            x = _residual_block(x, width, stride)
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, (head or layers.Dense(10))(x))
+    return networks.resnet(20, shape, [head or layers.Dense(10)])
 
 
 def vgg16(shape: Shape = (32, 32, 3)) -> keras.Model:
     """The VGG-16 of the latent disparity paper: 15 million parameters."""
-    return vgg(shape, width=1.0)
-
-
-def _convolution(x: Any, width: int, size: int, stride: int) -> Any:
-    x = layers.Conv2D(width, size, strides=stride, padding="same", use_bias=False)(x)
-    return layers.BatchNormalization()(x)
-
-
-def _residual_block(x: Any, width: int, stride: int) -> Any:
-    shortcut = x if x.shape[-1] == width else _convolution(x, width, 1, stride)
-    x = layers.Activation("relu")(_convolution(x, width, 3, stride))
-    x = layers.Add()([shortcut, _convolution(x, width, 3, 1)])
-    return layers.Activation("relu")(x)
+    return networks.vgg16(shape, width=1.0)

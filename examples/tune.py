@@ -17,14 +17,16 @@ A defence that gains under this attack alone may hide its gradients. Judge the c
 import argparse
 import json
 import pathlib
+import shlex
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from records import made_by
 
 import keras_robust as kr
+from keras_robust import backend
 from keras_robust.model.arrays import as_arrays
 from keras_robust.report.plots import require_matplotlib
 
@@ -239,7 +241,9 @@ def main() -> None:
     print(f"\nThe best weight is {best['weight']:.4g}.")
     plot(trials, folder / "tuning.png", args.defence, chance=1 / num_classes)
     results = {
-        "arguments": vars(args) | {"output": str(args.output)}, "trials": trials, **made_by()
+        "arguments": vars(args) | {"output": str(args.output)}, "trials": trials,
+        "command": shlex.join(["python", "examples/tune.py", *sys.argv[1:]]),
+        "machine": f"{backend.device()}, Keras {keras.__version__}, {keras.backend.backend()}",
     }  # fmt: skip
     (folder / "trials.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"The plot and the figures are in {folder}/")

@@ -15,6 +15,8 @@ from tables import Paper, Run, Split
 from two_classes import TwoClasses
 
 import keras_robust as kr
+from keras_robust.metrics.perturbed import perturbed_images
+from keras_robust.model.classifier import Classifier
 
 L = keras.layers
 PAPER = Paper(
@@ -146,7 +148,7 @@ class Natural:
         if self.output == WNLL:
             labeled = self.labeled or self.images
             head = kr.layers.WNLLHead(
-                10, units=64, template_size=min(labeled // 2, 1000), gradient="straight_through",
+                10, units=64, template_size=min(labeled // 3, 1000), gradient="straight_through",
                 unlabeled_size=min(1000, self.images - labeled),
             )  # fmt: skip
         shape = x.shape[1:]
@@ -258,7 +260,7 @@ def figure_4(run: Run) -> None:
     },
 )
 def table_11(run: Run) -> None:
-    cases = [("mnist", "Small-CNN", run.pick(5000, 60_000), (100, 1000))]
+    cases = [("mnist", "Small-CNN", run.pick(5000, 60_000), (1000,))]
     labeled = run.pick((1000,), (1000, 10_000))
     cases.append(("cifar10_jpeg", "ResNet-20", run.pick(5000, 50_000), labeled))
     for dataset, network, images, counts in cases:
@@ -299,8 +301,17 @@ def adam(num_steps: int) -> keras.optimizers.Adam:
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, num_steps))
 
 
-def end_to_end(method: str, train: Split, epochs: int, seed: int) -> keras.Model:
-    """Trains a network of two convolutions by one of the methods, on as many images each."""
+def end_to_end(
+    method: str,
+    train: Split,
+    epochs: int,
+    seed: int,
+    attack: kr.attacks.Attack | None = None,
+) -> keras.Model:
+    """Trains a network of two convolutions by one of the methods, on as many images each.
+
+    `attack` makes "softmax" and "end to end" adversarial training.
+    """
     keras.utils.set_random_seed(seed)
     shape, size = train[0].shape[1:], len(train[0])
 
@@ -313,8 +324,11 @@ def end_to_end(method: str, train: Split, epochs: int, seed: int) -> keras.Model
     if method.startswith("softmax"):
         model = two_convolutions(shape, L.Dense(10))
         part = epochs // 3 if "third" in method else epochs
-        model.compile(adam(num_steps(100) * part // epochs), CROSS_ENTROPY)
-        model.fit(*train, batch_size=100, epochs=part, verbose=0)
+        wrapped, loss = model, CROSS_ENTROPY
+        if attack is not None:
+            wrapped, loss = kr.RobustModel(model), kr.losses.AdversarialTraining(attack)
+        wrapped.compile(adam(num_steps(100) * part // epochs), loss)
+        wrapped.fit(*train, batch_size=100, epochs=part, verbose=0)
     elif method == "WNLL on softmax features":
         model = two_convolutions(shape, head(size))
         model.compile(adam(num_steps(100)), CROSS_ENTROPY)
@@ -331,7 +345,9 @@ def end_to_end(method: str, train: Split, epochs: int, seed: int) -> keras.Model
     else:
         units = 200 if method.endswith("block") else None
         model = two_convolutions(shape, head(size, units=units))
-        loss = kr.losses.GraphInterpolation(linear_weight=float(method.endswith("linear")))
+        loss = kr.losses.GraphInterpolation(
+            linear_weight=float(method.endswith("linear")), attack=attack
+        )
         robust = kr.RobustModel(model)
         robust.compile(optimizer=adam(num_steps(END_TO_END_BATCH)), loss=loss)
         robust.fit(*train, batch_size=END_TO_END_BATCH, epochs=epochs, verbose=0)
@@ -362,6 +378,36 @@ def table_end_to_end(run: Run) -> None:
                     f"{dataset}, {method}", found, seed, dataset=dataset,
                     images=END_TO_END_IMAGES, epochs=epochs, tested=len(test[0]),
                 )  # fmt: skip
+
+
+@PAPER.table(
+    "End to end, adversarial",
+    "softmax and WNLL trained by PGD-5 through the graph, 1,000 images of MNIST, epsilon 0.1",
+    small=30,
+    paper=30,
+)
+def table_end_to_end_adversarial(run: Run) -> None:
+    epsilon, epochs = 0.1, 40
+    train, test = run.data("mnist", END_TO_END_IMAGES)
+    long = {"num_steps": 100, "num_restarts": 2}
+    attacks = {
+        "PGD": kr.attacks.PGD(epsilon, **long),
+        "PGD, margin": kr.attacks.PGD(epsilon, **long, loss="margin"),
+        "Square": kr.attacks.Square(epsilon, num_queries=1000),
+    }
+    for seed in range(3):
+        for method in ("softmax", "end to end"):
+
+            def found(method: str = method, seed: int = seed) -> dict[str, float]:
+                attack = kr.attacks.PGD(epsilon, num_steps=5)
+                model = end_to_end(method, train, epochs, seed, attack)
+                worst = accuracies(model, first(test, BATCH), attacks, BATCH)["worst case"]
+                return {"accuracy": accuracy(model, test), "worst case": worst}
+
+            run.measure(
+                method, found, seed, dataset="mnist", images=END_TO_END_IMAGES, epochs=epochs,
+                tested=len(test[0]), attacked=BATCH,
+            )  # fmt: skip
 
 
 # ---- Robustness -------------------------------------------------------------------------------
@@ -563,8 +609,9 @@ def black_box(run: Run, dataset: str) -> None:
         attacks = {**published_attacks(robust.setting, SOFTMAX), "C&W": carlini(
             robust.setting, SOFTMAX
         )}  # fmt: skip
+        source = Classifier.of(robust.trained(SOFTMAX))
         images = {
-            name: keras.ops.convert_to_numpy(attack(robust.trained(SOFTMAX), x, y, seed=0))
+            name: perturbed_images(source, x, y, attack, BATCH, 0)
             for name, attack in attacks.items()
         }
         model = robust.trained(WNLL)
@@ -662,6 +709,81 @@ def table_10(run: Run) -> None:
             **robust.settings,
             tested=run.pick(BATCH, 2000),
         )
+
+
+NATURAL, ADVERSARIAL = "trained on clean images", "trained by PGD at 0.3"
+
+
+@PAPER.table(
+    "Surrogates",
+    "WNLL on MNIST under the published attack and under each of ours, beside softmax",
+    small=40,
+    paper=40,
+    wanted=1,
+)
+def table_surrogates(run: Run) -> None:
+    train, test = run.data("mnist")
+    some = first(test, BATCH)
+    for training, radii in ((NATURAL, (0.05, 0.1, 0.15)), (ADVERSARIAL, (0.1, 0.2, 0.3))):
+        for output in (SOFTMAX, WNLL):
+            for epsilon in radii:
+
+                def found(
+                    training: str = training, output: str = output, epsilon: float = epsilon
+                ) -> dict[str, float]:
+                    model = strided(run, training, train)
+                    model.layers[-1].phase = "linear" if output == SOFTMAX else "wnll"
+                    return accuracies(model, some, by_surrogate(epsilon, output), BATCH)
+
+                run.measure(
+                    f"{training}, {output}, epsilon {epsilon:g}", found, dataset="mnist",
+                    images="all", epochs=3, tested=BATCH,
+                )  # fmt: skip
+
+
+def strided(run: Run, training: str, train: Split) -> keras.Model:
+    """A network of two strided convolutions with a WNLL head, trained by its linear branch."""
+
+    def build() -> keras.Model:
+        layers = [L.Conv2D(32, 3, strides=2, activation="relu")]
+        layers += [L.Conv2D(64, 3, strides=2, activation="relu"), L.Flatten()]
+        head = kr.layers.WNLLHead(10, units=200, template_size=BATCH)
+        return keras.Sequential([keras.Input((28, 28, 1)), *layers, head])
+
+    def fit(model: keras.Model, callbacks: list[Any]) -> None:
+        if training == NATURAL:
+            model.compile("adam", CROSS_ENTROPY)
+            model.fit(*train, batch_size=128, epochs=3, verbose=2, callbacks=callbacks)
+        else:
+            robust = kr.RobustModel(model)
+            # The radius grows from epoch to epoch: at 0.3 from the start nothing is learnt.
+            for epoch in range(3):
+                attack = kr.attacks.PGD(0.1 * (epoch + 1), num_steps=7)
+                robust.compile("adam", kr.losses.AdversarialTraining(attack))
+                robust.fit(*train, batch_size=128, verbose=2)
+        kr.training.adapt_template(model, *train)
+
+    return run.network(f"mnist, strided, {training}", build, fit)
+
+
+def by_surrogate(epsilon: float, output: str) -> dict[str, kr.attacks.Attack]:
+    """PGD-20: the published attack first, for WNLL through each surrogate; Square last."""
+
+    def pgd(loss: str, surrogate: str | None = None) -> kr.attacks.Attack:
+        objective = kr.attacks.WNLLSurrogate(surrogate) if surrogate else None
+        return kr.attacks.PGD(epsilon, num_steps=20, loss=loss, objective=objective)
+
+    square = {"Square": kr.attacks.Square(epsilon, num_queries=500)}
+    if output == SOFTMAX:
+        return {"PGD": pgd("ce"), "PGD, margin": pgd("margin"), **square}
+    return {
+        "straight-through (published)": pgd("ce", "straight_through"),
+        "linear branch transferred": pgd("ce", "linear"),
+        "exact, cross-entropy": pgd("ce", "exact"),
+        "exact, margin": pgd("margin", "exact"),
+        "soft neighbours": pgd("margin", "soft_neighbors"),
+        **square,
+    }
 
 
 # ---- Pictures ---------------------------------------------------------------------------------

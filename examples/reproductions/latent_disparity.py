@@ -31,7 +31,7 @@ WITH_NOISE = ("AGNT", "HLDR + noise", "FIMR + noise", "HGD + noise")
 HLDR_WEIGHT = {"fashion_mnist": 0.25, "cifar10_jpeg": 0.5}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Fold:
     """A fold of the images that the undefended network was not trained on.
 
@@ -63,6 +63,7 @@ class Fold:
         attacked = self.run.pick(200, 1000)
         return {**found, "width": self.width, "tested": len(self.test[0]), "attacked": attacked}
 
+    @functools.cache  # noqa: B019
     def undefended(self) -> keras.Model:
         """The network that all methods start from."""
         pretraining, _ = split_data(self.run, self.dataset)
@@ -84,6 +85,11 @@ class Fold:
             return split[0]
         attack = kr.attacks.FGSM(epsilon)
         return perturbed_images(Classifier.of(self.undefended()), *split, attack, 500, 0)
+
+    @functools.cache  # noqa: B019
+    def transferred(self, epsilon: float) -> np.ndarray:
+        """The test images that FGSM makes on the undefended network."""
+        return self.fgsm(self.test, epsilon)
 
     def pairs(self, noise: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The paper's fine-tuning set: benign images, their counterparts, labels."""
@@ -151,7 +157,7 @@ class Fold:
         some = first(self.test, self.settings["attacked"])
         for epsilon in TESTED_AT:
             level = f"{255 * epsilon:.0f}"
-            x_adv = self.fgsm(self.test, epsilon)
+            x_adv = self.transferred(epsilon)
             found[f"transfer {level}"] = accuracy(model, (x_adv, y))
             attacks = {
                 "PGD": kr.attacks.PGD(epsilon, num_steps=20),

@@ -10,6 +10,8 @@ from networks import resnet
 from tables import Run, Split
 
 import keras_robust as kr
+from keras_robust.metrics.perturbed import perturbed_images
+from keras_robust.model.classifier import Classifier
 
 L = keras.layers
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -93,7 +95,7 @@ class TwoClasses:
             return train if part == "train" else (x, y)
         objective = kr.attacks.WNLLSurrogate("straight_through") if self.output == WNLL else None
         attack = kr.attacks.FGSM(epsilon, objective=objective)
-        x = keras.ops.convert_to_numpy(attack(self.trained(), x, y, seed=0))
+        x = perturbed_images(Classifier.of(self.trained()), x, y, attack, len(x), 0)
         if part == "attacked, TVM":
             x = keras.ops.convert_to_numpy(kr.layers.TotalVariation(seed=0)(x))
         return x, y

@@ -84,6 +84,7 @@ class Defended:
     def test(self) -> Split:
         return first(self.run.data("cifar10_jpeg")[1], self.run.pick(BATCH, 2000))
 
+    @functools.cache  # noqa: B019
     def trained(self) -> keras.Model:
         return self.run.network(self.name, self.build, self.fit)
 
