@@ -25,10 +25,14 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def all_records(table: Table) -> dict[str, Any]:
+    return Records(RECORDS / f"{table.paper}.json").found
+
+
 def found(table: Table, scale: str) -> Group:
     """The records of a table at one scale, by row: one for each seed."""
     rows: Group = {}
-    for record in Records(RECORDS / f"{table.paper}.json").found.values():
+    for record in all_records(table).values():
         if (record.get("table"), record.get("scale")) == (table.name, scale):
             rows.setdefault(record["row"], []).append(record)
     return rows
@@ -36,7 +40,7 @@ def found(table: Table, scale: str) -> Group:
 
 def page(paper: Paper) -> str:
     """Everything that is on record of the paper; what is not is listed at the end."""
-    parts = [f"# {paper.title}\n"]
+    parts = [f"# {paper.title}\n", *([f"{paper.introduction}\n"] if paper.introduction else [])]
     missing = []
     for table in paper.tables.values():
         sections = [section(table, scale) for scale in SCALES if found(table, scale)]
@@ -68,6 +72,8 @@ def section(table: Table, scale: str) -> str:
     records = [record for seeds in rows.values() for record in seeds]
     name = "Small scale" if scale == "small" else "The paper's scale"
     parts = [f"**{name}.** {'; '.join(conditions(records))}.\n"]
+    if f"{table.name}, {scale}, complete" not in all_records(table):
+        parts.append("Rows are missing; the command below goes on with them.\n")
     values = [record["values"] for record in records]
     if any(isinstance(value, float) for given in values for value in given.values()):
         parts.append(numbers(table, rows) + "\n")
@@ -87,11 +93,12 @@ def conditions(records: list[dict[str, Any]]) -> list[str]:
     names = {"cifar10_jpeg": "CIFAR-10 after lossy JPEG compression", "mnist": "MNIST"}
     names["fashion_mnist"] = "Fashion-MNIST"
     lines: dict[str, None] = {}
-    for record in records:
+    for record in (r for r in records if "tested" in r):
         data = names.get(record["dataset"], record["dataset"])
-        text = f"{data}: {record['images']} training images, {record['epochs']} epochs"
-        if "tested" in record:
-            text += f", {record['tested']} test images"
+        images, tested = (
+            f"{n:,}" if isinstance(n := record[key], int) else n for key in ("images", "tested")
+        )
+        text = f"{data}: {images} training images, {record['epochs']} epochs, {tested} test images"
         lines[text] = None
     return list(lines)
 
@@ -99,6 +106,9 @@ def conditions(records: list[dict[str, Any]]) -> list[str]:
 def numbers(table: Table, rows: Group) -> str:
     """The scalar values, ours / published where there is such a figure."""
     columns: dict[str, None] = {}
+    alone = {row: seeds for row, seeds in rows.items() if list(seeds[0]["values"]) == ["epsilon"]}
+    notes = [f"{row} = {shown('epsilon', [s[0]['values']['epsilon']])}" for row, s in alone.items()]
+    rows = {row: seeds for row, seeds in rows.items() if row not in alone}
     for seeds in rows.values():
         for key, value in seeds[0]["values"].items():
             if isinstance(value, float):
@@ -114,7 +124,8 @@ def numbers(table: Table, rows: Group) -> str:
             theirs = published.get(column)
             cells.append(ours if theirs is None else f"{ours} / {shown(column, [theirs])}")
         body.append(cells)
-    note = "Ours / the paper's.\n\n" if table.published else ""
+    notes = [*(["Ours / the paper's"] if table.published else []), *notes]
+    note = "; ".join(notes) + ".\n\n" if notes else ""
     return note + markdown_table(["", *(["seeds"] if several else []), *columns], body)
 
 

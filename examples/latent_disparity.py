@@ -1,7 +1,7 @@
 """Trains by latent disparity, and attacks the model by what it was trained on and by more.
 
-    python examples/latent_disparity.py
-    python examples/latent_disparity.py --dataset fashion_mnist --data-dir DIR
+python examples/latent_disparity.py
+python examples/latent_disparity.py --dataset fashion_mnist --data-dir DIR
 """
 
 import argparse

@@ -55,10 +55,11 @@ class Paper:
     Args:
         key: the name of its module, and of the file of its records.
         title: authors and title.
+        introduction: what its columns are. Defaults to `""`.
     """
 
-    def __init__(self, key: str, title: str) -> None:
-        self.key, self.title = key, title
+    def __init__(self, key: str, title: str, introduction: str = "") -> None:
+        self.key, self.title, self.introduction = key, title, introduction
         self.tables: dict[str, Table] = {}
 
     def table(
