@@ -307,10 +307,12 @@ def end_to_end(
     epochs: int,
     seed: int,
     attack: kr.attacks.Attack | None = None,
+    linear_weight: float = 1.0,
 ) -> keras.Model:
     """Trains a network of two convolutions by one of the methods, on as many images each.
 
-    `attack` makes "softmax" and "end to end" adversarial training.
+    `attack` makes "softmax" and "end to end" adversarial training; `linear_weight` is the weight of
+    the linear branch's loss in "end to end + linear".
     """
     keras.utils.set_random_seed(seed)
     shape, size = train[0].shape[1:], len(train[0])
@@ -345,9 +347,8 @@ def end_to_end(
     else:
         units = 200 if method.endswith("block") else None
         model = two_convolutions(shape, head(size, units=units))
-        loss = kr.losses.GraphInterpolation(
-            linear_weight=float(method.endswith("linear")), attack=attack
-        )
+        weight = linear_weight if method.endswith("linear") else 0.0
+        loss = kr.losses.GraphInterpolation(linear_weight=weight, attack=attack)
         robust = kr.RobustModel(model)
         robust.compile(optimizer=adam(num_steps(END_TO_END_BATCH)), loss=loss)
         robust.fit(*train, batch_size=END_TO_END_BATCH, epochs=epochs, verbose=0)
@@ -407,6 +408,31 @@ def table_end_to_end_adversarial(run: Run) -> None:
             run.measure(
                 method, found, seed, dataset="mnist", images=END_TO_END_IMAGES, epochs=epochs,
                 tested=len(test[0]), attacked=BATCH,
+            )  # fmt: skip
+
+
+@PAPER.table(
+    "Linear loss added",
+    "end to end with the linear branch's loss, by its weight and the length of training, MNIST",
+    small=60,
+    paper=60,
+)
+def table_linear_loss(run: Run) -> None:
+    train, test = run.data("mnist", END_TO_END_IMAGES)
+    for seed in range(3):
+        for weight, epochs in ((0.01, 180), (0.1, 180), (1.0, 180), (1.0, 720)):
+
+            def found(
+                weight: float = weight, epochs: int = epochs, seed: int = seed
+            ) -> dict[str, float]:
+                model = end_to_end("end to end + linear", train, epochs, seed, linear_weight=weight)
+                by_graph = accuracy(model, test)
+                model.layers[-1].phase = "linear"
+                return {"by the graph": by_graph, "by the linear branch": accuracy(model, test)}
+
+            run.measure(
+                f"weight {weight:g}, {epochs} epochs", found, seed, dataset="mnist",
+                images=END_TO_END_IMAGES, epochs=epochs, tested=len(test[0]),
             )  # fmt: skip
 
 
