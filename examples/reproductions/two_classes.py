@@ -102,13 +102,12 @@ class TwoClasses:
 
     def places(self, part: str, epsilon: float = 8 / 255) -> dict[str, Any]:
         """The features in two dimensions, by their principal components where there are more."""
-        from sklearn.decomposition import PCA
-
         model, (x, y) = self.trained(), self.images(part, epsilon)
         layer = "plane" if self.planar else "features"
         found = kr.evaluation.features(model, x, layer=layer, batch_size=200)
         if not self.planar:
-            found = PCA(2).fit_transform(found)
+            centered = found - found.mean(axis=0)
+            found = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
         right = correct(model, (x, y), 200)
         return {
             "accuracy": float(right.mean()),
