@@ -83,7 +83,8 @@ def show(args: argparse.Namespace) -> None:
     """Prints a line for each table: how much of it is on record, or what makes it."""
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     for paper in PAPERS.values():
-        grid = rich.table.Table("", "shows", "small", "paper's scale", title=paper.title)
+        title = f"{paper.key}: {paper.title}"
+        grid = rich.table.Table("", "shows", "small", "paper's scale", title=title)
         for table in paper.tables.values():
             grid.add_row(table.name, table.shows, *(state(args, table, s) for s in SCALES))
         console.print(grid)

@@ -124,11 +124,11 @@ class Run:
         return self._key("complete") in self.records.found
 
     @property
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """What has been recorded of the table at this scale, by row."""
-        found = self.records.found.values()
+    def rows(self) -> list[dict[str, Any]]:
+        """What has been recorded of the table at this scale."""
         mine = (self.table.name, self.scale)
-        return {r["row"]: r for r in found if (r.get("table"), r.get("scale")) == mine}
+        found = self.records.found.values()
+        return [record for record in found if (record.get("table"), record.get("scale")) == mine]
 
     def pick(self, small: Any, paper: Any) -> Any:
         """The setting of this scale."""
@@ -195,7 +195,12 @@ class Run:
             keras.utils.set_random_seed(seed)
             model = build()
             log = keras.callbacks.CSVLogger(self.cache / f"{slug}.csv", append=True)
-            fit(model, [log, keras.callbacks.BackupAndRestore(self.cache / slug)])
+            backup = keras.callbacks.BackupAndRestore(self.cache / slug)
+            try:
+                fit(model, [log, backup])
+            finally:
+                if log.csv_file is not None:
+                    log.csv_file.close()
             partial = path.with_name(f"{slug}.partial.keras")
             model.save(partial)
             partial.replace(path)
@@ -205,7 +210,9 @@ class Run:
         """What each epoch of a network's training has logged."""
         with open(self.cache / f"{_slug(f'{name}, seed {seed}')}.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        return {key: [float(row[key]) for row in rows] for key in rows[0] if key != "epoch"}
+        # Keras writes "NA" where there are no validation data.
+        names = [key for key, value in rows[0].items() if key != "epoch" and value != "NA"]
+        return {name: [float(row[name]) for row in rows] for name in names}
 
     def _key(self, row: str) -> str:
         return f"{self.table.name}, {self.scale}, {row}"
