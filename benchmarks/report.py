@@ -354,13 +354,18 @@ def measurements() -> str:
     return "\n\n".join(section.rstrip() for section in sections if section)
 
 
+def pages() -> dict[str, str]:
+    """The text of each page, by its name in docs/; draws their pictures."""
+    texts = {"results": opening(), "results/measurements": measurements()}
+    texts |= {f"results/{paper.key}": page(paper) for paper in PAPERS}
+    return {name: text.rstrip() + "\n" for name, text in texts.items()}
+
+
 def main() -> None:
-    pages = {"results": opening(), "results/measurements": measurements()}
-    pages |= {f"results/{paper.key}": page(paper) for paper in PAPERS}
-    for name, text in pages.items():
+    for name, text in pages().items():
         path = DOCS / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.rstrip() + "\n")
+        path.write_text(text)
         print(path)
 
 
