@@ -195,9 +195,9 @@ COLORS = {
     "worst case, here": "#d1495b",
 }
 CONCLUSION = (
-    "Adversarial training alone keeps what it claims. The other defences lose part or all of their "
-    "published robustness as soon as the attack knows them. So judge a defence by the worst case, "
-    "and add it to adversarial training rather than putting it in its place."
+    "Each defence that is measured here keeps less in the worst case than under the attack of its "
+    "paper. A published accuracy is an upper bound, which a better attack lowers: compare defences "
+    "by the worst case. Adversarial training is the baseline that a defence has to beat there."
 )
 
 
