@@ -31,10 +31,9 @@ PAPER = Paper(
     "wnll_defense",
     "Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation "
     "Minimization",
-    '"Behind TVM" is the accuracy on images that TVM has reconstructed. The worst case behind TVM '
-    "is that of PGD by two losses, whose gradients pass TVM as the identity (BPDA) and are averaged "
-    "over its draws (EOT); without TVM it is that of PGD-50 through each surrogate of WNLL, and "
-    "Square.",
+    "Behind TVM: on images that TVM has reconstructed. The worst case there is that of PGD by two "
+    "losses, whose gradients pass TVM as the identity (BPDA) and are averaged over its draws "
+    "(EOT). Without TVM it is that of PGD-50 through each surrogate of WNLL, and Square.",
 )
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ORIGINAL, TVM, ALL = "original", "TVM", "original + TVM"
