@@ -52,9 +52,9 @@ class AutoAttack(Attack):
 
     Robustness is most often compared by the accuracy under `"standard"`. Its result is comparable
     only if nothing is changed, so there is nothing to set; `kr.attacks.Ensemble` runs other lists.
-    `"fast"` serves while a defence is developed. In L2 and L1 it misses more, and in L1 it saves less
-    time. Where a model hides its gradient, the attack without one decides, and `"standard"` gives
-    it nearly seven times as many queries.
+    `"fast"` serves while a defence is developed. In L2 and L1 it misses more, and in L1 it saves
+    less time. Where a model hides its gradient, the attack without one decides, and `"standard"`
+    gives it nearly seven times as many queries.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
