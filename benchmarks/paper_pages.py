@@ -1,5 +1,6 @@
 """A page for each paper: its tables and figures as measured here, beside the published ones."""
 
+import functools
 import pathlib
 import re
 import shutil
@@ -10,10 +11,10 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / "examples" / "reproductions"))
+from papers import RECORDS  # noqa: E402
 from records import Records, center_and_half  # noqa: E402
 from tables import SCALES, Paper, Table  # noqa: E402
 
-RECORDS = ROOT / "benchmarks" / "results" / "reproductions"
 PICTURES = ROOT / "docs" / "images" / "results"
 # Values that are shares, and shown in percent, are all but these.
 _IN_UNITS = {"rho_2": "{:.3f}", "C&W, median L2": "{:.2f}", "epsilon": "{:.3f}"}
@@ -25,16 +26,16 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def all_records(table: Table) -> dict[str, Any]:
-    return Records(RECORDS / f"{table.paper}.json").found
+@functools.cache
+def all_records(paper: str) -> dict[str, Any]:
+    return Records(RECORDS / f"{paper}.json").found
 
 
 def found(table: Table, scale: str) -> Group:
     """The records of a table at one scale, by row: one for each seed."""
     rows: Group = {}
-    for record in all_records(table).values():
-        if (record.get("table"), record.get("scale")) == (table.name, scale):
-            rows.setdefault(record["row"], []).append(record)
+    for record in table.rows(all_records(table.paper), scale):
+        rows.setdefault(record["row"], []).append(record)
     return rows
 
 
@@ -56,7 +57,7 @@ def page(paper: Paper) -> str:
 
 
 def line(table: Table) -> str:
-    """What would measure a table, and about how long that takes."""
+    """Names the command that measures a table, and about how long it takes."""
     small = (
         "" if table.minutes["small"] is None else f"{table.minutes['small']} min at small scale, "
     )
@@ -72,7 +73,7 @@ def section(table: Table, scale: str) -> str:
     records = [record for seeds in rows.values() for record in seeds]
     name = "Small scale" if scale == "small" else "The paper's scale"
     parts = [f"**{name}.** {'; '.join(conditions(records))}.\n"]
-    if f"{table.name}, {scale}, complete" not in all_records(table):
+    if not table.is_complete(all_records(table.paper), scale):
         parts.append("Rows are missing; the command below goes on with them.\n")
     values = [record["values"] for record in records]
     if any(isinstance(value, float) for given in values for value in given.values()):
@@ -141,11 +142,10 @@ def shown(column: str, values: list[float]) -> str:
 
 def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     """Draws what is not a number, and returns the pictures."""
-    slug = re.sub(r"[^a-z0-9.]+", "-", f"{table.paper} {table.name} {scale}".lower())
     PICTURES.mkdir(parents=True, exist_ok=True)
-    path = PICTURES / f"{slug}.png"
+    path = PICTURES / table.picture(scale)
     values = {row: seeds[0]["values"] for row, seeds in rows.items()}
-    sheet = RECORDS / f"{slug}.png"
+    sheet = RECORDS / table.picture(scale)
     if sheet.exists():
         shutil.copyfile(sheet, path)
         return [path]

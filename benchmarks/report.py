@@ -18,16 +18,10 @@ import deep_defense
 import graph_interpolation
 import latent_disparity
 import weight_penalization
-import wnll_defense
+from papers import PAPERS
 # isort: on
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
-PAPERS = [
-    module.PAPER
-    for module in (
-        wnll_defense, graph_interpolation, deep_defense, weight_penalization, latent_disparity,
-    )
-]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +158,7 @@ def opening() -> str:
         "(images/results/claims.png)\n",
         CONCLUSION,
         "\nThe tables and figures, each with the command that makes it:\n",
-        *(f"- [{paper.title}](results/{paper.key}.md)" for paper in PAPERS),
+        *(f"- [{paper.title}](results/{paper.key}.md)" for paper in PAPERS.values()),
         "- [Tuning, AutoAttack's versions, and cost](results/measurements.md)",
     ])  # fmt: skip
 
@@ -357,7 +351,7 @@ def measurements() -> str:
 def pages() -> dict[str, str]:
     """The text of each page, by its name in docs/; draws their pictures."""
     texts = {"results": opening(), "results/measurements": measurements()}
-    texts |= {f"results/{paper.key}": page(paper) for paper in PAPERS}
+    texts |= {f"results/{paper.key}": page(paper) for paper in PAPERS.values()}
     return {name: text.rstrip() + "\n" for name, text in texts.items()}
 
 

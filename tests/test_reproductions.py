@@ -16,7 +16,7 @@ from keras_robust.model.arrays import as_arrays
 FOLDER = pathlib.Path(__file__).parent.parent / "examples" / "reproductions"
 MODULES = (
     "data", "deep_defense", "graph_interpolation", "judging", "latent_disparity", "networks",
-    "pictures", "records", "tables", "two_classes", "weight_penalization", "wnll_defense",
+    "papers", "pictures", "records", "tables", "two_classes", "weight_penalization", "wnll_defense",
 )  # fmt: skip
 
 

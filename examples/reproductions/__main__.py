@@ -21,22 +21,10 @@ import sys
 import time
 
 import data
-import deep_defense
-import graph_interpolation
-import latent_disparity
 import rich.console
 import rich.table
-import weight_penalization
-import wnll_defense
-from tables import SCALES, Paper, Run, Table, TimeIsUpError
-
-PAPERS: dict[str, Paper] = {
-    module.PAPER.key: module.PAPER
-    for module in (
-        wnll_defense, graph_interpolation, deep_defense, weight_penalization, latent_disparity,
-    )
-}  # fmt: skip
-RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "reproductions"
+from papers import PAPERS, RECORDS
+from tables import SCALES, Run, Table, TimeIsUpError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
         add[name]("--scale", choices=SCALES, default="small")
         add[name]("--cache", type=pathlib.Path, default=pathlib.Path("reproductions"))
     for name in ("list", "run", "plan"):
-        add[name]("--results", type=pathlib.Path, default=RESULTS, help="folder of the records")
+        add[name]("--results", type=pathlib.Path, default=RECORDS, help="folder of the records")
     args = parser.parse_args()
     if args.command == "run" and args.table not in PAPERS[args.paper].tables:
         names = ", ".join(repr(name) for name in PAPERS[args.paper].tables)

@@ -14,6 +14,7 @@ import numpy as np
 
 import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
+from keras_robust.whole_file import write_whole
 
 NAMES = ("mnist", "fashion_mnist", "cifar10_jpeg")
 SPLITS = ("train", "test")
@@ -51,9 +52,7 @@ def write(name: str, data_dir: str | None, folder: pathlib.Path) -> pathlib.Path
             arrays[f"{split}_images"] = np.stack(images)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.npz"
-    partial = path.with_name(f"{name}.partial.npz")
-    np.savez_compressed(partial, **arrays)
-    partial.replace(path)
+    write_whole(path, lambda file: np.savez_compressed(file, **arrays))
     return path
 
 

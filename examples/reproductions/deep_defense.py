@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from judging import accuracies, accuracy, first
+from networks import CROSS_ENTROPY
 from tables import Paper, Run, Split
 
 import keras_robust as kr
@@ -21,7 +22,6 @@ PAPER = Paper(
     "is over FGSM, PGD-40 with 5 restarts by two losses, and Square with 1,000 queries, on every "
     "tenth test image. C&W is the median L2 distance that fools within [0, 1], on every fiftieth.",
 )
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SHARES = (0.2, 0.5, 1.0)
 # The paper's attacks do not clip: bounds so wide that nothing reaches them.
 UNCLIPPED = (-10.0, 11.0)
@@ -127,7 +127,7 @@ class Network:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is recorded beside its figures."""
+        """The settings that are recorded beside its figures."""
         found = {"dataset": self.spec.dataset, "images": self.images or "all"}
         return {**found, "epochs": self.epochs, "rate": self.rate or self.spec.rate}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from judging import accuracies, accuracy, first, within
-from networks import resnet, small_cnn, vgg11
+from judging import SOFTMAX, WNLL, accuracies, accuracy, first, objective, within
+from networks import CROSS_ENTROPY, augmentation, resnet, small_cnn, vgg11
 from pictures import draw_images
-from tables import Paper, Run, Split
+from tables import Paper, Run, Split, in_percent
 from two_classes import TwoClasses
 
 import keras_robust as kr
@@ -27,8 +27,6 @@ PAPER = Paper(
     "and 500 template points. The worst case adds PGD-50 by two losses through each of four "
     "surrogates of WNLL, and Square.",
 )
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-SOFTMAX, WNLL = "softmax", "WNLL"
 # Queries and template points of an attacked batch.
 BATCH = 500
 
@@ -125,7 +123,7 @@ class Natural:
     @property
     def epochs(self) -> int:
         """Of both passes together."""
-        return self.run.pick({1000: 100, 2000: 60}.get(self.images, 16), 800)
+        return self.run.pick(100 if self.images == 1000 else 16, 800)
 
     @property
     def name(self) -> str:
@@ -157,12 +155,9 @@ class Natural:
         shape = x.shape[1:]
         if self.network == "Small-CNN":
             return small_cnn(shape, head)
-        # Shifted by up to 4 pixels and mirrored in training, as in He et al.
-        front = [L.RandomTranslation(0.125, 0.125, "constant", "nearest")]
-        front.append(L.RandomFlip("horizontal"))
         if self.network == "VGG-11":
-            return vgg11(shape, [head], self.run.pick(0.25, 1.0), front)
-        return resnet(int(self.network.split("-")[1]), shape, [head], front=front)
+            return vgg11(shape, [head], self.run.pick(0.25, 1.0), augmentation())
+        return resnet(int(self.network.split("-")[1]), shape, [head], front=augmentation())
 
     def fit(self, model: Any, callbacks: list[Any]) -> None:
         """Trains and keeps what the stages of an interrupted training have reached."""
@@ -565,8 +560,7 @@ def with_neighbors(model: keras.Model, num_neighbors: int, sigma_neighbor: int) 
 
 def published_attacks(setting: Attacked, output: str) -> dict[str, kr.attacks.Attack]:
     """The paper's attacks; on WNLL they take the gradient of the linear branch at WNLL's loss."""
-    objective = kr.attacks.WNLLSurrogate("straight_through") if output == WNLL else None
-    given: dict[str, Any] = {"objective": objective}
+    given: dict[str, Any] = {"objective": objective(output)}
     attacks: dict[str, kr.attacks.Attack] = {"FGSM": kr.attacks.FGSM(setting.epsilon, **given)}
     for number in setting.num_steps:
         attacks[f"IFGSM-{number}"] = kr.attacks.IFGSM(
@@ -580,28 +574,23 @@ def carlini(setting: Attacked, output: str) -> kr.attacks.Attack:
     return kr.attacks.CarliniWagnerL2(
         initial_const=10.0, binary_search_steps=1, num_steps=setting.carlini_steps,
         learning_rate=setting.carlini_rate,
-        objective=kr.attacks.WNLLSurrogate("linear") if output == WNLL else None,
+        objective=objective(output, "linear"),
     )  # fmt: skip
 
 
 def strongest_attacks(
-    epsilon: float, output: str, num_queries: int, num_samples: int = 1
+    epsilon: float, output: str, num_queries: int
 ) -> dict[str, kr.attacks.Attack]:
-    """PGD by two losses through every surrogate of a WNLL head, and Square.
-
-    `num_samples` is the number of draws that the gradients of a random network are averaged over.
-    """
-    pgd = functools.partial(kr.attacks.PGD, epsilon, num_steps=50, num_samples=num_samples)
-    found: dict[str, kr.attacks.Attack] = {}
-    for surrogate in ("straight_through", "linear", "exact", "soft_neighbors"):
-        objective = kr.attacks.WNLLSurrogate(surrogate) if output == WNLL else None
-        for loss in ("ce", "margin"):
-            name = f"PGD, {loss}" + (f", {surrogate}" if objective else "")
-            found[name] = pgd(loss=loss, objective=objective)
-        if objective is None:
-            break
-    square = kr.attacks.Square(epsilon, num_queries=num_queries, num_samples=num_samples)
-    return {**found, "Square": square}
+    """PGD by two losses, through every surrogate of a WNLL head, and Square."""
+    every = ("straight_through", "linear", "exact", "soft_neighbors")
+    attacks: dict[str, kr.attacks.Attack] = {
+        f"PGD, {loss}, {surrogate}": kr.attacks.PGD(
+            epsilon, num_steps=50, loss=loss, objective=objective(output, surrogate)
+        )
+        for surrogate in (every if output == WNLL else every[:1])
+        for loss in ("ce", "margin")
+    }
+    return {**attacks, "Square": kr.attacks.Square(epsilon, num_queries=num_queries)}
 
 
 def robust_accuracies(run: Run, robust: Robust, output: str) -> dict[str, float]:
@@ -650,10 +639,7 @@ def black_box(run: Run, dataset: str) -> None:
 
 
 def named(columns: str, **rows: tuple[float, ...]) -> dict[str, dict[str, float]]:
-    return {
-        row: {c: v / 100 for c, v in zip(columns.split(), values, strict=True)}
-        for row, values in rows.items()
-    }
+    return in_percent(columns.split(), rows)
 
 
 MNIST_COLUMNS = "FGSM IFGSM-40 IFGSM-100 C&W"
@@ -799,8 +785,8 @@ def by_surrogate(epsilon: float, output: str) -> dict[str, kr.attacks.Attack]:
     """PGD-20: the published attack first, for WNLL through each surrogate; Square last."""
 
     def pgd(loss: str, surrogate: str | None = None) -> kr.attacks.Attack:
-        objective = kr.attacks.WNLLSurrogate(surrogate) if surrogate else None
-        return kr.attacks.PGD(epsilon, num_steps=20, loss=loss, objective=objective)
+        through = objective(output, surrogate) if surrogate else None
+        return kr.attacks.PGD(epsilon, num_steps=20, loss=loss, objective=through)
 
     square = {"Square": kr.attacks.Square(epsilon, num_queries=500)}
     if output == SOFTMAX:

@@ -3,10 +3,17 @@
 from typing import Any
 
 import numpy as np
+from data import Split
 
 import keras_robust as kr
 
-Split = tuple[np.ndarray, np.ndarray]
+# Outputs of a network.
+SOFTMAX, WNLL = "softmax", "WNLL"
+
+
+def objective(output: str, surrogate: str = "straight_through") -> Any:
+    """The objective of attacks on an output: for WNLL a surrogate, by default the published one."""
+    return kr.attacks.WNLLSurrogate(surrogate) if output == WNLL else None
 
 
 def first(split: Split, count: int) -> Split:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 from judging import accuracies, accuracy, first
-from networks import latent_layers, vgg16
+from networks import CROSS_ENTROPY, latent_layers, vgg16
 from tables import Paper, Run, Split
 
 import keras_robust as kr
@@ -24,7 +24,6 @@ PAPER = Paper(
     "itself. Noise: Gaussian, by its standard deviation. Each fold is a seed. The paper has plots "
     "and no numbers.",
 )
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 TRAINED_AT = (0.0, 16 / 255, 32 / 255)
 TESTED_AT = (8 / 255, 16 / 255, 24 / 255, 32 / 255)
 NOISE = (16 / 255, 32 / 255, 64 / 255)

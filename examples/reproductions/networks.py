@@ -7,6 +7,13 @@ import keras
 
 L = keras.layers
 Shape = tuple[int, ...]
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def augmentation() -> list[Any]:
+    """Layers that shift images by up to 4 pixels and mirror them in training, as in He et al."""
+    shift = L.RandomTranslation(0.125, 0.125, "constant", "nearest")
+    return [shift, L.RandomFlip("horizontal")]
 
 
 def four_convolutions(shape: Shape, head: Sequence[Any], width: float = 1.0) -> keras.Model:
@@ -145,5 +152,5 @@ def vgg16(shape: Shape, width: float) -> keras.Model:
 
 
 def latent_layers(model: keras.Model) -> list[str]:
-    """What latent disparity compares: the batch norms after convolutions, and the dense layer."""
+    """Names of the layers that latent disparity compares: batch norms and the dense layer."""
     return [layer.name for layer in model.layers if layer.name.startswith(("block", "dense"))]

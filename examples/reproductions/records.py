@@ -11,6 +11,7 @@ import keras
 import keras_robust as kr
 from keras_robust import backend
 from keras_robust.evaluation import KFold
+from keras_robust.whole_file import write_whole
 
 
 class Records:
@@ -28,9 +29,8 @@ class Records:
         """Writes a record at once, into a file that is whole at any time."""
         self.found[name] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.found, indent=1) + "\n")
-        partial.replace(self.path)
+        text = json.dumps(self.found, indent=1) + "\n"
+        write_whole(self.path, lambda file: file.write(text.encode()))
 
 
 def made_by() -> dict[str, str]:
@@ -42,12 +42,6 @@ def made_by() -> dict[str, str]:
         "machine": backend.device(),
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
     }
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and half of the 95% interval by Student's t, in percent."""
-    center, half = center_and_half(values)
-    return f"{100 * center:.1f}%" + (f" +- {100 * half:.1f}" if len(values) > 1 else "")
 
 
 def center_and_half(values: Sequence[float]) -> tuple[float, float]:

@@ -5,16 +5,17 @@ import dataclasses
 import pathlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import data
 import keras
-import numpy as np
+from data import Split
 from records import Records, made_by
 
 SCALES = ("small", "paper")
-Split = tuple[np.ndarray, np.ndarray]
+# The row that is recorded once all others are.
+COMPLETE = "complete"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,22 @@ class Table:
         prefix = "" if keras.backend.backend() == "tensorflow" else "KERAS_BACKEND=jax "
         command = f"{prefix}python examples/reproductions run {self.paper}"
         return f"{command} '{self.name}' --scale {scale}"
+
+    def key(self, scale: str, row: str) -> str:
+        """The name of a row in the records."""
+        return f"{self.name}, {scale}, {row}"
+
+    def is_complete(self, records: dict[str, Any], scale: str) -> bool:
+        return self.key(scale, COMPLETE) in records
+
+    def rows(self, records: dict[str, Any], scale: str) -> list[dict[str, Any]]:
+        """The table's records at a scale, one for each row and seed."""
+        mine = (self.name, scale)
+        return [r for r in records.values() if (r.get("table"), r.get("scale")) == mine]
+
+    def picture(self, scale: str) -> str:
+        """The name of the file of its picture."""
+        return _slug(f"{self.paper} {self.name} {scale}") + ".png"
 
 
 class Paper:
@@ -85,6 +102,16 @@ class Paper:
         return register
 
 
+def in_percent(
+    columns: Sequence[str], rows: dict[str, tuple[float, ...]]
+) -> dict[str, dict[str, float]]:
+    """A paper's figures, printed in percent, as shares by row and column."""
+    return {
+        row: {column: value / 100 for column, value in zip(columns, values, strict=True)}
+        for row, values in rows.items()
+    }
+
+
 class TimeIsUpError(Exception):
     """Raised before a stage that would begin after the end of the time that was given."""
 
@@ -117,27 +144,26 @@ class Run:
     def __call__(self) -> None:
         """Measures what is missing, and records that the table is complete."""
         self.table.compute(self)
-        self.records.add(self._key("complete"), {"command": self.table.command(self.scale)})
+        self.records.add(
+            self.table.key(self.scale, COMPLETE), {"command": self.table.command(self.scale)}
+        )
 
     @property
     def is_complete(self) -> bool:
-        return self._key("complete") in self.records.found
+        return self.table.is_complete(self.records.found, self.scale)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """What has been recorded of the table at this scale."""
-        mine = (self.table.name, self.scale)
-        found = self.records.found.values()
-        return [record for record in found if (record.get("table"), record.get("scale")) == mine]
+        """The table's records at this scale."""
+        return self.table.rows(self.records.found, self.scale)
 
     def pick(self, small: Any, paper: Any) -> Any:
         """The setting of this scale."""
         return small if self.scale == "small" else paper
 
     def picture(self) -> pathlib.Path:
-        """Where a picture of the table goes, beside the records."""
-        name = _slug(f"{self.table.paper} {self.table.name} {self.scale}")
-        return self.records.path.parent / f"{name}.png"
+        """The file of the table's picture, beside the records."""
+        return self.records.path.parent / self.table.picture(self.scale)
 
     def data(self, name: str, num_train: int | None = None) -> tuple[Split, Split]:
         """Training and test images in [0, 1], with labels; the first `num_train` of the former."""
@@ -151,7 +177,7 @@ class Run:
 
         `settings`, such as the numbers of images and epochs, are recorded beside them.
         """
-        key = self._key(f"{row}, seed {seed}")
+        key = self.table.key(self.scale, f"{row}, seed {seed}")
         if key not in self.records.found:
             self._check_time()
             start = time.perf_counter()
@@ -213,9 +239,6 @@ class Run:
         # Keras writes "NA" where there are no validation data.
         names = [key for key, value in rows[0].items() if key != "epoch" and value != "NA"]
         return {name: [float(row[name]) for row in rows] for name in names}
-
-    def _key(self, row: str) -> str:
-        return f"{self.table.name}, {self.scale}, {row}"
 
     def _check_time(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:

@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from judging import correct
-from networks import resnet
+from judging import WNLL, correct, objective
+from networks import CROSS_ENTROPY, resnet
 from tables import Run, Split
 
 import keras_robust as kr
@@ -14,8 +14,6 @@ from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.model.classifier import Classifier
 
 L = keras.layers
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-SOFTMAX, WNLL = "softmax", "WNLL"
 
 
 @dataclasses.dataclass
@@ -93,8 +91,7 @@ class TwoClasses:
         train, (x, y) = self.data()
         if part in ("train", "test"):
             return train if part == "train" else (x, y)
-        objective = kr.attacks.WNLLSurrogate("straight_through") if self.output == WNLL else None
-        attack = kr.attacks.FGSM(epsilon, objective=objective)
+        attack = kr.attacks.FGSM(epsilon, objective=objective(self.output))
         x = perturbed_images(Classifier.of(self.trained()), x, y, attack, len(x), 0)
         if part == "attacked, TVM":
             x = keras.ops.convert_to_numpy(kr.layers.TotalVariation(seed=0)(x))

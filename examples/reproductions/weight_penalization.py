@@ -6,8 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 from judging import accuracies, first, strongest, within
-from networks import four_convolutions, resnet
-from tables import Paper, Run, Split
+from networks import CROSS_ENTROPY, augmentation, four_convolutions, resnet
+from tables import Paper, Run, Split, in_percent
 
 import keras_robust as kr
 
@@ -19,7 +19,6 @@ PAPER = Paper(
     "CIFAR-10. MTA is an attack on each other class in turn. The worst case is over all attacks in "
     "L-infinity but MTA, which is run on fewer images.",
 )
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ADVERSARIAL, MMC, ANGULAR = "adversarial training", "MMC", "tanh + angular"
 BOTH = f"{ANGULAR}, {ADVERSARIAL}"
 
@@ -77,7 +76,7 @@ class Network:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is recorded beside its figures."""
+        """The settings that are recorded beside its figures."""
         found = {"dataset": self.dataset, "images": self.images or "all", "epochs": self.epochs}
         return {**found, "width": self.width}
 
@@ -166,10 +165,8 @@ def compare(run: Run, networks: dict[str, Network]) -> None:
 
 def published(columns: str, *rows: tuple[float, ...]) -> dict[str, dict[str, float]]:
     """Accuracies of the three defences, in percent, by row and column."""
-    return {
-        method: {c: v / 100 for c, v in zip(columns.split(), row, strict=True)}
-        for method, row in zip((ADVERSARIAL, MMC, ANGULAR), rows, strict=True)
-    }
+    methods = (ADVERSARIAL, MMC, ANGULAR)
+    return in_percent(columns.split(), dict(zip(methods, rows, strict=True)))
 
 
 @PAPER.table(
@@ -326,8 +323,7 @@ def wide_resnet(run: Run, dataset: str, num_classes: int) -> keras.Model:
             [
                 keras.Input((32, 32, 3)),
                 L.Normalization(mean=train[0].mean(axes), variance=train[0].var(axes)),
-                L.RandomTranslation(0.125, 0.125, "constant", "nearest"),
-                L.RandomFlip("horizontal"),
+                *augmentation(),
                 resnet(34, (32, 32, 3), last, width=160, pre_activated=True),
             ]
         )

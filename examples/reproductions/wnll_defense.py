@@ -7,19 +7,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from graph_interpolation import (
-    BATCH,
-    SOFTMAX,
-    WNLL,
-    Natural,
-    Robust,
-    sgd,
-    strongest_attacks,
-)
-from judging import accuracies, accuracy, first
-from networks import resnet
+from graph_interpolation import BATCH, Natural, Robust, sgd, strongest_attacks
+from judging import SOFTMAX, WNLL, accuracies, accuracy, first, objective
+from networks import CROSS_ENTROPY, augmentation, resnet
 from pictures import draw_images
-from tables import Paper, Run, Split
+from tables import Paper, Run, Split, in_percent
 from two_classes import TwoClasses
 
 import keras_robust as kr
@@ -35,7 +27,6 @@ PAPER = Paper(
     "losses, whose gradients pass TVM as the identity (BPDA) and are averaged over its draws "
     "(EOT). Without TVM it is that of PGD-50 through each surrogate of WNLL, and Square.",
 )
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ORIGINAL, TVM, ALL = "original", "TVM", "original + TVM"
 SETS, OUTPUTS = (ORIGINAL, TVM, ALL), (SOFTMAX, WNLL)
 EPSILONS = (0.02, 0.04, 0.06, 0.08, 0.1)
@@ -97,9 +88,7 @@ class Defended:
             head = kr.layers.WNLLHead(
                 10, units=64, template_size=BATCH, gradient="straight_through"
             )
-        front = [L.RandomTranslation(0.125, 0.125, "constant", "nearest")]
-        front.append(L.RandomFlip("horizontal"))
-        return resnet(self.depth, (32, 32, 3), [head], front=front)
+        return resnet(self.depth, (32, 32, 3), [head], front=augmentation())
 
     def fit(self, model: Any, callbacks: list[Any]) -> None:
         (x, y), _ = self.run.data("cifar10_jpeg", self.images)
@@ -122,14 +111,13 @@ class Defended:
 
     def attack(self, name: str, epsilon: float) -> kr.attacks.Attack:
         """The paper's attack; on WNLL it takes the linear branch's gradient at WNLL's loss."""
-        objective = kr.attacks.WNLLSurrogate("straight_through") if self.output == WNLL else None
         if name == "FGSM":
-            return kr.attacks.FGSM(epsilon, objective=objective)
+            return kr.attacks.FGSM(epsilon, objective=objective(self.output))
         if name == "IFGSM":
-            return kr.attacks.IFGSM(epsilon, num_steps=10, objective=objective)
+            return kr.attacks.IFGSM(epsilon, num_steps=10, objective=objective(self.output))
         return kr.attacks.CarliniWagnerL2(
             initial_const=10.0, binary_search_steps=1, num_steps=10, learning_rate=0.01,
-            objective=kr.attacks.WNLLSurrogate("linear") if self.output == WNLL else None,
+            objective=objective(self.output, "linear"),
         )  # fmt: skip
 
     @functools.cache  # noqa: B019
@@ -147,11 +135,10 @@ class Defended:
         model = keras.Sequential(
             [keras.Input((32, 32, 3)), kr.layers.TotalVariation(seed=0), self.trained()]
         )
-        objective = kr.attacks.WNLLSurrogate("straight_through") if self.output == WNLL else None
         attacks = {
             loss: kr.attacks.PGD(
                 epsilon, num_steps=self.run.pick(10, 50), num_samples=self.run.pick(4, 10),
-                loss=loss, objective=objective,
+                loss=loss, objective=objective(self.output),
             )
             for loss in ("ce", "margin")
         }  # fmt: skip
@@ -161,13 +148,6 @@ class Defended:
         """Accuracy without TVM, in the worst case of every surrogate and Square."""
         attacks = strongest_attacks(epsilon, self.output, self.run.pick(300, 5000))
         return accuracies(self.trained(), self.test(), attacks, BATCH)["worst case"]
-
-
-def in_percent(columns: tuple[str, ...], rows: dict[str, tuple[float, ...]]) -> dict[str, Any]:
-    return {
-        name: {c: v / 100 for c, v in zip(columns, values, strict=True)}
-        for name, values in rows.items()
-    }
 
 
 RADII = ("0", *(f"{epsilon:g}" for epsilon in EPSILONS))
@@ -439,13 +419,12 @@ def figure_6(run: Run) -> None:
         def curves(output: str = output) -> dict[str, Any]:
             model = robust.trained(output)
             some = first(run.data("cifar10_jpeg")[1], run.pick(BATCH, 2000))
-            objective = kr.attacks.WNLLSurrogate("straight_through") if output == WNLL else None
 
             def under(num_steps: int, grey_levels: int) -> float:
                 if grey_levels == 0:
                     return accuracy(model, some, BATCH)
                 attack = kr.attacks.IFGSM(
-                    grey_levels / 255, num_steps=num_steps, objective=objective
+                    grey_levels / 255, num_steps=num_steps, objective=objective(output)
                 )
                 return accuracies(model, some, {"IFGSM": attack}, BATCH)["IFGSM"]
 
