@@ -50,29 +50,39 @@ def euclidean_norm(delta: Any) -> Any:
 
 def absolute_norm(delta: Any) -> Any:
     """L1 norm per example."""
-    return ops.sum(ops.reshape(ops.abs(delta), (ops.shape(delta)[0], -1)), axis=1)
+    return _sum(ops.abs(delta))
 
 
-def bisected(holds: Callable[[Any], Any], high: Any) -> tuple[Any, Any]:
-    """Two neighbouring thresholds per example: `holds` at the first, or it is 0; not at the second.
+def _sum(values: Any) -> Any:
+    return ops.sum(ops.reshape(values, (ops.shape(values)[0], -1)), axis=1)
+
+
+def bisected(surplus: Callable[[Any], Any], high: Any, enough: float = 0.0) -> tuple[Any, Any]:
+    """Two neighbouring thresholds per example: `surplus >= 0` at the first, `< 0` at the second.
 
     On both backends it is several times as fast as sorting, even if it sums over all values in
     each step, and exact but for rounding where its result is interpolated.
 
     Args:
-        holds: function of thresholds, shape `(batch_size,)`, to bools. Where it holds, it holds
-            for all smaller thresholds too.
-        high: tensor, shape `(batch_size,)`, where it no longer holds.
+        surplus: function of thresholds, shape `(batch_size,)`, that falls with them. Where it is
+            negative even at 0, the first threshold is 0.
+        high: tensor, shape `(batch_size,)`, above which it is negative.
+        enough: ends before, once `surplus` is smaller than this at each example's first threshold.
     """
-
-    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
-        low, high = ends
-        middle = (low + high) / 2
-        is_low = holds(middle)
-        return ops.where(is_low, middle, low), ops.where(is_low, high, middle)
-
     num_halvings = _NUM_HALVINGS[working_dtype(high.dtype)]
-    low, high = ops.fori_loop(0, num_halvings, halve, (ops.zeros_like(high), high))
+
+    def halve(number: Any, low: Any, high: Any, left: Any) -> tuple[Any, ...]:
+        middle = (low + high) / 2
+        value = surplus(middle)
+        is_low = value >= 0
+        low, high = ops.where(is_low, middle, low), ops.where(is_low, high, middle)
+        return number + 1, low, high, ops.where(is_low, value, left)
+
+    def is_open(number: Any, low: Any, high: Any, left: Any) -> Any:
+        return ops.logical_and(number < num_halvings, ops.any(left >= enough))
+
+    low = ops.zeros_like(high)
+    _, low, high, _ = ops.while_loop(is_open, halve, (0, low, high, low + float("inf")))
     return low, high
 
 
@@ -109,18 +119,22 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = 
         return ops.sign(gradient)
     if norm == "l1":
         size = ops.abs(gradient)
-        counted = ops.where(movable, ops.ones_like(size), ops.zeros_like(size))
+        counted = ops.where(movable, size, -ops.ones_like(size))
         count = ops.cast(count, size.dtype)
 
-        def number(least: Any) -> Any:
-            chosen = ops.cast(size >= per_example(least, size), size.dtype)
-            return absolute_norm(chosen * counted)
+        def surplus(least: Any) -> Any:
+            return _sum(ops.cast(counted >= per_example(least, size), size.dtype)) - count
 
-        least, _ = bisected(lambda least: number(least) >= count, maximum_norm(gradient))
+        largest = maximum_norm(gradient)
+        # The `count` largest, rounded up, are found once fewer than one are too many.
+        least, _ = bisected(surplus, largest, enough=1.0)
+        chosen = ops.where(counted >= per_example(least, size), counted, per_example(largest, size))
+        least = ops.min(ops.reshape(chosen, (ops.shape(size)[0], -1)), axis=1)
         signs = ops.sign(gradient)
         # What is NaN is no smaller than anything, and stays.
         signs = ops.where(size < per_example(least, size), ops.zeros_like(signs), signs)
-        return signs / per_example(ops.maximum(absolute_norm(signs * counted), 1.0), signs)
+        can_move = ops.cast(counted >= 0, signs.dtype)
+        return signs / per_example(ops.maximum(absolute_norm(signs * can_move), 1.0), signs)
     length = euclidean_norm(gradient)
     safe = ops.where(length > 0, length, ops.ones_like(length))
     return gradient / per_example(safe, gradient)
@@ -200,7 +214,7 @@ def _threshold(size: Any, room: Any, shrunk: Callable[[Any], Any], epsilon: Any)
     precision, rounding = _PRECISION[dtype], _ROUNDING[dtype]
 
     def excess(threshold: Any) -> Any:
-        return absolute_norm(shrunk(threshold)) - epsilon
+        return _sum(shrunk(threshold)) - epsilon
 
     def is_open(step: Any, ends: Any, values: Any) -> Any:
         # False for NaN.
@@ -212,7 +226,7 @@ def _threshold(size: Any, room: Any, shrunk: Callable[[Any], Any], epsilon: Any)
         (low, high), (above, below) = ends, values
         left = size - per_example(low, size)
         falling = ops.cast(ops.logical_and(left > 0, left < room), size.dtype)
-        newton = low + above / ops.maximum(absolute_norm(falling), 1.0)
+        newton = low + above / ops.maximum(_sum(falling), 1.0)
         secant = low + (high - low) * above / ops.maximum(above - below, _SMALLEST)
         new = ops.where(newton < high, newton, secant)
         new = ops.where(step % 3 == 2, (low + high) / 2, new)

@@ -77,7 +77,7 @@ def _filled(size: Any, room: Any, target: Any) -> Any:
     def gain(above: Any) -> Any:
         return absolute_norm(ops.where(size > per_example(above, size), gains, zeros))
 
-    low, high = bisected(lambda above: gain(above) >= target, maximum_norm(size))
+    low, high = bisected(lambda above: gain(above) - target, maximum_norm(size))
     first, rest = gain(high), gain(low) - gain(high)
     share = (target - first) / ops.where(rest > 0, rest, ops.ones_like(rest))
     share = per_example(ops.clip(share, 0.0, 1.0), size)
