@@ -14,10 +14,7 @@ import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
 
 FOLDER = pathlib.Path(__file__).parent.parent / "examples" / "reproductions"
-MODULES = (
-    "data", "deep_defense", "graph_interpolation", "judging", "latent_disparity", "networks",
-    "papers", "pictures", "records", "tables", "two_classes", "weight_penalization", "wnll_defense",
-)  # fmt: skip
+MODULES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 
 
 @pytest.fixture

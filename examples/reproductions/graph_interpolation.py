@@ -1,18 +1,26 @@
 """The WNLL head: graph interpolation in place of softmax, and how robust it is."""
 
-import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-from judging import SOFTMAX, WNLL, accuracies, accuracy, first, objective, within
-from networks import CROSS_ENTROPY, augmentation, resnet, small_cnn, vgg11
+from end_to_end import METHODS, NUM_IMAGES, end_to_end
+from judging import SOFTMAX, WNLL, accuracies, accuracy, first, within
+from networks import CROSS_ENTROPY
 from pictures import draw_images
 from tables import Paper, Run, Split, in_percent
 from two_classes import TwoClasses
+from wnll_attacks import (
+    ATTACKED,
+    BATCH,
+    by_surrogate,
+    carlini,
+    published_attacks,
+    strongest_attacks,
+)
+from wnll_networks import ADVERSARIAL, NATURAL, Natural, Robust, strided
 
 import keras_robust as kr
 from keras_robust.metrics.perturbed import perturbed_images
@@ -27,9 +35,6 @@ PAPER = Paper(
     "and 500 template points. The worst case adds PGD-50 by two losses through each of four "
     "surrogates of WNLL, and Square.",
 )
-# Queries and template points of an attacked batch.
-BATCH = 500
-
 
 # ---- Raw pixels -------------------------------------------------------------------------------
 
@@ -96,104 +101,6 @@ def neighbor_distances(features: np.ndarray, num_neighbors: int) -> np.ndarray:
 
 
 # ---- Accuracy from few images -----------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Natural:
-    """A network trained on clean images from CIFAR-10, with either output.
-
-    Args:
-        run: `Run`.
-        network: "ResNet-20", "VGG-11", ...
-        output: SOFTMAX or WNLL.
-        images: number of training images.
-        seed: of the training.
-        labeled: how many of the images are labeled. Defaults to `None`: all.
-        dataset: name of the data set.
-    """
-
-    run: Run
-    network: str
-    output: str
-    images: int
-    seed: int = 0
-    labeled: int | None = None
-    dataset: str = "cifar10_jpeg"
-
-    @property
-    def epochs(self) -> int:
-        """Of both passes together."""
-        return self.run.pick(100 if self.images == 1000 else 16, 800)
-
-    @property
-    def name(self) -> str:
-        labels = f", {self.labeled} labeled" if self.labeled else ""
-        size = f"{self.images} images{labels}, {self.epochs} epochs"
-        return f"{self.dataset}, {self.network}, {self.output}, {size}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        found = {"dataset": self.dataset, "images": self.images, "epochs": self.epochs}
-        return {**found, **({"labeled": self.labeled} if self.labeled else {})}
-
-    def trained(self) -> keras.Model:
-        return self.run.network(self.name, self.build, self.fit, self.seed)
-
-    def log(self) -> dict[str, list[float]]:
-        self.trained()
-        return self.run.training_log(self.name, self.seed)
-
-    def build(self) -> keras.Model:
-        (x, _), _ = self.run.data(self.dataset)
-        head: Any = L.Dense(10)
-        if self.output == WNLL:
-            labeled = self.labeled or self.images
-            head = kr.layers.WNLLHead(
-                10, units=64, template_size=min(labeled // 3, 1000), gradient="straight_through",
-                unlabeled_size=min(1000, self.images - labeled),
-            )  # fmt: skip
-        shape = x.shape[1:]
-        if self.network == "Small-CNN":
-            return small_cnn(shape, head)
-        if self.network == "VGG-11":
-            return vgg11(shape, [head], self.run.pick(0.25, 1.0), augmentation())
-        return resnet(int(self.network.split("-")[1]), shape, [head], front=augmentation())
-
-    def fit(self, model: Any, callbacks: list[Any]) -> None:
-        """Trains and keeps what the stages of an interrupted training have reached."""
-        self.train(model, callbacks, self.run.cache / f"{self.name}, seed {self.seed}")
-
-    def train(
-        self, model: Any, callbacks: Sequence[Any] = (), directory: pathlib.Path | None = None
-    ) -> None:
-        (x, y), test = self.run.data(self.dataset, self.images)
-        if self.labeled:
-            y = np.where(np.arange(len(y)) < self.labeled, y, -1)
-        watched = first(test, 1000)
-        if self.output == SOFTMAX:
-            steps = -(-len(x) // 128) * self.epochs
-            model.compile(sgd(0.05, steps), CROSS_ENTROPY, metrics=["accuracy"])
-            model.fit(
-                x, y, batch_size=128, epochs=self.epochs, verbose=2, validation_data=watched,
-                callbacks=callbacks,
-            )  # fmt: skip
-            return
-        half = self.epochs // 2
-        kr.training.fit_wnll(
-            model, x, y, linear_epochs=half, wnll_epochs=5, verbose=2, validation_data=watched,
-            linear_optimizer=lambda number, steps: sgd(0.01 if number else 0.05, half * steps),
-            callbacks=[c for c in callbacks if isinstance(c, keras.callbacks.CSVLogger)],
-            directory=directory,
-        )  # fmt: skip
-
-
-def sgd(rate: float, steps: int) -> keras.optimizers.Optimizer:
-    """The papers' optimizer; the rate is halved eight times in its course, as in theirs."""
-    schedule = keras.optimizers.schedules.ExponentialDecay(
-        rate, max(1, steps // 8), 0.5, staircase=True
-    )
-    return keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
 
 PUBLISHED_ERRORS = {
     # Network: softmax, WNLL from 10,000 images; the same from 1,000.
@@ -276,83 +183,6 @@ def table_11(run: Run) -> None:
 
 # ---- End to end: what the papers could not do ---------------------------------------------------
 
-END_TO_END_IMAGES, END_TO_END_BATCH = 1000, 334
-END_TO_END_METHODS = (
-    "softmax, a third of the epochs",
-    "softmax",
-    "WNLL on softmax features",
-    "alternating",
-    "end to end",
-    "end to end + linear",
-    "end to end, buffer block",
-)
-
-
-def two_convolutions(shape: tuple[int, ...], head: Any) -> keras.Model:
-    layers = [L.Conv2D(32, 3, activation="relu"), L.MaxPooling2D()]
-    layers += [L.Conv2D(64, 3, activation="relu"), L.MaxPooling2D(), L.Flatten()]
-    return keras.Sequential([keras.Input(shape), *layers, head])
-
-
-def adam(num_steps: int) -> keras.optimizers.Adam:
-    """Adam, whose rate falls to 0 by a cosine: the same for softmax and end to end."""
-    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, num_steps))
-
-
-def end_to_end(
-    method: str,
-    train: Split,
-    epochs: int,
-    seed: int,
-    attack: kr.attacks.Attack | None = None,
-    linear_weight: float = 1.0,
-) -> keras.Model:
-    """Trains a network of two convolutions by one of the methods, on as many images each.
-
-    `attack` makes "softmax" and "end to end" adversarial training; `linear_weight` is the weight of
-    the linear branch's loss in "end to end + linear".
-    """
-    keras.utils.set_random_seed(seed)
-    shape, size = train[0].shape[1:], len(train[0])
-
-    def num_steps(batch_size: int) -> int:
-        return -(-size // batch_size) * epochs
-
-    def head(size: int, **options: Any) -> kr.layers.WNLLHead:
-        return kr.layers.WNLLHead(10, template_size=size, **options)
-
-    if method.startswith("softmax"):
-        model = two_convolutions(shape, L.Dense(10))
-        part = epochs // 3 if "third" in method else epochs
-        wrapped, loss = model, CROSS_ENTROPY
-        if attack is not None:
-            wrapped, loss = kr.RobustModel(model), kr.losses.AdversarialTraining(attack)
-        wrapped.compile(adam(num_steps(100) * part // epochs), loss)
-        wrapped.fit(*train, batch_size=100, epochs=part, verbose=0)
-    elif method == "WNLL on softmax features":
-        model = two_convolutions(shape, head(size))
-        model.compile(adam(num_steps(100)), CROSS_ENTROPY)
-        model.fit(*train, batch_size=100, epochs=epochs, verbose=0)
-        kr.training.adapt_template(model, *train)
-    elif method == "alternating":
-        options = {"units": 200, "gradient": "straight_through"}
-        model = two_convolutions(shape, head(size // 2, **options))
-        kr.training.fit_wnll(
-            model, *train, linear_epochs=epochs // 2 - 5, wnll_epochs=5, linear_batch_size=100,
-            linear_optimizer=lambda number, steps: keras.optimizers.Adam(5e-4 if number else 1e-3),
-            verbose=0, seed=seed,
-        )  # fmt: skip
-    else:
-        units = 200 if method.endswith("block") else None
-        model = two_convolutions(shape, head(size, units=units))
-        weight = linear_weight if method.endswith("linear") else 0.0
-        loss = kr.losses.GraphInterpolation(linear_weight=weight, attack=attack)
-        robust = kr.RobustModel(model)
-        robust.compile(optimizer=adam(num_steps(END_TO_END_BATCH)), loss=loss)
-        robust.fit(*train, batch_size=END_TO_END_BATCH, epochs=epochs, verbose=0)
-        kr.training.adapt_template(model, *train)
-    return model
-
 
 @PAPER.table(
     "End to end",
@@ -364,9 +194,9 @@ def end_to_end(
 def table_end_to_end(run: Run) -> None:
     epochs = 180
     for dataset in ("mnist", "cifar10_jpeg"):
-        train, test = run.data(dataset, END_TO_END_IMAGES)
+        train, test = run.data(dataset, NUM_IMAGES)
         for seed in range(3):
-            for method in END_TO_END_METHODS:
+            for method in METHODS:
 
                 def found(
                     method: str = method, train: Split = train, test: Split = test, seed: int = seed
@@ -375,7 +205,7 @@ def table_end_to_end(run: Run) -> None:
 
                 run.measure(
                     f"{dataset}, {method}", found, seed, dataset=dataset,
-                    images=END_TO_END_IMAGES, epochs=epochs, tested=len(test[0]),
+                    images=NUM_IMAGES, epochs=epochs, tested=len(test[0]),
                 )  # fmt: skip
 
 
@@ -387,7 +217,7 @@ def table_end_to_end(run: Run) -> None:
 )
 def table_end_to_end_adversarial(run: Run) -> None:
     epsilon, epochs = 0.1, 40
-    train, test = run.data("mnist", END_TO_END_IMAGES)
+    train, test = run.data("mnist", NUM_IMAGES)
     long = {"num_steps": 100, "num_restarts": 2}
     attacks = {
         "PGD": kr.attacks.PGD(epsilon, **long),
@@ -404,7 +234,7 @@ def table_end_to_end_adversarial(run: Run) -> None:
                 return {"accuracy": accuracy(model, test), "worst case": worst}
 
             run.measure(
-                method, found, seed, dataset="mnist", images=END_TO_END_IMAGES, epochs=epochs,
+                method, found, seed, dataset="mnist", images=NUM_IMAGES, epochs=epochs,
                 tested=len(test[0]), attacked=BATCH,
             )  # fmt: skip
 
@@ -416,7 +246,7 @@ def table_end_to_end_adversarial(run: Run) -> None:
     paper=60,
 )
 def table_linear_loss(run: Run) -> None:
-    train, test = run.data("mnist", END_TO_END_IMAGES)
+    train, test = run.data("mnist", NUM_IMAGES)
     for seed in range(3):
         for weight, epochs in ((0.01, 180), (0.1, 180), (1.0, 180), (1.0, 720)):
 
@@ -430,167 +260,11 @@ def table_linear_loss(run: Run) -> None:
 
             run.measure(
                 f"weight {weight:g}, {epochs} epochs", found, seed, dataset="mnist",
-                images=END_TO_END_IMAGES, epochs=epochs, tested=len(test[0]),
+                images=NUM_IMAGES, epochs=epochs, tested=len(test[0]),
             )  # fmt: skip
 
 
 # ---- Robustness -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Attacked:
-    """How the paper trains by PGD and attacks on a data set."""
-
-    network: str
-    epsilon: float
-    training_step: float
-    training_steps: int
-    step: float
-    num_steps: tuple[int, int]
-    carlini_steps: int
-    carlini_rate: float
-
-
-ATTACKED = {
-    "mnist": Attacked("Small-CNN", 0.3, 0.01, 40, 0.01, (40, 100), 100, 0.003),
-    "cifar10_jpeg": Attacked("ResNet-20", 8 / 255, 2 / 255, 10, 1 / 255, (20, 100), 50, 0.006),
-}
-
-
-@dataclasses.dataclass
-class Robust:
-    """A network trained by PGD, with a WNLL head whose linear branch is the softmax network.
-
-    Args:
-        run: `Run`.
-        dataset: "mnist" or "cifar10_jpeg".
-        neighbors: (m, n) of the head.
-    """
-
-    run: Run
-    dataset: str
-    neighbors: tuple[int, int] = (30, 15)
-
-    @property
-    def setting(self) -> Attacked:
-        return ATTACKED[self.dataset]
-
-    @property
-    def images(self) -> int | None:
-        return self.run.pick(10_000 if self.dataset == "cifar10_jpeg" else 20_000, None)
-
-    @property
-    def epochs(self) -> int:
-        return self.run.pick(8, 100 if self.dataset == "mnist" else 120)
-
-    @property
-    def name(self) -> str:
-        size = f"{self.images or 'all'} images, {self.epochs} epochs"
-        return f"{self.dataset}, {self.setting.network}, PGD, {size}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        found = {"dataset": self.dataset, "images": self.images or "all", "epochs": self.epochs}
-        return {**found, "neighbors": list(self.neighbors)}
-
-    def trained(self, output: str) -> keras.Model:
-        """The network, with the output by softmax or by WNLL on a template of training images."""
-        model = self.run.network(self.name, self.build, self.fit)
-        head = model.layers[-1]
-        if output == SOFTMAX:
-            head.phase = "linear"
-        elif self.neighbors != (head.num_neighbors, head.sigma_neighbor):
-            model = with_neighbors(model, *self.neighbors)
-            train, _ = self.run.data(self.dataset, self.images)
-            kr.training.adapt_template(model, *train)
-        return model
-
-    def build(self) -> keras.Model:
-        (x, _), _ = self.run.data(self.dataset)
-        head = kr.layers.WNLLHead(10, units=64, template_size=BATCH)
-        if self.setting.network == "Small-CNN":
-            return small_cnn(x.shape[1:], head, self.run.pick(0.5, 1.0))
-        return resnet(20, x.shape[1:], [head], width=self.run.pick(8, 16))
-
-    def fit(self, model: Any, callbacks: list[Any]) -> None:
-        train, _ = self.run.data(self.dataset, self.images)
-        setting, steps = self.setting, -(-len(train[0]) // 128)
-        options = {"num_steps": 7}
-        if self.run.scale == "paper":
-            options = {"num_steps": setting.training_steps, "step_size": setting.training_step}
-        # The radius grows in the first half: at MNIST's 0.3 from the start nothing is learnt.
-        radius = keras.optimizers.schedules.PolynomialDecay(
-            0.0, max(1, self.epochs * steps // 2), setting.epsilon
-        )
-        if self.run.scale == "paper":
-            marks = {"mnist": (50,), "cifar10_jpeg": (80, 100, 110)}[self.dataset]
-            rates = [0.1 / 10**number for number in range(len(marks) + 1)]
-            schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
-                [mark * steps for mark in marks], rates
-            )
-            optimizer: Any = keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=2e-4)
-        else:
-            schedule = keras.optimizers.schedules.CosineDecay(2e-3, self.epochs * steps)
-            optimizer = keras.optimizers.Adam(schedule)
-        loss = kr.losses.AdversarialTraining(kr.attacks.PGD(radius, **options))
-        robust = kr.RobustModel(model)
-        robust.compile(optimizer, loss, metrics=["accuracy"])
-        robust.fit(*train, batch_size=128, epochs=self.epochs, verbose=2, callbacks=callbacks)
-        kr.training.adapt_template(model, *train)
-
-
-def with_neighbors(model: keras.Model, num_neighbors: int, sigma_neighbor: int) -> keras.Model:
-    """A copy of the network whose head interpolates from so many neighbours."""
-
-    def clone(layer: Any) -> Any:
-        config = layer.get_config()
-        if isinstance(layer, kr.layers.WNLLHead):
-            config |= {"num_neighbors": num_neighbors, "sigma_neighbor": sigma_neighbor}
-        return type(layer).from_config(config)
-
-    copy = keras.models.clone_model(model, clone_function=clone)
-    for new, old in zip(copy.layers[:-1], model.layers[:-1], strict=True):
-        new.set_weights(old.get_weights())
-    for new, old in zip(
-        copy.layers[-1].trainable_weights, model.layers[-1].trainable_weights, strict=True
-    ):
-        new.assign(old)
-    return copy
-
-
-def published_attacks(setting: Attacked, output: str) -> dict[str, kr.attacks.Attack]:
-    """The paper's attacks; on WNLL they take the gradient of the linear branch at WNLL's loss."""
-    given: dict[str, Any] = {"objective": objective(output)}
-    attacks: dict[str, kr.attacks.Attack] = {"FGSM": kr.attacks.FGSM(setting.epsilon, **given)}
-    for number in setting.num_steps:
-        attacks[f"IFGSM-{number}"] = kr.attacks.IFGSM(
-            setting.epsilon, step_size=setting.step, num_steps=number, **given
-        )
-    return attacks
-
-
-def carlini(setting: Attacked, output: str) -> kr.attacks.Attack:
-    """The paper's: one constant, few steps; for WNLL on the logits of the linear branch."""
-    return kr.attacks.CarliniWagnerL2(
-        initial_const=10.0, binary_search_steps=1, num_steps=setting.carlini_steps,
-        learning_rate=setting.carlini_rate,
-        objective=objective(output, "linear"),
-    )  # fmt: skip
-
-
-def strongest_attacks(
-    epsilon: float, output: str, num_queries: int
-) -> dict[str, kr.attacks.Attack]:
-    """PGD by two losses, through every surrogate of a WNLL head, and Square."""
-    every = ("straight_through", "linear", "exact", "soft_neighbors")
-    attacks: dict[str, kr.attacks.Attack] = {
-        f"PGD, {loss}, {surrogate}": kr.attacks.PGD(
-            epsilon, num_steps=50, loss=loss, objective=objective(output, surrogate)
-        )
-        for surrogate in (every if output == WNLL else every[:1])
-        for loss in ("ce", "margin")
-    }
-    return {**attacks, "Square": kr.attacks.Square(epsilon, num_queries=num_queries)}
 
 
 def robust_accuracies(run: Run, robust: Robust, output: str) -> dict[str, float]:
@@ -726,9 +400,6 @@ def table_10(run: Run) -> None:
         )
 
 
-NATURAL, ADVERSARIAL = "trained on clean images", "trained by PGD at 0.3"
-
-
 @PAPER.table(
     "Surrogates",
     "WNLL on MNIST under the published attack and under each of ours, beside softmax",
@@ -754,51 +425,6 @@ def table_surrogates(run: Run) -> None:
                     f"{training}, {output}, epsilon {epsilon:g}", found, dataset="mnist",
                     images="all", epochs=3, tested=BATCH,
                 )  # fmt: skip
-
-
-def strided(run: Run, training: str, train: Split) -> keras.Model:
-    """A network of two strided convolutions with a WNLL head, trained by its linear branch."""
-
-    def build() -> keras.Model:
-        layers = [L.Conv2D(32, 3, strides=2, activation="relu")]
-        layers += [L.Conv2D(64, 3, strides=2, activation="relu"), L.Flatten()]
-        head = kr.layers.WNLLHead(10, units=200, template_size=BATCH)
-        return keras.Sequential([keras.Input((28, 28, 1)), *layers, head])
-
-    def fit(model: keras.Model, callbacks: list[Any]) -> None:
-        if training == NATURAL:
-            model.compile("adam", CROSS_ENTROPY)
-            model.fit(*train, batch_size=128, epochs=3, verbose=2, callbacks=callbacks)
-        else:
-            robust = kr.RobustModel(model)
-            # The radius grows from epoch to epoch: at 0.3 from the start nothing is learnt.
-            for epoch in range(3):
-                attack = kr.attacks.PGD(0.1 * (epoch + 1), num_steps=7)
-                robust.compile("adam", kr.losses.AdversarialTraining(attack))
-                robust.fit(*train, batch_size=128, verbose=2)
-        kr.training.adapt_template(model, *train)
-
-    return run.network(f"mnist, strided, {training}", build, fit)
-
-
-def by_surrogate(epsilon: float, output: str) -> dict[str, kr.attacks.Attack]:
-    """PGD-20: the published attack first, for WNLL through each surrogate; Square last."""
-
-    def pgd(loss: str, surrogate: str | None = None) -> kr.attacks.Attack:
-        through = objective(output, surrogate) if surrogate else None
-        return kr.attacks.PGD(epsilon, num_steps=20, loss=loss, objective=through)
-
-    square = {"Square": kr.attacks.Square(epsilon, num_queries=500)}
-    if output == SOFTMAX:
-        return {"PGD": pgd("ce"), "PGD, margin": pgd("margin"), **square}
-    return {
-        "straight-through (published)": pgd("ce", "straight_through"),
-        "linear branch transferred": pgd("ce", "linear"),
-        "exact, cross-entropy": pgd("ce", "exact"),
-        "exact, margin": pgd("margin", "exact"),
-        "soft neighbours": pgd("margin", "soft_neighbors"),
-        **square,
-    }
 
 
 # ---- Pictures ---------------------------------------------------------------------------------

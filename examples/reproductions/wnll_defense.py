@@ -7,12 +7,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from graph_interpolation import BATCH, Natural, Robust, sgd, strongest_attacks
 from judging import SOFTMAX, WNLL, accuracies, accuracy, first, objective
 from networks import CROSS_ENTROPY, augmentation, resnet
 from pictures import draw_images
 from tables import Paper, Run, Split, in_percent
 from two_classes import TwoClasses
+from wnll_attacks import BATCH, strongest_attacks
+from wnll_networks import Natural, Robust, sgd
 
 import keras_robust as kr
 from keras_robust.metrics.perturbed import perturbed_images

@@ -1,0 +1,241 @@
+"""Networks with a softmax or a WNLL output, trained on clean images or by PGD."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from judging import SOFTMAX, WNLL, first
+from networks import CROSS_ENTROPY, augmentation, resnet, small_cnn, vgg11
+from tables import Run, Split
+from wnll_attacks import ATTACKED, BATCH, Attacked
+
+import keras_robust as kr
+
+L = keras.layers
+NATURAL, ADVERSARIAL = "trained on clean images", "trained by PGD at 0.3"
+
+
+@dataclasses.dataclass
+class Natural:
+    """A network trained on clean images from CIFAR-10, with either output.
+
+    Args:
+        run: `Run`.
+        network: "ResNet-20", "VGG-11", ...
+        output: SOFTMAX or WNLL.
+        images: number of training images.
+        seed: of the training.
+        labeled: how many of the images are labeled. Defaults to `None`: all.
+        dataset: name of the data set.
+    """
+
+    run: Run
+    network: str
+    output: str
+    images: int
+    seed: int = 0
+    labeled: int | None = None
+    dataset: str = "cifar10_jpeg"
+
+    @property
+    def epochs(self) -> int:
+        """Of both passes together."""
+        return self.run.pick(100 if self.images == 1000 else 16, 800)
+
+    @property
+    def name(self) -> str:
+        labels = f", {self.labeled} labeled" if self.labeled else ""
+        size = f"{self.images} images{labels}, {self.epochs} epochs"
+        return f"{self.dataset}, {self.network}, {self.output}, {size}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found = {"dataset": self.dataset, "images": self.images, "epochs": self.epochs}
+        return {**found, **({"labeled": self.labeled} if self.labeled else {})}
+
+    def trained(self) -> keras.Model:
+        return self.run.network(self.name, self.build, self.fit, self.seed)
+
+    def log(self) -> dict[str, list[float]]:
+        self.trained()
+        return self.run.training_log(self.name, self.seed)
+
+    def build(self) -> keras.Model:
+        (x, _), _ = self.run.data(self.dataset)
+        head: Any = L.Dense(10)
+        if self.output == WNLL:
+            labeled = self.labeled or self.images
+            head = kr.layers.WNLLHead(
+                10, units=64, template_size=min(labeled // 3, 1000), gradient="straight_through",
+                unlabeled_size=min(1000, self.images - labeled),
+            )  # fmt: skip
+        shape = x.shape[1:]
+        if self.network == "Small-CNN":
+            return small_cnn(shape, head)
+        if self.network == "VGG-11":
+            return vgg11(shape, [head], self.run.pick(0.25, 1.0), augmentation())
+        return resnet(int(self.network.split("-")[1]), shape, [head], front=augmentation())
+
+    def fit(self, model: Any, callbacks: list[Any]) -> None:
+        """Trains and keeps what the stages of an interrupted training have reached."""
+        self.train(model, callbacks, self.run.cache / f"{self.name}, seed {self.seed}")
+
+    def train(
+        self, model: Any, callbacks: Sequence[Any] = (), directory: pathlib.Path | None = None
+    ) -> None:
+        (x, y), test = self.run.data(self.dataset, self.images)
+        if self.labeled:
+            y = np.where(np.arange(len(y)) < self.labeled, y, -1)
+        watched = first(test, 1000)
+        if self.output == SOFTMAX:
+            steps = -(-len(x) // 128) * self.epochs
+            model.compile(sgd(0.05, steps), CROSS_ENTROPY, metrics=["accuracy"])
+            model.fit(
+                x, y, batch_size=128, epochs=self.epochs, verbose=2, validation_data=watched,
+                callbacks=callbacks,
+            )  # fmt: skip
+            return
+        half = self.epochs // 2
+        kr.training.fit_wnll(
+            model, x, y, linear_epochs=half, wnll_epochs=5, verbose=2, validation_data=watched,
+            linear_optimizer=lambda number, steps: sgd(0.01 if number else 0.05, half * steps),
+            callbacks=[c for c in callbacks if isinstance(c, keras.callbacks.CSVLogger)],
+            directory=directory,
+        )  # fmt: skip
+
+
+def sgd(rate: float, steps: int) -> keras.optimizers.Optimizer:
+    """The papers' optimizer; the rate is halved eight times in its course, as in theirs."""
+    schedule = keras.optimizers.schedules.ExponentialDecay(
+        rate, max(1, steps // 8), 0.5, staircase=True
+    )
+    return keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+@dataclasses.dataclass
+class Robust:
+    """A network trained by PGD, with a WNLL head whose linear branch is the softmax network.
+
+    Args:
+        run: `Run`.
+        dataset: "mnist" or "cifar10_jpeg".
+        neighbors: (m, n) of the head.
+    """
+
+    run: Run
+    dataset: str
+    neighbors: tuple[int, int] = (30, 15)
+
+    @property
+    def setting(self) -> Attacked:
+        return ATTACKED[self.dataset]
+
+    @property
+    def images(self) -> int | None:
+        return self.run.pick(10_000 if self.dataset == "cifar10_jpeg" else 20_000, None)
+
+    @property
+    def epochs(self) -> int:
+        return self.run.pick(8, 100 if self.dataset == "mnist" else 120)
+
+    @property
+    def name(self) -> str:
+        size = f"{self.images or 'all'} images, {self.epochs} epochs"
+        return f"{self.dataset}, {self.setting.network}, PGD, {size}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found = {"dataset": self.dataset, "images": self.images or "all", "epochs": self.epochs}
+        return {**found, "neighbors": list(self.neighbors)}
+
+    def trained(self, output: str) -> keras.Model:
+        """The network, with the output by softmax or by WNLL on a template of training images."""
+        model = self.run.network(self.name, self.build, self.fit)
+        head = model.layers[-1]
+        if output == SOFTMAX:
+            head.phase = "linear"
+        elif self.neighbors != (head.num_neighbors, head.sigma_neighbor):
+            model = with_neighbors(model, *self.neighbors)
+            train, _ = self.run.data(self.dataset, self.images)
+            kr.training.adapt_template(model, *train)
+        return model
+
+    def build(self) -> keras.Model:
+        (x, _), _ = self.run.data(self.dataset)
+        head = kr.layers.WNLLHead(10, units=64, template_size=BATCH)
+        if self.setting.network == "Small-CNN":
+            return small_cnn(x.shape[1:], head, self.run.pick(0.5, 1.0))
+        return resnet(20, x.shape[1:], [head], width=self.run.pick(8, 16))
+
+    def fit(self, model: Any, callbacks: list[Any]) -> None:
+        train, _ = self.run.data(self.dataset, self.images)
+        setting, steps = self.setting, -(-len(train[0]) // 128)
+        options = {"num_steps": 7}
+        if self.run.scale == "paper":
+            options = {"num_steps": setting.training_steps, "step_size": setting.training_step}
+        # The radius grows in the first half: at MNIST's 0.3 from the start nothing is learnt.
+        radius = keras.optimizers.schedules.PolynomialDecay(
+            0.0, max(1, self.epochs * steps // 2), setting.epsilon
+        )
+        if self.run.scale == "paper":
+            marks = {"mnist": (50,), "cifar10_jpeg": (80, 100, 110)}[self.dataset]
+            rates = [0.1 / 10**number for number in range(len(marks) + 1)]
+            schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+                [mark * steps for mark in marks], rates
+            )
+            optimizer: Any = keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=2e-4)
+        else:
+            schedule = keras.optimizers.schedules.CosineDecay(2e-3, self.epochs * steps)
+            optimizer = keras.optimizers.Adam(schedule)
+        loss = kr.losses.AdversarialTraining(kr.attacks.PGD(radius, **options))
+        robust = kr.RobustModel(model)
+        robust.compile(optimizer, loss, metrics=["accuracy"])
+        robust.fit(*train, batch_size=128, epochs=self.epochs, verbose=2, callbacks=callbacks)
+        kr.training.adapt_template(model, *train)
+
+
+def with_neighbors(model: keras.Model, num_neighbors: int, sigma_neighbor: int) -> keras.Model:
+    """A copy of the network whose head interpolates from so many neighbours."""
+
+    def clone(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, kr.layers.WNLLHead):
+            config |= {"num_neighbors": num_neighbors, "sigma_neighbor": sigma_neighbor}
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    for new, old in zip(copy.layers[:-1], model.layers[:-1], strict=True):
+        new.set_weights(old.get_weights())
+    for new, old in zip(
+        copy.layers[-1].trainable_weights, model.layers[-1].trainable_weights, strict=True
+    ):
+        new.assign(old)
+    return copy
+
+
+def strided(run: Run, training: str, train: Split) -> keras.Model:
+    """A network of two strided convolutions with a WNLL head, trained by its linear branch."""
+
+    def build() -> keras.Model:
+        layers = [L.Conv2D(32, 3, strides=2, activation="relu")]
+        layers += [L.Conv2D(64, 3, strides=2, activation="relu"), L.Flatten()]
+        head = kr.layers.WNLLHead(10, units=200, template_size=BATCH)
+        return keras.Sequential([keras.Input((28, 28, 1)), *layers, head])
+
+    def fit(model: keras.Model, callbacks: list[Any]) -> None:
+        if training == NATURAL:
+            model.compile("adam", CROSS_ENTROPY)
+            model.fit(*train, batch_size=128, epochs=3, verbose=2, callbacks=callbacks)
+        else:
+            robust = kr.RobustModel(model)
+            # The radius grows from epoch to epoch: at 0.3 from the start nothing is learnt.
+            for epoch in range(3):
+                attack = kr.attacks.PGD(0.1 * (epoch + 1), num_steps=7)
+                robust.compile("adam", kr.losses.AdversarialTraining(attack))
+                robust.fit(*train, batch_size=128, verbose=2)
+        kr.training.adapt_template(model, *train)
+
+    return run.network(f"mnist, strided, {training}", build, fit)
