@@ -56,12 +56,17 @@ def accuracy(model: Any, split: Split, batch_size: int = 500) -> float:
     return float(correct(model, split, batch_size).mean())
 
 
-def strongest(epsilon: float, scale: str, num_queries: int = 1000) -> dict[str, kr.attacks.Attack]:
-    """AutoAttack, in the version that the scale allows, and two attacks like its parts."""
+def auto_attack(epsilon: float, scale: str) -> dict[str, kr.attacks.Attack]:
+    """AutoAttack, in the version that the scale allows."""
     version = "fast" if scale == "small" else "standard"
+    return {f"AutoAttack, {version}": kr.attacks.AutoAttack(epsilon, version=version)}
+
+
+def strongest(epsilon: float, scale: str, num_queries: int = 1000) -> dict[str, kr.attacks.Attack]:
+    """AutoAttack, and two attacks like its parts."""
     targets: dict[str, Any] = {"num_targets": 3, "target_order": "distance"}
     return {
-        f"AutoAttack, {version}": kr.attacks.AutoAttack(epsilon, version=version),
+        **auto_attack(epsilon, scale),
         "APGD, margin": kr.attacks.APGD(epsilon, loss="margin_targeted", **targets),
         "Square": kr.attacks.Square(epsilon, num_queries=num_queries),
     }

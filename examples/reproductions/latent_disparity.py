@@ -219,7 +219,7 @@ def compare(run: Run, dataset: str) -> None:
 
 @PAPER.table(
     "Figures 2 to 6, Fashion-MNIST",
-    "accuracy and gain under FGSM's transferred images, attacks and noise; each layer's error",
+    "accuracy under FGSM's transferred images, under attack and noise; each layer's error",
     small=60,
     paper=300,
     wanted=1,

@@ -10,6 +10,11 @@ Shape = tuple[int, ...]
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+def growing(epsilon: float, num_steps: int) -> Any:
+    """A radius that grows in the first half of so many steps: the whole one teaches nothing yet."""
+    return keras.optimizers.schedules.PolynomialDecay(0.0, max(1, num_steps // 2), epsilon)
+
+
 def augmentation() -> list[Any]:
     """Layers that shift images by up to 4 pixels and mirror them in training, as in He et al."""
     shift = L.RandomTranslation(0.125, 0.125, "constant", "nearest")

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from judging import SOFTMAX, WNLL, first
-from networks import CROSS_ENTROPY, augmentation, resnet, small_cnn, vgg11
+from networks import CROSS_ENTROPY, augmentation, growing, resnet, small_cnn, vgg11
 from tables import Run, Split
 from wnll_attacks import ATTACKED, BATCH, Attacked
 
@@ -43,7 +43,7 @@ class Natural:
     @property
     def epochs(self) -> int:
         """Of both passes together."""
-        return self.run.pick(100 if self.images == 1000 else 16, 800)
+        return self.run.pick(60 if self.images == 1000 else 12, 800)
 
     @property
     def name(self) -> str:
@@ -176,10 +176,7 @@ class Robust:
         options = {"num_steps": 7}
         if self.run.scale == "paper":
             options = {"num_steps": setting.training_steps, "step_size": setting.training_step}
-        # The radius grows in the first half: at MNIST's 0.3 from the start nothing is learnt.
-        radius = keras.optimizers.schedules.PolynomialDecay(
-            0.0, max(1, self.epochs * steps // 2), setting.epsilon
-        )
+        radius = growing(setting.epsilon, self.epochs * steps)
         if self.run.scale == "paper":
             marks = {"mnist": (50,), "cifar10_jpeg": (80, 100, 110)}[self.dataset]
             rates = [0.1 / 10**number for number in range(len(marks) + 1)]
