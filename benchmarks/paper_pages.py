@@ -19,6 +19,8 @@ PICTURES = ROOT / "docs" / "images" / "results"
 # Values that are shares, and shown in percent, are all but these.
 _IN_UNITS = {"rho_2": "{:.3f}", "C&W, median L2": "{:.2f}", "epsilon": "{:.3f}"}
 Group = dict[str, list[dict[str, Any]]]
+# Places and values of a line.
+Curve = tuple[list[float], list[float]]
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -152,14 +154,43 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     if all("places" in given for given in values.values()):
         draw_places(values, path)
         return [path]
-    curves = {
-        row: {k: v for k, v in given.items() if isinstance(v, list) and len(v) > 1}
-        for row, given in values.items()
-    }
+    curves = {row: lists(given) for row, given in values.items()}
+    if table.name.startswith("Figure"):
+        for row, seeds in rows.items():
+            curves[row] = {**series([s["values"] for s in seeds]), **curves[row]}
+        add_gains(curves)
     if not any(curves.values()):
         return []
     draw_curves(curves, path)
     return [path]
+
+
+def lists(values: dict[str, Any]) -> dict[str, Curve]:
+    """Values that are lists, against their places."""
+    found = {k: v for k, v in values.items() if isinstance(v, list) and len(v) > 1}
+    return {name: (list(range(1, 1 + len(value))), value) for name, value in found.items()}
+
+
+def series(seeds: list[dict[str, Any]]) -> dict[str, Curve]:
+    """Values under names that end in a number, such as "transfer 8": means against the number."""
+    points: dict[str, dict[float, float]] = {}
+    for column in seeds[0]:
+        match = re.fullmatch(r"(.+) ([0-9.]+)", column)
+        if match and isinstance(seeds[0][column], float):
+            mean = float(np.mean([values[column] for values in seeds]))
+            start = {0.0: float(np.mean([values["clean"] for values in seeds]))}
+            points.setdefault(match[1], start)[float(match[2])] = mean
+    return {name: (list(found), list(found.values())) for name, found in points.items()}
+
+
+def add_gains(curves: dict[str, dict[str, Curve]]) -> None:
+    """Adds what each row has above the undefended network, where there is one."""
+    if "undefended" not in curves or "transfer" not in curves["undefended"]:
+        return
+    strengths, base = curves["undefended"]["transfer"]
+    for given in curves.values():
+        gain = (np.array(given["transfer"][1]) - base).tolist()
+        given["gain over undefended, transfer"] = (strengths, gain)
 
 
 def new_figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
@@ -183,16 +214,17 @@ def draw_places(values: dict[str, Any], path: pathlib.Path) -> None:
     figure.savefig(path)
 
 
-def draw_curves(curves: dict[str, dict[str, list[float]]], path: pathlib.Path) -> None:
+def draw_curves(curves: dict[str, dict[str, Curve]], path: pathlib.Path) -> None:
     """A panel for each quantity, a line for each row."""
     quantities = list(dict.fromkeys(key for given in curves.values() for key in given))
     figure, panels = new_figure(3.6 * len(quantities), 3.4, len(quantities))
     for axis, quantity in zip(panels, quantities, strict=True):
         for row, given in curves.items():
             if quantity in given:
-                axis.plot(range(1, 1 + len(given[quantity])), given[quantity], label=row, lw=1.4)
+                axis.plot(*given[quantity], label=row, lw=1.4)
         axis.set_title(quantity, fontsize=9)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(fontsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="outside right upper")
     figure.savefig(path)

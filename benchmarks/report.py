@@ -18,6 +18,7 @@ import deep_defense
 import graph_interpolation
 import latent_disparity
 import weight_penalization
+import wnll_defense
 from papers import PAPERS
 # isort: on
 
@@ -37,6 +38,8 @@ class Claim:
         worst: column of the worst case at the same radius.
         setting: data and radius, in a few words.
         cost: name in `benchmarks/losses.py`'s records of what a training step costs.
+        clean: column of the accuracy on clean images. Defaults to `"clean"`.
+        worst_row: row of the worst case. Defaults to `None`: the same row.
     """
 
     defence: str
@@ -47,6 +50,8 @@ class Claim:
     worst: str
     setting: str
     cost: str | None
+    clean: str = "clean"
+    worst_row: str | None = None
 
 
 CLAIMS = (
@@ -56,12 +61,27 @@ CLAIMS = (
         "adversarial training, PGD-7",
     ),
     Claim(
+        "adversarial training (baseline)", weight_penalization.PAPER, "Table 5",
+        "adversarial training", "PGD-20", "worst case", "CIFAR-10, 8/255",
+        "adversarial training, PGD-7",
+    ),
+    Claim(
         "tanh + angular", weight_penalization.PAPER, "Table 4", "tanh + angular", "PGD-40",
         "worst case", "MNIST, 0.3", None,
     ),
     Claim(
         "tanh + angular", weight_penalization.PAPER, "Table 5", "tanh + angular", "PGD-20",
         "worst case", "CIFAR-10, 8/255", None,
+    ),
+    Claim(
+        "the same, adversarially trained", weight_penalization.PAPER, "Table 4",
+        "tanh + angular, adversarial training", "PGD-40", "worst case", "MNIST, 0.3",
+        "adversarial training, PGD-7",
+    ),
+    Claim(
+        "the same, adversarially trained", weight_penalization.PAPER, "Table 5",
+        "tanh + angular, adversarial training", "PGD-20", "worst case", "CIFAR-10, 8/255",
+        "adversarial training, PGD-7",
     ),
     Claim(
         "Max-Mahalanobis center", weight_penalization.PAPER, "Table 4", "MMC", "PGD-40",
@@ -74,6 +94,11 @@ CLAIMS = (
     Claim(
         "WNLL, adversarial training", graph_interpolation.PAPER, "Table 8", "WNLL", "IFGSM-20",
         "worst case", "CIFAR-10, 8/255", "adversarial training, PGD-7",
+    ),
+    Claim(
+        "WNLL, TVM, trained on its images", wnll_defense.PAPER, "Table 5",
+        "WNLL, FGSM, original + TVM", "0.02, behind TVM", "0.02, behind TVM", "CIFAR-10, 0.02",
+        None, "clean, behind TVM", "WNLL, worst case, original + TVM",
     ),
     Claim(
         "Deep Defense", deep_defense.PAPER, "Table 1", "LeNet, Deep Defense", "FGSM 1.0",
@@ -121,27 +146,32 @@ def opening() -> str:
     rows, drawn = [], []
     for claim in CLAIMS:
         table = claim.paper.tables[claim.table]
-        records = {scale: found(table, scale).get(claim.row) for scale in ("paper", "small")}
-        scale = "paper" if records["paper"] else "small"
-        seeds = records[scale]
+        is_measured = bool(found(table, "paper").get(claim.row))
+        scale = "paper" if is_measured else "small"
+        records = found(table, scale)
+        seeds, worst = records.get(claim.row), records.get(claim.worst_row or claim.row)
         published = table.published.get(claim.row, {}).get(claim.attack)
         theirs = "no number" if published is None else percent(published)
         cost = "" if claim.cost is None else f"{costs[claim.cost]['ratio_to_step']:.1f}"
         link = f"[{claim.table}](results/{claim.paper.key}.md)"
         cells = ["not measured", "", "", ""]
-        if seeds:
+        if seeds and worst:
             values = [
-                [s["values"][column] for s in seeds]
-                for column in ("clean", claim.attack, claim.worst)
-            ]
+                [s["values"][column] for s in part]
+                for column, part in (
+                    (claim.clean, seeds), (claim.attack, seeds), (claim.worst, worst)
+                )
+            ]  # fmt: skip
             cells = [scale, *(shown("", column) for column in values)]
             drawn.append((f"{claim.defence}\n{claim.setting}", published, *values[1:]))
         rows.append([
-            claim.defence, claim.setting, f"{claim.attack}: {theirs}", *cells, cost or "1.0", link,
+            claim.defence, claim.setting, f"{claim.attack}: {theirs}", *cells, cost or "1.0",
+            "none", link,
         ])  # fmt: skip
     header = [
         "defence", "data, radius", "the paper's attack and claim", "scale", "clean here",
-        "the paper's attack here", "worst case here", "a training step costs", "table",
+        "the paper's attack here", "worst case here", "a training step costs", "certificate",
+        "table",
     ]  # fmt: skip
     draw_claims(drawn)
     return "\n".join([
@@ -151,8 +181,9 @@ def opening() -> str:
         "attacks of this library. \"small\" is a scale for 2 CPU cores, with fewer images, epochs "
         "or channels than the paper's; accuracies at that scale are lower by themselves. A step "
         "of training costs so many times that of ordinary training (`benchmarks/losses.py`, small "
-        "network, TensorFlow, AMD EPYC, 2 cores). None of these defences has a certificate; "
-        "randomized smoothing has one, by `kr.evaluation.certify`.\n",
+        "network, TensorFlow, AMD EPYC, 2 cores). None of these defences has a certificate: "
+        "its accuracy can only fall. `kr.evaluation.certify` gives one by randomized smoothing "
+        "([evaluation](evaluation.md)).\n",
         markdown_table(header, rows),
         "\n![What is claimed, what the paper's attack gives, and the worst case]"
         "(images/results/claims.png)\n",
