@@ -72,8 +72,8 @@ def test_the_report_is_that_of_evaluate(files, trained_model, embedded_data, tmp
     ]
     assert saved["notes"]["command"].startswith("keras-robust evaluate ")
     assert saved["notes"]["outputs"] == "logits"
-    num_standing = int(expected.row("clean").correct.sum())
-    assert f"FGSM(epsilon=0.05) on {num_standing} of 24 examples" in printed
+    num_robust = int(expected.row("clean").correct.sum())
+    assert f"FGSM(epsilon=0.05) on {num_robust} of 24 examples" in printed
     assert "look like logits" in printed
     assert expected.statement in printed
     assert str(tmp_path / "report.html") in printed

@@ -85,7 +85,9 @@ def table_2(run: Run) -> None:
             ) -> dict[str, float]:  # fmt: skip
                 head = kr.layers.WNLLHead(10, template_size=len(train[0]), **options)
                 model = keras.Sequential([keras.Input(train[0].shape[1:]), head])
-                known = distances()[:, : head.num_neighbors] if head.template.has_reach else None
+                known = (
+                    distances()[:, : head.num_neighbors] if head.template.keeps_radii_only else None
+                )
                 head.adapt(*train, distances=known)
                 return {"accuracy": accuracy(model, test, batch_size=10_000)}
 

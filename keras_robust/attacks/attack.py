@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend, scheduled, validation
-from keras_robust.attacks.inputs import as_mask, as_seed, drawn_seed, working
+from keras_robust.attacks.inputs import as_mask, as_seed, as_working_dtype, drawn_seed
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.meter import Cost, Meter
 from keras_robust.attacks.plausible import warn_of_units
@@ -192,7 +192,7 @@ class Attack(Value):
         classifier = Classifier.of(model)
         x_adv = self.perturb(classifier, x, y, seed, mask)
         judge = Problem(self, classifier, sparse_labels(y), as_seed(seed))
-        return per_example_where(judge.margin(working(x_adv)) > 0, x_adv, x)
+        return per_example_where(judge.margin(as_working_dtype(x_adv)) > 0, x_adv, x)
 
     def run(
         self,
@@ -266,7 +266,7 @@ class Attack(Value):
         classifier, x, y = Classifier.of(model), ops.convert_to_tensor(single(x)), single(y, "y")
         if not backend.is_tracing(y):
             check_one_class(as_array(y))
-        attack, labels = self.at(None, working(x).dtype), sparse_labels(y)
+        attack, labels = self.at(None, as_working_dtype(x).dtype), sparse_labels(y)
         if mask is not None:
             mask = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(x))
         return attack.perturb_images(classifier, x, labels, as_seed(seed), mask)
@@ -275,7 +275,7 @@ class Attack(Value):
         self, classifier: Classifier, x: Any, labels: Any, seed: Any, mask: Any = None
     ) -> Any:
         """`perturb` for integer labels, with radii that are numbers or tensors."""
-        work = working(x)
+        work = as_working_dtype(x)
         state = self.first_state(work, mask)
         first = self.round(classifier, x, labels, work, state, 0, seed, mask)
         best, state = first.x_adv, first.state
@@ -369,7 +369,7 @@ class Attack(Value):
     ) -> RoundResult:
         """Round `index` in tensor operations."""
         attacked_seed = backend.fold_in(backend.fold_in(seed, index), _ATTACKED)
-        space = Space(self, working(x), mask)
+        space = Space(self, as_working_dtype(x), mask)
         attack = space.attack
         problem = Problem(attack, classifier, y, attacked_seed, x.dtype, _CAUTION, space)
         seed = backend.fold_in(seed, index)

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks.attack import Attack
-from keras_robust.attacks.inputs import as_seed, drawn_seed, working
+from keras_robust.attacks.inputs import as_seed, as_working_dtype, drawn_seed
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
@@ -113,15 +113,15 @@ class Ensemble(Attack):
             num_done = int(noted["num_done"])
         position = 0
         for number, attack in enumerate(self.attacks):
-            standing = np.flatnonzero(~success)
+            remaining = np.flatnonzero(~success)
             where = f"{type(attack).__name__} {number + 1}/{len(self.attacks)}"
             member = journal.member(number, where, position)
             position += len(attack.round_costs(classifier.num_classes))
-            if number >= num_done and len(standing):
-                batch = filled_up(self, classifier, standing, len(x))
-                places: Any = slice(len(standing))
+            if number >= num_done and len(remaining):
+                batch = filled_up(self, classifier, remaining, len(x))
+                places: Any = slice(len(remaining))
                 if is_joint:
-                    batch, places = np.arange(len(x)), standing
+                    batch, places = np.arange(len(x)), remaining
                 result = attack.run_checked(
                     classifier,
                     x[batch],
@@ -131,10 +131,10 @@ class Ensemble(Attack):
                     journal=member,
                     mask=None if mask is None else mask[batch],
                 )
-                best[standing] = result.x_adv[places]
-                success[standing] = result.success[places]
+                best[remaining] = result.x_adv[places]
+                success[remaining] = result.success[places]
                 new_counts = np.array([result.num_gradients, result.num_evaluations])
-                counts[:, standing] += new_counts[:, places]
+                counts[:, remaining] += new_counts[:, places]
                 without_gradient += result.without_gradient
                 if number + 1 < len(self.attacks):  # After the last, the whole batch is noted.
                     journal.write(
@@ -161,11 +161,11 @@ class Ensemble(Attack):
         best = self.attacks[0].perturb_images(classifier, x, labels, first_seed, mask)
         if len(self.attacks) > 1:
             judge = Problem(self, classifier, labels, seed)
-            margin = judge.margin(working(best))
+            margin = judge.margin(as_working_dtype(best))
             for number, attack in enumerate(self.attacks[1:], start=1):
                 own_seed = backend.fold_in(seed, number)
                 new = attack.perturb_images(classifier, x, labels, own_seed, mask)
-                new_margin = judge.margin(working(new))
+                new_margin = judge.margin(as_working_dtype(new))
                 better = ops.logical_and(margin <= 0, new_margin > margin)
                 best = ops.where(per_example(better, new), new, best)
                 margin = ops.where(better, new_margin, margin)

@@ -48,7 +48,7 @@ class FGSM(PGD):
       in Data-Efficient Deep Learning, eq. 14
     """
 
-    reach = 1.0
+    step_size_factor = 1.0
     norms = ("linf", "l2")
 
     def __init__(

@@ -11,7 +11,7 @@ from keras_robust.model.arrays import check_floating
 from keras_robust.ops.precision import working_dtype
 
 
-def working(x: Any) -> Any:
+def as_working_dtype(x: Any) -> Any:
     """A tensor in the precision that attacks compute in."""
     x = ops.convert_to_tensor(x)
     check_floating(x)

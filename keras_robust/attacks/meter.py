@@ -101,10 +101,10 @@ class Meter:
         if self._first_position == 0:
             self._durations.append(now - self._batch_began)
 
-    def close(self, num_standing: int, num_examples: int) -> None:
-        """Shows how long it took, and how many of the examples it has left standing."""
+    def close(self, num_robust: int, num_examples: int) -> None:
+        """Shows how long it took, and how many of the examples it has not fooled."""
         if self._verbose:
-            result = f"{num_standing} of {num_examples} images stand"
+            result = f"{num_robust} of {num_examples} images are robust"
             elapsed = clock(time.monotonic() - self._began)
             self._print(f"{_bar(1.0)} {elapsed}: {result}", is_last=True)
 

@@ -89,7 +89,7 @@ class MIM(PGD):
         def step(number: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
             x_adv, momentum = state
             momentum = self.decay * momentum + _unit_l1(gradient(x_adv, number))
-            move = steepest_step(momentum, self.length_of_a_step, self.norm)
+            move = steepest_step(momentum, self.effective_step_size, self.norm)
             return project(x_adv + move), momentum
 
         return ops.fori_loop(0, self.num_steps, step, (start, ops.zeros_like(start)))[0]

@@ -115,7 +115,7 @@ class PGD(Attack):
     """
 
     # How far all steps together lead by default, in units of `epsilon`.
-    reach = 2.5
+    step_size_factor = 2.5
     norms: tuple[str, ...] = ("linf", "l2", "l1")
 
     def __init__(
@@ -174,7 +174,10 @@ class PGD(Attack):
     def data(self) -> dict[str, Any]:
         epsilon = scheduled.number("epsilon", self.epsilon)
         if self.step_size is None:
-            return {"epsilon": epsilon, "step_size": self.reach * epsilon / self.num_steps}
+            return {
+                "epsilon": epsilon,
+                "step_size": self.step_size_factor * epsilon / self.num_steps,
+            }
         return {"epsilon": epsilon, "step_size": scheduled.number("step_size", self.step_size)}
 
     def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
@@ -192,20 +195,20 @@ class PGD(Attack):
         project = projection(x, self.epsilon, self.norm, self.bounds)
         count = 1
         if self.norm == "l1":
-            longest = ops.max(self.length_of_a_step)
+            longest = ops.max(self.effective_step_size)
             count = ops.maximum(_SHARE_IN_L1 * dimensions(x, self.bounds), longest / self.width)
 
         def step(number: Any, x_adv: Any) -> Any:
-            slope, size = gradient(x_adv, number), self.length_of_a_step
+            slope, size = gradient(x_adv, number), self.effective_step_size
             can_move = movable(slope, x_adv, self.epsilon, self.bounds)
             return project(x_adv + steepest_step(slope, size, self.norm, count, can_move))
 
         return ops.fori_loop(0, self.num_steps, step, start)
 
     @property
-    def length_of_a_step(self) -> Any:
+    def effective_step_size(self) -> Any:
         """`step_size`, or what it is by default."""
-        default = self.reach * self.epsilon / self.num_steps
+        default = self.step_size_factor * self.epsilon / self.num_steps
         return default if self.step_size is None else self.step_size
 
     def start(self, x: Any, seed: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.attacks.inputs import working
+from keras_robust.attacks.inputs import as_working_dtype
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import NORMS, AttackResult, perturbation_norms
@@ -50,7 +50,9 @@ class Rounds:
         self.attack, self.classifier, self.x, self.y, self.seed = attack, classifier, x, y, seed
         self.needs_gradient, self.key, self.journal = needs_gradient, attack.key, journal
         self.mask = mask
-        self.state = tuple(np.array(value) for value in attack.first_state(working(x), mask))
+        self.state = tuple(
+            np.array(value) for value in attack.first_state(as_working_dtype(x), mask)
+        )
         self.best, self.margins = x.copy(), np.full(len(x), -np.inf)
         self.counts = np.zeros((2, len(x)), int)
         self.is_joint = classifier.depends_on_batch
@@ -221,13 +223,13 @@ def _traced_round(
     mask, rest = (rest[0], rest[1:]) if has_mask else (None, rest)
     count = len(rest) - attack.num_data
     *state, index, seed = rest[:count]
-    attack = attack.with_data(rest[count:], working(x).dtype)
+    attack = attack.with_data(rest[count:], as_working_dtype(x).dtype)
     y = sparse_labels(y)
-    found = attack.round(classifier, x, y, working(start), state, index, seed, mask)
+    found = attack.round(classifier, x, y, as_working_dtype(start), state, index, seed, mask)
     x_adv = attack.returned(found.x_adv, x, mask)
     counts = (ops.cast(count, "int32") for count in (found.num_gradients, found.num_evaluations))
     return x_adv, *counts, tuple(found.state)
 
 
 def _traced_margin(attack: Any, classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
-    return Problem(attack, classifier, sparse_labels(y), seed).margin(working(x))
+    return Problem(attack, classifier, sparse_labels(y), seed).margin(as_working_dtype(x))

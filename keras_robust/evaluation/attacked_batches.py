@@ -33,7 +33,7 @@ def attacked_batches(
     """
     numbered = list(enumerate(batches))[shard[0] - 1 :: shard[1]]
     meter = Meter(costs, len(numbered), verbose)
-    num_attacked = num_standing = sum(len(batch) for _, (batch, _) in numbered)
+    num_attacked = num_robust = sum(len(batch) for _, (batch, _) in numbered)
     for number, (batch, attack_batch) in numbered:
 
         def attacked(
@@ -44,6 +44,6 @@ def attacked_batches(
         meter.begin_batch(len(batch))
         found = progress.attacked(f"{file}-{number:05}", attacked, meter)
         meter.end_batch()
-        num_standing -= int(found["success"].sum())
+        num_robust -= int(found["success"].sum())
         yield batch, found
-    meter.close(num_standing, num_attacked)
+    meter.close(num_robust, num_attacked)

@@ -180,7 +180,7 @@ def check_evaluation(
     verbose: int,
     mask: np.ndarray | None = None,
 ) -> list[CheckResult]:
-    """Checks the attack of an evaluation that has left the fewest examples standing.
+    """Checks the attack of an evaluation with the lowest robust accuracy.
 
     The attack is not run again, nor are those of the checks whose results are in `progress`.
     Attacks without a radius, or of another norm, are left out. Where predictions depend on the
@@ -189,7 +189,7 @@ def check_evaluation(
     Args:
         classes: int array, shape `(num_examples,)`: the classes predicted for `x`.
         clean: bool array, shape `(num_examples,)`: the examples that are classified correctly.
-        correct: mapping of attacks' names to the examples that they leave standing.
+        correct: mapping of attacks' names to the examples that withstand them.
     """
     balls = {name: radii(attack) for name, attack in attacks.items()}
     names = [

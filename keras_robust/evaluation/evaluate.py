@@ -64,7 +64,7 @@ def evaluate(
     there are no others.
 
     An attack that finds no gradient at all raises a `ValueError` where it is called by itself, on
-    TensorFlow. Here it leaves its examples standing, and its row says so: that is no robustness,
+    TensorFlow. Here its examples count as not fooled, and its row says so: that is no robustness,
     and the checks fail. On JAX such a gradient is 0, and the attack does what it can without one.
 
     For a model with a `kr.layers.WNLLHead` in its WNLL phase every attack by gradients is joined by
@@ -100,7 +100,7 @@ def evaluate(
             is one, rather than begin anew. The result is that of an evaluation that was not
             interrupted. Defaults to `False`.
         checks: bool. Whether to run the checks of `kr.evaluation.check` on the attack that has
-            left the fewest examples standing, of those with an `epsilon`. Defaults to `True`.
+            the lowest robust accuracy, of those with an `epsilon`. Defaults to `True`.
         transfer_from: another model for the same data, or a callable, whose adversarial images
             the checks compare with the model's own. Its outputs must be what the attacks'
             `from_logits` says. Defaults to `None`: that check is left out.
@@ -220,17 +220,17 @@ def evaluate(
     limited = [name for name, attack in attacks.items() if radii(attack)] or list(attacks)
     worst = clean
     for number, (name, attack) in enumerate(attacks.items()):
-        standing = worst if worst_case_only else clean
+        remaining = worst if worst_case_only else clean
         nothing = np.zeros(len(x), bool)
-        row = Row(name, standing.copy(), repr(attack), radii(attack), attacked=nothing)
+        row = Row(name, remaining.copy(), repr(attack), radii(attack), attacked=nothing)
         if verbose:
-            print(f"{name} on {standing.sum()} of {len(x)} examples")
+            print(f"{name} on {remaining.sum()} of {len(x)} examples")
         batches = attack_in_batches(
             classifier,
             x,
             labels,
             attack,
-            standing,
+            remaining,
             batch_size,
             seed,
             needs_gradient=False,

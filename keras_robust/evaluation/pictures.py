@@ -59,13 +59,13 @@ def add_pictures(
     attack, clean = attacks[name], report.row(CLEAN).correct
     run = functools.partial(attacked_batches, progress=progress, verbose=verbose)
 
-    def still_standing(changed: Attack, standing: np.ndarray, point: str) -> np.ndarray:
+    def still_robust(changed: Attack, remaining: np.ndarray, point: str) -> np.ndarray:
         if verbose:
-            print(f"{name} for the curve over {point} on {standing.sum()} of {len(x)} examples")
-        left = standing.copy()
+            print(f"{name} for the curve over {point} on {remaining.sum()} of {len(x)} examples")
+        left = remaining.copy()
         file = f"curve-{point.replace(' ', '-')}"
         batches = attack_in_batches(
-            classifier, x, labels, changed, standing, report.batch_size, report.seed, mask=mask
+            classifier, x, labels, changed, remaining, report.batch_size, report.seed, mask=mask
         )
         costs = changed.round_costs(classifier.num_classes)
         for batch, found in run(batches, costs, file=file, keep=_only("success")):
@@ -77,16 +77,16 @@ def add_pictures(
         for multiple in _MULTIPLES if radius(attack) > 0 else ():
             epsilon = multiple * radius(attack)
             # What is fooled in one ball is fooled in every larger one.
-            left = still_standing(with_radius(attack, epsilon), left, f"epsilon {epsilon:.6g}")
+            left = still_robust(with_radius(attack, epsilon), left, f"epsilon {epsilon:.6g}")
             accuracies[epsilon] = float(left.mean())
         return _arrays(accuracies)
 
     def over_steps() -> Arrays:
         left = {
-            count: still_standing(attack.replace(num_steps=count), clean, f"steps {count}")
+            count: still_robust(attack.replace(num_steps=count), clean, f"steps {count}")
             for count in _NUM_STEPS
         }
-        return _arrays({count: float(standing.mean()) for count, standing in left.items()})
+        return _arrays({count: float(remaining.mean()) for count, remaining in left.items()})
 
     curves: dict[str, Callable[[], Arrays]] = {"epsilon": over_epsilon}
     if name in with_steps:

@@ -357,7 +357,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     @property
     def _can_use_distances(self) -> bool:
-        return self.units is None and self.template_batches == 1 and self.template.has_reach
+        return self.units is None and self.template_batches == 1 and self.template.keeps_radii_only
 
     def _checked_joint(self, joint: Any) -> bool:
         if self.unlabeled_size and not joint:

@@ -20,14 +20,14 @@ from keras_robust.neighbors import ScannIndex
 from keras_robust.ops.nearest import nearest, nearest_in_two_ways
 from keras_robust.ops.neighbor_graph import (
     Edges,
-    Reach,
+    ListRadii,
     center_of,
     edges_of_union,
     edges_to_template,
     measurable,
-    reach_of_lists,
+    radii_of_lists,
     recorded_distances,
-    template_reach,
+    template_radii,
 )
 from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.wnll import edges_alone, extend
@@ -48,7 +48,7 @@ class WNLLTemplate(keras.layers.Layer):
     Each point's list of neighbours among the template is kept too. Where the template is small
     the whole list is, which goes with the buffer block as it was: where the block's weights
     have changed since, the lists are made anew in each call. Of a large template's lists no more
-    is kept than `Reach`, which does not follow the block.
+    is kept than `ListRadii`, which does not follow the block.
 
     Args:
         size: int. How many labeled points there are.
@@ -91,8 +91,8 @@ class WNLLTemplate(keras.layers.Layer):
         self.labels = self._add("labels", (self.size,), -1, "int32")
         if self.unlabeled_size:
             self.unlabeled = self._add("unlabeled", (self.unlabeled_size, width), 0.0)
-        if self.has_reach:
-            self.reach = self._add("reach", (3, self.size), 0.0, "float32")
+        if self.keeps_radii_only:
+            self.radii = self._add("radii", (3, self.size), 0.0, "float32")
         else:
             shape = (self.size, self._list_length)
             self.distances = self._add("distances", shape, 0.0, full)
@@ -119,8 +119,8 @@ class WNLLTemplate(keras.layers.Layer):
         return bool(self.built and (ops.convert_to_numpy(self.labels) >= 0).all())
 
     @property
-    def has_reach(self) -> bool:
-        """Whether no more is kept of the points' lists than how far they reach."""
+    def keeps_radii_only(self) -> bool:
+        """Whether only the radii of the points' lists are kept, not the lists."""
         return self._batch_size > _MAX_UNION or self.neighbors == "scann"
 
     def check_labels(self, labels: np.ndarray) -> None:
@@ -167,13 +167,13 @@ class WNLLTemplate(keras.layers.Layer):
         if self.unlabeled_size:
             self.unlabeled.assign(features[choose_unlabeled(labels, self.unlabeled_size, seed)])
         self._indices.clear()
-        if not self.has_reach:
+        if not self.keeps_radii_only:
             self._keep_lists(transform, block)
         elif distances is not None:
-            reach = reach_of_lists(distances[rows], self.sigma_neighbor)
-            self.reach.assign(ops.stack(reach))
+            radii = radii_of_lists(distances[rows], self.sigma_neighbor)
+            self.radii.assign(ops.stack(radii))
         else:
-            self.reach.assign(self._find_reach(transform))
+            self.radii.assign(self._find_radii(transform))
         if self.neighbors == "scann":
             for number in range(self.num_batches):
                 self._scann_index(number, transform)
@@ -203,7 +203,7 @@ class WNLLTemplate(keras.layers.Layer):
         return answers
 
     def load_own_variables(self, store: Any) -> None:
-        has_lists = self.built and not self.has_reach
+        has_lists = self.built and not self.keeps_radii_only
         lists = [self.distances, self.indices, *self._block] if has_lists else []
         if lists and len(store.keys()) == len(self.variables) - len(lists):
             # Written when lists were not kept.
@@ -231,17 +231,17 @@ class WNLLTemplate(keras.layers.Layer):
     ) -> Edges:
         """The edges between the queries and the points of one batch of the template."""
         m, n = self.num_neighbors, self.sigma_neighbor
-        if self.has_reach:
+        if self.keeps_radii_only:
             fixed, fixed_points = ops.stop_gradient(queries), ops.stop_gradient(points)
-            rows = ops.cast(ops.convert_to_tensor(self.reach), points.dtype)
-            reach = Reach(*(rows[row, self._part(number)] for row in range(3)))
-            found = self._search(number, fixed, fixed_points, reach, transform)
-            return edges_to_template(queries, points, reach, found, n, self.kernel, joint, is_query)
+            rows = ops.cast(ops.convert_to_tensor(self.radii), points.dtype)
+            radii = ListRadii(*(rows[row, self._part(number)] for row in range(3)))
+            found = self._search(number, fixed, fixed_points, radii, transform)
+            return edges_to_template(queries, points, radii, found, n, self.kernel, joint, is_query)
         lists = self._lists(points, number, is_current)
         if joint:
             return edges_of_union(queries, points, lists, n, self.kernel, is_query)
-        reach = reach_of_lists(lists, n)
-        return edges_alone(queries, points, reach, m, n, self.kernel, is_query)
+        radii = radii_of_lists(lists, n)
+        return edges_alone(queries, points, radii, m, n, self.kernel, is_query)
 
     def _lists(self, points: Any, number: int, is_current: Any) -> Any:
         """Each point's squared distances to its neighbours among the points of its batch."""
@@ -287,12 +287,12 @@ class WNLLTemplate(keras.layers.Layer):
         return ops.logical_and(*same)
 
     def _search(
-        self, number: int, queries: Any, points: Any, reach: Reach, transform: Transform
+        self, number: int, queries: Any, points: Any, radii: ListRadii, transform: Transform
     ) -> Any:
         """What `nearest_in_two_ways` finds; by ScaNN, the second are the nearest, too."""
         m, count = self.num_neighbors, self._num_candidates
         if self.neighbors == "exact":
-            return nearest_in_two_ways(queries, points, m, ops.stop_gradient(reach.scale()), count)
+            return nearest_in_two_ways(queries, points, m, ops.stop_gradient(radii.scale()), count)
         distances, indices = backend.host_call(
             lambda x: self._scann_index(number, transform).search(x, count),
             queries,
@@ -306,12 +306,12 @@ class WNLLTemplate(keras.layers.Layer):
             self._indices[number] = ScannIndex(points - points.mean(axis=0), self._num_candidates)
         return self._indices[number]
 
-    def _find_reach(self, transform: Transform) -> Any:
-        """Each point's reach, for each batch by itself."""
+    def _find_radii(self, transform: Transform) -> Any:
+        """Each point's radii, for each batch by itself."""
         points = transform(self.features)
         parts = [
             ops.stack(
-                template_reach(
+                template_radii(
                     part - ops.mean(part, axis=0), self.num_neighbors, self.sigma_neighbor
                 )
             )
@@ -325,7 +325,11 @@ class WNLLTemplate(keras.layers.Layer):
     @property
     def _block(self) -> list[Any]:
         """The weights of the buffer block that the lists go with."""
-        return [] if self.has_reach or self.units is None else [self.block_kernel, self.block_bias]
+        return (
+            []
+            if self.keeps_radii_only or self.units is None
+            else [self.block_kernel, self.block_bias]
+        )
 
     @property
     def _list_length(self) -> int:

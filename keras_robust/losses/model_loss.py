@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust.attacks import Attack
-from keras_robust.attacks.inputs import as_mask, working
+from keras_robust.attacks.inputs import as_mask, as_working_dtype
 from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import Step, current_step
 from keras_robust.model.arrays import check_broadcasts
@@ -21,7 +21,7 @@ _OF_CLASSES = (
 )
 
 
-def stated_from_logits(loss: Any) -> bool | None:
+def from_logits_of(loss: Any) -> bool | None:
     """Whether a loss says that it takes logits; `None` where it says nothing."""
     if isinstance(loss, keras.losses.Loss) and hasattr(loss, "from_logits"):
         return loss.from_logits
@@ -31,7 +31,7 @@ def stated_from_logits(loss: Any) -> bool | None:
 def plain_loss(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> Any:
     """A loss of Keras for each example; where that is one of classes, one output counts as two."""
     if isinstance(loss, _OF_CLASSES):
-        y_pred = class_scores(y_pred, bool(stated_from_logits(loss)))
+        y_pred = class_scores(y_pred, bool(from_logits_of(loss)))
     return loss.call(y_true, y_pred)
 
 
@@ -150,7 +150,7 @@ class ModelLoss(Additive, keras.losses.Loss):
     def current_attack(self, x: Any) -> Attack:
         """The attack with its radii as they are in this step, to be run on `x`."""
         step = current_step()
-        return self.attack.at(None if step is None else step.iterations, working(x).dtype)
+        return self.attack.at(None if step is None else step.iterations, as_working_dtype(x).dtype)
 
     def perturbed(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
         """The adversarial images that the attack makes in this step."""
@@ -190,7 +190,7 @@ class ModelLoss(Additive, keras.losses.Loss):
                 "Argument `loss` must be a `keras.losses.Loss` of labels and predictions, or the "
                 f"name of one. Received: loss={loss!r}"
             )
-        if stated_from_logits(loss) == (not from_logits):
+        if from_logits_of(loss) == (not from_logits):
             raise ValueError(
                 "Arguments `loss` and `attack` must agree on whether the model returns logits. "
                 f"Received: loss with from_logits={not from_logits}, {self.attack!r}"

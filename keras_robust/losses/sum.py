@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_robust.losses import weight
 from keras_robust.losses.additive import Additive
-from keras_robust.losses.model_loss import ModelLoss, plain_loss, stated_from_logits
+from keras_robust.losses.model_loss import ModelLoss, from_logits_of, plain_loss
 from keras_robust.losses.step import Step, current_step
 
 
@@ -85,7 +85,7 @@ class Sum(ModelLoss):
                 f"Argument `weights` must have one weight for each of {len(losses)} losses. "
                 f"Received: weights={weights!r}"
             )
-        conventions = {stated_from_logits(loss) for loss in losses} - {None}
+        conventions = {from_logits_of(loss) for loss in losses} - {None}
         if len(conventions) > 1:
             raise ValueError(
                 "Argument `losses` must agree on `from_logits`: they are given the same model's "

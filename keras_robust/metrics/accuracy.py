@@ -21,22 +21,22 @@ def attack_in_batches(
     x: np.ndarray | Images,
     labels: np.ndarray,
     attack: Attack,
-    standing: np.ndarray,
+    remaining: np.ndarray,
     batch_size: int,
     seed: int,
     needs_gradient: bool = True,
     mask: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, Callable[..., dict[str, np.ndarray]]]]:
-    """The examples that are still standing, in batches, with what attacks them.
+    """The examples that are still classified correctly, in batches, with what attacks them.
 
     The last batch is filled up with its last example, so that the model always sees batches of
     one size. The seed of a batch depends on its number alone.
 
     Where the model's answer to an example depends on the others in its batch, the batches are
-    those of all examples in their order, standing or not, and each is attacked as a whole.
+    those of all examples in their order, remaining or not, and each is attacked as a whole.
 
     Args:
-        standing: bool array, shape `(num_examples,)`.
+        remaining: bool array, shape `(num_examples,)`.
         mask: bool array of the shape of `x`, or `None`.
 
     Yields:
@@ -47,11 +47,11 @@ def attack_in_batches(
         where a gradient is not needed.
     """
     is_joint = classifier.depends_on_batch
-    indices = np.arange(len(x)) if is_joint else np.flatnonzero(standing)
+    indices = np.arange(len(x)) if is_joint else np.flatnonzero(remaining)
     for number, batch in enumerate(classifier.batches(indices, batch_size)):
         places = np.arange(min(batch_size, len(indices) - number * batch_size))
         if is_joint:
-            places = np.flatnonzero(standing[batch])
+            places = np.flatnonzero(remaining[batch])
             if not len(places):
                 continue
 
@@ -91,23 +91,23 @@ def attack_standing(
     labels: np.ndarray,
     classes: np.ndarray,
     attack: Attack,
-    standing: np.ndarray,
+    remaining: np.ndarray,
     batch_size: int,
     seed: int,
     progress: Callable[[float], None] = lambda accuracy: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attacks the examples that are still standing and leaves the others alone.
+    """Attacks the examples that are still classified correctly, and no others.
 
     Args:
         classes: int array, shape `(num_examples,)`: the classes predicted for `x`.
-        standing: bool array, shape `(num_examples,)`.
+        remaining: bool array, shape `(num_examples,)`.
         progress: called after each batch with the share of it that still stands.
 
     Returns:
         The images, perturbed where an attack has succeeded, and the classes predicted for them.
     """
     x_adv, classes = x.copy(), classes.copy()
-    batches = attack_in_batches(classifier, x, labels, attack, standing, batch_size, seed)
+    batches = attack_in_batches(classifier, x, labels, attack, remaining, batch_size, seed)
     for batch, attack_batch in batches:
         attacked = attack_batch()
         x_adv[batch], classes[batch] = attacked["x_adv"], attacked["classes"]

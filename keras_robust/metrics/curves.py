@@ -105,9 +105,9 @@ def robustness_curve(
     for epsilon in radii:
         if epsilon > 0:
             scaled = with_radius(attack, epsilon)
-            standing = classes == labels
+            remaining = classes == labels
             _, classes = attack_standing(
-                classifier, x, labels, classes, scaled, standing, batch_size, seed
+                classifier, x, labels, classes, scaled, remaining, batch_size, seed
             )
         curve[epsilon] = float((classes == labels).mean())
         bar.add(1)
@@ -126,9 +126,9 @@ def _distances(
     verbose: int,
 ) -> np.ndarray:
     """The norm of what fools the model on each image: 0 without an attack, infinity if nothing."""
-    standing = classes == labels
-    bar = keras.utils.Progbar(-(-int(standing.sum()) // batch_size) or None, verbose=verbose)
+    remaining = classes == labels
+    bar = keras.utils.Progbar(-(-int(remaining.sum()) // batch_size) or None, verbose=verbose)
     x_adv, classes = attack_standing(
-        classifier, x, labels, classes, attack, standing, batch_size, seed, lambda _: bar.add(1)
+        classifier, x, labels, classes, attack, remaining, batch_size, seed, lambda _: bar.add(1)
     )
     return np.where(classes == labels, np.inf, perturbation_norms(x, x_adv)[norm])

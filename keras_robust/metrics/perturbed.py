@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks import Attack
-from keras_robust.attacks.inputs import working
+from keras_robust.attacks.inputs import as_working_dtype
 from keras_robust.model.classifier import Classifier
 
 
@@ -61,4 +61,4 @@ def _perturbed(
     attack: Attack, has_mask: bool, classifier: Classifier, x: Any, y: Any, seed: Any, *data: Any
 ) -> Any:
     mask, data = (data[0], data[1:]) if has_mask else (None, data)
-    return attack.with_data(data, working(x).dtype).perturb(classifier, x, y, seed, mask)
+    return attack.with_data(data, as_working_dtype(x).dtype).perturb(classifier, x, y, seed, mask)

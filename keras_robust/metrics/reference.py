@@ -105,9 +105,9 @@ def reference_epsilon(
         """The classes at a radius, from those at a smaller one."""
         bar.add(1)
         attacked = with_radius(attack, epsilon)
-        standing = classes == labels
+        remaining = classes == labels
         return attack_standing(
-            classifier, x, labels, classes, attacked, standing, batch_size, seed
+            classifier, x, labels, classes, attacked, remaining, batch_size, seed
         )[1]
 
     def enough(classes: Any) -> bool:

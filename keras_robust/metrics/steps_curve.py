@@ -81,7 +81,7 @@ def steps_curve(
 
     labels = sparse(y)
     clean = classifier.classes(x, batch_size)
-    standing = clean == labels
+    remaining = clean == labels
     bar = keras.utils.Progbar(len(counts), verbose=verbose)
     curve = {}
     for count in counts:
@@ -91,7 +91,7 @@ def steps_curve(
             labels,
             clean,
             attack.replace(num_steps=count),
-            standing,
+            remaining,
             batch_size,
             seed,
         )

@@ -20,7 +20,7 @@ class Edges(NamedTuple):
     weight: Any
 
 
-class Reach(NamedTuple):
+class ListRadii(NamedTuple):
     """What each template point's own list says of who may enter it: tensors, shape `(t,)`.
 
     The squared distances to its neighbours number n - 1, n and m, in the template alone; where
@@ -88,8 +88,8 @@ def union_edges(
     return Edges(_rows(indices), ops.reshape(indices, (-1,)), ops.reshape(weight, (-1,)))
 
 
-def template_reach(template: Any, num_neighbors: int, sigma_neighbor: int) -> Reach:
-    """How far the template points' own lists reach, without any query."""
+def template_radii(template: Any, num_neighbors: int, sigma_neighbor: int) -> ListRadii:
+    """The radii of the template points' own lists, without any query."""
     fixed = ops.stop_gradient(template)
     num_rows = template.shape[0]
     step = _MAX_ROWS if num_rows is not None and num_rows > _MAX_ROWS else num_rows
@@ -98,25 +98,25 @@ def template_reach(template: Any, num_neighbors: int, sigma_neighbor: int) -> Re
         rows = slice(row, row + step if step else None)
         found, indices = nearest(fixed[rows], fixed, num_neighbors, row)
         distances = recorded_distances(template[rows], template, found, indices)
-        parts.append(reach_of_lists(distances, sigma_neighbor))
-    return Reach(*(ops.concatenate(part) for part in zip(*parts, strict=True)))
+        parts.append(radii_of_lists(distances, sigma_neighbor))
+    return ListRadii(*(ops.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def reach_of_lists(distances: Any, sigma_neighbor: int) -> Reach:
-    """The reach, from the squared distances in the points' lists, in ascending order."""
+def radii_of_lists(distances: Any, sigma_neighbor: int) -> ListRadii:
+    """The radii, from the squared distances in the points' lists, in ascending order."""
     distances = ops.convert_to_tensor(distances)
     sigma = own_sigma(distances, sigma_neighbor)[:, 0]
     below = distances[:, max(sigma_neighbor - 2, 0)] if sigma_neighbor > 1 else 0 * sigma
     is_short = distances[:, sigma_neighbor - 1] == float("inf")
     below = ops.where(is_short, sigma, ops.minimum(below, sigma))
     sigma = ops.where(is_short, ops.full_like(sigma, float("inf")), sigma)
-    return Reach(below, sigma, distances[:, -1])
+    return ListRadii(below, sigma, distances[:, -1])
 
 
 def edges_to_template(
     queries: Any,
     template: Any,
-    reach: Reach,
+    radii: ListRadii,
     found: tuple[Any, Any, Any, Any],
     sigma_neighbor: int,
     kernel: str,
@@ -133,8 +133,8 @@ def edges_to_template(
     Args:
         queries: tensor, shape `(q, dimensions)`.
         template: tensor, shape `(t, dimensions)`.
-        reach: `Reach` of the template.
-        found: what `nearest_in_two_ways` returns with `reach.scale()`: each query's
+        radii: `ListRadii` of the template.
+        found: what `nearest_in_two_ways` returns with `radii.scale()`: each query's
             nearest template points, and those into whose lists it may come.
         sigma_neighbor: int, n.
         kernel: one of `KERNELS`.
@@ -158,9 +158,9 @@ def edges_to_template(
 
     reverse = found[3]
     back = recorded_distances(queries, template, found[2], reverse)
-    below, sigma, farthest = (ops.take(values, reverse) for values in reach)
+    below, sigma, farthest = (ops.take(values, reverse) for values in radii)
     if joint:
-        sigma = ops.take(reach.scale(), reverse)
+        sigma = ops.take(radii.scale(), reverse)
     else:
         sigma = ops.minimum(sigma, ops.maximum(back, below))
         sigma = ops.where(sigma > 0, sigma, ops.ones_like(sigma))

@@ -11,11 +11,11 @@ from keras_robust.ops.nearest import check_distances_exist, nearest_in_two_ways
 from keras_robust.ops.neighbor_graph import (
     KERNELS,
     Edges,
-    Reach,
+    ListRadii,
     center_of,
     edges_to_template,
     measurable,
-    template_reach,
+    template_radii,
     union_edges,
 )
 from keras_robust.ops.precision import working_dtype
@@ -136,9 +136,9 @@ def wnll(
         is_point = ops.concatenate([is_query, ops.ones_like(template[:, 0], dtype="bool")])
         edges = union_edges(points, num_neighbors, sigma_neighbor, kernel, is_point)
     else:
-        reach = template_reach(template, num_neighbors, sigma_neighbor)
+        radii = template_radii(template, num_neighbors, sigma_neighbor)
         edges = edges_alone(
-            queries, template, reach, num_neighbors, sigma_neighbor, kernel, is_query
+            queries, template, radii, num_neighbors, sigma_neighbor, kernel, is_query
         )
     return extend(edges, values, is_query, template_weight, joint)
 
@@ -146,7 +146,7 @@ def wnll(
 def edges_alone(
     queries: Any,
     template: Any,
-    reach: Reach,
+    radii: ListRadii,
     num_neighbors: int,
     sigma_neighbor: int,
     kernel: str,
@@ -157,11 +157,11 @@ def edges_alone(
         ops.stop_gradient(queries),
         ops.stop_gradient(template),
         num_neighbors,
-        ops.stop_gradient(reach.scale()),
+        ops.stop_gradient(radii.scale()),
         min(template.shape[0] or _MAX_REVERSE, _MAX_REVERSE),
     )
     return edges_to_template(
-        queries, template, reach, found, sigma_neighbor, kernel, False, is_query
+        queries, template, radii, found, sigma_neighbor, kernel, False, is_query
     )
 
 

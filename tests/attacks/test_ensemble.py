@@ -159,7 +159,7 @@ def test_progress(problem, capsys):
     kr.attacks.Ensemble(MEMBERS).run(*problem, verbose=1)
     shown = capsys.readouterr().out
     assert "FGSM 1/4 on 60 images" in shown
-    assert "9 of 60 images stand" in shown
+    assert "9 of 60 images are robust" in shown
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_how_many_lines(time, capsys, verbose, num_lines):
     assert len(lines) == num_lines
     if lines:
         assert lines[0].endswith("] 0:00:00: round 1/120 on 8 images")
-        assert lines[-1] == "[================] 0:02:00: 3 of 8 images stand"
+        assert lines[-1] == "[================] 0:02:00: 3 of 8 images are robust"
 
 
 def test_a_line_of_a_terminal_is_overwritten(time, capsys, monkeypatch):
@@ -117,7 +117,7 @@ def test_a_line_of_a_terminal_is_overwritten(time, capsys, monkeypatch):
     lines = shown.split("\r")[1:]
     assert len(lines) == 4
     assert [len(line.rstrip("\n")) for line in lines] == [59, 59, 59, 59]
-    assert lines[-1].strip().endswith("3 of 8 images stand")
+    assert lines[-1].strip().endswith("3 of 8 images are robust")
 
 
 def test_ascii_alone_is_shown(time, capsys):

@@ -569,16 +569,16 @@ def test_clean_accuracy_is_that_of_all_examples_that_were_looked_at():
 
 
 def test_attacks_are_compared_example_by_example():
-    standing, others = np.ones((2, 100), bool)
-    others[:7], standing[7:8] = False, False
-    outcome = compared("a", standing, "b", others)
+    robust, others = np.ones((2, 100), bool)
+    others[:7], robust[7:8] = False, False
+    outcome = compared("a", robust, "b", others)
     assert outcome.figures["fooled_by_the_other_alone"] == 7
     assert outcome.figures["fooled_by_it_alone"] == 1
     assert outcome.figures["p_value"] == 9 / 256
     assert outcome.passed
-    standing[7:8] = True
-    assert compared("a", standing, "b", others).figures["p_value"] == 1 / 128
-    assert compared("a", standing, "b", others).passed is False
+    robust[7:8] = True
+    assert compared("a", robust, "b", others).figures["p_value"] == 1 / 128
+    assert compared("a", robust, "b", others).passed is False
     # The same accuracies, and the attacks differ on every example: neither is the weaker.
     assert compared("a", np.arange(100) < 50, "b", np.arange(100) >= 50).passed
 

@@ -498,7 +498,7 @@ class TestLists:
     @pytest.mark.parametrize("arguments", [{}, {"kernel": "quartic"}, {"template_weight": 0.5}])
     def test_alone_nothing_is_approximated(self, arguments):
         model, head = make_model(joint=False, **arguments)
-        assert head.template.has_reach
+        assert head.template.keeps_radii_only
         x, _ = clusters(40, seed=1)
         u = softmax(array(model(x)))
         np.testing.assert_allclose(u, expected_u(head, x, **arguments), atol=1e-4)
@@ -530,7 +530,7 @@ class TestLists:
         model, head = make_model(joint=False, units=None, dtype="mixed_float16")
         features, labels = clusters(30)
         head.adapt(300 * features, labels)
-        assert array(head.template.reach).max() > 65504
+        assert array(head.template.radii).max() > 65504
         x, _ = clusters(20, seed=1)
         u = softmax(array(model(300 * x)))
         np.testing.assert_allclose(u, expected_u(head, 300 * x), atol=0.02)

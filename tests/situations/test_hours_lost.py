@@ -166,7 +166,7 @@ def test_progress_of_an_attack_by_itself(monkeypatch):
     lines = shown_by(monkeypatch, lambda: attack.run(kr.BlackBox(Slow()), X, Y, seed=0, verbose=1))
     for number in (1, 2, 3, 4):
         assert any(f"round {number}/4 on 6 images" in line for line in lines)
-    assert lines[-1].endswith("6 of 6 images stand")
+    assert lines[-1].endswith("6 of 6 images are robust")
 
 
 def test_gradients_too(tmp_path, monkeypatch):

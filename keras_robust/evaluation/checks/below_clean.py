@@ -16,8 +16,8 @@ _MIN_EXAMPLES = 90
 
 def below_clean(case: Case) -> Outcome:
     """The judged attack, on examples that are all classified correctly without it."""
-    standing = case.standing(case.attack)
-    attacked, fooled = case.counts or (len(standing), int((~standing).sum()))
+    robust = case.robust(case.attack)
+    attacked, fooled = case.counts or (len(robust), int((~robust).sum()))
     figures = {"num_examples": float(attacked), "num_fooled": float(fooled)}
     if fooled:
         sentence = f"{case.name} fools the model on {fooled} of {attacked} examples."

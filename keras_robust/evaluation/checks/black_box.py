@@ -24,7 +24,7 @@ def square(case: Case) -> Outcome:
         return Outcome(None, "Square needs class scores, and the model returns classes alone.")
     attack = Square(case.ball, norm=case.norm, num_queries=NUM_QUERIES, **_setting(case))
     name = f"Square with {NUM_QUERIES} queries"
-    return compared(_PGD, case.standing(case.pgd()), name, case.standing(attack))
+    return compared(_PGD, case.robust(case.pgd()), name, case.robust(attack))
 
 
 def transfer(case: Case) -> Outcome:
@@ -35,13 +35,13 @@ def transfer(case: Case) -> Outcome:
     x_adv = perturbed_images(
         case.transfer_from, case.x, case.y, attack, case.batch_size, case.seed, mask=case.mask
     )
-    standing = case.still_correct(x_adv)
-    return compared(_PGD, case.standing(case.pgd()), "the same attack on the other model", standing)
+    robust = case.still_correct(x_adv)
+    return compared(_PGD, case.robust(case.pgd()), "the same attack on the other model", robust)
 
 
 def noise(case: Case) -> Outcome:
     """PGD against the best of several draws of noise of the same norm."""
-    standing = np.ones(len(case.examples), bool)
+    robust = np.ones(len(case.examples), bool)
     for draw in range(NUM_DRAWS):
         rng = np.random.default_rng([case.seed, draw])
         delta = rng.standard_normal(case.x.shape, "float32")
@@ -54,9 +54,9 @@ def noise(case: Case) -> Outcome:
             length = length.reshape(-1, *[1] * (delta.ndim - 1)).astype("float32")
             delta /= np.maximum(length, 1e-30)
         noisy = np.clip(case.x + case.ball * delta, *case.attack.bounds).astype(case.x.dtype)
-        standing &= case.still_correct(noisy)
+        robust &= case.still_correct(noisy)
     name = f"the best of {NUM_DRAWS} draws of random noise"
-    return compared(_PGD, case.standing(case.pgd()), name, standing)
+    return compared(_PGD, case.robust(case.pgd()), name, robust)
 
 
 def _setting(case: Case) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks import PGD, Attack
-from keras_robust.attacks.inputs import working
+from keras_robust.attacks.inputs import as_working_dtype
 from keras_robust.attacks.journal import Arrays, Journal
 from keras_robust.attacks.pgd import LOSSES
 from keras_robust.attacks.problem import Problem
@@ -50,7 +50,7 @@ class Case:
         counted: int array, shape `(num_examples,)`, which of the images are the examples. Defaults
             to `None`: all.
         standing_judged: bool array, shape `(num_examples,)`, which of the examples the attack
-            leaves standing, where that is known already. Defaults to `None`.
+            does not fool, where that is known already. Defaults to `None`.
         progress: what keeps the results of attacks, each under its fingerprint. Defaults to one
             that keeps nothing.
         counts: pair of ints: how many images the attack was tried on and how many it has fooled,
@@ -137,8 +137,8 @@ class Case:
             self._found[key] = compute()
         return self._found[key]
 
-    def standing(self, attack: Attack, among: np.ndarray | None = None) -> np.ndarray:
-        """Which examples an attack leaves standing, shape `(num_examples,)`.
+    def robust(self, attack: Attack, among: np.ndarray | None = None) -> np.ndarray:
+        """Which examples withstand an attack, shape `(num_examples,)`.
 
         Where `among` is given, the others are not attacked, and do not stand.
         """
@@ -152,7 +152,7 @@ class Case:
         attack = self.attack
 
         def margin(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
-            return Problem(attack, classifier, y, seed).margin(working(x))
+            return Problem(attack, classifier, y, seed).margin(as_working_dtype(x))
 
         judge = self.classifier.compiled(("still correct", attack.key), margin, num_batched=2)
         return (self.on_images(judge, x) <= 0)[self.examples]
@@ -211,7 +211,7 @@ class Case:
         return self.once("share of ties", compute)
 
     def _standing(self, attack: Attack, among: np.ndarray | None) -> np.ndarray:
-        standing = np.ones(len(self.x), bool)
+        robust = np.ones(len(self.x), bool)
         among = np.ones(len(self.examples), bool) if among is None else among
         attacked = np.arange(len(self.x)) if self.is_joint else self.examples[among]
         digest = hashlib.sha256(attack_fingerprint(attack).encode() + attacked.tobytes())
@@ -233,5 +233,5 @@ class Case:
                 return {"fooled": fooled}
 
             name = f"check-{digest.hexdigest()[:16]}-{number:05}"
-            standing[batch] = ~self.progress.attacked(name, run)["fooled"]
-        return standing[self.examples] & among
+            robust[batch] = ~self.progress.attacked(name, run)["fooled"]
+        return robust[self.examples] & among

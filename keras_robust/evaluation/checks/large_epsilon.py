@@ -11,8 +11,8 @@ from keras_robust.evaluation.checks.statistics import SIGNIFICANCE, binomial_tai
 _GREY = 0.5
 
 
-def _standing_at_grey(case: Case) -> np.ndarray:
-    return case.standing(case.pgd(epsilon=case.radius(_GREY)))
+def _robust_at_grey(case: Case) -> np.ndarray:
+    return case.robust(case.pgd(epsilon=case.radius(_GREY)))
 
 
 _UNLIMITED = Outcome(
@@ -24,18 +24,18 @@ def falls_to_chance(case: Case) -> Outcome:
     """PGD in the ball in which every image can be made grey."""
     if not case.is_bounded:
         return _UNLIMITED
-    standing = _standing_at_grey(case)
+    robust = _robust_at_grey(case)
     chance = case.chance or 1 / case.probabilities().shape[1]
-    p_value = binomial_tail(int(standing.sum()), len(standing), chance)
+    p_value = binomial_tail(int(robust.sum()), len(robust), chance)
     figures = {
         "epsilon": float(np.max(case.radius(_GREY))),
-        "accuracy": float(standing.mean()),
+        "accuracy": float(robust.mean()),
         "chance": chance,
         "p_value": p_value,
     }
     facts = (
         f"At epsilon {figures['epsilon']:.3g}, where every image can be made grey, PGD leaves "
-        f"{standing.mean():.1%} of the examples standing; guessing gets {chance:.1%}"
+        f"{robust.mean():.1%} of the examples standing; guessing gets {chance:.1%}"
     )
     if p_value >= SIGNIFICANCE:
         return Outcome(True, f"{facts}.", figures)
@@ -46,13 +46,13 @@ def unbounded(case: Case) -> Outcome:
     """PGD in a ball that holds all images, on what the smaller ball has left."""
     if not case.is_bounded:
         return _UNLIMITED
-    left = _standing_at_grey(case)
-    standing = case.standing(case.pgd(epsilon=case.radius(1.0)), among=left) if left.any() else left
-    figures = {"epsilon": float(np.max(case.radius(1.0))), "accuracy": float(standing.mean())}
-    if not standing.any():
+    left = _robust_at_grey(case)
+    robust = case.robust(case.pgd(epsilon=case.radius(1.0)), among=left) if left.any() else left
+    figures = {"epsilon": float(np.max(case.radius(1.0))), "accuracy": float(robust.mean())}
+    if not robust.any():
         return Outcome(True, "PGD without a limit fools the model on every example.", figures)
     sentence = (
-        f"PGD without a limit leaves {standing.mean():.1%} of the examples standing, though images "
+        f"PGD without a limit leaves {robust.mean():.1%} of the examples standing, though images "
         "of other classes are within its reach."
     )
     return Outcome(False, sentence, figures)

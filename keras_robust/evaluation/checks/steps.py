@@ -11,16 +11,15 @@ _COUNTS = (1, 5, NUM_STEPS)
 
 def more_steps(case: Case) -> Outcome:
     """PGD with an increasing number of steps: no accuracy above the one before."""
-    standing = [case.standing(case.pgd(num_steps)) for num_steps in _COUNTS]
+    robust = [case.robust(case.pgd(num_steps)) for num_steps in _COUNTS]
     names = [f"PGD with {count} step{'s' * (count > 1)}" for count in _COUNTS]
     outcomes = [
-        compared(names[i + 1], standing[i + 1], names[i], standing[i])
-        for i in range(len(_COUNTS) - 1)
+        compared(names[i + 1], robust[i + 1], names[i], robust[i]) for i in range(len(_COUNTS) - 1)
     ]
     worst = min(outcomes, key=lambda outcome: outcome.figures["p_value"])
     accuracies = {
         f"accuracy_after_{count}_steps": float(np.mean(left))
-        for count, left in zip(_COUNTS, standing, strict=True)
+        for count, left in zip(_COUNTS, robust, strict=True)
     }
     figures = {**accuracies, "p_value": worst.figures["p_value"]}
     if not worst.passed:
@@ -36,9 +35,9 @@ def single_step(case: Case) -> Outcome:
     fgsm = FGSM(case.epsilon, norm=case.norm, loss=case.loss, **case.setting)
     return compared(
         f"PGD with {NUM_STEPS} steps",
-        case.standing(case.pgd()),
+        case.robust(case.pgd()),
         "FGSM's single step",
-        case.standing(fgsm),
+        case.robust(fgsm),
     )
 
 
@@ -46,7 +45,7 @@ def no_weaker(case: Case) -> Outcome:
     """The judged attack against plain PGD."""
     return compared(
         case.name,
-        case.standing(case.attack),
+        case.robust(case.attack),
         f"plain PGD with {NUM_STEPS} steps",
-        case.standing(case.pgd()),
+        case.robust(case.pgd()),
     )
