@@ -1,25 +1,27 @@
-"""Times attacks against the gradients they cannot do without, and against four peers.
+"""Compares the cost of attacks with that of their gradients, and with four other libraries.
 
     python benchmarks/attacks.py
     python benchmarks/attacks.py --attacks fgsm pgd-40 --peers foolbox cleverhans
     python benchmarks/attacks.py --dataset mnist --data-dir DIR --epsilon 0.3
     KERAS_BACKEND=jax python benchmarks/attacks.py --network resnet20 --peers torchattacks
 
-All run on the same adversarially trained Keras model, in one process, on NumPy images. The floor
-of an attack is what its own gradients and forward passes cost alone: the number of them that its
-result reports, times what one costs in a compiled function on the whole batch. An attack's time
-is that of the public call, its checks included, after a first call that compiles. What takes over
-`--slow-seconds` is not repeated. Foolbox, ART and CleverHans are in the extra `peers`, and run on
-TensorFlow.
+All libraries attack the same adversarially trained Keras model, in one process, on NumPy images.
+The floor of an attack is the time of its gradients and forward passes alone: the number that its
+result reports, times the duration of one in a compiled function on the whole batch. The time of an
+attack is the time of the public call, including its checks, after a first call that compiles. An
+attack that takes longer than `--slow-seconds` is not repeated. Foolbox, ART and CleverHans are in
+the extra `peers`, and run on TensorFlow.
 
-torchattacks runs on the ResNet-20 alone: on a network of PyTorch's own with the same weights, whose
-logits must be the same, on the same images and the same device. It has a process of its own, after
-ours, by `--torch-python`: PyTorch and Keras's backend need not be in one environment.
+torchattacks only runs on the ResNet-20. It attacks a PyTorch copy of the network with the same
+weights, on the same images and the same device, after a check that the logits agree. It runs in a
+separate process of the Python given by `--torch-python`, after the other libraries, so that PyTorch
+and Keras's backend may be in different environments.
 
-Accuracies count the examples that are classified correctly and not fooled; the peers' images are
-judged by the same function as ours. CleverHans does not judge its images, which ours does within
-its time: where CleverHans has the attack, ours is also timed without, as it is used in training.
-Each attack is written to `benchmarks/results/` as soon as it has been measured.
+Robust accuracy counts the examples that are classified correctly and not fooled. One function
+evaluates the images of all libraries. The time of our public call includes this evaluation, which
+CleverHans omits. For the attacks that CleverHans has, ours is therefore also timed without
+evaluation, as it is used in training. The figures of each attack are written to
+`benchmarks/results/` as soon as they have been measured.
 """
 
 import argparse
@@ -48,7 +50,7 @@ PERTURB = "keras_robust, unjudged"
 
 
 def perturb(model: Any, attack: kr.attacks.Attack, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What training uses: like CleverHans it neither checks its input nor judges its result."""
+    """Attacks as training does: like CleverHans, without checks or evaluation of the result."""
 
     def function(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
         return attack.perturb(classifier, x, y, seed)
@@ -59,7 +61,7 @@ def perturb(model: Any, attack: kr.attacks.Attack, x: np.ndarray, y: np.ndarray)
 
 
 def attacks_at(epsilon: float, epsilon_l1: float) -> dict[str, kr.attacks.Attack]:
-    """What is measured. Those without an epsilon look for the nearest image at any distance."""
+    """Returns the measured attacks. Those without `epsilon` are minimum-norm attacks."""
     in_l1: dict[str, Any] = {"epsilon": epsilon_l1, "norm": "l1"}
     return {
         "fgsm": kr.attacks.FGSM(epsilon),
@@ -90,20 +92,20 @@ def parse_arguments(names: list[str]) -> argparse.Namespace:
     parser.add_argument("--network", choices=NETWORKS, default="cnn")
     parser.add_argument("--dataset", default="fashion_mnist_subset")
     parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
-    parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
+    parser.add_argument("--epsilon", type=float, default=0.1, help="radius in training and attacks")
     parser.add_argument("--epsilon-l1", type=float, default=8.0, help="radius in the L1 norm")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--num-examples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--slow-seconds", type=float, default=60.0, help="what takes longer is not repeated"
+        "--slow-seconds", type=float, default=60.0, help="do not repeat slower attacks"
     )
     parser.add_argument("--output", type=pathlib.Path, default=harness.RESULTS)
     return parser.parse_args()
 
 
 def trained_model(args: argparse.Namespace) -> keras.Model:
-    """The network, adversarially trained with PGD-7."""
+    """Trains the network adversarially with PGD-7."""
     keras.utils.set_random_seed(0)
     train = kr.datasets.load(args.dataset, "train", data_dir=args.data_dir)
     batches = train.shuffle(len(train), seed=0).batch(128)
@@ -118,7 +120,7 @@ def trained_model(args: argparse.Namespace) -> keras.Model:
 def timed(
     function: Callable[[], Any], args: argparse.Namespace, compiles: bool
 ) -> tuple[Any, dict[str, float]]:
-    """The result, and the seconds of the first call and of those after it."""
+    """Returns the result of `function`, with the durations of the first call and of later ones."""
     start = time.perf_counter()
     result = function()
     first = time.perf_counter() - start
@@ -133,7 +135,7 @@ def timed(
 
 
 def duration(seconds: list[float]) -> dict[str, float]:
-    """Of the first call, and of those after it if there were any."""
+    """Summarizes the durations of calls. The first call only counts if it is the only one."""
     samples = seconds[1:] or seconds
     return {
         "first_seconds": seconds[0],
@@ -145,7 +147,7 @@ def duration(seconds: list[float]) -> dict[str, float]:
 def quality(
     model: keras.Model, x: np.ndarray, y: np.ndarray, x_adv: np.ndarray, attack: Any
 ) -> dict[str, float]:
-    """Accuracy on the attacked images; how large the perturbations that fool are."""
+    """Returns the robust accuracy and the sizes of the perturbations."""
     fooled = Classifier(model).predict(x_adv.astype("float32")).argmax(1) != y
     correct = Classifier(model).predict(x).argmax(1) == y
     norms = perturbation_norms(x, x_adv)
@@ -159,10 +161,10 @@ def quality(
     return figures
 
 
-def beside(
+def peer_figures(
     ours: dict[str, Any], figures: dict[str, float], found: dict[str, float]
 ) -> dict[str, float]:
-    """The figures of a peer."""
+    """Combines the figures of a peer, and adds the ratio of its time to ours."""
     ratio = figures["median_seconds"] / ours["median_seconds"]
     return {**figures, **found, "times_as_slow_as_ours": ratio}
 
@@ -204,7 +206,7 @@ def measure(
     for library, run in peers.items():
         compiles = library == PERTURB
         x_adv, figures = timed(lambda run=run: run(model, attack, x, y), args, compiles)
-        libraries[library] = beside(ours, figures, quality(model, x, y, x_adv, attack))
+        libraries[library] = peer_figures(ours, figures, quality(model, x, y, x_adv, attack))
     return {
         "dataset": args.dataset,
         "network": args.network,
@@ -232,7 +234,7 @@ def main() -> None:
     args = parse_arguments(list(attacks_at(0.1, 8.0)))
     missing = why_no_torchattacks(args.torch_python, args.network)
     if missing and "torchattacks" in args.peers:
-        print(f"torchattacks is left out: {missing}")
+        print(f"torchattacks is skipped: {missing}")
         args.peers.remove("torchattacks")
     if keras.backend.backend() != "tensorflow":
         args.peers = [peer for peer in args.peers if peer == "torchattacks"]
@@ -259,7 +261,7 @@ def main() -> None:
         for name, x_adv, seconds in torchattacks(model, attacks, x, y, args):
             libraries = cases[name]["libraries"]
             found = quality(model, x, y, x_adv, attacks[name])
-            row = beside(libraries["keras_robust"], duration(seconds), found)
+            row = peer_figures(libraries["keras_robust"], duration(seconds), found)
             libraries["torchattacks"] = row
             add(name)
             print_row(f"torchattacks, {name}", row)

@@ -1,4 +1,4 @@
-"""The cases: a model, its images, and the attacks on it."""
+"""The cases of `training.py` and `memory.py`: models, shapes of images and attacks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,12 +12,12 @@ import keras_robust as kr
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model, its images, and how it is attacked.
+    """A model, the shape of its images, and the settings of the attacks on it.
 
     Args:
-        attack_steps: the numbers of steps of the attacks that are timed alone.
-        training_steps: the number of steps of the attack in adversarial training.
-        gpu_batch_sizes: batch sizes measured by default on a GPU; on a CPU it is the first.
+        attack_steps: Numbers of steps of the attacks that are timed outside of training.
+        training_steps: Number of steps of the attack in adversarial training.
+        gpu_batch_sizes: Batch sizes measured by default on a GPU. On a CPU, only the first is.
     """
 
     name: str
@@ -67,7 +67,7 @@ CASES = {case.name: case for case in (_CNN, _RESNET20, _VGG16)}
 
 
 def random_batch(case: Case, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform noise and labels: the speed does not depend on what the images show."""
+    """Returns uniform noise and random labels. The speed does not depend on the images' content."""
     rng = np.random.default_rng(0)
     x = rng.random((batch_size, *case.image_shape), dtype="float32")
     return x, rng.integers(0, 10, batch_size, dtype="int32")

@@ -1,13 +1,13 @@
-"""Runs what is worth knowing of a GPU in six minutes, the most wanted first.
+"""Runs the most important benchmarks on a GPU within six minutes, in order of importance.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --minutes 3 --parts attacks losses
-    python benchmarks/gpu.py --quick --minutes 20 --output DIR    # Does all of it run, on a CPU?
+    python benchmarks/gpu.py --quick --minutes 20 --output DIR    # Tries all parts on a CPU.
 
-Keras, JAX and NumPy are enough. Each part is a benchmark of this folder, in a process of its own,
-which writes a case as soon as it has been measured. When the time is up, the part that is running
-is ended, and the rest left out; what had been measured stays. A part that fails keeps none of the
-others from running. The exit status is 1 if one has failed.
+It needs only Keras, JAX and NumPy. Each part is a benchmark of this folder that runs in a separate
+process and writes each case as soon as it has been measured. When the time is up, the running part
+is killed and the remaining parts are skipped. Cases that have been measured are kept. If a part
+fails, the others still run, and the exit status is 1.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A benchmark and its arguments; `quick` are those that make it as small as it can be."""
+    """A benchmark and its arguments. `quick` has further arguments for a minimal run."""
 
     name: str
     script: str
@@ -68,20 +68,20 @@ PARTS = (
 
 
 def run(command: list[str], seconds: float) -> int | None:
-    """The exit status of a command, or `None` if it was ended after so many seconds."""
+    """Returns the exit status of a command, or `None` if it was killed after `seconds`."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         return process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        if process.poll() is None:  # With the processes that it has started.
+        if process.poll() is None:  # Its child processes, too.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 def run_all(commands: dict[str, list[str]], seconds: float) -> dict[str, str]:
-    """Runs the commands one after the other while there is time: what became of each."""
+    """Runs the commands in order until the time is up. Returns the outcome of each."""
     start, outcomes = time.monotonic(), {}
     for name, command in commands.items():
         left = seconds - (time.monotonic() - start)
@@ -100,12 +100,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--output", type=pathlib.Path, help="default: benchmarks/results")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try all parts")
     return parser.parse_args(argv)
 
 
 def commands(args: argparse.Namespace) -> dict[str, list[str]]:
-    """The command of each part, from the repository's root."""
+    """Returns the command of each part, to be run in the repository's root."""
     output = ["--output", str(args.output.resolve())] if args.output else []
     return {
         part.name: [
@@ -123,8 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     backend = os.environ.setdefault("KERAS_BACKEND", "jax")
     for name in ("keras", backend):
         if importlib.util.find_spec(name) is None:
-            sys.exit(f"{sys.executable} has no `{name}`: run this by a Python that has it.")
-    # The package needs no installation.
+            sys.exit(f"{sys.executable} has no `{name}`. Use a Python in which it is installed.")
+    # `keras_robust` need not be installed.
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     outcomes = run_all(commands(args), 60 * args.minutes)
@@ -136,5 +136,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that the part ends, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # `run` then kills the part.
     sys.exit(main())

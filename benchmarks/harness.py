@@ -1,4 +1,4 @@
-"""What every benchmark shares: timing, the machine and the versions, a file of results."""
+"""Shared code of the benchmarks: timing, versions of packages, and files of results."""
 
 import datetime
 import importlib.metadata
@@ -23,12 +23,12 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def wait(x: Any) -> None:
-    """Waits until the tensor `x` has been computed, without copying all of it from a GPU."""
+    """Waits until the tensor `x` has been computed. Copies one element of it, not all."""
     backend.synchronize(keras.ops.ravel(x)[:1])
 
 
 def seconds(function: Callable[[], Any], calls: int = 1) -> float:
-    """Seconds for each of `calls` calls, queued one after the other and awaited together."""
+    """Returns the mean duration of `calls` calls. They are queued, and the last one is awaited."""
     start = time.perf_counter()
     for _ in range(calls):
         result = function()
@@ -37,12 +37,12 @@ def seconds(function: Callable[[], Any], calls: int = 1) -> float:
 
 
 def calls_to_fill(duration: float, one_call: float) -> int:
-    """How many calls of `one_call` seconds it takes to fill `duration` seconds."""
+    """Returns the number of calls of `one_call` seconds that take at least `duration` seconds."""
     return max(1, math.ceil(duration / one_call))
 
 
 def interleave(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Samples each measure once in every round, so that a slow moment strikes all of them."""
+    """Samples each measure once per round, so that a slow period affects all of them."""
     samples: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(repeats):
         for name, measure in measures.items():
@@ -51,10 +51,10 @@ def interleave(measures: dict[str, Callable[[], float]], repeats: int) -> dict[s
 
 
 def summary(samples: list[float], floor: list[float] | None = None) -> dict[str, float]:
-    """Median and minimum; with a `floor` from the same rounds, the ratio to it.
+    """Returns the median and the minimum and, for a `floor` from the same rounds, ratios to it.
 
-    The ratio is the median of the rounds' ratios. That of the two minima is a check on it: they
-    differ where the machine was busy.
+    `ratio_to_floor` is the median of the rounds' ratios. `ratio_of_minima` is a check on it: the
+    two differ if the machine was busy.
     """
     result = {"median_seconds": statistics.median(samples), "min_seconds": min(samples)}
     if floor is not None:
@@ -66,7 +66,7 @@ def summary(samples: list[float], floor: list[float] | None = None) -> dict[str,
 
 
 def run_description() -> dict[str, Any]:
-    """What a figure needs beside it: versions, date and command."""
+    """Returns what is recorded with each figure: versions, date and command."""
     name = keras.backend.backend()
     command = shlex.join([f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]])
     packages = {"tensorflow": ["tensorflow"], "jax": ["jax", "jaxlib"]}[name]
@@ -83,13 +83,13 @@ def run_description() -> dict[str, Any]:
 
 
 class Results:
-    """One JSON file for each benchmark, kind of machine and backend.
+    """The results of a benchmark: one JSON file for each kind of machine and backend.
 
-    A case that is measured again replaces the earlier figures; the other cases stay.
+    A case that is measured again replaces its earlier figures. The other cases are kept.
 
     Args:
-        benchmark: name of the benchmark, which the file's name begins with.
-        folder: where the file is.
+        benchmark: Name of the benchmark, with which the file's name begins.
+        folder: Folder of the file.
     """
 
     def __init__(self, benchmark: str, folder: pathlib.Path) -> None:

@@ -3,17 +3,17 @@
     python benchmarks/imagenet_cost.py
     python benchmarks/imagenet_cost.py --models MobileNetV2 --batch-size 4
 
-It prints the table that `docs/evaluation.md` has of what an evaluation costs. Each model of
-`keras.applications` has random weights and is attacked on random images, labelled as it classifies
-them: speed does not depend on what they show. The radius is so small that no image is fooled, and
-no round ends early: the figures are the most that a batch can cost.
+It prints the table of evaluation costs in `docs/evaluation.md`. Each model of `keras.applications`
+has random weights and is attacked on random images, with its own predictions as labels: speed does
+not depend on the images' content. The radius is so small that no image is fooled and no round ends
+early. The figures are therefore upper bounds of the cost of a batch.
 
-A pass forward and a gradient in the images are timed in compiled functions. APGD and FAB are run
-for 20 steps towards one class, Square for 50 queries, each after a run that compiles. Rounds and a
-batch are then the passes of AutoAttack, at what one pass of the same attack has taken, its own
-arithmetic included. What it takes to save a round is timed for the attacks that hand on the least
-and the most. On a CPU, the machine was quiet if `processor_seconds` is near the number of cores
-times `seconds`.
+A forward pass and an input gradient are timed in compiled functions. APGD and FAB run for 20 steps
+(towards one class where targeted) and Square for 50 queries, each after a run that compiles. This
+gives the time of one pass of each attack, including the attack's own arithmetic. The time of a
+round or a batch is the number of AutoAttack's passes times that of one pass. The time to save a
+round is measured for the attacks whose rounds save the least and the most. On a CPU, if
+`processor_seconds` is near the number of cores times `seconds`, the machine was otherwise idle.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from keras_robust.model.classifier import Classifier
 
 EPSILON = 1e-9
 NUM_CLASSES = 1000
-# What is run of each attack of AutoAttack, in its order.
+# Shortened versions of the attacks of AutoAttack, in its order.
 SAMPLES = {
     "APGD": kr.attacks.APGD(EPSILON, loss="ce", num_steps=20),
     "APGD, targeted": kr.attacks.APGD(EPSILON, loss="dlr_targeted", num_steps=20, num_targets=1),
     "FAB": kr.attacks.FAB(EPSILON, num_steps=20, num_targets=1),
     "Square": kr.attacks.Square(EPSILON, num_queries=50),
 }
-# The second hands on Adam's two moments and its variables too.
+# The second also saves Adam's variables and its two moments.
 SAVED = {
     "PGD": kr.attacks.PGD(EPSILON, num_steps=1, num_restarts=2),
     "CarliniWagnerL2": kr.attacks.CarliniWagnerL2(num_steps=1, binary_search_steps=1),
@@ -53,7 +53,7 @@ SAVED = {
 
 
 class Timed:
-    """A store that notes how long it takes to write."""
+    """A store that records how long its last write took."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.seconds = store, 0.0
@@ -91,11 +91,11 @@ def measure(name: str, batch_size: int, repeats: int) -> dict[str, Any]:
         start, work = time.perf_counter(), time.process_time()
         result = sample.run(model, x, y, seed=0)
         seconds = time.perf_counter() - start
-        counts, others = result.num_evaluations, 0.0
-        if attack.uses_gradient:  # As many passes forward belong to each round.
-            others = float(result.num_evaluations.mean()) * figures["one_pass"]["forward"]
+        counts, forward_seconds = result.num_evaluations, 0.0
+        if attack.uses_gradient:  # A round has as many forward passes as the sample.
+            forward_seconds = float(result.num_evaluations.mean()) * figures["one_pass"]["forward"]
             counts = result.num_gradients
-        one_pass = (seconds - others) / float(counts.mean())
+        one_pass = (seconds - forward_seconds) / float(counts.mean())
         costs = [cost.passes for cost in attack.round_costs(NUM_CLASSES)]
         figures["attacks"][attack_name] = {
             "sample": repr(sample),
@@ -104,8 +104,8 @@ def measure(name: str, batch_size: int, repeats: int) -> dict[str, Any]:
             "passes": float(counts.mean()),
             "fooled": int(result.success.sum()),
             "num_rounds": len(costs),
-            "longest_round_seconds": max(costs) * one_pass + others,
-            "batch_seconds": sum(costs) * one_pass + len(costs) * others,
+            "longest_round_seconds": max(costs) * one_pass + forward_seconds,
+            "batch_seconds": sum(costs) * one_pass + len(costs) * forward_seconds,
         }
         print(f"{attack_name}: {figures['attacks'][attack_name]}", flush=True)
     figures["saving"] = {attack: saving(classifier, x, y, attack) for attack in SAVED}
@@ -113,7 +113,7 @@ def measure(name: str, batch_size: int, repeats: int) -> dict[str, Any]:
 
 
 def passes(classifier: Classifier, x: Any, y: Any, repeats: int) -> dict[str, float]:
-    """The median seconds of a pass forward, and of a gradient in the images."""
+    """Returns the median durations of a forward pass and of an input gradient."""
     forward = classifier.compiled("benchmark forward", Classifier.outputs)
     gradient = classifier.compiled("benchmark gradient", input_gradient)
     x, y = (keras.ops.convert_to_tensor(values) for values in (x, y))
@@ -134,7 +134,7 @@ def autoattack() -> list[kr.attacks.Attack]:
 
 
 def saving(classifier: Classifier, x: Any, y: Any, name: str) -> dict[str, float]:
-    """How long it takes to save what a round has found, and how much that is."""
+    """Returns the duration of saving the result of a round, and its size in bytes."""
     classifier.check(x, y)
     with tempfile.TemporaryDirectory() as folder:
         timed = []

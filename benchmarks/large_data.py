@@ -1,12 +1,13 @@
-"""Measures the peak memory of `kr.evaluate` on data sets of ever more images of 224 x 224.
+"""Measures the peak memory of `kr.evaluate` on data sets of up to 100,000 images.
 
     python benchmarks/large_data.py
     python benchmarks/large_data.py --num-images 2000 20000 --forms PyDataset
 
-Each evaluation has a process of its own. Its images are made when they are asked for, by a
-`PyDataset` and, on TensorFlow, by a `tf.data.Dataset.from_generator`. The model is almost free, and
-the attack is FGSM, so that 100,000 images take minutes. `evaluate` runs with its defaults, checks
-included. One image takes 602,112 bytes in float32, so that 100,000 take 60 GB.
+Each evaluation runs in a separate process. A `PyDataset` and, on TensorFlow, a
+`tf.data.Dataset.from_generator` generate its images of 224 x 224 pixels on demand. The model costs
+almost nothing, and the attack is FGSM, so that 100,000 images take minutes. `evaluate` runs with
+its defaults, including its checks. In float32, one image takes 602,112 bytes, and 100,000 images
+take 60 GB.
 """
 
 import argparse
@@ -32,7 +33,7 @@ if keras.backend.backend() == "tensorflow":
 
 
 class Colours(keras.utils.PyDataset):
-    """Grey noise on a colour; the class is the colour's largest part."""
+    """Images of one colour with grey noise. The class is the largest of red, green and blue."""
 
     def __init__(self, num_images: int, batch_size: int) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ def make_data(form: str, num_images: int, batch_size: int) -> Any:
 
 
 def make_model() -> keras.Model:
-    """A classifier that knows the classes."""
+    """Returns a classifier whose logits are proportional to the mean red, green and blue."""
     dense = keras.layers.Dense(3, use_bias=False)
     layers = [keras.layers.AveragePooling2D(32), keras.layers.Flatten(), dense]
     model = keras.Sequential([keras.Input(SHAPE), *layers])

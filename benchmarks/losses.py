@@ -1,24 +1,26 @@
-"""Times a training step of each loss against the passes that it cannot do without.
+"""Compares the cost of a training step of each loss with that of the passes it consists of.
 
     python benchmarks/losses.py
     KERAS_BACKEND=jax python benchmarks/losses.py --losses "Fisher information" "latent disparity"
 
-What a step is made of is timed by itself, in the same process and the same rounds:
+The parts of a step are timed separately, in the same process and the same rounds:
 
-- `step`: an ordinary training step; `double step`: one of twice as many images;
-- `gradient`: the cross-entropy's gradient in the images, as each step of an attack takes it;
-- `jacobian`: the gradients of 9 differences of logits in the images, with one pass forward;
-- `penalty step`: a training step of a loss to which the norm of a gradient in the images is added,
-  which takes a second derivative;
-- `forward`: the classifier in inference mode;
-- `denoiser step`: an ordinary training step of the denoiser before the frozen classifier.
+- `step`: an ordinary training step; `double step`: one on twice as many images;
+- `gradient`: the gradient of the cross-entropy with respect to the images, as in a step of PGD;
+- `jacobian`: the gradients of 9 differences of logits with respect to the images, and one forward
+  pass;
+- `penalty step`: a training step of a loss with a penalty on the squared norm of its gradient with
+  respect to the images, which takes a second derivative;
+- `forward`: a forward pass of the classifier in inference mode;
+- `denoiser step`: an ordinary training step of the denoiser in front of the frozen classifier.
 
-The floor of a loss is the sum of those that its formula asks for (`FLOORS`). Both kinds of training
-step are timed by how much longer an epoch of `fit` takes than an epoch of one step, divided by the
-number of further steps. The model is the small CNN of `models.py`, on batches of 128 random images.
+The floor of a loss is the sum of the parts that its formula requires (`FLOORS`). The time of a
+training step is that of an epoch of `fit` of many steps less that of an epoch of one step, divided
+by the number of additional steps. The model is the small CNN of `models.py`, on batches of 128
+random images.
 
-The last three are timed as in the latent disparity paper, Table I: its VGG-16 and its denoiser of
-11 million parameters, on batches of 32 pairs that were made before.
+The last three losses are timed as in Table I of Schwartz and Ditzler, 2020: with its VGG-16 and its
+denoiser of 11 million parameters, on batches of 32 pairs that were generated beforehand.
 """
 
 import argparse
@@ -52,7 +54,6 @@ def fgsm() -> kr.attacks.FGSM:
     return kr.attacks.FGSM(EPSILON)
 
 
-# The losses, and how many of each part they cannot do without.
 LOSSES: dict[str, Callable[[], Any]] = {
     "adversarial training, PGD-7": lambda: kr.losses.AdversarialTraining(pgd()),
     "TRADES, PGD-7": lambda: kr.losses.TRADES(pgd()),
@@ -70,6 +71,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
     ),
     "guided denoising, pairs, VGG-16": lambda: kr.losses.GuidedDenoising(None),
 }
+# How many of each part make up the floor of a loss.
 FLOORS: dict[str, dict[str, int]] = {
     "adversarial training, PGD-7": {"gradient": 7, "step": 1},
     "TRADES, PGD-7": {"gradient": 7, "double step": 1},
@@ -88,7 +90,7 @@ FLOORS: dict[str, dict[str, int]] = {
 
 
 def jacobian(classifier: Classifier, x: Any, y: Any) -> Any:
-    """What one step of DeepFool chooses its class by."""
+    """Returns the gradients by which a step of DeepFool selects its class."""
     others = other_classes(classifier.outputs(x), y)
 
     def differences(z: Any) -> Any:
@@ -100,24 +102,24 @@ def jacobian(classifier: Classifier, x: Any, y: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="benchmarks")
 class InputGradientPenalty(kr.losses.ModelLoss):
-    """The norm of the gradient in the images, as a loss: what must be differentiated twice."""
+    """The cross-entropy plus the squared norm of its input gradient, differentiated twice."""
 
     needs_attack = False
 
     def training_loss(self, step: Any, y_true: Any, y_pred: Any) -> Any:
-        labels = sparse_labels(y_true)  # Keras makes them floats.
+        labels = sparse_labels(y_true)  # Keras has converted them to floats.
         gradient = input_gradient(Classifier(step.model), step.x, labels)
         penalty = ops.sum(ops.square(gradient), axis=(1, 2, 3))
         return self.classification_loss(y_true, y_pred) + penalty
 
 
 def network(name: str) -> keras.Model:
-    """The undefended classifier that a loss is used with."""
+    """Returns the undefended classifier for the loss `name`."""
     return models.vgg16((28, 28, 1)) if name.endswith(IN_PAPER) else models.small_cnn()
 
 
 def model_of(name: str) -> keras.Model:
-    """That classifier with what the loss needs in it."""
+    """Returns the model that the loss `name` trains, with the layers and constraints it needs."""
     keras.utils.set_random_seed(0)
     if name.startswith("guided denoising"):
         return denoised(name)
@@ -147,7 +149,7 @@ def compiled(model: keras.Model, loss: Any) -> kr.RobustModel:
 
 
 def measure(name: str, repeats: int, sample_seconds: float) -> dict[str, Any]:
-    """The figures of one loss, and of the parts of its floor."""
+    """Measures a training step of one loss, and the parts of its floor."""
     rng = np.random.default_rng(0)
     batch_size = 32 if name.endswith(IN_PAPER) else 128
     x = rng.random((batch_size, 28, 28, 1), dtype="float32")
@@ -173,7 +175,7 @@ def measure(name: str, repeats: int, sample_seconds: float) -> dict[str, Any]:
         "forward": lambda: function("forward", Classifier.outputs, on_device[0]),
         "denoiser step": lambda: step(denoised(name), CROSS_ENTROPY),
     }
-    # An ordinary step always: a ratio to it is given too.
+    # The ordinary step is always needed, for `ratio_to_step`.
     needed = {part: parts[part]()[0] for part in {**FLOORS[name], "step": 1}}
     needed["loss"], compile_seconds = step(model_of(name), LOSSES[name](), pairs)
     samples = harness.interleave(needed, repeats)

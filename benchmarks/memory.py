@@ -1,8 +1,8 @@
-"""Prints the peak memory of one PGD attack, in bytes, from a process of its own.
+"""Prints the peak memory of a process that runs one PGD attack, in bytes.
 
     python benchmarks/memory.py --case resnet20 --batch-size 128 --num-steps 160
 
-On a GPU, what the backend counts there; else the process's resident memory.
+On a GPU, this is the backend's count of GPU memory. On a CPU, it is the peak resident memory.
 """
 
 import argparse
@@ -21,10 +21,9 @@ from keras_robust import backend
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had.
+    """Returns the peak memory of this process.
 
-    `ru_maxrss` counts the process that this one was started from too, where that was larger;
-    Linux's `VmHWM` does not.
+    On Linux it reads `VmHWM`, because `ru_maxrss` is at least that of the parent process.
     """
     on_accelerator = backend.peak_memory()
     if on_accelerator is not None:
@@ -37,13 +36,13 @@ def peak_bytes() -> int:
 
 
 def frugal() -> dict[str, str]:
-    """An environment in which a process takes no more of a GPU's memory than it needs."""
+    """Returns an environment in which a process allocates only the GPU memory it needs."""
     settings = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     return os.environ | settings | {"KERAS_BACKEND": keras.backend.backend()}
 
 
 def number_printed(script: str, *arguments: Any) -> int:
-    """The last number that a script prints, in a new process that takes no more than it needs."""
+    """Runs a script in a new process and returns the last number that it prints."""
     command = [sys.executable, script, *map(str, arguments)]
     output = subprocess.run(
         command, env=frugal(), stdout=subprocess.PIPE, text=True, check=True
@@ -52,7 +51,7 @@ def number_printed(script: str, *arguments: Any) -> int:
 
 
 def peak_of_attack(case: Case, batch_size: int, num_steps: int) -> int:
-    """The peak memory of one attack, in a process of its own."""
+    """Returns the peak memory of one attack, measured in a separate process."""
     sizes = ("--batch-size", batch_size, "--num-steps", num_steps)
     return number_printed(__file__, "--case", case.name, *sizes)
 

@@ -1,4 +1,4 @@
-"""The classifiers that are measured: a small one for 28 x 28 images, a ResNet-20 and a VGG-16."""
+"""The measured classifiers: a small CNN for 28 x 28 images, a ResNet-20 and a VGG-16."""
 
 import pathlib
 import sys
@@ -15,7 +15,7 @@ Shape = tuple[int, int, int]
 
 
 def small_cnn(shape: Shape = (28, 28, 1)) -> keras.Model:
-    """Two strided convolutions and two dense layers, as for MNIST: 171,158 parameters."""
+    """Returns two strided convolutions and two dense layers: 171,158 parameters by default."""
     return keras.Sequential(
         [
             keras.Input(shape),
@@ -29,13 +29,13 @@ def small_cnn(shape: Shape = (28, 28, 1)) -> keras.Model:
 
 
 def resnet20(head: Any = None, shape: Shape = (32, 32, 3)) -> keras.Model:
-    """The ResNet-20 for 32 x 32 images of He et al., 2015, section 4.2: 0.27 million parameters.
+    """Returns the ResNet-20 of He et al., 2015, section 4.2: 0.27 million parameters.
 
-    `head` is the layer on its 64 features; by default it is dense, with 10 outputs.
+    `head` is the layer on its 64 features. By default it is a dense layer with 10 outputs.
     """
     return networks.resnet(20, shape, [head or layers.Dense(10)])
 
 
 def vgg16(shape: Shape = (32, 32, 3)) -> keras.Model:
-    """The VGG-16 of the latent disparity paper: 15 million parameters."""
+    """Returns the VGG-16 of Schwartz and Ditzler, 2020: 15 million parameters."""
     return networks.vgg16(shape, width=1.0)

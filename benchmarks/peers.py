@@ -1,6 +1,7 @@
-"""The peers' attacks at the settings of ours: `(model, attack, x, y) -> x_adv`, NumPy arrays.
+"""Runs the attacks of other libraries with the settings of ours.
 
-torchattacks runs in a process of its own, all attacks one after the other.
+Each peer is a function `(model, attack, x, y) -> x_adv` of NumPy arrays, where `attack` is our
+attack. The attacks of torchattacks run one after the other in a separate process.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def _foolbox(make: Callable[[Any], tuple[Any, float | None]]) -> Peer:
         peer, epsilon = make(attack)
         fmodel = foolbox.TensorFlowModel(model, bounds=attack.bounds)
         _, x_adv, is_adv = peer(fmodel, tf.constant(x), tf.constant(y), epsilons=epsilon)
-        # Foolbox gives all-zero images where C&W has failed: the original says the same, honestly.
+        # Foolbox returns zero images where C&W has failed. The original counts as failed, too.
         return np.where(np.reshape(is_adv, (-1,) + (1,) * (x.ndim - 1)), x_adv, x)
 
     return run
@@ -86,7 +87,10 @@ def _foolbox_cw(attack: kr.attacks.CarliniWagnerL2) -> tuple[Any, None]:
 
 
 def _num_rounds(attack: kr.attacks.HopSkipJump) -> int:
-    """How many of the peers' rounds need about as many queries: `100 sqrt(t)`, and 25 to search."""
+    """Returns how many rounds of the peers take about `attack.num_queries` queries.
+
+    Round t takes `100 sqrt(t)` queries, and about 25 to search for the boundary.
+    """
     num_rounds, left = 0, attack.num_queries
     while left > 0:
         num_rounds += 1
@@ -100,7 +104,7 @@ def _foolbox_hop_skip_jump(attack: kr.attacks.HopSkipJump) -> tuple[Any, None]:
     import tensorflow as tf
 
     class NoiseOrOther(foolbox.attacks.LinearSearchBlendedUniformNoiseAttack):
-        """Foolbox's start; another image of the batch where noise does not fool the model."""
+        """Starts like Foolbox, or from another image of the batch if no noise fools the model."""
 
         def run(self, model: Any, inputs: Any, criterion: Any, **kwargs: Any) -> Any:
             found = np.array(super().run(model, inputs, criterion, **kwargs).numpy())
@@ -243,7 +247,7 @@ def _art_auto_attack(classifier: Any, attack: kr.attacks.AutoAttack, batch_size:
 
 @functools.cache
 def _logits_of(model: Any) -> Callable[[Any], Any]:
-    """One function for each model: CleverHans compiles anew for each it is given."""
+    """Returns the same function for each model, as CleverHans recompiles for a new one."""
     return lambda x: model(x, training=False)
 
 
@@ -283,8 +287,8 @@ def _cleverhans_pgd(model: Any, attack: kr.attacks.PGD, x: np.ndarray, y: np.nda
     ).numpy()
 
 
-# CleverHans's C&W stops with an error on Keras 3, and has none of the others; Foolbox has no
-# APGD, Square or AutoAttack, and ART no Square in L1.
+# CleverHans's C&W raises an error on Keras 3, and its other attacks are missing. Foolbox has no
+# APGD, Square or AutoAttack. ART has no Square in L1.
 PEERS: dict[str, dict[str, Peer]] = {
     "fgsm": {
         "foolbox": _foolbox(_foolbox_fgsm),
@@ -314,13 +318,13 @@ PEERS: dict[str, dict[str, Peer]] = {
 }
 
 
-# Its AutoAttack has other settings, its DeepFool takes one image at a time, and its Carlini-Wagner
-# searches for no constant.
+# Left out: its AutoAttack has other settings, its DeepFool attacks images one by one, and its
+# Carlini-Wagner attack does not search for the constant.
 TORCHATTACKS = ("fgsm", "pgd-40", "apgd-ce", "apgd-dlr", "square")
 
 
 def why_no_torchattacks(python: str, network: str) -> str | None:
-    """Why torchattacks cannot be measured; `None` if it can."""
+    """Returns the reason why torchattacks cannot be measured, or `None` if it can."""
     if network != "resnet20":
         return f"it is measured on the ResNet-20 (--network resnet20), not on the {network}."
     command = [python, "-c", "import torch, torchattacks"]
@@ -332,7 +336,7 @@ def why_no_torchattacks(python: str, network: str) -> str | None:
 
 
 def resnet20_weights(model: keras.Model) -> list[np.ndarray]:
-    """Of its convolutions with their batch norms, and of its logits, in the order of creation."""
+    """Returns the weights in the order of creation, each convolution before its batch norm."""
 
     def in_order(kind: type) -> list[keras.layers.Layer]:
         def number(layer: keras.layers.Layer) -> int:
@@ -354,7 +358,7 @@ def torchattacks(
     y: np.ndarray,
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, np.ndarray, list[float]]]:
-    """The name, images and seconds of each attack that torchattacks has, as they are measured."""
+    """Yields the name, images and durations of each attack that torchattacks has."""
     settings = {
         "repeats": args.repeats,
         "slow_seconds": args.slow_seconds,

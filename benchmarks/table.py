@@ -1,4 +1,4 @@
-"""Prints what a file of results says of the attacks, as the table in README.md.
+"""Prints the results of `attacks.py` as the table in `benchmarks/README.md`.
 
 python benchmarks/table.py benchmarks/results/attacks-*-tensorflow.json
 """
@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def quality(row: dict[str, float]) -> str:
-    """The median distance of a minimum-norm attack, else the robust accuracy."""
+    """Returns the median distance of a minimum-norm attack, else the robust accuracy."""
     distance = row.get("median_l2_of_fooled")
     return f"{row['robust_accuracy']:.1%}" if distance is None else f"L2 {distance:.3f}"
 

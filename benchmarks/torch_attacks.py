@@ -1,13 +1,14 @@
-"""Times torchattacks on a ResNet-20 of given weights, in a Python that has PyTorch.
+"""Times torchattacks on a ResNet-20 with given weights, in a Python that has PyTorch.
 
     python benchmarks/torch_attacks.py FOLDER
 
-`attacks.py` runs it. It imports neither Keras nor this package: PyTorch and JAX need not be in one
-environment. `FOLDER/input.npz` holds images `x` (channels last), labels `y`, the `logits` of
-the Keras network, and its weights `w0`, `w1`, ... in the order in which it was made.
-`FOLDER/attacks.json` says with which arguments and how often to run each attack. When the networks'
-logits have been found to agree, each attack writes its images and its seconds, those of the first
-call first, into `FOLDER/NAME.npz`, and prints its name. A GPU is taken where there is one.
+`attacks.py` runs this script. It imports neither Keras nor `keras_robust`, so that PyTorch and JAX
+may be in different environments. `FOLDER/input.npz` has the images `x` (channels last), the labels
+`y`, the `logits` of the Keras network, and its weights `w0`, `w1`, ... in the order of creation.
+`FOLDER/attacks.json` has the arguments and the number of repeats of each attack. The script stops
+if the logits of the two networks differ. Otherwise it writes the images of each attack and the
+duration of each call to `FOLDER/NAME.npz`, and prints the attack's name. It runs on a GPU if there
+is one.
 """
 
 import json
@@ -22,17 +23,17 @@ import torchattacks
 from torch import nn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# On a GPU both multiply in TF32, whose error 20 layers add up. Relative to the largest logit.
+# Relative to the largest logit. On a GPU both networks use TF32, and 20 layers add its errors up.
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}[DEVICE]
 
 
 def convolution(weights: Any, stride: int) -> nn.Module:
-    """A convolution, padded as Keras's "same" pads, and its batch norm; takes their weights."""
+    """Returns a convolution with Keras's "same" padding, and its batch norm."""
     kernel = next(weights).permute(3, 2, 0, 1)
     outputs, inputs, size, _ = kernel.shape
     layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     padding = nn.Identity()
-    if stride == 2 and size == 3:  # Sizes are even: one row and column more, after the image.
+    if stride == 2 and size == 3:  # For even sizes, "same" pads after the image only.
         layer.padding, padding = (0, 0), nn.ZeroPad2d((0, 1, 0, 1))
     norm = nn.BatchNorm2d(outputs, eps=1e-3)  # Keras's epsilon.
     layer.weight.data = kernel.contiguous()
@@ -71,7 +72,7 @@ class ResNet20(nn.Module):
 
 
 def make_attack(model: nn.Module, name: str, a: dict[str, Any]) -> torchattacks.attack.Attack:
-    """The attack at the settings of ours."""
+    """Returns the attack with the settings of ours."""
     epsilon = a["epsilon"]
     if name == "fgsm":
         return torchattacks.FGSM(model, epsilon)
@@ -83,7 +84,7 @@ def make_attack(model: nn.Module, name: str, a: dict[str, Any]) -> torchattacks.
 
 
 def timed(function: Any, repeats: int, slow_seconds: float) -> tuple[torch.Tensor, list[float]]:
-    """The result, and the seconds of each call: one alone if it takes over `slow_seconds`."""
+    """Returns the result and the duration of each call. A slow first call is not repeated."""
     seconds: list[float] = []
     while len(seconds) <= repeats and not (seconds and seconds[0] > slow_seconds):
         start = time.perf_counter()
@@ -101,7 +102,7 @@ def main(folder: pathlib.Path) -> None:
     y = torch.from_numpy(data["y"]).long().to(DEVICE)
 
     def images() -> torch.Tensor:
-        """NumPy images on the device, as ours are copied to it."""
+        """Copies the NumPy images to the device, which our timed calls do, too."""
         return torch.from_numpy(data_x).permute(0, 3, 1, 2).contiguous().to(DEVICE)
 
     data_x = data["x"]
@@ -109,7 +110,7 @@ def main(folder: pathlib.Path) -> None:
         logits = model(images()).cpu().numpy()
     error = abs(logits - data["logits"]).max() / abs(data["logits"]).max()
     if not error <= TOLERANCE:
-        sys.exit(f"PyTorch's network is not Keras's: its logits differ by {error:.1%}.")
+        sys.exit(f"The PyTorch network is not the Keras network: its logits differ by {error:.1%}.")
     settings = json.loads((folder / "attacks.json").read_text())
     for name, arguments in settings["attacks"].items():
         attack = make_attack(model, name, arguments)

@@ -1,20 +1,20 @@
-"""Times PGD and adversarial training against the gradients they cannot do without.
+"""Compares the cost of PGD and adversarial training with that of their gradients.
 
     python benchmarks/training.py
     KERAS_BACKEND=jax python benchmarks/training.py --case resnet20 --batch-sizes 512 1024
 
-The floor of an attack of m steps is m calls of the compiled gradient of its own loss in its
-input; that of a step of adversarial training, m such calls and one ordinary training step. The
-attack is the public call on NumPy arrays, its checks included. Both kinds of training step are
-timed in the same way: by how much longer an epoch of `fit` over in-memory arrays takes than an
-epoch of one step, divided by the number of further steps; what `fit` does once an epoch is no part
-of a step. All are sampled in turn, in rounds, after each has been compiled, and the ratios are
-medians over the rounds.
+The floor of an attack of m steps is m calls of the compiled gradient of its loss with respect to
+its input. The floor of a step of adversarial training is m such calls and one ordinary training
+step. The attack is timed as the public call on NumPy arrays, including its checks. The time of an
+ordinary or adversarial training step is that of an epoch of `fit` of many steps, over arrays in
+memory, less that of an epoch of one step, divided by the number of additional steps. This excludes
+what `fit` does once per epoch. After all have been compiled, they are sampled in turn, in rounds.
+The ratios are medians over the rounds.
 
-The same attack, compiled again, may be faster or slower. Attacks and adversarial steps are compiled
-for several models of the same structure, and the slowest counts.
+The same attack may be faster or slower when it is compiled again. Attacks and adversarial steps are
+therefore compiled for several models of the same structure, and the slowest counts.
 
-Each case is written to `benchmarks/results/` as soon as it has been measured.
+The figures of each case are written to `benchmarks/results/` as soon as they have been measured.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _MEMORY_STEPS = (10, 160)
 
 
 class EpochClock(keras.callbacks.Callback):
-    """Keeps the duration of the last epoch."""
+    """Records the duration of the last epoch."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.start = time.perf_counter()
@@ -52,7 +52,7 @@ class EpochClock(keras.callbacks.Callback):
 
 
 def input_gradient(classifier: Classifier, x: Any, y: Any) -> Any:
-    """The gradient that each step of PGD takes, and nothing else."""
+    """Computes the gradient of a step of PGD, without the step."""
     return backend.input_gradient(
         lambda z: keras.ops.sum(log_odds_against(classifier.outputs(z), y)), x
     )
@@ -61,7 +61,7 @@ def input_gradient(classifier: Classifier, x: Any, y: Any) -> Any:
 def measured(
     function: Callable[[], Any], sample_seconds: float, least_calls: int = 1
 ) -> tuple[Any, float]:
-    """Compiles `function`; returns what samples the seconds of a call, and those of compiling."""
+    """Compiles `function`. Returns a function that times a call, and the time of compiling."""
     first = harness.seconds(function)
     one_call = harness.seconds(function)
     calls = max(least_calls, harness.calls_to_fill(sample_seconds, one_call))
@@ -71,7 +71,7 @@ def measured(
 def measured_fit(
     model: keras.Model, x: Any, y: np.ndarray, sample_seconds: float
 ) -> tuple[Any, float]:
-    """As `measured`, for one training step of a compiled model. `x` may be a pair of arrays."""
+    """Like `measured`, for one training step of a compiled model. `x` may be a pair of arrays."""
 
     def epoch_seconds(steps: int) -> float:
         clock = EpochClock()
@@ -84,7 +84,7 @@ def measured_fit(
 
     first, one_step = epoch_seconds(1), epoch_seconds(1)
     compile_seconds = max(0.0, first - one_step)
-    for _ in range(2):  # The second time, what is done once an epoch weighs little.
+    for _ in range(2):  # In the second estimate, the epoch's overhead hardly counts.
         steps = harness.calls_to_fill(sample_seconds, one_step)
         steps = min(steps, max(1, _MAX_ARRAY_BYTES // sum(a.nbytes for a in keras.tree.flatten(x))))
         one_step = epoch_seconds(1 + steps) / (1 + steps)
@@ -94,7 +94,7 @@ def measured_fit(
 def measure(
     case: Case, batch_size: int, repeats: int, sample_seconds: float, num_compilations: int
 ) -> dict[str, Any]:
-    """All figures of one case at one batch size."""
+    """Measures one case at one batch size."""
     keras.utils.set_random_seed(0)
     x, y = random_batch(case, batch_size)
     classifier = case.make_model()
@@ -106,8 +106,8 @@ def measure(
     gradient = Classifier(classifier).compiled("benchmark", input_gradient)
     on_device = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
     prepared = {
-        # As many as the longest attack takes: on a busy machine, the median of short samples is
-        # below the mean that a long one shows.
+        # As many calls as the longest attack has gradients. On a busy machine, the median of short
+        # samples is less than the mean, which a long sample shows.
         "input_gradient": measured(
             lambda: gradient(*on_device), sample_seconds, least_calls=max(case.attack_steps)
         ),
@@ -187,7 +187,7 @@ def main() -> None:
     def peaks(case: Case, batch_size: int) -> dict[int, int]:
         return {steps: memory.peak_of_attack(case, batch_size, steps) for steps in _MEMORY_STEPS}
 
-    # Before this process has taken the GPU's memory.
+    # Before this process allocates the GPU's memory.
     peak_memory = {}
     for name in args.case if args.memory else ():
         batch_size = (args.batch_sizes or CASES[name].gpu_batch_sizes)[0]

@@ -1,17 +1,21 @@
-"""Compares what AutoAttack's versions `standard` and `fast` say of networks, and what they cost.
+"""Compares robust accuracies and costs of AutoAttack's versions `standard` and `fast`.
 
     python benchmarks/verdict.py --data-dir DIR
     python benchmarks/verdict.py --networks natural TRADES --num-examples 200 --data-dir DIR
 
-Five small networks for Fashion-MNIST are trained once and kept in the folder `--cache`: a natural
-one; others trained by PGD, by TRADES, and by PGD with tanh features and an angular penalty; and one
-with a WNLL head on features trained by PGD, which classifies each image by itself and is attacked
-by its own gradient. Both versions attack the same images, those that are classified correctly, in
-one process. What they need is compiled before, by attacks of no radius on a few images: on
-TensorFlow that serves every number of images, on JAX the times include some compiling. Robust
-accuracy counts the images that are classified correctly and not fooled. `cpu_seconds` are those of
-the process, which other processes disturb less. Each network is written to `benchmarks/results/`
-as soon as it has been measured. `report.py` makes a table of it.
+Five small networks for Fashion-MNIST are trained once and saved in the folder `--cache`:
+
+- one trained on clean images;
+- three trained with PGD, with TRADES, and with PGD on tanh features and an angular penalty;
+- one trained with PGD and a WNLL head, which classifies each image separately (`joint=False`) and
+  is attacked by its own gradient.
+
+Both versions attack the correctly classified images in one process. Attacks with a tiny radius on
+a few images compile them before. On TensorFlow the compiled functions take any number of images.
+On JAX, the times include some compiling. Robust accuracy counts the images that are classified
+correctly and not fooled. `cpu_seconds` is the CPU time of the process, which other processes
+disturb less than the elapsed time. The figures of each network are written to
+`benchmarks/results/` as soon as they have been measured. `report.py` makes a table of them.
 """
 
 import argparse
@@ -28,8 +32,8 @@ import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
 from keras_robust.model.classifier import Classifier
 
-# The radius that each network is attacked at in each norm. All but the natural one are trained at
-# that in L-infinity.
+# The radius of the attacks on each network, by norm. All networks but the natural one are trained
+# with the L-infinity radius.
 EPSILONS = {
     "natural": {"linf": 0.03},
     "PGD": {"linf": 0.1, "l2": 1.0, "l1": 8.0},
@@ -61,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def network(name: str, shape: tuple[int, ...]) -> keras.Model:
-    """The small CNN, with its own head or another one."""
+    """Returns the small CNN with the head of the network `name`."""
     heads = {
         "tanh, PGD": [keras.layers.Dense(100), kr.layers.TanhClassifier(10)],
         "WNLL, PGD": [kr.layers.WNLLHead(10, units=100, template_size=500)],
@@ -73,7 +77,7 @@ def network(name: str, shape: tuple[int, ...]) -> keras.Model:
 
 
 def trained(name: str, x: np.ndarray, y: np.ndarray, args: argparse.Namespace) -> keras.Model:
-    """The network, from `--cache` if it is there."""
+    """Loads the network from `--cache`, or trains and saves it."""
     settings = (name, args.dataset, len(x), args.epochs, args.seed)
     path = args.cache / f"{', '.join(map(str, settings))}.keras"
     if path.exists():
@@ -101,7 +105,7 @@ def trained(name: str, x: np.ndarray, y: np.ndarray, args: argparse.Namespace) -
 def measure(
     model: keras.Model, norm: str, epsilon: float, x: np.ndarray, y: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    """Runs both versions on these images; returns their robust accuracy and cost."""
+    """Runs both versions on the images. Returns their robust accuracies and costs."""
     classifier = Classifier(model)
     correct = np.flatnonzero(classifier.predict(x).argmax(1) == y)
     x_correct, y_correct = x[correct], y[correct]

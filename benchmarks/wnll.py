@@ -1,16 +1,20 @@
-"""Times a WNLL head beside a dense one on a ResNet-20, and its neighbour search as it grows.
+"""Compares the cost of a WNLL head with that of a dense layer, and times its neighbour search.
 
     python benchmarks/wnll.py
     python benchmarks/wnll.py --parts forward --neighbors scann
     python benchmarks/wnll.py --parts search --sizes 1000 10000 100000
 
-Batches of random images of 32 x 32. `forward` times the model with the head, for one of the
-template's sizes, over the model with a dense layer; `training` a step of
-`kr.losses.GraphInterpolation` (exact gradient) over one of cross-entropy, as `fit` runs them, and
-the peak memory of each in a process of its own; `search` the cost for each query of finding 30
-neighbours among clustered features; `lists` how far the answers from cached lists are from those
-on the exact union graph. ScaNN is left out where it cannot be imported, and the picture of the
-search where Matplotlib cannot.
+The model is a ResNet-20, on batches of random images of 32 x 32. The parts are:
+
+- `forward`: the time of a forward pass with the head, for templates of several sizes, divided by
+  that with a dense layer;
+- `training`: the time of a step of `kr.losses.GraphInterpolation` (exact gradient) in `fit`,
+  divided by that of cross-entropy, and the peak memory of each, measured in separate processes;
+- `search`: the time per query of a search for 30 neighbours among clustered features;
+- `lists`: the difference between the probabilities of a head with cached neighbour lists and those
+  on the exact union graph.
+
+ScaNN is skipped if it cannot be imported. So is the plot of the search if Matplotlib cannot.
 """
 
 import argparse
@@ -43,10 +47,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="least duration of a sample")
     parser.add_argument(
-        "--memory", action=argparse.BooleanOptionalAction, default=True, help="of training, too"
+        "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory, too"
     )
     parser.add_argument("--output", type=pathlib.Path, default=harness.RESULTS)
-    parser.add_argument("--peak-memory-of", choices=["softmax", "wnll"], help="used by itself")
+    parser.add_argument("--peak-memory-of", choices=["softmax", "wnll"], help="used internally")
     return parser.parse_args()
 
 
@@ -56,7 +60,7 @@ def images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def clustered(count: int, dimensions: int = 64, num_clusters: int = 100) -> np.ndarray:
-    """Points around centers, as features of classes and their subclasses are."""
+    """Returns points around random centers, like features of classes and their subclasses."""
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(num_clusters, dimensions))
     points = centers[rng.integers(num_clusters, size=count)]
@@ -77,7 +81,7 @@ def forward(size: int, neighbors: str, args: argparse.Namespace) -> dict[str, An
     x, _ = images(args.batch_size)
     dense = resnet20()
     model = resnet20(kr.layers.WNLLHead(10, units=64, template_size=size, neighbors=neighbors))
-    # Features spread like the clustered ones: what the untrained network makes is all alike.
+    # Clustered features, because those of the untrained network are all alike.
     features = clustered(size)
     model.layers[-1].adapt(features, np.arange(size) % 10)
     batch = keras.ops.convert_to_tensor(x)
@@ -129,7 +133,7 @@ def search(size: int, neighbors: str, args: argparse.Namespace) -> dict[str, Any
 
 
 def lists(size: int, joint: bool, batch_size: int) -> dict[str, float]:
-    """Answers of a head with cached lists against those on the exact union graph."""
+    """Compares the probabilities of a head with cached lists with those on the union graph."""
     points, labels = clustered(size + batch_size), np.arange(size + batch_size) % 10
     centers = np.random.default_rng(1).normal(size=(10, 64))
     points = points + centers[labels].astype("float32")
@@ -152,7 +156,7 @@ def plot(cases: dict[str, Any], path: pathlib.Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        print(f"No picture: {error}")
+        print(f"The search is not plotted: {error}")
         return
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
@@ -173,7 +177,7 @@ def plot(cases: dict[str, Any], path: pathlib.Path) -> None:
                     axis.annotate(f"{rows[size]['recall_at_30']:.2f}", textcoords="offset points",
                                   xy=(size, rows[size]["microseconds_per_query"]),
                                   xytext=(0, -14), ha="center", fontsize=8)  # fmt: skip
-    axis.set(xlabel="template points", ylabel="microseconds for each query",
+    axis.set(xlabel="template points", ylabel="microseconds per query",
              title="30 nearest neighbours in 64 dimensions (ScaNN: with its recall)")  # fmt: skip
     axis.margins(0.1)
     axis.grid(alpha=0.3, which="both")

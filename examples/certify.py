@@ -1,9 +1,10 @@
-"""Trains on noise, certifies the vote over noisy copies, attacks it, and shows both bounds.
+"""Certifies a classifier by randomized smoothing, attacks it, and prints both results.
 
     python examples/certify.py
     python examples/certify.py --dataset mnist --data-dir DIR
 
-More noise costs accuracy and certifies larger L2 radii, as Cohen et al. (2019) found.
+The classifier is trained on noisy images, and the smoothed classifier is the vote over noisy
+copies. More noise costs accuracy and certifies larger L2 radii, as Cohen et al. (2019) found.
 """
 
 import argparse
@@ -27,7 +28,7 @@ parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("certify
 def make_classifier(stddev: float) -> keras.Model:
     layers = [
         keras.Input((28, 28, 1)),
-        keras.layers.GaussianNoise(stddev),  # In training alone. It is all that a certificate asks.
+        keras.layers.GaussianNoise(stddev),  # Only active in training.
         keras.layers.Conv2D(16, 5, strides=2, padding="same", activation="relu"),
         keras.layers.Conv2D(32, 5, strides=2, padding="same", activation="relu"),
         keras.layers.Flatten(),

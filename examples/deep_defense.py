@@ -1,4 +1,4 @@
-"""Fine-tunes an ordinary classifier by Deep Defense, and shows what strong attacks leave of it.
+"""Fine-tunes an ordinary classifier by Deep Defense, and compares its robustness before and after.
 
 python examples/deep_defense.py
 python examples/deep_defense.py --dataset mnist --data-dir DIR
@@ -13,8 +13,8 @@ import keras_robust as kr
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--dataset", default="fashion_mnist_subset", help="name of a data set")
 parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
-parser.add_argument("--epsilon", type=float, default=0.03, help="radius tested at")
-parser.add_argument("--epochs", type=int, default=5, help="of each of the two trainings")
+parser.add_argument("--epsilon", type=float, default=0.03, help="radius of the attacks")
+parser.add_argument("--epochs", type=int, default=5, help="epochs of each of the two trainings")
 parser.add_argument("--num-examples", type=int, default=500, help="test images to attack")
 
 

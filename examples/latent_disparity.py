@@ -1,4 +1,4 @@
-"""Trains by latent disparity, and attacks the model by what it was trained on and by more.
+"""Trains with latent disparity on FGSM, and evaluates with FGSM and stronger attacks.
 
 python examples/latent_disparity.py
 python examples/latent_disparity.py --dataset fashion_mnist --data-dir DIR
@@ -13,7 +13,7 @@ import keras_robust as kr
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--dataset", default="fashion_mnist_subset", help="name of a data set")
 parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
-parser.add_argument("--epsilon", type=float, default=8 / 255, help="radius trained and tested at")
+parser.add_argument("--epsilon", type=float, default=8 / 255, help="radius in training and attacks")
 parser.add_argument("--epochs", type=int, default=5)
 parser.add_argument("--num-examples", type=int, default=500, help="test images to attack")
 
@@ -32,7 +32,7 @@ def main() -> None:
         keras.layers.Dense(100, activation="relu", name="third"),
         keras.layers.Dense(10),
     ])  # fmt: skip
-    # The images are attacked anew in each step; the loss compares what the layers make of both.
+    # The loss attacks the images and compares the layers' outputs for both.
     loss = kr.losses.LatentDisparity(
         kr.attacks.FGSM(args.epsilon), weight=0.25, layers=["first", "second", "third"]
     )

@@ -1,11 +1,11 @@
-"""Trains an ordinary and a robust classifier, and shows how robust each is.
+"""Trains an ordinary and a robust classifier, and compares their robustness.
 
     python examples/quickstart.py
     python examples/quickstart.py --dataset mnist --data-dir DIR --epsilon 0.3
 
-Prints two tables, and writes `curves.png`, `results.json` and for each model a folder with its
-report and a sheet of clean, perturbed and difference images. With the defaults it takes under 4
-minutes on 2 CPU cores.
+Prints two tables. Writes `curves.png`, `results.json` and, for each model, a folder with its report
+and a sheet of clean images, adversarial images and their differences. With the defaults it takes
+less than 4 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", default="fashion_mnist_subset", help="name of a data set")
     parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
-    parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
+    parser.add_argument("--epsilon", type=float, default=0.1, help="radius in training and attacks")
     parser.add_argument("--epochs", type=int, default=15, help="epochs for each model")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--train-examples", type=int, default=None, help="default: all of them")
@@ -67,7 +67,7 @@ def main() -> None:
         metrics=["accuracy"],
     )
     print("\nAn ordinary softmax classifier")
-    softmax.fit(batches, epochs=args.epochs, shuffle=False)  # `batches` are shuffled already
+    softmax.fit(batches, epochs=args.epochs, shuffle=False)  # `batches` already shuffles.
 
     robust = kr.RobustModel(
         make_classifier(input_shape, kr.layers.TanhClassifier(num_classes)), seed=args.seed
@@ -76,7 +76,7 @@ def main() -> None:
     robust.compile(
         optimizer="adam", loss=kr.losses.AdversarialTraining(attack), metrics=["accuracy"]
     )
-    print("\nA robust one: adversarial training, tanh features, angular penalty")
+    print("\nA robust classifier: adversarial training, tanh features, angular penalty")
     watch = kr.callbacks.RobustAccuracy(attack, watched)
     robust.fit(batches, epochs=args.epochs, shuffle=False, callbacks=[watch])
 
@@ -114,7 +114,7 @@ def main() -> None:
     results["reports"] = {name: report.to_dict() for name, report in reports.items()}
     results["curves"] = {name: list(curve.items()) for name, curve in curves.items()}
     (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nPictures and figures are in {args.output}/")
+    print(f"\nPlots and figures are in {args.output}/")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python examples/tanh_classifier.py
     python examples/tanh_classifier.py --dataset mnist --data-dir DIR --epsilon 0.3
 
-Without it, saturated features hide the gradient: PGD alone may find the model robust, AutoAttack
-does not.
+Without adversarial training, saturated features hide the gradient. PGD may then overestimate the
+robustness of the model. AutoAttack shows that it is not robust.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import keras_robust as kr
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--dataset", default="fashion_mnist_subset", help="name of a data set")
 parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
-parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
+parser.add_argument("--epsilon", type=float, default=0.1, help="radius in training and attacks")
 parser.add_argument("--epochs", type=int, default=5)
 parser.add_argument("--num-examples", type=int, default=500, help="test images to attack")
 

@@ -1,17 +1,17 @@
-"""Tunes the weight of a defence with KerasTuner, for accuracy under attack.
+"""Tunes the weight of a defence with KerasTuner for robust accuracy.
 
     python examples/tune.py --defence trades
     python examples/tune.py --defence fisher --trials 12 --search bayesian
     python examples/tune.py --defence mart --dataset mnist --data-dir DIR --epsilon 0.3
 
-Each trial trains a small convolutional network with another weight and is judged by
-`val_robust_accuracy`, the accuracy of its best epoch under a fixed PGD-20, on images that are kept
-out of the training set. Prints a table of the trials, and writes `trials.json` and `tuning.png` to
-a folder named after the defence. All trials are kept there: started again with the same arguments
-after it was killed, it continues with the trial that it was at. `--trials` may be raised then.
+Each trial trains a small convolutional network with a different weight. Its objective is
+`val_robust_accuracy`, the accuracy of its best epoch under PGD-20, on images that are held out of
+the training set. Prints a table of the trials, and writes `trials.json` and `tuning.png` to a
+folder named after the defence, where KerasTuner also saves the trials. If it is killed, run it
+again with the same arguments: it resumes at the interrupted trial. `--trials` may then be larger.
 
-A defence that gains under this attack alone may hide its gradients. Judge the chosen one by
-`kr.evaluate` with a suite of attacks.
+A defence may improve `val_robust_accuracy` only because it hides its gradients. Evaluate the best
+model with `kr.evaluate` and several kinds of attacks.
 """
 
 import argparse
@@ -45,11 +45,11 @@ CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Defence(NamedTuple):
-    """The range that its weight is sought in, and what of a model it replaces.
+    """A defence: the search range of its weight, and the parts of the model that it changes.
 
     `build(weight, attack)` returns a dictionary with any of `loss`, `head` (a function of the
-    number of classes) and `constraint` (of the hidden kernels). `callbacks` are called with the
-    training images and labels.
+    number of classes) and `constraint` (of the hidden kernels). `callbacks` are functions that
+    return a callback for the training images and labels.
     """
 
     low: float
@@ -105,13 +105,17 @@ DEFENCES = {
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--defence", choices=list(DEFENCES), default="trades")
-    parser.add_argument("--low", type=float, default=None, help="least weight; default: its own")
-    parser.add_argument("--high", type=float, default=None, help="largest weight")
+    parser.add_argument(
+        "--low", type=float, default=None, help="smallest weight; default: per defence"
+    )
+    parser.add_argument(
+        "--high", type=float, default=None, help="largest weight; default: per defence"
+    )
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--search", choices=("random", "bayesian"), default="random")
     parser.add_argument("--dataset", default="fashion_mnist_subset", help="name of a data set")
     parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
-    parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
+    parser.add_argument("--epsilon", type=float, default=0.1, help="radius in training and attacks")
     parser.add_argument("--epochs", type=int, default=8, help="epochs for each trial")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--train-examples", type=int, default=None, help="default: all of them")
@@ -146,7 +150,7 @@ def make_classifier(
 
 
 def refuse_other_arguments(path: pathlib.Path, arguments: dict[str, Any]) -> None:
-    """Trials of different settings cannot be compared: they must not meet in one folder."""
+    """Raises an error if the folder has trials with other settings, which cannot be compared."""
     arguments = {k: v for k, v in arguments.items() if k not in ("output", "trials", "data_dir")}
     arguments["backend"] = keras.backend.backend()
     if path.exists():
@@ -195,7 +199,7 @@ def main() -> None:
         weight = hp.Float("weight", low, high, sampling="log")
         parts = defence.build(weight, attack)
         loss = parts.pop("loss", CROSS_ENTROPY)
-        keras.utils.set_random_seed(args.seed)  # Trials differ by the weight alone.
+        keras.utils.set_random_seed(args.seed)  # Trials only differ in the weight.
         classifier = make_classifier(x.shape[1:], num_classes, **parts)
         model = kr.RobustModel(classifier, seed=args.seed)
         model.compile(optimizer="adam", loss=loss, metrics=["accuracy"])
@@ -250,7 +254,7 @@ def main() -> None:
 
 
 def plot(trials: list[dict[str, float]], path: pathlib.Path, name: str, chance: float) -> None:
-    """Draws both accuracies against the weight."""
+    """Plots clean and robust accuracy against the weight."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Trains a WNLL head in place of softmax, end to end, and attacks it through every surrogate.
+"""Trains a WNLL head in place of softmax, end to end, and attacks it by every surrogate gradient.
 
 python examples/wnll_head.py
 python examples/wnll_head.py --dataset mnist --data-dir DIR
@@ -13,7 +13,7 @@ import keras_robust as kr
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--dataset", default="fashion_mnist_subset", help="name of a data set")
 parser.add_argument("--data-dir", default=None, help="folder of TensorFlow Datasets")
-parser.add_argument("--epsilon", type=float, default=0.1, help="radius trained and tested at")
+parser.add_argument("--epsilon", type=float, default=0.1, help="radius in training and attacks")
 parser.add_argument("--epochs", type=int, default=5)
 parser.add_argument("--num-examples", type=int, default=500, help="test images to attack")
 
@@ -37,7 +37,7 @@ def main() -> None:
     robust.compile("adam", kr.losses.GraphInterpolation(attack=attack), metrics=["accuracy"])
     robust.fit(train, epochs=args.epochs)
 
-    # Each image by itself: otherwise the answers depend on the batch.
+    # Classifies each image separately. Otherwise predictions depend on the batch.
     model.layers[-1].joint = False
     surrogates = ("straight_through", "linear", "exact", "soft_neighbors")
     attacks = {

@@ -1,16 +1,16 @@
-"""keras_robust: Keras classifiers that withstand adversarial attack, and honest measurements."""
+"""Adversarial attacks, defences and robustness reports for Keras classifiers."""
 
 try:
     import keras as _keras  # noqa: F401
-except ImportError as error:  # Keras names the module that it lacks, and not what to do.
+except ImportError as error:  # Keras's own message names the missing module only.
     _missing = (error.name or "").partition(".")[0]
     if _missing not in ("tensorflow", "jax"):
         raise
     _other = {"tensorflow": "jax", "jax": "tensorflow"}[_missing]
     raise ImportError(
         f"Keras's backend is {_missing!r}, which is not installed. Install it with the extra "
-        f"`{_missing}`: `pip install 'keras-robust[{_missing}]'`; or set the environment variable "
-        f"KERAS_BACKEND to {_other!r}, if that is installed, before Keras is imported."
+        f"`{_missing}`: `pip install 'keras-robust[{_missing}]'`. Or, if {_other!r} is installed, "
+        f"set the environment variable KERAS_BACKEND to {_other!r} before importing Keras."
     ) from error
 
 from keras_robust import attacks as attacks

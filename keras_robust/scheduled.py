@@ -1,4 +1,4 @@
-"""Numbers that may change while a model is trained: weights of losses, radii of attacks."""
+"""Hyperparameters that may change during training: loss weights and attack radii."""
 
 import math
 from typing import Any
@@ -13,7 +13,12 @@ Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 def check_scheduled(name: str, value: Any, **limits: Any) -> Any:
-    """A number or array as `validation` checks it; a `keras.Variable` of one; or a schedule."""
+    """Checks a hyperparameter that may change during training, and returns it.
+
+    It may be a number or an array, as `validation.check_number_or_array` accepts them, a scalar
+    `keras.Variable`, or a `keras.optimizers.schedules.LearningRateSchedule`. The config of a
+    variable or schedule, as `saved` returns it, is restored first.
+    """
     if isinstance(value, dict):
         value = restored(value)
     if isinstance(value, Schedule):
@@ -25,16 +30,20 @@ def check_scheduled(name: str, value: Any, **limits: Any) -> Any:
             f"A variable passed as argument `{name}` must be a scalar. "
             f"Received: {name} with shape {tuple(value.shape)}"
         )
-    # A radius that grows may start from 0.
+    # 0 is valid even where `limits` exclude it: a radius that grows in training may start there.
     validation.check_number(name, number(name, value), maximum=limits.get("maximum", float("inf")))
     return value
 
 
 def number(name: str, value: Any) -> Any:
-    """The number, or array, that it is now; a schedule has one in training alone."""
+    """Returns the current value as a number or an array.
+
+    Raises:
+        ValueError: if `value` is a schedule, which has a value only during training.
+    """
     if isinstance(value, Schedule):
         raise ValueError(
-            f"A schedule as `{name}` has a value in training alone. Expected a number, as in "
+            f"A schedule as `{name}` has a value only during training. Expected a number, as in "
             f"`attack.replace({name}=0.1)`. Received: {name}={value!r}"
         )
     return float(ops.convert_to_numpy(value)) if isinstance(value, keras.Variable) else value
@@ -43,13 +52,16 @@ def number(name: str, value: Any) -> Any:
 def value_at(
     value: Any, iterations: Any, maximum: float = float("inf"), dtype: Any = "float32"
 ) -> Any:
-    """A number as it is; else a tensor, NaN where it has left 0 to `maximum`.
+    """Returns the value at a training step.
+
+    A number or an array is returned as it is. A variable or a schedule gives a scalar tensor, which
+    is NaN if the value is outside 0 to `maximum`.
 
     Args:
-        value: number, variable or schedule.
-        iterations: int tensor, how many steps the optimizer has taken.
-        maximum: float.
-        dtype: of the tensor.
+        value: number, array, variable or schedule.
+        iterations: int tensor, the number of steps that the optimizer has taken.
+        maximum: float, the largest valid value.
+        dtype: dtype of the tensor.
     """
     if not isinstance(value, keras.Variable | Schedule):
         return value
@@ -59,7 +71,10 @@ def value_at(
 
 
 def saved(value: Any) -> Any:
-    """What a configuration has for it: of a variable, its value."""
+    """Returns a hyperparameter in the form in which a config stores it.
+
+    A variable is stored by its value, and infinity as `None`.
+    """
     if isinstance(value, Schedule):
         return keras.saving.serialize_keras_object(value)
     if isinstance(value, keras.Variable):
@@ -70,7 +85,7 @@ def saved(value: Any) -> Any:
 
 
 def restored(config: dict[str, Any]) -> Any:
-    """The opposite of `saved`."""
+    """Returns the variable or schedule of a config that `saved` has returned."""
     if "variable" in config:
         return keras.Variable(config["variable"], trainable=False, dtype="float32")
     return keras.saving.deserialize_keras_object(config)

@@ -1,4 +1,4 @@
-"""Checks of what users pass in: `ValueError`s in Keras's form, before any work."""
+"""Checks of user arguments. They raise a `ValueError` in Keras's form before any work is done."""
 
 import math
 import warnings
@@ -19,7 +19,18 @@ def check_number(
     exclusive: bool = False,
     maximum: float = math.inf,
 ) -> float:
-    """A finite number from `minimum` (more than it if `exclusive`) to `maximum`, as a float."""
+    """Checks that a value is a finite number from `minimum` to `maximum`.
+
+    Args:
+        name: string, the argument's name in the error message.
+        value: the value to check.
+        minimum: float.
+        exclusive: bool, whether the number must be greater than `minimum`.
+        maximum: float.
+
+    Returns:
+        The number as a float.
+    """
     number = isinstance(value, int | float | np.integer | np.floating)
     if (
         not number
@@ -38,7 +49,7 @@ def check_number(
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
-    """An integer of at least `minimum`."""
+    """Checks that a value is an integer of at least `minimum`, and returns it."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < minimum:
         raise ValueError(
             f"Invalid value for argument `{name}`. Expected an integer of at least {minimum}. "
@@ -48,7 +59,11 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def check_number_or_array(name: str, value: Any, **limits: Any) -> Any:
-    """A number as `check_number` has it; or an array of such, in float64."""
+    """Checks a number, or each entry of an array, by `check_number`.
+
+    Returns:
+        A float, or an array of float64.
+    """
     if not np.ndim(value):
         return check_number(name, value, **limits)
     array = _as_array(value)
@@ -63,19 +78,23 @@ def check_number_or_array(name: str, value: Any, **limits: Any) -> Any:
 
 
 def check_bounds(bounds: Any) -> tuple[Any, Any]:
-    """A pair of numbers or arrays, ascending; infinite where there is no bound."""
+    """Checks a pair of ascending bounds, which are numbers or arrays.
+
+    Returns:
+        The bounds. `None`, for one of them or for the pair, becomes infinity.
+    """
     low, high = _pair_of_bounds(bounds)
     if low is None or high is None or np.isnan(low).any() or not np.all(low < high):
         raise ValueError(
-            "Invalid value for argument `bounds`. Expected a pair of numbers, or of arrays, the "
-            "lower one first; `None` for what has no bound. "
+            "Invalid value for argument `bounds`. Expected a pair of numbers or arrays, the lower "
+            "bound first. Either may be `None`, for no bound. "
             f"Received: bounds={bounds!r}"
         )
     return low, high
 
 
 def _pair_of_bounds(bounds: Any) -> tuple[Any, Any]:
-    """Floats or arrays; `None` for what is neither."""
+    """Returns the bounds as floats or arrays; `(None, None)` if they are invalid."""
     if bounds is None:
         return -math.inf, math.inf
     if not hasattr(bounds, "__len__") or isinstance(bounds, str) or len(bounds) != 2:
@@ -95,7 +114,7 @@ def _pair_of_bounds(bounds: Any) -> tuple[Any, Any]:
 
 
 def _as_array(value: Any) -> np.ndarray | None:
-    """An array of float64; `None` for what has no numbers."""
+    """Converts a value to an array of float64; returns `None` if it is not numeric."""
     try:
         array = np.asarray(keras.ops.convert_to_numpy(value))
         return array.astype("float64") if array.dtype.kind in "iuf" else None
@@ -104,7 +123,7 @@ def _as_array(value: Any) -> np.ndarray | None:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
-    """One of the strings in `choices`."""
+    """Checks that a value is one of the strings in `choices`, and returns it."""
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(
@@ -115,7 +134,12 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def no_classifier(expected: str, received: str) -> ValueError:
-    """The error for outputs or labels that are not those of one class for each example."""
+    """Returns the error for outputs or labels that do not give each example one class.
+
+    Args:
+        expected: string, a sentence on what was expected.
+        received: string, what was received.
+    """
     return ValueError(
         f"{expected} Each example must have one class: multi-label, regression and segmentation "
         f"models are not supported. Received: {received}"
@@ -123,13 +147,20 @@ def no_classifier(expected: str, received: str) -> ValueError:
 
 
 def as_list(values: Any) -> list[Any]:
-    """A list; of one value alone, a list of one."""
+    """Returns the values as a list. A single value becomes a list of one."""
     is_many = hasattr(values, "__iter__") and getattr(values, "shape", None) != ()
     return list(values) if is_many and not isinstance(values, str) else [values]
 
 
 def check_several(name: str, values: Any, check: Callable[[str, Any], Any]) -> list[Any]:
-    """At least one value, ascending, each as `check(name, value)` returns it; one may be alone."""
+    """Checks one or several values by `check(name, value)`, which returns each of them.
+
+    Returns:
+        The values as an ascending list without duplicates.
+
+    Raises:
+        ValueError: if there are no values.
+    """
     checked = sorted({check(name, value) for value in as_list(values)})
     if not checked:
         raise ValueError(f"Argument `{name}` must not be empty. Received: {name}=[]")
@@ -137,30 +168,31 @@ def check_several(name: str, values: Any, check: Callable[[str, Any], Any]) -> l
 
 
 def check_names(name: str, names: Any) -> list[str] | None:
-    """A list of at least one name, each once; or `None`."""
+    """Checks a list of distinct layer names, and returns it. `None` stays `None`."""
     if names is None:
         return None
     found = list(names) if isinstance(names, list | tuple) else []
     if not found or not all(isinstance(v, str) for v in found) or len(set(found)) < len(found):
         raise ValueError(
-            f"Argument `{name}` must be a list of names of layers, each once, or None. "
+            f"Argument `{name}` must be a list of distinct layer names, or None. "
             f"Received: {name}={names!r}"
         )
     return found
 
 
 def check_data_format(data_format: Any) -> str:
-    """One of Keras's two orders of an image's axes; the one that is set in Keras for `None`."""
+    """Checks `data_format` and returns it. `None` becomes Keras's setting."""
     if data_format is None:
         return keras.config.image_data_format()
     return check_choice("data_format", data_format, _DATA_FORMATS)
 
 
 def warn_of_other_data_format(shape: Any, data_format: str) -> None:
-    """Warns of a batch's shape that looks like images of the other order.
+    """Warns if a batch's shape looks like images of the other data format.
 
-    That is: the axis of the channels is long, and the one that would be theirs in the other order
-    has 1 or 3 entries and is the shortest. An unknown length counts as a long one.
+    It does if the axis that would hold the channels in the other format has length 1 or 3 and is
+    the shortest, and the axis that holds them in `data_format` has another length. Unknown lengths
+    count as infinite.
     """
     if len(shape) != 4:
         return

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writing of files."""
 
 import os
 import pathlib
@@ -7,11 +7,14 @@ from typing import BinaryIO
 
 
 def write_whole(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file under another name, and renames it once it is on the disk.
+    """Writes a file atomically.
+
+    The content goes to a temporary file with the suffix `.part`, which is renamed to `path` once it
+    is on the disk. An interruption therefore leaves no incomplete file at `path`.
 
     Args:
-        path: where the file is to be.
-        write: function that writes to an open file.
+        path: path of the file.
+        write: function that writes the content to an open binary file.
     """
     temporary = path.with_name(f"{path.name}.part")
     with temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What the tests share. They run on the backend that KERAS_BACKEND names."""
+"""Shared fixtures. The tests run on the backend given by `KERAS_BACKEND`."""
 
 import gc
 import os
@@ -14,19 +14,17 @@ from keras import ops
 
 import keras_robust as kr
 
-# A program that a test runs in an environment with PyTorch.
+# A script for an environment with PyTorch.
 collect_ignore = ["attacks/authors_auto_attack.py"]
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--tf32", action="store_true", help="multiply matrices as recent GPUs do: see `tf32`"
-    )
+    parser.addoption("--tf32", action="store_true", help="emulate the TF32 products of recent GPUs")
 
 
 @pytest.fixture
 def tf32(monkeypatch):
-    """Multiplies the library's float32 matrices in TF32, as GPUs do unless told otherwise."""
+    """Emulates TF32 in the library's float32 matrix products, as is the default on GPUs."""
     emulate(monkeypatch)
 
 
@@ -38,20 +36,19 @@ def _tf32_everywhere(request):
 
 @pytest.fixture
 def error_of_terms(request):
-    """How far off the terms of a network's products may be, relative to their size.
+    """Returns the tolerance for the terms of a network's products, relative to their size.
 
-    In TF32, which a network keeps, both factors are rounded to 10 bits.
+    In TF32, which networks use, both factors are rounded to 10 bits.
     """
     return 2.1 * 2**-11 if request.config.getoption("--tf32") else 0.0
 
 
 @pytest.fixture
 def networks_in_float32():
-    """A GPU multiplies in full precision, whatever is asked for, in the user's own networks too.
+    """Makes networks on a GPU multiply in full precision.
 
-    Their products follow the backend's setting, which on recent GPUs is TF32, and are off by 1e-3:
-    a closed form that is held against an attack to 1e-5 needs more. Without a GPU it changes
-    nothing.
+    By default, networks use TF32 on recent GPUs, with errors of 1e-3. Tests that compare an attack
+    with a closed form to 1e-5 need more precision. Without a GPU it has no effect.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -61,15 +58,15 @@ def networks_in_float32():
     else:
         import tensorflow as tf
 
-        short = tf.config.experimental.tensor_float_32_execution_enabled()
+        allows_tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
         tf.config.experimental.enable_tensor_float_32_execution(False)
         yield
-        tf.config.experimental.enable_tensor_float_32_execution(short)
+        tf.config.experimental.enable_tensor_float_32_execution(allows_tf32)
 
 
 @pytest.fixture(autouse=True)
 def _reproducible():
-    """Each test starts from the same random numbers and the same global policy."""
+    """Resets the random seed before each test, and the global dtype policy after it."""
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
@@ -77,7 +74,7 @@ def _reproducible():
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory_maps():
-    """Frees memory maps, of which Linux allows a process 65,530: JAX keeps eager operations'."""
+    """Clears JAX's caches, whose memory maps may exceed Linux's limit of 65,530 per process."""
     yield
     if keras.backend.backend() == "jax":
         import jax
@@ -89,7 +86,7 @@ def _memory_maps():
 
 @pytest.fixture(scope="session")
 def embedded_data():
-    """The embedded data as arrays: (x_train, y_train), (x_test, y_test)."""
+    """Returns the embedded data as arrays: (x_train, y_train), (x_test, y_test)."""
     return tuple(
         kr.model.arrays.as_arrays(kr.datasets.load("fashion_mnist_subset", split))
         for split in ("train", "test")
@@ -98,7 +95,7 @@ def embedded_data():
 
 @pytest.fixture
 def double_precision():
-    """float64 throughout, where rounding would decide what a test looks at."""
+    """Uses float64 everywhere, for tests whose result would depend on rounding."""
     _set_double_precision(True)
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
@@ -108,7 +105,7 @@ def double_precision():
 
 
 def _set_double_precision(value):
-    """On JAX, whose context manager for it has another name in each of its versions."""
+    """Sets JAX's x64 mode. (The name of its context manager depends on JAX's version.)"""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -117,14 +114,14 @@ def _set_double_precision(value):
 
 @pytest.fixture
 def small_data():
-    """64 random images of 8 x 8 and their labels, for tests that need no accuracy."""
+    """Returns 64 random images of 8 x 8 and random labels."""
     rng = np.random.default_rng(0)
     return rng.random((64, 8, 8, 1), "float32"), rng.integers(0, 10, 64)
 
 
 @pytest.fixture
 def full_data_dir():
-    """Folder with the full data sets of TensorFlow Datasets."""
+    """Returns the folder with the full data sets of TensorFlow Datasets."""
     data_dir = os.environ.get("TFDS_DATA_DIR")
     if not data_dir or not os.path.isdir(os.path.join(data_dir, "mnist")):
         pytest.skip("needs the full MNIST: set TFDS_DATA_DIR to a folder that holds it")
@@ -133,7 +130,7 @@ def full_data_dir():
 
 @pytest.fixture(scope="session")
 def trained_model(embedded_data):
-    """A small classifier of the embedded data, trained to about 85%; do not change it."""
+    """Returns a small classifier of the embedded data with 85% accuracy. Do not change it."""
     keras.utils.set_random_seed(0)
     (x, y), _ = embedded_data
     model = keras.Sequential(
@@ -152,7 +149,7 @@ def trained_model(embedded_data):
 
 
 class NearestBoundary(kr.attacks.Attack):
-    """The smallest perturbation of an affine model `x W + b`, times `1 + overshoot`."""
+    """Finds the smallest perturbation of an affine model `x W + b`, times `1 + overshoot`."""
 
     def __init__(self, kernel, bias, overshoot=0.0, norm="l2", bounds=(-10.0, 10.0)):
         super().__init__(bounds=bounds)
@@ -177,7 +174,7 @@ class NearestBoundary(kr.attacks.Attack):
 
 @pytest.fixture
 def linear():
-    """A linear model of 3 classes, its attack, images, and their distances to the boundary."""
+    """Returns a linear model of 3 classes, its attack, images and distances to the boundary."""
     rng = np.random.default_rng(1)
     kernel, bias = rng.normal(size=(5, 3)).astype("float32"), np.array([0.1, 0.0, -0.1], "float32")
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
@@ -206,7 +203,7 @@ def linear():
 
 @pytest.fixture
 def threshold():
-    """Makes models of one pixel that predict class 1 where it is above a threshold."""
+    """Makes models of one pixel that predict class 1 if it is greater than a threshold."""
 
     def make(value):
         def model(x):
@@ -220,6 +217,6 @@ def threshold():
 
 @pytest.fixture
 def pixels():
-    """40 images of one pixel, evenly spaced and not symmetric around 0.5, and their classes."""
+    """Returns 40 evenly spaced images of one pixel, not symmetric around 0.5, and their classes."""
     x = np.linspace(0.003, 0.983, 40, dtype="float32").reshape(40, 1, 1, 1)
     return x, (x[:, 0, 0, 0] > 0.5).astype("int32")

@@ -1,4 +1,4 @@
-"""TF32 without a GPU: products of float32 matrices whose factors have 10 bits of mantissa."""
+"""Emulates TF32 without a GPU: factors of float32 products have 10 bits of mantissa."""
 
 import functools
 
@@ -7,15 +7,15 @@ from keras import ops
 
 from keras_robust import backend
 
-# What multiplies matrices in `keras.ops`, of which the library's own code is made. Keras's layers
-# call the functions of `keras.src`, so that networks keep their precision.
+# The products in `keras.ops`, which the library's own code uses. Keras's layers call the functions
+# of `keras.src`, so that networks keep their precision.
 PRODUCTS = ("conv", "conv_transpose", "depthwise_conv", "dot", "einsum", "inner", "matmul")
 PRODUCTS += ("outer", "separable_conv", "tensordot", "vdot")
 _DROPPED_BITS = 13
 
 
 def rounded(x):
-    """`x` in float32 rounded to 10 bits of mantissa; other dtypes as they are."""
+    """Rounds float32 `x` to 10 bits of mantissa. Other dtypes are not changed."""
     if keras.backend.standardize_dtype(x.dtype) != "float32":
         return x
     bits = ops.view(x, "int32")
@@ -30,16 +30,16 @@ def _factor(x):
 
 @ops.custom_gradient
 def _product(x):
-    """`x`: its gradient is a factor of the products of the pass backward."""
+    """Returns `x`, and rounds its gradient, a factor of the products of the backward pass."""
     return x, lambda *args, upstream=None: rounded(args[0] if upstream is None else upstream)
 
 
 def emulated(function):
-    """A product of `keras.ops` as a GPU computes it."""
+    """Returns the product `function` of `keras.ops` as a GPU computes it."""
 
     @functools.wraps(function)
     def multiply(*args, **kwargs):
-        # A copy, since TensorFlow's custom gradients take no variables.
+        # Copies, because TensorFlow's custom gradients do not take variables.
         args = [
             arg if isinstance(arg, str) else _factor(ops.copy(ops.convert_to_tensor(arg)))
             for arg in args
@@ -50,9 +50,9 @@ def emulated(function):
 
 
 def emulate(monkeypatch):
-    """Until `monkeypatch` is undone, the library's products are those of a GPU."""
+    """Emulates the library's products on a GPU until `monkeypatch` is undone."""
     for name in PRODUCTS:
         monkeypatch.setattr(ops, name, emulated(getattr(ops, name)))
     if keras.backend.backend() == "tensorflow":
-        # `backend.matmul` takes the way that it takes on a GPU.
+        # `backend.matmul` then runs its code for GPUs.
         monkeypatch.setattr(backend.tensorflow, "product_precision", lambda: "float16")

@@ -1,4 +1,4 @@
-"""Compiled functions are made once, and live as long as their model."""
+"""Compiled functions are traced once, and are freed with their model."""
 
 import gc
 import os
@@ -31,8 +31,8 @@ class Counted(kr.attacks.FGSM):
         return super().generate(*args)
 
 
-def test_a_function_is_traced_once_for_each_model_and_shape():
-    # On JAX a first trace finds the variables that the compiled function will need.
+def test_a_function_is_traced_once_per_model_and_shape():
+    # On JAX, a first trace collects the variables that the compiled function uses.
     traces = {"tensorflow": 1, "jax": 2}[keras.backend.backend()]
     batch_sizes = 1 if backend.DYNAMIC_BATCH else 2
     Counted.traces = 0
@@ -46,7 +46,7 @@ def test_a_function_is_traced_once_for_each_model_and_shape():
     assert Counted.traces == (1 + batch_sizes) * traces
 
 
-def test_radii_are_data():
+def test_new_radii_need_no_trace():
     Counted.traces = 0
     model = make_model()
     for number in range(50):
@@ -57,7 +57,7 @@ def test_radii_are_data():
 
 
 @pytest.mark.slow
-def test_what_is_kept_is_bounded(monkeypatch):
+def test_the_number_of_cached_functions_is_limited(monkeypatch):
     monkeypatch.setattr(cache, "MOST", 8)
     model = make_model()
     for steps in range(1, 8):
@@ -70,7 +70,7 @@ def test_what_is_kept_is_bounded(monkeypatch):
     assert Counted.traces == once
 
 
-def maps():
+def num_memory_maps():
     gc.collect()
     with open("/proc/self/maps") as file:
         return sum(1 for _ in file)
@@ -79,24 +79,24 @@ def maps():
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="counts Linux's memory maps")
 @pytest.mark.parametrize("what", ["models", "configurations"])
-def test_memory_maps_are_given_back(what):
-    """200 of each, while another model lives."""
-    living = make_model()
+def test_memory_maps_are_released(what):
+    """Attacks 200 models or configurations while another model is alive."""
+    other_model = make_model()
     attack = kr.attacks.PGD(0.1, num_steps=2)
-    attack(living, X, Y)
+    attack(other_model, X, Y)
     counts = []
     for number in range(200):
         if what == "models":
             attack(make_model(), X, Y)
         else:
-            attack.replace(num_steps=2 + number)(living, X, Y)
+            attack.replace(num_steps=2 + number)(other_model, X, Y)
         if number % 20 == 19:
-            counts.append(maps())
+            counts.append(num_memory_maps())
     limit = 300 if what == "models" else cache.MOST * 200
     assert counts[-1] - counts[0] <= limit
     assert counts[-1] < 65_530 / 2
-    del living
-    assert maps() - counts[0] <= 600
+    del other_model
+    assert num_memory_maps() - counts[0] <= 600
 
 
 def test_an_attacked_model_is_freed():
@@ -108,13 +108,13 @@ def test_an_attacked_model_is_freed():
     assert reference() is None
 
 
-def test_input_gradient_is_that_of_the_function():
+def test_input_gradient_agrees_with_the_derivative():
     x = np.random.default_rng(0).normal(size=(3, 2)).astype("float32")
     gradient = backend.input_gradient(lambda z: ops.sum(ops.sin(z) * z), ops.convert_to_tensor(x))
     np.testing.assert_allclose(ops.convert_to_numpy(gradient), np.cos(x) * x + np.sin(x), rtol=1e-5)
 
 
-def test_random_numbers_depend_on_the_seed_alone():
+def test_random_numbers_only_depend_on_the_seed():
     seed = backend.make_seed(7)
     draws = [
         ops.convert_to_numpy(backend.normal((500,), s, "float32"))
@@ -129,7 +129,7 @@ def test_random_numbers_depend_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_rounded_is_a_cast_to_and_fro_even_in_a_compiled_function(dtype):
+def test_rounded_equals_a_cast_and_back_in_a_compiled_function(dtype):
     x = np.random.default_rng(0).uniform(-3, 3, 1000).astype("float32")
     expected = ops.convert_to_numpy(ops.cast(ops.cast(x, dtype), "float32"))
     function = backend.compiled(lambda: None, dtype, lambda x: backend.rounded(x, dtype))
@@ -138,9 +138,9 @@ def test_rounded_is_a_cast_to_and_fro_even_in_a_compiled_function(dtype):
     assert (result != x).any() == (dtype != "float32")
 
 
-def test_the_device_is_named():
+def test_the_device_has_a_name():
     if backend.peak_memory() is not None:
-        pytest.skip("the name of a GPU is whatever its maker calls it")
+        pytest.skip("names of GPUs are arbitrary")
     name, cores = backend.device().rsplit(", ", 1)
     assert len(name) > 2
     assert int(cores.removesuffix(" cores")) <= os.cpu_count()

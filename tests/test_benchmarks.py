@@ -1,4 +1,4 @@
-"""A GPU's benchmark ends in time, whatever becomes of its parts; PyTorch's network is ours."""
+"""The GPU benchmark ends in time, and torchattacks is measured on the same network."""
 
 import argparse
 import importlib
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def benchmark(name):
-    """A module of benchmarks/."""
+    """Imports a module of benchmarks/."""
     with pytest.MonkeyPatch.context() as context:
         context.syspath_prepend(ROOT / "benchmarks")
         return importlib.import_module(name)
@@ -49,7 +49,7 @@ def scripted(gpu, monkeypatch):
     return make
 
 
-def test_a_part_that_fails_keeps_no_other_from_running_and_the_time_is_kept(gpu, scripted):
+def test_parts_run_after_a_failure_and_until_the_time_is_up(gpu, scripted):
     given = scripted([0, 3, 0])
     names = ("good", "bad", "good again", "too long", "late", "later")
     outcomes = gpu.run_all({name: [name] for name in names}, 350)
@@ -61,7 +61,7 @@ def test_a_part_that_fails_keeps_no_other_from_running_and_the_time_is_kept(gpu,
 
 
 @pytest.mark.parametrize(("statuses", "expected"), [([0, 0], 0), ([1, 0], 1)])
-def test_the_end_says_what_is_missing(statuses, expected, gpu, scripted, monkeypatch, capsys):
+def test_the_last_lines_list_missing_parts(statuses, expected, gpu, scripted, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())
     scripted(statuses)
@@ -73,7 +73,7 @@ def test_the_end_says_what_is_missing(statuses, expected, gpu, scripted, monkeyp
     assert printed.endswith(f"For the rest: python benchmarks/gpu.py --parts {missing}\n")
 
 
-def test_the_most_wanted_come_first(gpu):
+def test_parts_are_ordered_by_importance(gpu):
     commands = gpu.commands(gpu.parse_arguments(["--output", "figures"]))
     assert list(commands) == ["resnet20", "vgg16", "attacks", "wnll", "search", "losses"]
     for command in commands.values():
@@ -81,17 +81,17 @@ def test_the_most_wanted_come_first(gpu):
         assert command[-2:] == ["--output", str(pathlib.Path("figures").resolve())]
 
 
-def test_a_part_is_ended_with_the_processes_that_it_has_started(gpu, tmp_path):
+def test_a_part_is_killed_with_its_child_processes(gpu, tmp_path):
     assert gpu.run(["sh", "-c", "exit 3"], 60) == 3
     child = tmp_path / "child"
     assert gpu.run(["sh", "-c", f"sleep 600 & echo $! > {child}; wait"], 2) is None
     state = pathlib.Path(f"/proc/{child.read_text().strip()}/stat")
     for _ in range(100):
-        # Ended, or waiting for its new parent to notice.
+        # Ended, or a zombie until its new parent collects it.
         if not state.exists() or state.read_text().split()[2] == "Z":
             return
         time.sleep(0.1)
-    pytest.fail("the child runs on")
+    pytest.fail("the child is still running")
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_every_part_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def torch_python():
-    """A Python that can import `torchattacks`."""
+    """Returns a Python that can import `torchattacks`."""
     peers = benchmark("peers")
     for python in (ROOT / ".venv-torch" / "bin" / "python", sys.executable):
         if peers.why_no_torchattacks(str(python), "resnet20") is None:
@@ -125,11 +125,11 @@ def test_torchattacks_attacks_the_same_network(torch_python):
     models, peers = benchmark("models"), benchmark("peers")
     model = models.resnet20(shape=(28, 28, 1))
     rng = np.random.default_rng(0)
-    for layer in model.layers:  # As if trained: statistics and factors that are not 0 and 1.
+    for layer in model.layers:  # Statistics and factors as if trained, other than 0 and 1.
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     x = rng.uniform(0.2, 0.8, (8, 28, 28, 1)).astype("float32")
-    y = Classifier(model).predict(x).argmax(1)  # It leaves alone what is misclassified.
+    y = Classifier(model).predict(x).argmax(1)  # It does not attack misclassified images.
     attacks = {
         "fgsm": kr.attacks.FGSM(0.1),
         "pgd-40": kr.attacks.PGD(0.1, step_size=0.02, num_steps=5),
@@ -139,22 +139,22 @@ def test_torchattacks_attacks_the_same_network(torch_python):
     }
     args = argparse.Namespace(torch_python=torch_python, repeats=2, slow_seconds=60.0)
     found = {name: rest for name, *rest in peers.torchattacks(model, attacks, x, y, args)}
-    assert list(found) == ["fgsm", "pgd-40", "apgd-dlr", "square"]  # Its own DeepFool is another.
+    assert list(found) == ["fgsm", "pgd-40", "apgd-dlr", "square"]  # DeepFool is not compared.
     for x_adv, seconds in found.values():
         assert abs(x_adv - x).max() < 0.1 + 1e-6
         assert len(seconds) == 3
         assert min(seconds) > 0
-    # The gradient's signs, wherever it is not all but 0.
+    # The signs agree wherever the gradient is not close to 0.
     ours = benchmark("attacks").perturb(model, attacks["fgsm"], x, y)
     assert (abs(found["fgsm"][0] - ours) < 1e-6).mean() > 0.99
 
 
 @pytest.mark.slow
-def test_a_network_of_other_weights_is_refused(torch_python, monkeypatch):
+def test_a_network_with_other_weights_is_an_error(torch_python, monkeypatch):
     models, peers = benchmark("models"), benchmark("peers")
     model = models.resnet20(shape=(28, 28, 1))
-    right = peers.resnet20_weights(model)
-    monkeypatch.setattr(peers, "resnet20_weights", lambda model: [1.01 * w for w in right])
+    weights = peers.resnet20_weights(model)
+    monkeypatch.setattr(peers, "resnet20_weights", lambda model: [1.01 * w for w in weights])
     args = argparse.Namespace(torch_python=torch_python, repeats=1, slow_seconds=60.0)
     x, y = np.random.default_rng(0).random((4, 28, 28, 1), "float32"), np.arange(4)
     with pytest.raises(RuntimeError, match=r"torch_attacks.py .* failed"):

@@ -1,4 +1,4 @@
-"""The command `keras-robust`: its results, what it refuses, and how it ends."""
+"""The command `keras-robust`: its results, errors and exit status."""
 
 import importlib
 import inspect
@@ -30,7 +30,7 @@ COMMAND = [sys.executable, "-c", "import sys; from keras_robust.cli import main;
 
 @pytest.fixture(scope="session")
 def files(trained_model, tmp_path_factory):
-    """Model files by name."""
+    """Returns the paths of model files by name."""
     folder = tmp_path_factory.mktemp("models")
     keras.utils.set_random_seed(0)
     image, small = keras.Input((28, 28, 1)), keras.Input((8, 8, 3))
@@ -47,7 +47,7 @@ def files(trained_model, tmp_path_factory):
 
 
 def error_of(capsys, argv):
-    """The one line that a command which is refused prints."""
+    """Runs a command that fails, and returns the single line of its error."""
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("keras-robust: error: ")
@@ -56,7 +56,7 @@ def error_of(capsys, argv):
 
 
 @pytest.mark.slow
-def test_the_report_is_that_of_evaluate(files, trained_model, embedded_data, tmp_path, capsys):
+def test_the_report_agrees_with_evaluate(files, trained_model, embedded_data, tmp_path, capsys):
     argv = ["evaluate", files["logits"], *DATA, "--attack", "PGD", "--attack", "fgsm"]
     argv += ["--epsilon", "1/20", "--num-steps", "3", "--seed", "5", "--output", str(tmp_path)]
     assert main([*argv, "--no-checks"]) == 0
@@ -81,7 +81,7 @@ def test_the_report_is_that_of_evaluate(files, trained_model, embedded_data, tmp
 
 
 @pytest.mark.slow
-def test_probabilities_are_noticed(files, tmp_path, capsys):
+def test_probabilities_are_detected(files, tmp_path, capsys):
     rows = {}
     for name, given in itertools.product(("logits", "probabilities"), (False, True)):
         argv = ["evaluate", files[name], *DATA, *FGSM, "--no-checks", "--output", str(tmp_path)]
@@ -108,7 +108,7 @@ def test_every_attack_is_offered():
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_attacks_get_the_options_that_they_take(name):
+def test_attacks_get_their_options(name):
     given = {"epsilon": 0.25, "norm": "linf", "num_steps": 3, "bounds": (-1.0, 2.0)}
     given["version"] = "fast"
     parameters = inspect.signature(ATTACKS[name]).parameters
@@ -138,7 +138,7 @@ def test_attacks_get_the_options_that_they_take(name):
         ({"model": "model.h5"}, "does not end in .keras"),
         ({"model": "damaged"}, "cannot be loaded"),
         ({"model": "three"}, "from 0 to 2"),
-        ({"model": "small"}, "cannot be run on images of shape (28, 28, 1), as the data set has"),
+        ({"model": "small"}, "cannot be run on images of shape (28, 28, 1), the shape in the data"),
         ({"--dataset": "no_such_data"}, "no_such_data"),
         ({"--split": "validation"}, "validation"),
         ({"--num-examples": "0"}, "--num-examples: expected an integer of at least 1, not '0'"),
@@ -187,7 +187,7 @@ def test_bad_input(files, changes, message, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_another_model(files, tmp_path, capsys):
+def test_transfer_from_another_model(files, tmp_path, capsys):
     argv = ["evaluate", files["logits"], *DATA, *FGSM, "--output", str(tmp_path)]
     assert main([*argv, "--transfer-from", files["other"]]) in (0, 3)
     assert "Report:" in capsys.readouterr().out
@@ -203,14 +203,14 @@ def test_another_model(files, tmp_path, capsys):
         assert message in error_of(capsys, [*argv, "--transfer-from", other])
 
 
-def test_no_command(capsys):
+def test_a_missing_command_is_an_error(capsys):
     assert "COMMAND" in error_of(capsys, [])
 
 
-def test_a_lambda_layer_is_not_run(tmp_path, capsys, monkeypatch):
+def test_lambda_layers_are_not_run(tmp_path, capsys, monkeypatch):
     harmed = tmp_path / "harmed"
     monkeypatch.setenv("HARMED", str(harmed))
-    # What is saved is the code of the lambda: it has to bring what it needs.
+    # The file contains the code of the lambda, which must import what it needs.
     harm = keras.layers.Lambda(
         lambda x: __import__("pathlib").Path(__import__("os").environ["HARMED"]).touch() or x
     )
@@ -244,7 +244,7 @@ def test_custom_layers_are_imported_on_demand(tmp_path, monkeypatch, capsys):
         module = importlib.import_module("custom_for_test")
     layers = [keras.Input((28, 28, 1)), module.Negative(), keras.layers.Flatten()]
     keras.Sequential([*layers, keras.layers.Dense(10)]).save("custom.keras")
-    # As in another process, where nobody has imported the module.
+    # As in a new process, where the module has not been imported.
     del sys.modules["custom_for_test"]
     keras.saving.get_custom_objects().pop("custom_for_test>Negative")
 
@@ -258,7 +258,7 @@ def test_custom_layers_are_imported_on_demand(tmp_path, monkeypatch, capsys):
     keras.saving.get_custom_objects().pop("custom_for_test>Negative")
 
 
-def test_a_file_imports_no_module_that_it_names(files, tmp_path, capsys, monkeypatch):
+def test_modules_named_in_a_file_are_not_imported(files, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     pathlib.Path("harmful.py").write_text("import pathlib; pathlib.Path('harmed').touch()")
@@ -283,13 +283,13 @@ def test_layers_of_this_package_need_no_import(tmp_path, capsys):
     assert main(argv) == 0
 
 
-def test_a_failed_check_is_in_the_exit_status(files, monkeypatch, capsys):
+def test_the_exit_status_shows_a_failed_check(files, monkeypatch, capsys):
     def checked(*args, **kwargs):
         report = evaluate(*args, **{**kwargs, "checks": False})
         report.checks = [kr.evaluation.CheckResult("gradients", passed, "A sentence.")]
         return report
 
-    # `keras_robust.cli.main` is the function; its module goes by the same name.
+    # `keras_robust.cli.main` is the function, which has the same name as its module.
     monkeypatch.setattr(sys.modules["keras_robust.cli.main"], "evaluate", checked)
     for passed, status in ((True, 0), (None, 0), (False, 3)):
         assert main(["evaluate", files["logits"], *DATA, *FGSM]) == status
@@ -315,7 +315,7 @@ def test_help(capsys):
 
 
 @pytest.mark.slow
-def test_errors_of_the_process():
+def test_errors_have_no_traceback():
     command = [*COMMAND, "evaluate", "missing.keras", *DATA, *FGSM]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
@@ -328,11 +328,11 @@ def test_ctrl_c_and_resume(files, tmp_path, trained_model, embedded_data):
     argv = ["evaluate", files["logits"], *DATA[:2], "--num-examples", "100", "--attack", "pgd"]
     argv += ["--epsilon", "0.05", "--num-steps", "60", "--batch-size", "4", "--no-checks"]
     argv += ["--output", str(tmp_path)]
-    # A shell starts what runs in the background with Ctrl-C ignored, and the tests may.
-    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    # Processes that a shell starts in the background ignore Ctrl-C, possibly including the tests.
+    enable_ctrl_c = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     *python, code = COMMAND
     process = subprocess.Popen(
-        [*python, heeds + code, *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [*python, enable_ctrl_c + code, *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     first = tmp_path / "progress" / "00-00000.npz"
     while not first.exists() and process.poll() is None:
@@ -340,7 +340,7 @@ def test_ctrl_c_and_resume(files, tmp_path, trained_model, embedded_data):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130, error
-    assert b"--resume continues" in error.splitlines()[-1]
+    assert b"run the same command with --resume" in error.splitlines()[-1]
     assert b"Traceback" not in error
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("progress/00-*.npz")}
     assert finished
@@ -350,10 +350,10 @@ def test_ctrl_c_and_resume(files, tmp_path, trained_model, embedded_data):
     assert all(path.stat().st_mtime_ns == modified for path, modified in finished.items())
     saved = json.loads((tmp_path / "report.json").read_text())
     x, y = (values[:100] for values in embedded_data[1])
-    whole = kr.evaluate(
+    uninterrupted = kr.evaluate(
         trained_model, x, y, [kr.attacks.PGD(0.05, num_steps=60)], batch_size=4, checks=False,
         verbose=0,
     )  # fmt: skip
-    assert saved["rows"] == whole.to_dict()["rows"]
-    num_batches = -(-int(whole.row("clean").correct.sum()) // 4)
+    assert saved["rows"] == uninterrupted.to_dict()["rows"]
+    num_batches = -(-int(uninterrupted.row("clean").correct.sum()) // 4)
     assert len(finished) < num_batches

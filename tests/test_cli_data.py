@@ -1,4 +1,4 @@
-"""Data of one's own at the command: files of arrays, and folders of images."""
+"""The command takes files of arrays and folders of images."""
 
 import json
 
@@ -19,7 +19,7 @@ NAMES = ["cat", "dog", "elk"]
 
 
 def nearest_mean(x, y, scale=1.0):
-    """A linear classifier by the nearest class mean, of images from 0 to `scale`."""
+    """Returns the weights of a nearest class mean classifier of images from 0 to `scale`."""
     x = x.reshape(len(x), -1).astype("float64")
     means = np.stack([x[y == c].mean(axis=0) for c in range(y.max() + 1)])
     return means.T / scale, -(means**2).sum(axis=1) / 2
@@ -36,14 +36,14 @@ def save_model(path, weights, shape):
 
 @pytest.fixture(scope="module")
 def stored(embedded_data):
-    """60 of the embedded test images as they are stored, from 0 to 255, and their labels."""
+    """Returns 60 embedded test images as stored, from 0 to 255, and their labels."""
     x, y = (values[:60] for values in embedded_data[1])
     return np.round(255 * x.astype("float64")).astype("uint8"), y
 
 
 @pytest.fixture
-def stored_argv(stored, embedded_data, tmp_path):
-    """The command for these images, and a model of them, both in files."""
+def stored_command(stored, embedded_data, tmp_path):
+    """Saves these images and a model. Returns the command for them."""
     path, data = str(tmp_path / "model.keras"), str(tmp_path / "data.npz")
     save_model(path, nearest_mean(*embedded_data[0]), (28, 28, 1))
     np.savez(data, x=stored[0], y=stored[1])
@@ -55,8 +55,8 @@ def loaded(path, *options, model=None):
     return load_data(parser().parse_args(argv), model)
 
 
-def refused(capsys, argv):
-    """What the command says of data that it refuses, in one line."""
+def error_of(capsys, argv):
+    """Runs a command that fails, and returns the single line of its error."""
     assert main(argv) == 2
     said = capsys.readouterr().err
     assert said.startswith("keras-robust: error: ")
@@ -69,9 +69,7 @@ def rows_in(folder):
 
 
 @pytest.mark.parametrize("scale", [1, 255])
-def test_a_file_is_evaluated_as_the_same_images_of_a_data_set(
-    stored, embedded_data, tmp_path, scale, capsys
-):
+def test_a_file_gives_the_same_result_as_a_data_set(stored, embedded_data, tmp_path, scale, capsys):
     path = str(tmp_path / "model.keras")
     save_model(path, nearest_mean(*embedded_data[0], scale), (28, 28, 1))
     np.savez(tmp_path / "data.npz", x=stored[0], y=stored[1])
@@ -90,7 +88,7 @@ def test_a_file_is_evaluated_as_the_same_images_of_a_data_set(
 
 @pytest.mark.parametrize("num_examples", [1, 20, 28, 60])
 @pytest.mark.parametrize("count", [None, 60], ids=["for all images", "for each"])
-def test_a_mask_has_the_rows_that_it_was_saved_with(num_examples, count, tmp_path):
+def test_each_example_gets_its_row_of_the_mask(num_examples, count, tmp_path):
     rng = np.random.default_rng()
     mask = rng.integers(0, 2, (28, 28, 1) if count is None else (count, 28, 28, 1))
     np.save(tmp_path / "mask.npy", mask)
@@ -101,7 +99,7 @@ def test_a_mask_has_the_rows_that_it_was_saved_with(num_examples, count, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "each"])
-def test_attacks_change_what_the_mask_leaves_free(stored, stored_argv, tmp_path, kind, capsys):
+def test_attacks_only_change_masked_values(stored, stored_command, tmp_path, kind, capsys):
     mask = np.zeros((28, 28, 1), "uint8")
     mask[6:22, 6:22] = 1
     file = tmp_path / ("mask.npz" if kind == "npz" else "mask.npy")
@@ -109,7 +107,7 @@ def test_attacks_change_what_the_mask_leaves_free(stored, stored_argv, tmp_path,
         np.savez(file, only=mask)
     else:
         np.save(file, np.stack([mask] * 60) if kind == "each" else mask)
-    argv = [*stored_argv, "--no-checks", "--num-examples", "50"]
+    argv = [*stored_command, "--no-checks", "--num-examples", "50"]
     argv += ["--mask", str(file), "--output", str(tmp_path / "report")]
     assert main(argv) == 0
     model = keras.saving.load_model(argv[1])
@@ -134,14 +132,14 @@ def test_attacks_change_what_the_mask_leaves_free(stored, stored_argv, tmp_path,
     ],
     ids=["values", "shape", "arrays", "objects", "no file"],
 )
-def test_a_mask_that_is_refused(stored_argv, tmp_path, mask, message, capsys):
+def test_bad_masks(stored_command, tmp_path, mask, message, capsys):
     file = tmp_path / "mask.npy"
     if isinstance(mask, dict):
         file = tmp_path / "mask.npz"
         np.savez(file, **mask)
     elif mask is not None:
         np.save(file, mask)
-    said = refused(capsys, [*stored_argv, "--mask", str(file)])
+    said = error_of(capsys, [*stored_command, "--mask", str(file)])
     assert f"--mask {file}" in said
     assert message in said
 
@@ -162,12 +160,12 @@ def test_images_in_a_file_are_scaled_to_the_bounds(stored, tmp_path, dtype, divi
     assert data.description.endswith("the first 60 examples, scaled to -1 to 1")
 
 
-def test_images_that_are_in_the_bounds_already_stay_as_they_are(stored, tmp_path):
+def test_images_in_the_bounds_are_not_scaled(stored, tmp_path):
     x = 2 * stored[0].astype("float32") / 255 - 1
     np.savez(tmp_path / "data.npz", x=x, y=stored[1])
     data = loaded(tmp_path / "data.npz", "--bounds", "-1", "1", "--num-examples", "50")
     np.testing.assert_array_equal(data.x, x[:50])
-    assert data.description.endswith("the first 50 examples, which are in -1 to 1 already")
+    assert data.description.endswith("the first 50 examples, already from -1 to 1")
     with pytest.raises(ValueError, match=r"Received: float32 from -1\.0 to 1\.0, --bounds 0 1"):
         loaded(tmp_path / "data.npz")
 
@@ -198,29 +196,29 @@ X, Y = np.zeros((3, 4, 4, 1), "uint8"), np.arange(3)
     ],
     ids=str,
 )
-def test_a_file_of_other_arrays_is_refused(arrays, message, tmp_path, capsys):
+def test_files_with_bad_arrays(arrays, message, tmp_path, capsys):
     np.savez(tmp_path / "data.npz", **arrays)
     save_model(tmp_path / "m.keras", (np.zeros((16, 3)), np.zeros(3)), (4, 4, 1))
     argv = ["evaluate", str(tmp_path / "m.keras"), "--data", str(tmp_path / "data.npz")]
-    said = refused(capsys, [*argv, "--attack", "fgsm", "--epsilon", "0.1"])
+    said = error_of(capsys, [*argv, "--attack", "fgsm", "--epsilon", "0.1"])
     assert message in said
 
 
-def test_a_file_of_another_form_is_refused(tmp_path):
+def test_files_of_another_format_are_an_error(tmp_path):
     path = tmp_path / "data.npz"
     with pytest.raises(ValueError, match=r"^--data .*data\.npz: there is no such file or folder"):
         loaded(path)
     np.savez(path, x=X, y=Y)
-    whole = path.read_bytes()
-    contents = [b"", b"text", whole[:-50]]
+    complete = path.read_bytes()
+    contents = [b"", b"text", complete[:-50]]
     np.save(tmp_path / "x.npy", X)
     contents.append((tmp_path / "x.npy").read_bytes())
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"^--data .*data\.npz: it is no \.npz file"):
+        with pytest.raises(ValueError, match=r"^--data .*data\.npz: it is not a complete \.npz"):
             loaded(path)
-    damaged = bytearray(whole)
-    damaged[whole.index(b"NUMPY") + 130] ^= 255
+    damaged = bytearray(complete)
+    damaged[complete.index(b"NUMPY") + 130] ^= 255
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"^--data .*data\.npz: .*CRC"):
         loaded(path)
@@ -235,8 +233,8 @@ def test_a_file_of_another_form_is_refused(tmp_path):
         (["--data", "a.npz", "--data-dir", "b"], "--data-dir is for a --dataset, not for --data"),
     ],
 )
-def test_data_are_of_one_kind(options, message, capsys):
-    assert message in refused(capsys, ["evaluate", "m.keras", *FGSM, *options])
+def test_options_of_data_exclude_each_other(options, message, capsys):
+    assert message in error_of(capsys, ["evaluate", "m.keras", *FGSM, *options])
 
 
 def needs_tensorflow():
@@ -244,7 +242,7 @@ def needs_tensorflow():
 
 
 def write(folder, images, suffix="png"):
-    """A file for each image of a mapping of classes to arrays."""
+    """Writes a file for each image of a mapping from classes to arrays."""
     for name, arrays in images.items():
         (folder / name).mkdir(parents=True)
         for number, image in enumerate(arrays):
@@ -254,7 +252,7 @@ def write(folder, images, suffix="png"):
 
 @pytest.fixture(scope="module")
 def noisy():
-    """Grey images of three classes around their means, from 0 to 255, by class."""
+    """Returns noisy grey images of three classes, from 0 to 255, by class."""
     rng = np.random.default_rng(0)
     means = rng.uniform(90, 160, (3, 8, 8, 1))
     noise = rng.normal(0, 60, (3, 15, 8, 8, 1))
@@ -264,7 +262,7 @@ def noisy():
 
 @pytest.fixture
 def folder(noisy, tmp_path):
-    """These images in files: more than a batch, written in another order than that of names."""
+    """Writes these images to files, more than a batch, in reverse order of the names."""
     needs_tensorflow()
     write(tmp_path / "images", {name: noisy[name] for name in reversed(NAMES)})
     return tmp_path / "images"
@@ -272,7 +270,7 @@ def folder(noisy, tmp_path):
 
 @pytest.fixture
 def model(noisy, tmp_path):
-    """A classifier of these, from 0 to 1, and its file."""
+    """Returns a classifier of these images, scaled from 0 to 1, and its file."""
     x, y = as_arrays(noisy)
     path = tmp_path / "model.keras"
     return save_model(path, nearest_mean(x, y), (8, 8, 1)), str(path)
@@ -283,7 +281,7 @@ def as_arrays(images):
     return x, np.repeat(np.arange(len(images)), [len(arrays) for arrays in images.values()])
 
 
-def test_a_folder_is_evaluated_as_its_images(noisy, folder, model, tmp_path, capsys):
+def test_a_folder_gives_the_same_result_as_its_images(noisy, folder, model, tmp_path, capsys):
     x, y = as_arrays(noisy)
     argv = ["evaluate", model[1], "--data", str(folder), *FGSM, "--batch-size", "7"]
     argv += ["--no-checks", "--output", str(tmp_path / "a")]
@@ -307,20 +305,20 @@ def test_a_folder_is_evaluated_as_its_images(noisy, folder, model, tmp_path, cap
     assert f"Worst class: {NAMES[int(np.argmin(accuracies))]}, with {min(accuracies):.1%}" in shown
     assert "the first 45 examples, as 8 x 8 pixels, scaled to 0 to 1" in found.notes["data"]
 
-    # Continued with the same images, and not with others; shown without the table.
+    # Resumed with the same images and without the table of classes, and not with other images.
     assert main([*argv, "--resume"]) == 0
     shown = capsys.readouterr().out
     assert "Worst class: " in shown
     assert not any(line.split()[:2] == ["cat", "15"] for line in shown.splitlines())
     keras.utils.save_img(folder / "dog" / "03.png", 255 - noisy["dog"][3], scale=False)
-    assert "other images" in refused(capsys, [*argv, "--resume"])
+    assert "other images" in error_of(capsys, [*argv, "--resume"])
 
 
 @pytest.mark.parametrize(
     ("channels", "mode", "suffix"),
     [(1, "grayscale", "png"), (3, "rgb", "jpg"), (3, "rgb", "png"), (4, "rgba", "png")],
 )
-def test_images_are_those_that_keras_reads(channels, mode, suffix, tmp_path):
+def test_images_agree_with_keras(channels, mode, suffix, tmp_path):
     needs_tensorflow()
     rng = np.random.default_rng(1)
     depth = 4 if channels == 4 else 3
@@ -338,7 +336,7 @@ def test_images_are_those_that_keras_reads(channels, mode, suffix, tmp_path):
     pairs = list(expected.as_numpy_iterator())
     for bounds in ((0, 1), (-1, 1), (0, 255)):
         data = loaded(tmp_path, "--bounds", *map(str, bounds), model=model)
-        assert isinstance(data.x, Images)  # Read a batch at a time.
+        assert isinstance(data.x, Images)  # Reads one batch at a time.
         assert data.class_names == expected.class_names == ["10", "9", "B", "a", "b", "empty"]
         np.testing.assert_array_equal(data.y, [label for _, label in pairs])
         low, high = bounds
@@ -360,28 +358,28 @@ def test_models_of_any_size_and_wrapped_ones(folder, noisy):
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
-def test_the_first_examples_are_of_few_classes(folder, noisy, model, tmp_path, capsys):
+def test_first_examples_of_few_classes_cause_a_warning(folder, noisy, model, tmp_path, capsys):
     x, y = as_arrays(noisy)
     np.savez(tmp_path / "sorted.npz", x=x, y=y)
     for path in (folder, tmp_path / "sorted.npz"):
         argv = ["evaluate", model[1], "--data", str(path), *FGSM, "--no-checks"]
         assert main([*argv, "--num-examples", "20", "--per-class"]) == 0
         said = capsys.readouterr()
-        assert f"--num-examples 20 takes the first ones of --data {path}, " in said.err
-        assert "which are of 2 of 3 classes" in said.err
+        assert f"--num-examples 20 takes the first examples of --data {path}, " in said.err
+        assert "which cover only 2 of 3 classes" in said.err
         assert "no examples" in said.out
         assert "Classes without examples: 1." in said.out
         assert main([*argv, "--num-examples", "31"]) == 0
         assert capsys.readouterr().err == ""
 
 
-def test_folders_that_are_refused(folder, model, tmp_path, capsys):
+def test_bad_folders(folder, model, tmp_path, capsys):
     def said(path, model=model[0]):
         with pytest.raises(ValueError, match=f"^--data {path}: ") as error:
             loaded(path, model=model)
         return str(error.value)
 
-    assert "a folder of images for each class, and holds no folder" in said(folder / "cat")
+    assert "a folder of images for each class, but it holds no folders" in said(folder / "cat")
     (tmp_path / "empty").mkdir()
     for name in NAMES:
         (tmp_path / "empty" / name).mkdir()
@@ -395,6 +393,6 @@ def test_folders_that_are_refused(folder, model, tmp_path, capsys):
     layers = [keras.Input((8, 8, 2)), keras.layers.Flatten(), keras.layers.Dense(3)]
     assert "1, 3 or 4 channels, not 2" in said(folder, keras.Sequential(layers))
     (folder / "dog" / "07.png").write_bytes(b"no image")
-    assert f"'{folder / 'dog' / '07.png'}' is no image" in said(folder)
+    assert f"'{folder / 'dog' / '07.png'}' is not a complete image" in said(folder)
     argv = ["evaluate", model[1], "--data", str(folder), *FGSM]
-    assert "07.png" in refused(capsys, argv)
+    assert "07.png" in error_of(capsys, argv)

@@ -1,4 +1,4 @@
-"""What every public class keeps: round trips, documented defaults, a compiled fit."""
+"""All public classes have config round trips, documented defaults and a compiled fit."""
 
 import copy
 import inspect
@@ -27,7 +27,7 @@ COMMON = {
     "num_samples": 2,
 }
 
-# An object of each public class, with no argument at its default where that is possible.
+# At least one object of each public class, if possible with no argument at its default.
 OBJECTS = [
     kr.attacks.FGSM(0.1, norm="l2", targeted=True, loss="margin", **COMMON),
     kr.attacks.IFGSM(0.1, step_size=0.03, num_steps=3, targeted=True, loss="dlr", **COMMON),
@@ -160,7 +160,7 @@ def config_of(value):
 RESULTS = (kr.attacks.AttackResult, kr.attacks.RoundResult)
 
 
-def test_the_table_is_complete():
+def test_all_public_classes_are_in_the_table():
     with_config = set(PUBLIC_CLASSES) - {
         kr.RobustModel,
         kr.callbacks.RobustAccuracy,
@@ -203,7 +203,7 @@ def test_deepcopy_of_a_callback():
 
 
 @pytest.mark.parametrize("value", PUBLIC_CLASSES + PUBLIC_FUNCTIONS, ids=lambda v: v.__name__)
-def test_documented_defaults_are_those_of_the_signature(value):
+def test_documented_defaults_agree_with_the_signature(value):
     documentation = inspect.getdoc(value)
     if "Args:" not in documentation:
         assert not inspect.signature(value).parameters
@@ -231,14 +231,14 @@ def test_documented_defaults_are_those_of_the_signature(value):
     "value", [v for v in PUBLIC_CLASSES if v not in RESULTS],
     ids=lambda v: v.__name__,
 )  # fmt: skip
-def test_docstrings_say_what_is_raised_and_show_an_example(value):
+def test_docstrings_have_raises_and_an_example(value):
     documentation = inspect.getdoc(value)
     assert "raises:" in documentation.lower()
     assert ">>> " in documentation or value in BASE_CLASSES
 
 
 def trained_objects():
-    """What is trained and saved; WNLL's second ones take long to compile and are slow."""
+    """Yields all objects to train and save. The second ones of WNLL are slow to compile."""
     seen = set()
     for index, value in enumerate(OBJECTS):
         if not isinstance(value, ATTACK_PARTS):
@@ -273,7 +273,7 @@ def test_fit_and_keras_file(value, tmp_path):
         if "Hinge" in str(value.get_config().get("loss")):
             y = np.eye(3, dtype="float32")[y]
     if isinstance(head, kr.layers.MaxMahalanobisClassifier):
-        first = [keras.layers.Dense(1)]  # The head has nothing to train.
+        first = [keras.layers.Dense(1)]  # The head has no trainable weights.
     layers = [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), head]
     base = keras.Sequential(layers)
     if isinstance(value, kr.losses.GuidedDenoising):
@@ -296,7 +296,7 @@ def test_fit_and_keras_file(value, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_data_sets_become_arrays():
+def test_data_sets_are_converted_to_arrays():
     data = kr.datasets.load("fashion_mnist_subset", "test").take(10)
     for dataset in (data, data.batch(4)):
         x, y = as_arrays(dataset)

@@ -1,4 +1,4 @@
-"""The examples run, and show what they promise."""
+"""The examples run, and print and write the documented results."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def run(name, monkeypatch, *arguments):
 
 
 @pytest.mark.slow
-def test_quickstart_writes_what_it_says(monkeypatch, tmp_path, capsys):
+def test_quickstart_writes_the_documented_files(monkeypatch, tmp_path, capsys):
     run("quickstart", monkeypatch, "--output", tmp_path, "--train-examples", 256, "--epochs", 1,
         "--num-examples", 16)  # fmt: skip
     printed = capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_quickstart_writes_what_it_says(monkeypatch, tmp_path, capsys):
     }
 
 
-def test_certify_shows_both_bounds(monkeypatch, tmp_path, capsys):
+def test_certify_prints_both_results(monkeypatch, tmp_path, capsys):
     run("certify", monkeypatch, "--output", tmp_path, "--stddevs", 0.5, "--epochs", 1,
         "--num-examples", 4, "--num-samples", 200)  # fmt: skip
     certificate = kr.evaluation.Certificate.load(tmp_path / "stddev_0.5")
@@ -58,9 +58,9 @@ def test_certify_shows_both_bounds(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_quickstart_shows_a_robust_model(monkeypatch, tmp_path):
+def test_quickstart_trains_a_robust_model(monkeypatch, tmp_path):
     if keras.backend.backend() != "tensorflow":
-        pytest.skip("takes long; what the examples call is tested on both backends")
+        pytest.skip("slow; the functions that the examples call are tested on both backends")
     run("quickstart", monkeypatch, "--output", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     worst = {name: report["rows"][-1]["accuracy"] for name, report in results["reports"].items()}
@@ -83,7 +83,7 @@ TUNE = ("--epochs", 1, "--train-examples", 64, "--num-examples", 16, "--batch-si
 
 
 @pytest.mark.slow
-def test_tuning_writes_what_it_says(monkeypatch, tmp_path, capsys):
+def test_tuning_writes_the_documented_files(monkeypatch, tmp_path, capsys):
     pytest.importorskip("keras_tuner")
     run("tune", monkeypatch, "--defence", "fisher", "--trials", 2, "--output", tmp_path, *TUNE)
     printed = capsys.readouterr().out
@@ -105,10 +105,10 @@ def test_tuning_writes_what_it_says(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_every_defence_that_can_be_tuned_trains(small_data):
+def test_every_tunable_defence_trains(small_data):
     pytest.importorskip("keras_tuner")
     tune = importlib.import_module("tune")
-    # As many as the template of the WNLL head takes.
+    # The template of the WNLL head needs 500 examples.
     x, y = np.tile(small_data[0], (8, 1, 1, 1)), np.tile(np.arange(64) % 10, 8)
     attack = kr.attacks.PGD(0.1, num_steps=1)
     assert set(tune.DEFENCES) >= {"fisher", "trades", "mart", "stability", "angular", "parseval"}
@@ -138,7 +138,7 @@ tune.main()
 
 
 @pytest.mark.slow
-def test_tuning_continues_after_a_kill(monkeypatch, tmp_path):
+def test_tuning_resumes_after_a_kill(monkeypatch, tmp_path):
     pytest.importorskip("keras_tuner")
     arguments = ("--defence", "fisher", "--trials", 3, *TUNE)
     killed = subprocess.run(

@@ -1,4 +1,4 @@
-"""The floors of docs/design.md: imports point strictly down, backends stay in their place."""
+"""Imports only point down in the order of docs/design.md, and only `backend` imports JAX."""
 
 import ast
 import graphlib
@@ -9,8 +9,8 @@ import pytest
 import keras_robust
 
 PACKAGE = pathlib.Path(keras_robust.__file__).parent
-# From the bottom up: a part imports from itself and from the parts before it.
-FLOORS = (
+# From the bottom up. A part may import from itself and from the parts before it.
+ORDER = (
     "backend",
     "validation",
     "scheduled",
@@ -34,12 +34,12 @@ FLOORS = (
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
-def place(path):
+def part_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path):
-    """The dotted names that a file imports, `from a import b` as `a.b`."""
+    """Yields the dotted names that a file imports, `from a import b` as `a.b`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -48,7 +48,7 @@ def imported(path):
 
 
 def module(name):
-    """The file of the package that a dotted name is in; `None` outside of the package."""
+    """Returns the file of the package with a dotted name, or `None` outside of the package."""
     root, *parts = name.split(".")
     while root == "keras_robust" and parts:
         for path in (PACKAGE.joinpath(*parts).with_suffix(".py"), PACKAGE / "/".join(parts)):
@@ -60,28 +60,28 @@ def module(name):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports(path):
+def test_imports_point_down(path):
     for name in imported(path):
         root, *rest = name.split(".")
         if root in ("tensorflow", "tensorflow_datasets"):
-            assert place(path) in ("backend", "datasets"), name
+            assert part_of(path) in ("backend", "datasets"), name
         if root == "jax":
-            assert place(path) == "backend", name
-        if root == "keras_robust" and rest[0] != place(path):
-            assert FLOORS.index(rest[0]) < FLOORS.index(place(path)), name
+            assert part_of(path) == "backend", name
+        if root == "keras_robust" and rest[0] != part_of(path):
+            assert ORDER.index(rest[0]) < ORDER.index(part_of(path)), name
 
 
-def test_every_part_has_a_floor():
-    assert {place(path) for path in FILES} == set(FLOORS)
+def test_every_part_is_in_the_order():
+    assert {part_of(path) for path in FILES} == set(ORDER)
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    """Imports inside of functions and for type checkers count too."""
+def test_there_are_no_circular_imports():
+    """Imports inside of functions and for type checkers count, too."""
     graph = {path: {module(name) for name in imported(path)} - {None, path} for path in FILES}
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_the_backend_knows_no_layer():
+def test_the_backend_does_not_use_layers():
     for path in FILES:
-        if place(path) == "backend":
+        if part_of(path) == "backend":
             assert "keras.layers" not in path.read_text(), path

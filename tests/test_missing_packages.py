@@ -1,4 +1,4 @@
-"""A missing package is named before any work, with the extra that installs it."""
+"""The error for a missing package comes before any work, and names the extra to install."""
 
 import os
 import pathlib
@@ -36,7 +36,7 @@ class Never(kr.attacks.FGSM):
 
 @pytest.fixture
 def without(monkeypatch):
-    """Makes modules seem not to be installed."""
+    """Makes modules appear to be missing."""
 
     def without(*names):
         for name in names:
@@ -45,7 +45,7 @@ def without(monkeypatch):
     return without
 
 
-def test_a_report_in_a_folder(without, tmp_path):
+def test_matplotlib_for_a_report(without, tmp_path):
     without("matplotlib")
     folder = tmp_path / "report"
     with pytest.raises(ImportError, match=extra("plots")):
@@ -53,7 +53,7 @@ def test_a_report_in_a_folder(without, tmp_path):
     assert not folder.exists()
 
 
-def test_pictures_of_features(without, tmp_path):
+def test_scikit_learn_for_plots_of_features(without, tmp_path):
     without("sklearn")
     folder = tmp_path / "report"
     with pytest.raises(ImportError, match=extra("analysis")):
@@ -61,7 +61,7 @@ def test_pictures_of_features(without, tmp_path):
     assert not folder.exists()
 
 
-def test_certificates(without, tmp_path):
+def test_scipy_for_certificates(without, tmp_path):
     without("scipy")
     folder = tmp_path / "certificate"
     never = kr.BlackBox(lambda x: 1 / 0)
@@ -70,14 +70,14 @@ def test_certificates(without, tmp_path):
     assert not folder.exists()
 
 
-def test_plots(without, tmp_path):
+def test_matplotlib_for_plots(without, tmp_path):
     without("matplotlib")
     path = tmp_path / "curves.png"
     with pytest.raises(ImportError, match=extra("plots")):
         kr.evaluation.plot_curves({"model": {0.0: 1.0, 0.1: 0.5}}, path)
 
 
-def test_a_saved_model_for_tensorflow(without, tmp_path):
+def test_tensorflow_for_a_saved_model(without, tmp_path):
     robust, path = kr.RobustModel(model()), tmp_path / "exported"
     without("tensorflow")
     with pytest.raises(ImportError, match=extra("tensorflow")):
@@ -85,19 +85,19 @@ def test_a_saved_model_for_tensorflow(without, tmp_path):
     assert not path.exists()
 
 
-def test_a_data_set_of_the_command(without, tmp_path, capsys):
+def test_tensorflow_datasets_for_the_command(without, tmp_path, capsys):
     path = str(tmp_path / "model.keras")
     model().save(path)
     without("tensorflow_datasets")
     attack = ["--attack", "fgsm", "--epsilon", "0.1"]
     assert main(["evaluate", path, "--dataset", "mnist", *attack]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("keras-robust: error: --dataset mnist: ")
-    assert re.search(extra("datasets"), said)
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("keras-robust: error: --dataset mnist: ")
+    assert re.search(extra("datasets"), message)
+    assert message.count("\n") == 1
 
 
-def test_a_folder_of_images_of_the_command(without, tmp_path):
+def test_tensorflow_for_a_folder_of_images(without, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     argv = ["evaluate", "m.keras", "--data", str(tmp_path), "--attack", "fgsm"]
@@ -108,15 +108,15 @@ def test_a_folder_of_images_of_the_command(without, tmp_path):
     assert str(error.value).startswith(f"--data {tmp_path}: ")
 
 
-# Before anything else has imported the backend, which the process of the tests has done.
+# For a new process, because the process of the tests has imported the backend.
 WITHOUT = "import sys; sys.modules[{name!r}] = None; "
 
 
 def run(code, name):
-    kept = {n: value for n, value in os.environ.items() if n != "TF_CPP_MIN_LOG_LEVEL"}
+    environment = {n: value for n, value in os.environ.items() if n != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.run(
         [sys.executable, "-c", WITHOUT.format(name=name) + code],
-        env={**kept, "KERAS_BACKEND": name},
+        env={**environment, "KERAS_BACKEND": name},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -124,19 +124,19 @@ def run(code, name):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_the_backend(name):
+def test_a_missing_backend(name):
     found = run("import keras_robust", name)
     assert found.returncode == 1
-    said = found.stderr.splitlines()[-1]
-    assert said.startswith(f"ImportError: Keras's backend is {name!r}, which is not installed.")
-    assert f"pip install 'keras-robust[{name}]'" in said
+    message = found.stderr.splitlines()[-1]
+    assert message.startswith(f"ImportError: Keras's backend is {name!r}, which is not installed.")
+    assert f"pip install 'keras-robust[{name}]'" in message
     (other,) = set(BACKENDS) - {name}
-    assert f"KERAS_BACKEND to {other!r}" in said
+    assert f"KERAS_BACKEND to {other!r}" in message
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_the_backend_of_the_command(name):
-    """As the installed script does; one line, and the exit status of bad input."""
+def test_a_missing_backend_of_the_command(name):
+    """The installed script prints one line, with the exit status of bad input."""
     found = run(
         "import keras_robust_command as c; sys.argv[1:] = ['--version']; sys.exit(c.main())", name
     )

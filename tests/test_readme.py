@@ -1,4 +1,4 @@
-"""The code of the README and of the pages in docs/ does what they say, on few images and epochs."""
+"""The code in README.md and docs/ works as documented, on few images and epochs."""
 
 import functools
 import os
@@ -47,7 +47,7 @@ fit = keras.Model.fit
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs an example in a folder of its own, and returns its variables."""
+    """Runs an example in a new folder, and returns its variables."""
     monkeypatch.chdir(tmp_path)
 
     def run(code, count=64, epochs=1, **variables):
@@ -86,33 +86,33 @@ def test_every_example_has_its_test():
     }
 
 
-def test_a_layer(run, images):
+def test_layer_of_the_readme(run, images):
     model = run(README[0], count=2000)["model"]
     features = kr.evaluation.features(model, images[0])
-    assert abs(features).max() <= 1  # tanh features,
-    assert float(sum(model.losses)) > 0  # weights pushed apart
+    assert abs(features).max() <= 1  # Tanh features.
+    assert float(sum(model.losses)) > 0  # The angular penalty.
     assert accuracy(model, images) > 0.4
 
 
-def test_a_head_that_interpolates(run, images):
+def test_wnll_head_of_the_readme(run, images):
     model = run(README[1], count=800)["model"]
     head = model.layers[-1]
     assert head.phase == "wnll"
     outputs = model.predict(images[0], verbose=0)
     np.testing.assert_allclose(np.exp(outputs).sum(axis=1), 1, atol=1e-4)
     assert accuracy(model, images) > 0.4
-    # Each prediction by itself.
-    alone = np.concatenate([model.predict(x[None], verbose=0) for x in images[0][:5]])
-    np.testing.assert_allclose(alone, outputs[:5], rtol=1e-3, atol=1e-4)
+    # Predictions do not depend on the batch.
+    separate = np.concatenate([model.predict(x[None], verbose=0) for x in images[0][:5]])
+    np.testing.assert_allclose(separate, outputs[:5], rtol=1e-3, atol=1e-4)
 
 
-def test_a_loss(run, images, capsys):
+def test_loss_of_the_readme(run, images, capsys):
     found = run(README[2], count=500)
     report, model = found["report"], found["model"]
     assert [row.name for row in report.rows] == ["clean", "PGD-40", "worst case"]
     assert report.accuracy("worst case") == report.accuracy("PGD-40") <= report.accuracy("clean")
     assert report.statement in capsys.readouterr().out
-    # What is deployed answers the same, and needs nothing of this package.
+    # The deployed model has the same predictions, and does not need this package.
     saved = keras.saving.load_model("classifier.keras")
     assert type(saved) is keras.Sequential
     assert "keras_robust" not in saved.to_json()
@@ -121,7 +121,7 @@ def test_a_loss(run, images, capsys):
     )
 
 
-def test_a_callback_keeps_the_best_epoch_and_stops(run, monkeypatch):
+def test_callback_of_the_readme_keeps_the_best_epoch_and_stops(run, monkeypatch):
     logged = iter([0.3, 0.6, 0.5, 0.4, 0.2, 0.1])
     weights = []
 
@@ -138,10 +138,10 @@ def test_a_callback_keeps_the_best_epoch_and_stops(run, monkeypatch):
     assert any((a != b).any() for a, b in zip(weights[1], weights[-1], strict=True))
 
 
-def test_attacks_and_a_report(run, monkeypatch):
+def test_attacks_and_report_of_the_readme(run, monkeypatch):
     found = run(README[4], count=40)
     result, report, x, y = (found[name] for name in ("result", "report", "x", "y"))
-    # An attack that fails returns the original image and says so.
+    # A failed attack returns the original image.
     np.testing.assert_array_equal(result.x_adv[~result.success], x[~result.success])
     assert result.success_rate == result.success.mean()
     assert (result.norms["linf"] <= 0.03 + 1e-6).all()
@@ -150,8 +150,8 @@ def test_attacks_and_a_report(run, monkeypatch):
     assert "http" not in page
     for text in ("PGD-40", "AutoAttack", "DeepFool", "95% interval", "Checks", report.statement):
         assert text in page
-    assert "DeepFool" in report.statement  # Without a radius, and left out.
-    # Continued, it is what it was; read again, too.
+    assert "DeepFool" in report.statement  # It has no radius, so the worst case excludes it.
+    # Resuming and loading give the same report.
     arguments = (found["model"], x, y, found["attacks"])
     resumed = kr.evaluate(*arguments, output="report", resume=True, checks=False, verbose=0)
     assert resumed.to_dict()["rows"] == report.to_dict()["rows"]
@@ -167,7 +167,7 @@ def command():
     return argv
 
 
-def test_the_command_is_one_that_the_command_takes():
+def test_the_command_of_the_readme_has_valid_options():
     options = parser().parse_args(command())
     check_attacks(options)
     assert options.num_examples == 500
@@ -175,7 +175,9 @@ def test_the_command_is_one_that_the_command_takes():
 
 
 @pytest.mark.slow
-def test_the_command_writes_its_report_and_continues(trained_model, monkeypatch, tmp_path, capsys):
+def test_the_command_of_the_readme_writes_a_report_and_resumes(
+    trained_model, monkeypatch, tmp_path, capsys
+):
     monkeypatch.chdir(tmp_path)
     trained_model.save("classifier.keras")
     argv = [{"500": "40"}.get(part, part) for part in command()]
@@ -188,14 +190,14 @@ def test_the_command_writes_its_report_and_continues(trained_model, monkeypatch,
     assert kr.evaluation.Report.load("report").to_dict()["rows"] == first.to_dict()["rows"]
 
 
-def test_a_check_says_what_it_found(trained_model, images, capsys):
+def test_checks_print_their_results(trained_model, images, capsys):
     exec(EVALUATION[0], {"kr": kr, "model": trained_model, "x": images[0], "y": images[1]})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("passed")]
     assert len(lines) >= 13
     assert any("clean accuracy is above chance" in line for line in lines)
 
 
-def test_a_certificate_beside_an_attack(trained_model, images, monkeypatch, tmp_path):
+def test_a_report_with_a_certificate(trained_model, images, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     certify = functools.partial(kr.evaluation.certify, num_samples=500, batch_size=600)
     monkeypatch.setattr(kr.evaluation, "certify", certify)
@@ -207,8 +209,8 @@ def test_a_certificate_beside_an_attack(trained_model, images, monkeypatch, tmp_
     assert (tmp_path / "report" / "curves_L2_radius.png").exists()
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="it is about JAX alone")
-def test_jax_keeps_what_it_compiles(monkeypatch):
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only for JAX")
+def test_jax_caches_compilations(monkeypatch):
     import jax
 
     settings = {}
@@ -217,18 +219,18 @@ def test_jax_keeps_what_it_compiles(monkeypatch):
     assert settings == {"jax_compilation_cache_dir": "/path/to/a/folder"}
 
 
-def test_distances_by_the_predicted_class_alone(run):
+def test_distances_from_predicted_classes_only(run):
     found = run(EVALUATION[1])
     assert (found["distances"] > 0).all()
 
 
-def test_a_sum_with_a_weight_that_warms_up(run):
+def test_a_sum_with_a_growing_weight(run):
     found = run(LOSSES[0], epochs=3)
-    assert float(found["weight"]) == 10.0  # Of the third epoch.
+    assert float(found["weight"]) == 10.0  # The weight in the third epoch.
     assert np.isfinite(found["model"].history.history["loss"]).all()
 
 
-def test_a_radius_that_grows(run):
+def test_a_growing_radius(run):
     found = run(LOSSES[1])
     steps = (0, 500, 1000, 2000)
     np.testing.assert_allclose(
@@ -243,12 +245,12 @@ def test_a_radius_that_grows(run):
     for step in (0, 500, 1000):
         model.optimizer.iterations.assign(step)
         losses.append(model.train_on_batch(x, y))
-    # The attack has a radius of 0 first, and then more and more.
+    # The radius of the attack starts at 0 and grows.
     assert clean == pytest.approx(losses[0], rel=1e-5)
     assert losses[0] < losses[1] < losses[2]
 
 
-def test_pairs_that_are_made_before(run):
+def test_precomputed_pairs(run):
     found = run(LOSSES[2], epochs=2)
     x, x_adv = (np.asarray(found[name]) for name in ("x", "x_adv"))
     assert x.shape == x_adv.shape == (64, 28, 28, 1)
@@ -256,13 +258,13 @@ def test_pairs_that_are_made_before(run):
     assert 0 < moved.mean() <= 1
 
 
-def test_what_keras_has_already(run, images):
+def test_defences_that_keras_has(run, images):
     found = run(LOSSES[3], count=2000)
     assert accuracy(found["noisy"], images) > 0.4
     assert accuracy(found["machine"], images) > 0.4
     assert isinstance(found["machine"].loss, keras.losses.CategoricalHinge)
     first, second = (found["noisy"].predict(images[0], verbose=0) for _ in range(2))
-    np.testing.assert_array_equal(first, second)  # The noise is for training alone.
+    np.testing.assert_array_equal(first, second)  # The noise is only active in training.
 
 
 def test_training_a_wnll_classifier_and_saving_it(run, images):
@@ -271,7 +273,7 @@ def test_training_a_wnll_classifier_and_saving_it(run, images):
     model = run(WNLL[0], keras=keras, kr=kr, backbone=backbone, x=x, y=y)["model"]
     assert model.layers[-1].phase == "wnll"
     assert accuracy(model, images) > 0.4
-    # Template, phase and all.
+    # The file includes the template and the phase.
     saved = keras.saving.load_model("classifier.keras")
     assert saved.layers[-1].phase == "wnll"
     np.testing.assert_allclose(
@@ -281,7 +283,7 @@ def test_training_a_wnll_classifier_and_saving_it(run, images):
     assert accuracy(model, images) > 0.4
 
 
-def test_a_radius_that_grows_for_wnll():
+def test_a_growing_radius_for_wnll():
     found = {"keras": keras, "kr": kr, "num_steps": 100}
     exec(WNLL[2], found)
     radii = [float(found["growing"](step)) for step in (0, 25, 50, 100)]
@@ -298,7 +300,7 @@ def test_one_machine_with_jax():
         keras.distribution.set_distribution(None)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it is TensorFlow's strategy")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="needs TensorFlow")
 def test_one_machine_with_tensorflow():
     x, y = np.full((16, 4), 0.5, "float32"), np.arange(16) % 2
     before = []
@@ -315,8 +317,8 @@ def test_one_machine_with_tensorflow():
     assert any((a != b).any() for a, b in zip(before, after, strict=True))
 
 
-def test_a_process_begins_with_the_backup_of_the_first(tmp_path, monkeypatch):
-    # The block before it, a process's part of a training, is run by test_two_processes.py.
+def test_all_processes_start_from_the_first_backup(tmp_path, monkeypatch):
+    # test_two_processes.py tests the code of the block before, which trains in two processes.
     compile(SCALING[2], "example", "exec")
     monkeypatch.chdir(tmp_path)
     for number in range(2):
@@ -328,16 +330,16 @@ def test_a_process_begins_with_the_backup_of_the_first(tmp_path, monkeypatch):
     assert isinstance(found["callback"], keras.callbacks.BackupAndRestore)
 
 
-# What Keras's export to a SavedModel passes on to JAX.
+# A warning of JAX in Keras's export to a SavedModel.
 @pytest.mark.filterwarnings("ignore:.*`native_serialization`:DeprecationWarning")
 @pytest.mark.parametrize("code", blocks(ROOT / "docs/supported.md"))
-def test_what_is_supported(code, run):
-    """The examples assert what they promise, or only have to run."""
+def test_examples_of_supported_features(code, run):
+    """The examples have their own assertions, or only need to run."""
     run(code)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
-def test_links_lead_somewhere(path):
+def test_links_have_a_target(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         if not target.startswith("http"):
             name, _, heading = target.partition("#")
@@ -348,8 +350,8 @@ def test_links_lead_somewhere(path):
             assert not heading or heading in anchors, target
 
 
-def test_the_pages_of_results_are_those_that_the_records_give(tmp_path):
-    # In a process of its own: the papers' modules have names that others have too.
+def test_the_pages_of_results_agree_with_the_records(tmp_path):
+    # In a separate process, because modules of the papers have the same names as others.
     code = (
         "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import paper_pages, report; "
         "report.PICTURES = paper_pages.PICTURES = pathlib.Path(sys.argv[2]); "

@@ -1,4 +1,4 @@
-"""The papers' tables: each is measured once, recorded with all it depends on, and resumed."""
+"""Tables of papers are measured once, recorded with their settings, and can be resumed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ MODULES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 
 @pytest.fixture
 def modules(monkeypatch):
-    """The reproductions' modules, whose names are their own only while a test runs."""
+    """Imports the modules of the reproductions by their short names during a test."""
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(FOLDER)
@@ -41,7 +41,7 @@ def command(*arguments, timeout=600):
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
-    """A folder of small data sets under the names of the real ones."""
+    """Returns a folder of small data sets with the names of the real ones."""
     folder = tmp_path_factory.mktemp("tiny")
     splits = [
         as_arrays(kr.datasets.load("fashion_mnist_subset", split).take(count))
@@ -63,7 +63,7 @@ def tiny_data(tmp_path_factory):
     return folder
 
 
-def test_every_table_that_the_papers_have_is_listed():
+def test_list_has_the_tables_of_all_papers():
     listed = command("list")
     assert listed.returncode == 0, listed.stderr
     expected = {
@@ -79,14 +79,14 @@ def test_every_table_that_the_papers_have_is_listed():
             assert name in listed.stdout
 
 
-def test_a_table_that_is_not_there_is_refused_with_the_names_of_those_that_are():
+def test_the_error_for_an_unknown_table_lists_the_known_ones():
     refused = command("run", "deep_defense", "Table 9")
     assert refused.returncode == 2
     assert "must be one of 'Table 1'" in refused.stderr
     assert "Received: 'Table 9'" in refused.stderr
 
 
-def test_a_run_measures_once_and_records_what_it_depends_on(modules, tmp_path):
+def test_a_run_measures_once_and_records_its_settings(modules, tmp_path):
     tables = modules["tables"]
     calls = []
 
@@ -114,7 +114,7 @@ def test_a_run_measures_once_and_records_what_it_depends_on(modules, tmp_path):
     assert not calls
     assert not run().is_complete
     run()()
-    run(deadline=0.0)()  # Nothing is left to be begun.
+    run(deadline=0.0)()  # No row is left to measure.
     assert calls == ["a", "b"]
     assert run().is_complete
     found = json.loads((tmp_path / "records" / "some_paper.json").read_text())
@@ -136,7 +136,7 @@ def test_a_run_measures_once_and_records_what_it_depends_on(modules, tmp_path):
     assert keras.backend.backend() in record["versions"]
 
 
-def test_a_network_is_trained_once_and_goes_on_where_it_was_interrupted(modules, tmp_path):
+def test_a_network_is_trained_once_and_can_be_resumed(modules, tmp_path):
     tables = modules["tables"]
     paper = tables.Paper("some_paper", "Somebody, Something")
     paper.table("Table 7", "what it shows", small=1, paper=2)(lambda run: None)
@@ -155,7 +155,7 @@ def test_a_network_is_trained_once_and_goes_on_where_it_was_interrupted(modules,
             if len(epochs) == stop_after[0]:
                 raise KeyboardInterrupt
 
-        # After the backup, that is at the beginning of the next epoch.
+        # Interrupts at the start of an epoch, after the backup of the previous one.
         watch = keras.callbacks.LambdaCallback(on_epoch_begin=note)
         model.fit(x, y, epochs=4, verbose=0, callbacks=[*callbacks, watch])
 
@@ -170,7 +170,7 @@ def test_a_network_is_trained_once_and_goes_on_where_it_was_interrupted(modules,
 
 
 @pytest.mark.slow
-def test_data_of_the_file_are_those_of_the_data_set(modules, full_data_dir, tmp_path):
+def test_data_in_the_file_agree_with_the_data_set(modules, full_data_dir, tmp_path):
     data = modules["data"]
     if keras.backend.backend() != "tensorflow":
         pytest.skip("the file is written with TensorFlow")
@@ -181,13 +181,13 @@ def test_data_of_the_file_are_those_of_the_data_set(modules, full_data_dir, tmp_
         for (x, y), (x_found, y_found) in zip(expected, found, strict=True):
             np.testing.assert_array_equal(y_found, y)
             assert x_found.dtype == np.float32
-            # Decoders of JPEG differ.
-            most = 0 if name == "mnist" else 8
-            assert np.abs(x_found - x).max() <= (most + 0.01) / 255
-            assert np.abs(x_found - x).mean() < most / 5 / 255 + 1e-9
+            # JPEG decoders differ.
+            largest_error = 0 if name == "mnist" else 8
+            assert np.abs(x_found - x).max() <= (largest_error + 0.01) / 255
+            assert np.abs(x_found - x).mean() < largest_error / 5 / 255 + 1e-9
 
 
-# What takes the least of each paper; the larger tables are of the same parts.
+# The fastest tables of each paper. The larger tables use the same functions.
 CHEAP = [
     ("weight_penalization", "Figure 7"),
     ("weight_penalization", "Table 4"),
@@ -201,9 +201,9 @@ CHEAP = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("paper", "table"), CHEAP)
-def test_tables_are_measured_and_shown(paper, table, tiny_data, tmp_path):
+def test_tables_are_measured_and_listed(paper, table, tiny_data, tmp_path):
     if keras.backend.backend() != "tensorflow":
-        pytest.skip("takes long; what the tables call is tested on both backends")
+        pytest.skip("slow; the functions that the tables call are tested on both backends")
     folders = ("--results", tmp_path / "results", "--cache", tmp_path / "cache")
     arguments = ("run", paper, table, "--data-dir", tiny_data, *folders)
     done = command(*arguments, timeout=1800)

@@ -1,4 +1,4 @@
-"""The search of Carlini and Wagner: Adam, for a `c` that is searched for."""
+"""Searches with Adam, and for the constant `c`, in `kr.attacks.CarliniWagnerL2`."""
 
 from typing import Any, NamedTuple
 
@@ -8,63 +8,69 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.ops import euclidean_norm, logit_range, margin, per_example, per_example_where
 
 _BETA_1, _BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-16
-# How far from 1 `|tanh(w)|` is at the start for a value at its bound.
+# `|tanh(w)|` at the start for a value at its bound.
 _INSIDE = 0.999
-# `c` is raised by the first factor while it is too low, lowered by the second while too high. The
-# first is ten times what it would have to be if the model were linear.
+# `c` is multiplied by the first factor while it is too low, and divided by the second while it is
+# too high. It starts at the third times the value that would suffice for a linear model.
 _RAISED, _LOWERED, _FIRST = 10.0, 4.0, 10.0
-# No `c` is larger, nor its pull on a value: the square of that must be finite. Adam divides it out.
+# Limits of `c` and of its pull on a value, whose square must be finite. The pull's size does not
+# matter, since Adam normalises it.
 _LARGEST_CONST, _LARGEST_PULL = 1e30, 1e15
-# Adam stops, once an image is known, where a round has brought less than half a percent.
+# Once an image is known, Adam stops if a round improves the loss and the distance by less than half
+# a percent.
 _STALLED = 0.995
-# How often the last segment is halved.
+# Number of bisection steps on the segment between `x` and the final image.
 NUM_HALVINGS = 8
 
 
 class Search(NamedTuple):
-    """What a round hands on to the next: for each example, Adam's state and the search for `c`."""
+    """State of Adam and of the search for `c`, for each example, which rounds pass on."""
 
     w: Any
     first_moment: Any
     second_moment: Any
     const: Any
-    lower: Any  # The largest `c` that has failed, and the smallest that has not.
-    upper: Any
+    lower: Any  # The largest `c` that has failed.
+    upper: Any  # The smallest `c` that has succeeded.
     lowest: Any  # The lowest loss for this `c`.
     shortest: Any  # The distance of the nearest image for any `c`.
-    found: Any  # Whether this `c` has led to an image.
-    falling: Any  # Whether the loss or the distance has fallen in the last round.
+    found: Any  # Whether this `c` has led to an adversarial image.
+    improving: Any  # Whether the last round has lowered the loss or the distance.
 
 
 class AdamSearch:
-    """What `kr.attacks.CarliniWagnerL2` does in one round.
+    """Computes the rounds of `kr.attacks.CarliniWagnerL2`.
 
     Args:
-        attack: the attack, whose settings are used.
+        attack: the `kr.attacks.CarliniWagnerL2` with the settings.
     """
 
     def __init__(self, attack: Any) -> None:
         self.attack = attack
 
     def initial_state(self, x: Any) -> tuple[Any, ...]:
-        nothing = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
+        zeros = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
         return Search(
             w=self._start(x),
             first_moment=ops.zeros_like(x),
             second_moment=ops.zeros_like(x),
-            const=nothing + (self.attack.initial_const or 1.0),
-            lower=nothing,
-            upper=nothing + float("inf"),
-            lowest=nothing + float("inf"),
-            shortest=nothing + float("inf"),
-            found=nothing > 0,
-            falling=nothing < 1,
+            const=zeros + (self.attack.initial_const or 1.0),
+            lower=zeros,
+            upper=zeros + float("inf"),
+            lowest=zeros + float("inf"),
+            shortest=zeros + float("inf"),
+            found=zeros > 0,
+            improving=zeros < 1,
         )
 
     def descend(
         self, problem: Problem, x: Any, best: Any, index: Any, search: Search, active: Any
     ) -> tuple[Any, Any, Any, Search]:
-        """Some steps of Adam: from the start, if those for the `c` before are done."""
+        """Runs the Adam steps of one round.
+
+        If the previous round completed the steps for its `c`, the search restarts at `x` with the
+        next `c`.
+        """
         part = index % self.attack.rounds_per_search
         first = ops.cast(part * self.attack.steps_per_round, "int32")
         last = ops.minimum(first + self.attack.steps_per_round, self.attack.num_steps)
@@ -84,19 +90,19 @@ class AdamSearch:
             body,
             (first, best, search),
         )
-        falling = ops.logical_or(
+        improving = ops.logical_or(
             after.lowest < _STALLED * search.lowest, after.shortest < _STALLED * search.shortest
         )
-        falling = ops.logical_or(falling, ops.equal(after.shortest, float("inf")))
+        improving = ops.logical_or(improving, ops.equal(after.shortest, float("inf")))
         best = per_example_where(after.shortest < float("inf"), best, self._image(after.w))
         num_gradients = (step - first) * self.attack.num_samples
         has_objective = self.attack.objective is not None
         num_evaluations = self.attack.num_samples + (num_gradients if has_objective else 0)
-        return best, num_gradients, num_evaluations, after._replace(falling=falling)
+        return best, num_gradients, num_evaluations, after._replace(improving=improving)
 
     def _without_misclassified(self, problem: Problem, x: Any, search: Search) -> Search:
-        """What is misclassified to begin with is done: nothing is nearer."""
-        is_done = self._is_wanted(problem.margin(x))
+        """Finishes the examples that are adversarial from the start: their distance is 0."""
+        is_done = self._is_adversarial(problem.margin(x))
         shortest = ops.where(is_done, ops.zeros_like(search.shortest), search.shortest)
         return search._replace(shortest=shortest)
 
@@ -120,7 +126,7 @@ class AdamSearch:
     def _step(
         self, problem: Problem, x: Any, best: Any, search: Search, step: Any, index: Any
     ) -> tuple[Any, Search]:
-        """One step of Adam, and what there is at the point that it starts from."""
+        """Evaluates the current point, then takes one step of Adam from it."""
         z = problem.as_returned(self._image(search.w))
         margins, own_margins, gradient = self._margin(problem, z)
         excess = self.attack.confidence - margins
@@ -130,8 +136,8 @@ class AdamSearch:
             const = ops.where(is_first, _first_const(excess, gradient), const)
 
         squared = ops.sum(ops.reshape(ops.square(z - x), (ops.shape(x)[0], -1)), axis=1)
-        is_wanted, distance = self._is_wanted(own_margins), ops.sqrt(squared)
-        is_nearer = ops.logical_and(is_wanted, distance < search.shortest)
+        is_adversarial, distance = self._is_adversarial(own_margins), ops.sqrt(squared)
+        is_nearer = ops.logical_and(is_adversarial, distance < search.shortest)
         loss = squared + const * ops.maximum(excess, 0.0)
 
         pull = ops.where(excess > 0, const, ops.zeros_like(const))
@@ -149,14 +155,14 @@ class AdamSearch:
             const=const,
             lowest=ops.minimum(search.lowest, loss),
             shortest=ops.where(is_nearer, distance, search.shortest),
-            found=ops.logical_or(search.found, is_wanted),
+            found=ops.logical_or(search.found, is_adversarial),
         )
         return per_example_where(is_nearer, z, best), after
 
     def approach(
         self, problem: Problem, x: Any, best: Any, search: Search
     ) -> tuple[Any, Any, Any, Search]:
-        """The image moved towards `x`, as far as it stays what is wanted."""
+        """Moves the image towards `x` as far as it stays adversarial."""
 
         def image(share: Any) -> Any:
             return problem.as_returned(x + per_example(share, x) * (best - x))
@@ -164,8 +170,8 @@ class AdamSearch:
         def halve(number: Any, shares: tuple[Any, Any]) -> tuple[Any, Any]:
             near, far = shares
             middle = (near + far) / 2
-            is_wanted = self._is_wanted(problem.at(number).margin(image(middle)))
-            return ops.where(is_wanted, near, middle), ops.where(is_wanted, middle, far)
+            is_adversarial = self._is_adversarial(problem.at(number).margin(image(middle)))
+            return ops.where(is_adversarial, near, middle), ops.where(is_adversarial, middle, far)
 
         shares = (ops.zeros_like(search.const), ops.ones_like(search.const))
         far = problem.fori_loop(0, NUM_HALVINGS, halve, shares)[1]
@@ -179,11 +185,11 @@ class AdamSearch:
         )
 
     def _margin(self, problem: Problem, z: Any) -> tuple[Any, Any, Any]:
-        """The margin of what is attacked, that of the model, and the former's gradient."""
+        """Returns the margins of the attacked scores and the model, and the former's gradient."""
 
         def scale(scores: Any) -> Any:
-            # For the way back, where a huge gradient would overflow in half precision. Draws of a
-            # random model have one scale.
+            # Dividing by the range keeps a huge gradient from overflowing in half precision.
+            # Several draws of a random model must share one scale, so they are not divided.
             values = logit_range(scores)
             return values if self.attack.num_samples == 1 else ops.ones_like(values)
 
@@ -197,11 +203,15 @@ class AdamSearch:
         margins = scaled(scores) * factor - problem.rounding(scores)
         return margins, own, gradient * per_example(factor, z)
 
-    def _is_wanted(self, margins: Any) -> Any:
+    def _is_adversarial(self, margins: Any) -> Any:
         return margins >= self.attack.confidence if self.attack.confidence > 0 else margins > 0
 
     def _start(self, x: Any) -> Any:
-        """`w` at `x`, or for values near a bound as near as it can be moved from."""
+        """Returns `w` for `x`.
+
+        Values close to a bound start slightly inside it, where the slope of `tanh` lets Adam move
+        them.
+        """
         middle, half, is_bounded = self._box()
         w = ops.arctanh(ops.clip((x - middle) / half, -_INSIDE, _INSIDE))
         return w if is_bounded is None else ops.where(is_bounded, w, (x - middle) / half)
@@ -212,7 +222,7 @@ class AdamSearch:
         return middle + half * (share if is_bounded is None else ops.where(is_bounded, share, w))
 
     def _slope(self, w: Any) -> Any:
-        """The derivative of `_image`."""
+        """Returns the derivative of `_image`."""
         _, half, is_bounded = self._box()
         slope = 1 - ops.square(ops.tanh(w))
         if is_bounded is not None:
@@ -220,10 +230,10 @@ class AdamSearch:
         return half * slope
 
     def _box(self) -> tuple[Any, Any, Any]:
-        """The middle of the bounds, half their distance, and where they are finite.
+        """Returns the middle of the bounds, half their distance, and where both bounds are finite.
 
-        `None` for the last if they are everywhere. Elsewhere a value is `w` itself, in a unit of
-        half the attack's width, and clipped to the bounds that there may be.
+        The last is `None` if all bounds are finite. A value without two finite bounds is not
+        transformed: it is `w` in units of half the attack's width, clipped to a one-sided bound.
         """
         low, high = self.attack.bounds
         if not len(getattr(low, "shape", ())):
@@ -235,7 +245,11 @@ class AdamSearch:
 
 
 def _first_const(excess: Any, gradient: Any) -> Any:
-    """`c` from the model's linearisation, at which `2 delta = c g` reaches an `excess` of 0."""
+    """Returns the first `c` from the model's linearisation.
+
+    If the model is linear with gradient `g`, the minimum satisfies `2 delta = c g`, and the
+    `excess` falls to 0 at `c = 2 * excess / ||g||_2^2`. The first `c` is ten times that.
+    """
     slope = euclidean_norm(gradient)
     safe = ops.where(slope > 0, slope, ops.ones_like(slope))
     const = ops.minimum(_FIRST * 2 * excess / safe / safe, _LARGEST_CONST)

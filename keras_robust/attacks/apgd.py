@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient ascent that chooses its step size by itself."""
+"""Auto-PGD: projected gradient ascent with an adaptive step size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,82 +24,86 @@ from keras_robust.ops import (
     steepest_direction,
 )
 
-# Losses that lead to one class `t`: from class scores, `y` and `t`.
+# Losses for one target class `t`: functions of class scores, `y` and `t`.
 TARGETED_LOSSES = {
     "margin_targeted": lambda scores, y, t: of_class(scores, t) - of_class(scores, y),
     "dlr_targeted": dlr_targeted,
 }
-# What the classes that they lead to are ordered by, and how many are compared by their distance.
+# How to order the target classes.
 _ORDERS = ("score", "distance")
+# At most this many classes are ordered by distance.
 _NUM_CANDIDATES = 100
 _MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class APGD(Attack):
-    """Perturbs inputs by Auto-PGD, whose step size follows from how the ascent goes.
+    """Perturbs inputs by Auto-PGD, which adapts its step size to the progress of the loss.
 
-    From `x_0`, `x` itself or a random point of the ball around it, and `eta = 2 * epsilon`,
+    From `x_0`, which is `x` or a random point of the ball around it, and `eta = 2 * epsilon`,
 
         z_{k+1} = P(x_k + eta * d(grad_x L(x_k, y)))
         x_{k+1} = P(x_k + alpha * (z_{k+1} - x_k) + (1 - alpha) * (x_k - x_{k-1}))
 
-    for `k = 0, ..., N - 1`, `alpha = 0.75` (1 in the first step), where `L` is the loss, `d` the
-    steepest direction (`sign(g)`, or `g / ||g||_2`) and `P` the projection to the ball and
-    `bounds`. `x_max` is the iterate with the largest loss so far, `L_max`. At the checkpoints
-    `w_j = ceil(p_j * N)`, `p_0 = 0`, `p_1 = 0.22`,
-    `p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)`, the step size is halved, and the ascent goes
-    on from `x_max`, for each example for which
+    for `k = 0, ..., N - 1` and `alpha = 0.75` (1 in the first step). `L` is the loss, `d` the
+    steepest direction (`sign(g)` or `g / ||g||_2`), and `P` the projection to the ball and
+    `bounds`. `x_max` is the iterate with the largest loss so far, `L_max`. The checkpoints are
+    `w_j = ceil(p_j * N)`, with `p_0 = 0`, `p_1 = 0.22` and
+    `p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)`. At a checkpoint, the step size is halved and
+    the ascent continues from `x_max`, for each example for which
 
     1. the loss has risen in fewer than `rho * (w_j - w_{j-1})` of the steps since `w_{j-1}`, or
     2. `eta` was not halved at `w_{j-1}`, and `L_max` has not risen since.
 
-    In L1 (Croce and Hein, 2021) each step changes `s` values, those with the largest `|g_i|`:
+    In L1 (Croce and Hein, 2021), each step changes the `s` values with the largest `|g_i|`:
 
         x_{k+1} = P(x_k + eta * d_s(grad_x L(x_k, y))),    d_s = sign(g_i) / s for these values
 
-    It begins with `eta = epsilon` and `s = 0.2 * dim(x)`. At a checkpoint, every `N // 25` steps,
-    `s` becomes `||x_max - x||_0 // 1.5`. Where that number of changed values is less than 0.95
-    times that at the checkpoint before, `eta` is `epsilon` again, and the ascent goes on from
-    `x_max`; elsewhere `eta` is divided by 1.5, down to `epsilon / 10`. The first 30% of the steps
-    are taken in the ball of radius `3 * epsilon`, the next 30% in that of `2 * epsilon`, where
-    `eta` is as many times as large, and each time `x_max` is projected to the next ball. `P` is
-    exact, as in `kr.attacks.PGD`.
+    It starts with `eta = epsilon` and `s = 0.2 * dim(x)`. At a checkpoint, every `N // 25` steps,
+    `s` becomes `||x_max - x||_0 // 1.5`. If the number of changed values, `||x_max - x||_0`, is
+    less than 0.95 times that at the previous checkpoint, `eta` is reset to `epsilon`, and the
+    ascent continues from `x_max`. Otherwise `eta` is divided by 1.5, down to `epsilon / 10`. The
+    first 30% of the steps are taken in the ball of radius `3 * epsilon` and the next 30% in the
+    ball of radius `2 * epsilon`. `eta` is larger by the same factor there, and `x_max` is projected
+    to the next ball at the end of each phase. `P` is exact, as in `kr.attacks.PGD`.
 
-    Of all iterates in the ball of radius `epsilon`, the one with the largest margin `max_{j != y}
-    z_j - z_y` is returned: one that is misclassified, if there is one. There is nothing to tune.
+    The attack returns the iterate with the largest margin `max_{j != y} z_j - z_y` in the ball of
+    radius `epsilon`, so a misclassified one if there is any. The step size needs no tuning.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
-        loss: what to climb. `"ce"`, `"margin"` and `"dlr"` as in `kr.attacks.PGD`;
-            `"margin_targeted"`, `z_t - z_y`, and `"dlr_targeted"`, that divided by the largest
-            logit's distance from the mean of the third and fourth, for one class `t` after the
-            other until the example is misclassified (as whatever class). Defaults to `"ce"`.
+        loss: the loss to maximise. `"ce"`, `"margin"` and `"dlr"` are the same as in
+            `kr.attacks.PGD`. `"margin_targeted"` is `z_t - z_y` for a target class `t`.
+            `"dlr_targeted"` is `z_t - z_y` divided by the difference between the largest logit and
+            the mean of the third and fourth largest. The targeted losses try one class `t` after
+            the other until the example is misclassified (as any class). Defaults to `"ce"`.
         num_steps: int. `N`, the number of gradients for each restart and class `t`. Defaults to
             `100`.
-        num_restarts: int. How many random starts to try, for each class `t`. Defaults to `1`.
-        num_targets: int. How many classes `t` the targeted losses lead to at most. Defaults to
+        num_restarts: int. Number of random starts, for each class `t`. Defaults to `1`.
+        num_targets: int. Maximum number of classes `t` that the targeted losses try. Defaults to
             `9`.
-        random_start: bool. Whether to start from a point drawn uniformly from the ball, rather
-            than from `x`. Defaults to `True`.
-        rho: float from 0 to 1. The share of steps that must raise the loss; it changes nothing in
-            L1. Defaults to `0.75`.
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        random_start: bool. Whether to start from a point drawn uniformly from the ball rather than
+            from `x`. Defaults to `True`.
+        rho: float from 0 to 1. Share of steps that must raise the loss. It has no effect in L1.
+            Defaults to `0.75`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels, and the attack moves predictions
+            towards them. Defaults to `False`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
-            model: see `kr.attacks.Attack`. The targeted losses need class scores. Each step then
-            also runs the model itself, to see whether it is fooled. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
+            model. See `kr.attacks.Attack`. The targeted losses need class scores. With an
+            `objective`, each step also runs the model itself, to see whether it is fooled. Defaults
+            to `None`.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
-        target_order: in which order the targeted losses lead to classes. `"score"`: the most
-            likely at `x` first. `"distance"`: first the one whose boundary would be nearest if the
-            model were linear, by `(z_y - z_t) / ||grad_x (z_y - z_t)||` at `x`, in the norm dual
-            to that of the ball. That takes a gradient for each class, or for the 100 most likely.
-            Defaults to `"score"`.
+        target_order: the order in which the targeted losses try classes. `"score"` starts with the
+            classes most likely at `x`. `"distance"` starts with the class whose boundary would be
+            nearest if the model were linear, by `(z_y - z_t) / ||grad_x (z_y - z_t)||` at `x`, in
+            the norm dual to that of the ball. It needs a gradient for each class, or for the 100
+            most likely classes. Defaults to `"score"`.
 
     Call arguments:
         model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`.
@@ -110,14 +114,14 @@ class APGD(Attack):
             `random`, which `keras.utils.set_random_seed` makes reproducible.
 
     Returns:
-        Tensor, same shape and dtype as `x`, inside the ball and `bounds` to the precision of
-        that dtype. An example on which the attack fails keeps its original image.
+        Tensor, same shape and dtype as `x`, inside the ball and `bounds` to the precision of that
+        dtype. An example on which the attack fails keeps its original image.
 
     Raises:
-        ValueError: if an argument is out of its range, if more than one restart is asked for
-            without a random start, or `targeted=True` together with a loss that chooses its own
-            classes; when called, if `x`, `y` or the model's outputs are not as described above,
-            or if the model has fewer than 3 classes for `"dlr"`, 4 for `"dlr_targeted"`.
+        ValueError: if an argument is out of its range, if `num_restarts` is larger than 1 without a
+            random start, or if `targeted=True` is combined with a targeted loss, which chooses its
+            own classes; when called, if `x`, `y` or the model's outputs are not as described above,
+            or if the model has fewer than 3 classes for `"dlr"` or 4 for `"dlr_targeted"`.
 
     Example:
 
@@ -129,15 +133,18 @@ class APGD(Attack):
     >>> tuple(attack(model, x, y, seed=0).shape)
     (4, 8, 8, 1)
 
-    Departures from the paper: where the ascent goes on from `x_max`, the gradient there is the one
-    that was computed when `x_max` was reached; the paper's algorithm takes a step from the old
-    point, drops it, and computes the gradient at `x_max` a second time. The paper returns `x_max`,
-    and the authors' code the last iterate that is misclassified. The cross-entropy is replaced by
-    the log-odds, as in `kr.attacks.PGD`: the loss rises in the same steps. The start is drawn from
-    the whole ball; the paper leaves it open, and the authors' code draws from the ball's surface.
-    In L1 the three balls are always used, as in the authors' AutoAttack; their APGD alone stays in
-    the one of radius `epsilon` by default. Values at the bound that `g_i` points to are left out,
-    `s` is rounded down, and the steps are counted so that there are `N` gradients in all.
+    Departures from the paper:
+
+    - Where the ascent continues from `x_max`, it reuses the gradient computed when `x_max` was
+      reached. The paper's algorithm takes a step from the old point, drops it, and computes the
+      gradient at `x_max` a second time.
+    - The paper returns `x_max`, and the authors' code the last misclassified iterate.
+    - The log-odds replace the cross-entropy, as in `kr.attacks.PGD`. Both rise in the same steps.
+    - The start is drawn from the whole ball. The paper does not specify it, and the authors' code
+      draws from the surface of the ball.
+    - In L1, the three balls are always used, as in the authors' AutoAttack. By default, the
+      authors' APGD alone stays in the ball of radius `epsilon`. Values at the bound that `g_i`
+      points to are left out, `s` is rounded down, and the three phases together take `N` gradients.
 
     Reference:
 
@@ -187,8 +194,8 @@ class APGD(Attack):
             )
         if self.targeted and loss in TARGETED_LOSSES:
             raise ValueError(
-                f"Argument `loss` must be one of {tuple(LOSSES)} where `targeted=True` leads to "
-                f"the classes in `y`. Received: loss={loss!r}"
+                f"Argument `loss` must be one of {tuple(LOSSES)} when `targeted=True`, since `y` "
+                f"already holds the target classes. Received: loss={loss!r}"
             )
 
     def check_classifier(self, classifier: Classifier, x: Any) -> None:
@@ -196,13 +203,13 @@ class APGD(Attack):
         num_classes = classifier.num_classes
         if num_classes < _MIN_CLASSES.get(self.loss, 2):
             raise ValueError(
-                f"Argument `loss` must be another one for a model of {num_classes} classes (a "
-                f'"margin", say): {self.loss!r} compares {_MIN_CLASSES[self.loss]} logits. '
+                'Argument `loss` must be a different loss, such as "margin", for a model of '
+                f"{num_classes} classes: {self.loss!r} compares {_MIN_CLASSES[self.loss]} logits. "
                 f"Received: loss={self.loss!r}"
             )
 
     def num_rounds(self, num_classes: int) -> int:
-        return self._num_classes_aimed_at(num_classes) * self.num_restarts
+        return self._num_target_classes(num_classes) * self.num_restarts
 
     def initial_state(self, x: Any) -> tuple[Any, ...]:
         if self.loss not in TARGETED_LOSSES or self.target_order == "score":
@@ -221,7 +228,7 @@ class APGD(Attack):
         if self.loss in TARGETED_LOSSES:
             classes, state, num_gradients, num_evaluations = self._targets(problem, x, index, state)
             place = index % min(self.num_targets, classes.shape[1])
-            loss = self._towards(ops.take(classes, place, axis=1))
+            loss = self._targeted_loss(ops.take(classes, place, axis=1))
         else:
             loss, num_gradients, num_evaluations = LOSSES[self.loss], 0, 0
         x_adv = climb(self, problem, loss, x, start)
@@ -249,9 +256,9 @@ class APGD(Attack):
     def _targets(
         self, problem: Problem, x: Any, index: Any, state: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...], Any, Any]:
-        """The classes in their order, the new state, and how many gradients and passes they took.
+        """Returns the target classes in order, the new state, and the gradients and passes needed.
 
-        By distance they are ordered once, and kept in the state.
+        The order by distance is computed in the first round only, and kept in the state.
         """
         if not state:
             return other_classes(problem.scores(x), problem.y), (), 0, 1
@@ -264,42 +271,48 @@ class APGD(Attack):
         return state[0], tuple(state), num_gradients, num_evaluations
 
     def ordered(self, problem: Problem, x: Any, scores: Any) -> tuple[Any, ...]:
-        """The state of all rounds, and how many gradients and passes forward it has taken."""
+        """Orders the target classes by distance, in the first round.
+
+        Returns:
+            The state for all rounds, then the numbers of gradients and of forward passes computed.
+        """
         classes = other_classes(scores, problem.y)[:, :_NUM_CANDIDATES]
         count = classes.shape[1]
         num_gradients = count if count > 1 else 0
         if num_gradients:
             order = ops.argsort(self._distances(problem, x, classes), axis=1)
             classes = ops.take_along_axis(classes, order, axis=1)
-        # There may be fewer classes than the state has room for.
+        # The state has `num_targets` columns: classes are repeated if there are fewer.
         places = ops.convert_to_tensor(np.arange(self.num_targets) % count)
         costs = (ops.convert_to_tensor(cost, dtype="int32") for cost in (num_gradients, 1))
         return ops.take(classes, places, axis=1), *costs
 
     def _distances(self, problem: Problem, x: Any, classes: Any) -> Any:
-        """How far from `x` each class's boundary would be if the model were linear."""
+        """Returns the distances from `x` to the classes' boundaries if the model were linear."""
         numbers = ops.arange(classes.shape[1])
         infinite = ops.full(ops.shape(x)[:1], float("inf"), dtype=x.dtype)
 
         def add(number: Any, distances: Any) -> Any:
             target = ops.take(classes, number, axis=1)
 
-            def lead(scores: Any) -> Any:
-                """In units that keep its gradient from over- and underflow."""
+            def scaled_difference(scores: Any) -> Any:
+                """Returns `z_y - z_t`, scaled so that its gradient neither over- nor underflows."""
                 difference = of_class(scores, problem.y) - of_class(scores, target)
                 return difference / ops.stop_gradient(logit_range(scores))
 
-            scores, gradient = problem.at(number).scores_and_gradient(lead, x)
+            scores, gradient = problem.at(number).scores_and_gradient(scaled_difference, x)
             products = gradient * steepest_direction(gradient, self.norm)
             slope = ops.sum(ops.reshape(products, (ops.shape(x)[0], -1)), axis=1)
-            distance = ops.where(slope > 0, ops.cast(lead(scores), x.dtype) / slope, infinite)
+            distance = ops.where(
+                slope > 0, ops.cast(scaled_difference(scores), x.dtype) / slope, infinite
+            )
             return ops.where(numbers == number, distance[:, None], distances)
 
         distances = ops.full(ops.shape(classes), float("inf"), dtype=x.dtype)
         return problem.fori_loop(0, classes.shape[1], add, distances)
 
-    def _towards(self, targets: Any) -> Loss:
+    def _targeted_loss(self, targets: Any) -> Loss:
         return lambda scores, y: TARGETED_LOSSES[self.loss](scores, y, targets)
 
-    def _num_classes_aimed_at(self, num_classes: int) -> int:
+    def _num_target_classes(self, num_classes: int) -> int:
         return min(self.num_targets, num_classes - 1) if self.loss in TARGETED_LOSSES else 1

@@ -23,81 +23,91 @@ from keras_robust.model.images import Images
 from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.ops import per_example_where, sparse_labels
 
-# What a round's seed is folded with for the draws of a random model: in the attack, to judge it.
+# Folded into a round's seed, so that a random model makes different draws while it is attacked and
+# while success is judged.
 _ATTACKED, _JUDGED = 1_000_001, 1_000_002
-# By how many times what rounding can undo an attack is to fool the model, so that its judge and
-# the user agree: they run the model in other functions, and in batches of other sizes.
+# Inside `generate`, the margin must exceed this many times the rounding tolerance that the judge
+# requires. The judge and the user run the model in other functions and with other batch sizes, so
+# their rounding differs.
 _CAUTION = 3.0
 
 
 class Attack(Value):
-    """Base class: holds an attack's configuration, checks the input, runs the attack compiled.
+    """Base class for adversarial attacks.
 
-    An attack is called as `attack(model, x, y, seed=None, mask=None)` and returns `x_adv`; an
-    example on which it fails keeps its original image. `attack.run(model, x, y, seed=None)` returns
-    a `kr.attacks.AttackResult` that tells more, and `attack.perturb(model, x, y, seed)` is for
-    training. With a `mask` only the values where it is 1 are changed: the others stay bit for bit
-    as they are, and are no part of a gradient's length. The model runs in inference mode
-    (`training=False`): batch-norm statistics are used and stay as they are.
+    Calling an attack, `attack(model, x, y, seed=None, mask=None)`, returns the adversarial examples
+    `x_adv`. An example on which the attack fails keeps its original image.
+    `attack.run(model, x, y, seed=None)` returns a `kr.attacks.AttackResult`, which also holds the
+    success, norms and cost per example. `attack.perturb(model, x, y, seed)` is for training. The
+    model runs in inference mode (`training=False`): batch normalization uses its moving statistics
+    and does not update them.
 
-    An attack is a value: its attributes cannot be set once it is made.
-    `attack.replace(epsilon=0.1)` returns another one.
+    With a `mask`, the attack changes only the values where `mask` is 1. All other values stay bit
+    for bit the same and do not count towards the norm of a gradient.
 
-    A subclass implements `generate`, one round of the attack, with `keras.ops` alone; it is
-    compiled once for each model and shape of the input, so a loop over steps must be a
-    `problem.fori_loop` or `problem.while_loop`. `num_rounds` says how many rounds there are
-    (restarts, target classes). Between rounds `run` drops the examples on which the attack has
-    succeeded.
+    Attacks are immutable: their attributes cannot be set after construction.
+    `attack.replace(epsilon=0.1)` returns a changed copy.
 
-    What is compiled is kept for the configuration, that is for the values of all attributes: arrays
-    count by their content, functions by their code and what they are bound to. The attributes
-    named in `data_names` do not count: they are passed to what is compiled, and so are tensors in
-    `generate`. An object as `objective` counts by its attributes too; state that it keeps elsewhere
-    (in a file, in C) is not noticed when it changes.
-
-    Inside of a function under construction (a custom `train_step`, a `tf.function`) a call
-    becomes part of that function, and the values of its input cannot be checked.
+    Subclasses implement `generate`, which computes one round of the attack with `keras.ops` only.
+    It is compiled once for each model and input shape, so loops over steps must use
+    `problem.fori_loop` or `problem.while_loop`. `num_rounds` returns the number of rounds (for
+    example, one per restart or target class). Between rounds, `run` drops the examples that the
+    attack has finished.
 
     Args:
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
-        bounds: pair of floats, or of arrays that broadcast to one example: the valid range of `x`.
-            `None`, for one of them or for both, where there is none. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`. With `False`, a softmax that ends a Keras model is left out, since
-            it loses the gradient where it saturates; of other models the logarithm is taken.
-        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
-            model, for a defence whose own gradient misleads: either one value for each example,
-            shape `(batch_size,)`, which the attack climbs, or class scores, shape
-            `(batch_size, num_classes)`, which take the place of the model's logits. Success is
-            always judged on the model itself. To be saved, it must be registered with
-            `keras.saving.register_keras_serializable`. Defaults to `None`: the model.
-        num_samples: int. How many draws of a model that is random in inference mode each
-            gradient is averaged over (expectation over transformation). Success is judged on the
-            average logits of as many other draws. Defaults to `1`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels, and the attack moves predictions
+            towards them. Defaults to `False`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`. Use
+            `None` for a missing lower or upper bound, or in place of the pair if there are no
+            bounds. Defaults to `(0.0, 1.0)`.
+        from_logits: bool. Whether the model returns logits rather than probabilities. With `False`,
+            a softmax at the end of a Keras model is skipped, since its gradient vanishes where it
+            saturates. For other models, the attack uses the logarithm of the probabilities.
+            Defaults to `True`.
+        objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
+            model, for a defence whose own gradient is misleading. It returns either one value per
+            example, shape `(batch_size,)`, which the attack maximises, or class scores, shape
+            `(batch_size, num_classes)`, which replace the model's logits. Success is always judged
+            on the model itself. To save the attack, register the callable with
+            `keras.saving.register_keras_serializable`. Defaults to `None`, which differentiates the
+            model.
+        num_samples: int. Number of draws over which each gradient is averaged, for a model that is
+            random in inference mode (expectation over transformation). Success is judged on the
+            average logits of the same number of other draws. Defaults to `1`.
 
     Call arguments:
-        model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`; or
-            `(batch_size, 1)`, a logit z of two classes, which counts as `(0, z)`.
+        model: Keras model, or a callable `x -> logits`, shape `(batch_size, num_classes)`. An
+            output of shape `(batch_size, 1)` is a logit `z` of two classes and counts as `(0, z)`.
         x: float array or tensor, shape `(batch_size, ...)`, inside `bounds`.
         y: integer labels, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot labels, shape
             `(batch_size, num_classes)`.
         seed: int. The same seed gives the same `x_adv`. Defaults to `None`: a seed from Python's
             `random`, which `keras.utils.set_random_seed` makes reproducible.
-        mask: array or tensor of 0 and 1 that broadcasts to `x`, 1 where it may be changed.
-            Defaults to `None`: everywhere.
+        mask: array or tensor of 0 and 1 that broadcasts to `x`. The attack changes only the values
+            where it is 1. Defaults to `None`, which lets it change all values.
 
     Returns:
-        Tensor, same shape and dtype as `x`, inside `bounds`. It is computed in float32 where `x`
-        has a lower precision, and rounded at the end.
+        Tensor, same shape and dtype as `x`, inside `bounds`. If `x` has a lower precision than
+        float32, the attack computes in float32 and rounds the result at the end.
 
     Raises:
-        ValueError: before any work, if an argument is not as described above; if the model's
-            outputs are NaN, do not match the labels, or are not what `from_logits` says; after
-            it, if NaN or infinite values came up.
+        ValueError: before the attack starts, if an argument is not as described above, or if the
+            model's outputs are NaN, do not match the labels, or contradict `from_logits`. During
+            the attack, if NaN or infinite values occur.
+
+    Compiled functions are cached by the attack's configuration, that is, by the values of all
+    attributes. Arrays are compared by content, and functions by their code and bound values. The
+    attributes in `data_names` are not part of the cache key: they are inputs of the compiled
+    function, and therefore tensors inside `generate`. An `objective` that is an object is also
+    compared by its attributes. Changes to state that it keeps elsewhere (in a file, in C) are not
+    detected.
+
+    Inside a function that is being traced (a custom `train_step`, a `tf.function`), a call becomes
+    part of that function. It then requires a `seed`, and cannot check the values of its input.
     """
 
-    # Whether an example is done with as soon as the model is fooled on it.
+    # Whether an example is finished as soon as the model is fooled on it.
     stops_when_fooled = True
     # Whether `generate` differentiates the model.
     uses_gradient = True
@@ -124,59 +134,63 @@ class Attack(Value):
 
     @property
     def width(self) -> Any:
-        """How far apart the bounds are, for steps that are a share of it.
+        """Width of `bounds`, the unit of step sizes that scale with it.
 
-        A float; where the bounds differ from value to value, or there are none, a tensor of shape
-        `(batch_size,)` in `generate`: the widest range, or that of the example's own values.
+        A float. If the bounds are arrays or infinite, or if a mask or a radius per value is given,
+        it is a tensor of shape `(batch_size,)` inside `generate`: the largest finite width, or
+        without finite bounds the range of the example's own values.
         """
         return vars(self).get("_width", self.bounds[1] - self.bounds[0])
 
     def num_rounds(self, num_classes: int) -> int:
-        """How many times `generate` is called: once for each restart or target class, say."""
+        """Returns the number of `generate` calls (for example, one per restart)."""
         return 1
 
     def round_costs(self, num_classes: int) -> list[Cost]:
-        """The passes that each round takes at most, to estimate the remaining time."""
+        """Returns the maximal cost of each round, to estimate the remaining time."""
         num_steps = getattr(self, "num_steps", 1)
         passes = num_steps if isinstance(num_steps, int) else 1
         cost = Cost(self.uses_gradient, max(passes, 1) * self.num_samples)
         return [cost] * self.num_rounds(num_classes)
 
     def initial_state(self, x: Any) -> tuple[Any, ...]:
-        """What rounds hand on besides images: tensors with one entry for each example."""
+        """Returns what rounds pass on besides images: tensors with one entry per example."""
         return ()
 
     def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
-        """Which examples round `index` is for: by default all, or those that still stand.
+        """Selects the examples that round `index` attacks.
 
-        `run` drops the others; `perturb` does not, so `generate` must leave them as they are.
+        By default, these are the examples that no earlier round has fooled, or all examples if
+        `stops_when_fooled` is `False`. `run` drops the other examples. `perturb` does not, so
+        `generate` must return them unchanged.
         """
         return margin <= 0 if self.stops_when_fooled else margin < float("inf")
 
     def generate(
         self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
     ) -> Any:
-        """One round of the attack; implemented by subclasses.
+        """Computes one round of the attack. Subclasses implement it.
 
         Args:
-            problem: what can be asked of the model.
+            problem: the `Problem`, which computes the model's outputs, margins and gradients.
             x: tensor of float32 or float64, the original images.
-            start: tensor, the best images of the rounds before; `x` in the first.
+            start: tensor, the best images of the previous rounds; `x` in the first round.
             index: int or int tensor, number of the round.
-            seed: tensor, another one in each round, for the random functions of
+            seed: tensor, a different seed in each round, for the random functions of
                 `keras_robust.backend`.
-            *state: the tensors of `initial_state`, as the round before has returned them.
+            *state: the tensors of `initial_state`, as returned by the previous round.
 
         Returns:
-            The images, or `kr.attacks.RoundResult`: with how many gradients were computed for each
-            example, how many times the model was run on each without one, and the state.
+            The images, or a `kr.attacks.RoundResult`. The latter also holds, for each example, the
+            number of gradients and of model evaluations without a gradient, and the state.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `generate`.")
 
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
-        """Where a round's images are better than the best before: the larger margin.
+        """Returns where a round's images are better than the best so far.
 
-        Margins are positive where the model is fooled. All are tensors, or all are arrays.
+        By default, these are the images with the larger margin. Margins are positive where the
+        model is fooled. The arguments are all tensors or all arrays.
         """
         return new_margin > best_margin
 
@@ -186,7 +200,7 @@ class Attack(Value):
             return ops.convert_to_tensor(self.run(model, x, y, seed, mask=mask).x_adv)
         if seed is None:
             raise ValueError(
-                "Argument `seed` must be given where an attack is part of a compiled function: "
+                "Argument `seed` must be given when an attack is called in a compiled function: "
                 "without it, every call would draw the same numbers. Received: seed=None"
             )
         classifier = Classifier.of(model)
@@ -203,10 +217,11 @@ class Attack(Value):
         verbose: int = 0,
         mask: Any = None,
     ) -> AttackResult:
-        """Attacks arrays, and tells what came of it.
+        """Attacks arrays, and returns the images together with success, norms and costs.
 
-        Arguments and errors are those of a call. `verbose=1` shows which attack of an ensemble and
-        which round runs, and about how long it will still take; `verbose=2` says so once a minute.
+        Arguments and errors are the same as in a call. `verbose=1` shows the current attack of an
+        ensemble, the current round and an estimate of the remaining time. `verbose=2` prints this
+        once a minute.
 
         Returns:
             `kr.attacks.AttackResult`.
@@ -231,13 +246,15 @@ class Attack(Value):
         journal: Journal | None = None,
         mask: np.ndarray | None = None,
     ) -> AttackResult:
-        """`run` on arrays that have been checked.
+        """Runs the attack on arrays that have already been checked.
 
         Args:
-            needs_gradient: bool. Whether it is an error if there is no gradient: otherwise the
-                attack fails on its examples, and the result says so.
-            journal: what was found before, after whose last round the attack goes on, and where
-                it notes each round. Defaults to `None`: it begins anew, and nothing is noted.
+            needs_gradient: bool. Whether to raise an error if the model has no gradient. If
+                `False`, the attack fails on its examples, and the result names it in
+                `without_gradient`.
+            journal: `Journal` that records each round. If it holds rounds of an interrupted attack,
+                the attack continues after the last of them. Defaults to `None`: start at the first
+                round and record nothing.
             mask: bool array of the shape of `x`, or `None`.
         """
         num_rounds = self.num_rounds(classifier.num_classes)
@@ -246,19 +263,19 @@ class Attack(Value):
         return rounds.run(num_rounds)
 
     def perturb(self, model: Any, x: Any, y: Any, seed: Any, mask: Any = None) -> Any:
-        """The attack in tensor operations, as it is used in training.
+        """Runs the attack in tensor operations, for use in training.
 
-        No values are checked but those of labels that are arrays, and an example on which the
-        attack fails keeps the strongest perturbation that was found: that is what an adversarial
-        loss is computed on.
+        In contrast to a call, it checks no values except those of labels that are arrays. An
+        example on which the attack fails keeps the strongest perturbation found, because the
+        adversarial loss is computed on it.
 
         Args:
             model: Keras model, or a callable `x -> logits`.
             x: floating tensor, shape `(batch_size, ...)`.
             y: labels, integer or one-hot.
             seed: int, or a seed of `keras_robust.backend`.
-            mask: array or tensor that broadcasts to `x`, 1 where it may be changed. Defaults to
-                `None`: everywhere.
+            mask: array or tensor that broadcasts to `x`. The attack changes only the values where
+                it is 1. Defaults to `None`, which lets it change all values.
 
         Returns:
             Tensor, same shape and dtype as `x`.
@@ -274,7 +291,7 @@ class Attack(Value):
     def perturb_images(
         self, classifier: Classifier, x: Any, labels: Any, seed: Any, mask: Any = None
     ) -> Any:
-        """`perturb` for integer labels, with radii that are numbers or tensors."""
+        """Runs `perturb` for integer labels, with radii that are numbers or tensors."""
         work = as_working_dtype(x)
         state = self.first_state(work, mask)
         first = self.round(classifier, x, labels, work, state, 0, seed, mask)
@@ -302,7 +319,7 @@ class Attack(Value):
         return self.returned(best, x, mask)
 
     def check(self, model: Any, x: np.ndarray | Images, y: np.ndarray) -> int:
-        """Raises a `ValueError` for input that the attack cannot work on.
+        """Raises a `ValueError` for input that the attack does not support.
 
         Returns:
             The number of classes.
@@ -313,9 +330,9 @@ class Attack(Value):
         return num_classes
 
     def check_classifier(self, classifier: Classifier, x: np.ndarray | Images) -> None:
-        """Raises a `ValueError` for a checked model and images that this attack cannot work on.
+        """Raises a `ValueError` for a checked model and images that this attack does not support.
 
-        It warns of a radius that is implausible for images of this size.
+        It also warns about a radius that is implausible for images of this size.
         """
         for name in ("epsilon", "step_size", "stddev"):
             value = getattr(self, name, None)
@@ -326,20 +343,20 @@ class Attack(Value):
             other = "HopSkipJump" if classifier.returns_classes else "Square"
             raise ValueError(
                 f"{type(self).__name__} needs the model's gradient, which a "
-                f"`keras_robust.BlackBox` has not: attack it by `keras_robust.attacks.{other}`, or "
-                f"with a surrogate as `objective`. Received: model={classifier.model!r}"
+                f"`keras_robust.BlackBox` does not have. Use `keras_robust.attacks.{other}`, or "
+                f"pass a surrogate as `objective`. Received: model={classifier.model!r}"
             )
         is_smoothed = isinstance(classifier.model, SmoothedClassifier)
         if is_smoothed and self.uses_gradient and self.objective is None:
             raise ValueError(
                 f"{type(self).__name__} needs a gradient, which the votes of a "
-                "`keras_robust.evaluation.SmoothedClassifier` have not: pass "
+                "`keras_robust.evaluation.SmoothedClassifier` do not have. Pass "
                 "`objective=keras_robust.evaluation.noisy_logits`, and `num_samples` of 10 or "
                 f"more. Received: objective=None, model={classifier.model!r}"
             )
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
+        """Returns the arguments of the constructor."""
         objective = self.objective
         return {
             "targeted": self.targeted,
@@ -367,7 +384,7 @@ class Attack(Value):
         seed: Any,
         mask: Any = None,
     ) -> RoundResult:
-        """Round `index` in tensor operations."""
+        """Runs round `index` in tensor operations."""
         attacked_seed = backend.fold_in(backend.fold_in(seed, index), _ATTACKED)
         space = Space(self, as_working_dtype(x), mask)
         attack = space.attack
@@ -376,7 +393,7 @@ class Attack(Value):
         images = space.inside(space.x), space.inside(start)
         found = attack.generate(problem, *images, index, seed, *state)
         if isinstance(found, tuple) and len(found) >= 3 and not isinstance(found, RoundResult):
-            # As attacks returned it before.
+            # Attacks written for an earlier version return a tuple.
             found = RoundResult(found[0], found[1], found[2], found[3:])
         if isinstance(found, RoundResult):
             return found._replace(x_adv=space.outside(found.x_adv))
@@ -389,23 +406,26 @@ class Attack(Value):
         return RoundResult(space.outside(found))
 
     def first_state(self, x: Any, mask: Any) -> tuple[Any, ...]:
-        """`initial_state`, where an image may be moved as `mask` says."""
+        """Returns `initial_state` in the coordinates of the attack's `Space`."""
         space = Space(self, x, mask)
         return space.attack.initial_state(space.inside(x))
 
     def returned(self, x_adv: Any, x: Any, mask: Any) -> Any:
-        """Images inside of the bounds, in the dtype of `x`; outside of the mask, `x` itself."""
+        """Clips images to the bounds, casts them like `x`, and restores `x` outside `mask`."""
         x_adv = ops.cast(ops.clip(x_adv, *bounds_for(self.bounds, x_adv)), x.dtype)
         return x_adv if mask is None else ops.where(mask, x_adv, x)
 
     def judge(self, classifier: Classifier, y: Any, seed: Any, index: Any) -> Problem:
-        """The problem that decides whether the images of round `index` fool the model."""
+        """Returns the `Problem` that judges if the images of round `index` fool the model."""
         return Problem(self, classifier, y, self.judging_seed(seed, index))
 
     def judging_seed(self, seed: Any, index: Any) -> Any:
-        """The seed that judges round `index`: other draws of a random model than attacked."""
+        """Returns the seed for judging round `index`. The attack itself uses another."""
         return backend.fold_in(backend.fold_in(seed, index), _JUDGED)
 
     def takes_any_batch_size(self, classifier: Classifier) -> bool:
-        """Whether one compiled function serves all batch sizes: a user's own may not."""
+        """Whether one compiled function serves all batch sizes.
+
+        That is not certain for a user's `objective`.
+        """
         return self.objective is None and classifier.takes_any_batch_size

@@ -1,4 +1,4 @@
-"""The ascents of `kr.attacks.APGD`: steps whose size follows from how the loss has risen."""
+"""The gradient ascents of `kr.attacks.APGD`, with adaptive step sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +18,17 @@ from keras_robust.ops import (
 )
 
 _ALPHA = 0.75
-# In L1: the share of values that the first steps change, and by what the share of those that have
-# changed is divided after; by what the step size is, and how small it may become; a number of
-# changed values below this share of the last is a new one.
-_FIRST_SHARE, _SPARSER = 0.2, 1.5
-_SHORTER, _SHORTEST, _AS_MANY = 1.5, 0.1, 0.95
+# In L1, the first steps change this share of the values. After a checkpoint, steps change as many
+# values as differ in `x_max`, divided by the second number.
+_FIRST_SHARE, _SPARSITY_DIVISOR = 0.2, 1.5
+# At a checkpoint in L1, the step size is divided by the first number, down to the second number
+# times the radius. It is reset if fewer values differ in `x_max` than the third number times those
+# at the previous checkpoint.
+_STEP_DIVISOR, _SMALLEST_STEP, _SPARSER_BELOW = 1.5, 0.1, 0.95
 
 
 def ascend(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
-    """The iterate with the largest margin, of those that lead up `loss` from `start`."""
+    """Ascends the loss in L-infinity or L2, and returns the iterate with the largest margin."""
     project = projection(x, attack.epsilon, attack.norm, attack.bounds)
     windows = ops.convert_to_tensor(checkpoint_windows(attack.num_steps))
     zeros = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
@@ -37,8 +39,8 @@ def ascend(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) -> Any
         values = ops.cast(values, x.dtype)
         found = _better(x_k, ops.cast(margins, x.dtype), *state["found"])
         rises = rises + ops.cast(values > state["loss"], x.dtype)
-        now = (x_k, gradient, values)
-        highest = _choose(values > state["highest"][2], now, state["highest"])
+        current = (x_k, gradient, values)
+        highest = _choose(values > state["highest"][2], current, state["highest"])
 
         window = ops.take(windows, k)
         at_checkpoint = window >= 0
@@ -46,7 +48,7 @@ def ascend(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) -> Any
         risen = highest[2] > state["checked"]
         stuck = ops.logical_not(ops.logical_or(halved, risen))
         halve = ops.logical_and(at_checkpoint, ops.logical_or(stalled, stuck))
-        x_k, gradient, values = _choose(halve, highest, now)
+        x_k, gradient, values = _choose(halve, highest, current)
         eta = ops.where(halve, state["eta"] / 2, state["eta"])
 
         alpha = ops.where(k > 0, ops.cast(_ALPHA, x.dtype), ops.cast(1.0, x.dtype))
@@ -79,14 +81,14 @@ def ascend(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) -> Any
 
 
 def ascend_in_l1(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
-    """The same by sparse steps, in balls that shrink to that of radius `epsilon`."""
+    """Ascends the loss in L1 by sparse steps, in balls that shrink to radius `epsilon`."""
     radii, places = phases(attack.num_steps)
     every = max(attack.num_steps // 25, 1)
     radii, places = ops.convert_to_tensor(radii), ops.convert_to_tensor(places)
     num_values = dimensions(x, attack.bounds)
 
     def num_changed(z: Any) -> Any:
-        # A step and the projection may cancel out but for rounding.
+        # A step and the projection may cancel out except for rounding errors.
         changed = ops.cast(ops.abs(z - x) > NEGLIGIBLE * attack.epsilon, x.dtype)
         return ops.sum(ops.reshape(changed, (ops.shape(x)[0], -1)), axis=1)
 
@@ -95,32 +97,32 @@ def ascend_in_l1(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) 
         radius = attack.epsilon * ops.cast(factor, x.dtype)
         margins, values, gradient = problem.at(k).margin_loss_and_gradient(loss, x_k)
         values, margins = ops.cast(values, x.dtype), ops.cast(margins, x.dtype)
-        # Images in larger balls do not count; but what is NaN there must be seen.
+        # Images in the larger balls do not count, but a NaN margin there must be detected.
         counts = ops.logical_or(factor <= 1, ops.isnan(margins))
         found = _better(x_k, ops.where(counts, margins, -infinite), *state["found"])
-        now, is_first = (x_k, gradient, values), place == 0
+        current, is_first = (x_k, gradient, values), place == 0
         higher = ops.logical_or(values > state["highest"][2], is_first)
-        highest = _choose(higher, now, state["highest"])
+        highest = _choose(higher, current, state["highest"])
 
         changed = num_changed(highest[0])
         at_checkpoint = place % every == 0
-        is_sparser = ops.logical_or(changed < _AS_MANY * state["changed"], is_first)
-        begins_anew = ops.logical_and(at_checkpoint, is_sparser)
-        shorter = ops.maximum(state["share"] / _SHORTER, _SHORTEST)
+        is_sparser = ops.logical_or(changed < _SPARSER_BELOW * state["changed"], is_first)
+        restarts = ops.logical_and(at_checkpoint, is_sparser)
+        shorter = ops.maximum(state["share"] / _STEP_DIVISOR, _SMALLEST_STEP)
         share = ops.where(at_checkpoint, shorter, state["share"])
-        share = ops.where(begins_anew, ops.ones_like(share), share)
-        count = ops.where(at_checkpoint, changed // _SPARSER, state["count"])
+        share = ops.where(restarts, ops.ones_like(share), share)
+        count = ops.where(at_checkpoint, changed // _SPARSITY_DIVISOR, state["count"])
         count = ops.where(k > 0, count, _FIRST_SHARE * num_values)
-        x_k, gradient, _ = _choose(begins_anew, highest, now)
+        x_k, gradient, _ = _choose(restarts, highest, current)
 
         can_move = movable(gradient, x_k, attack.epsilon, attack.bounds)
         slope = ops.where(can_move, gradient, ops.zeros_like(gradient))
         move = steepest_step(slope, per_example(share * radius, x), attack.norm, count)
-        ends = ops.take(places, k + 1) == 0
-        onward = ops.where(ends, highest[0], x_k + move)
-        following = attack.epsilon * ops.cast(ops.take(radii, k + 1), x.dtype)
+        phase_ends = ops.take(places, k + 1) == 0
+        target = ops.where(phase_ends, highest[0], x_k + move)
+        next_radius = attack.epsilon * ops.cast(ops.take(radii, k + 1), x.dtype)
         return {
-            "x": projection(x, following, attack.norm, attack.bounds)(onward),
+            "x": projection(x, next_radius, attack.norm, attack.bounds)(target),
             "highest": highest,
             "found": found,
             "share": share,
@@ -142,7 +144,7 @@ def ascend_in_l1(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) 
 
 
 def checkpoint_windows(num_steps: int) -> np.ndarray:
-    """At each checkpoint the number of steps since the one before; elsewhere -1."""
+    """Returns the steps since the previous checkpoint for each checkpoint, and else -1."""
     percentages, width = [0], 22
     while percentages[-1] + width < 100:
         percentages.append(percentages[-1] + width)
@@ -155,9 +157,9 @@ def checkpoint_windows(num_steps: int) -> np.ndarray:
 
 
 def phases(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """In L1 the radius of each step in units of `epsilon`, and the step's place in its phase.
+    """Returns the radius of each L1 step in units of `epsilon`, and the step's place in its phase.
 
-    A last entry is for what would be the next step.
+    Both arrays have one more entry, for the step that would come next.
     """
     lengths = [3 * num_steps // 10] * 2
     lengths.append(num_steps + 1 - sum(lengths))
@@ -166,7 +168,10 @@ def phases(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _best(problem: Problem, num_steps: int, step: Callable[..., Any], state: Any) -> Any:
-    """Takes the steps; returns the images with the largest margin, of the last and those found."""
+    """Takes the steps, and returns the images with the largest margin.
+
+    `step` evaluates the images that it starts from, so the last iterate is evaluated here.
+    """
     state = problem.fori_loop(0, num_steps, step, state)
     x, found = state["x"], state["found"]
     margins = problem.at(num_steps).margin(x)
@@ -178,6 +183,9 @@ def _choose(condition: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple
 
 
 def _better(x: Any, margins: Any, best: Any, best_margins: Any) -> tuple[Any, ...]:
-    """The images with the larger margin; one that is NaN is taken, and stays."""
+    """Returns the images with the larger margin.
+
+    An image with a NaN margin replaces any other and stays, so that the NaN is detected.
+    """
     better = ops.logical_not(ops.logical_or(margins <= best_margins, ops.isnan(best_margins)))
     return _choose(better, (x, margins), (best, best_margins))

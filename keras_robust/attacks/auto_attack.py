@@ -1,4 +1,4 @@
-"""AutoAttack."""
+"""AutoAttack, a fixed ensemble of attacks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +19,17 @@ from keras_robust.attacks.square import Square
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
 
-# How many draws of a random model each version averages over.
+# Number of draws of a random model over which each version averages.
 _NUM_SAMPLES = {"standard": 1, "rand": 20, "fast": 1}
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class AutoAttack(Attack):
-    """Runs a fixed set of attacks that need no tuning, each on the examples that still stand.
+    """Runs a fixed set of attacks that need no tuning.
 
-    `version="standard"`, for deterministic models:
+    Each attack runs only on the examples that no earlier attack has fooled.
+
+    `version="standard"` is for deterministic models:
 
     1. `kr.attacks.APGD` on the cross-entropy, 100 steps,
     2. `kr.attacks.APGD` on the targeted difference-of-logits ratio, 9 target classes, 100 steps
@@ -35,41 +37,40 @@ class AutoAttack(Attack):
     3. `kr.attacks.FAB`, 9 target classes, 100 steps each,
     4. `kr.attacks.Square`, 5000 queries, which needs no gradient.
 
-    In L1 the first has 5 restarts, and the second 5 target classes.
+    In L1, the first has 5 restarts, and the second has 5 target classes.
 
-    `version="rand"`, for models that are random in inference mode: `kr.attacks.APGD` on the
-    cross-entropy and on the untargeted difference-of-logits ratio, 100 steps each, with 20 draws
-    for each gradient.
+    `version="rand"` is for models that are random in inference mode. It runs `kr.attacks.APGD` on
+    the cross-entropy and on the untargeted difference-of-logits ratio, 100 steps each, with 20
+    draws for each gradient.
 
-    `version="fast"`, for nearly the same answer in a fraction of the time:
+    `version="fast"` gives nearly the same robust accuracy in a fraction of the time:
 
-    1. `kr.attacks.APGD` on the cross-entropy, 10 steps, which fool most images that can be fooled,
-    2. `kr.attacks.APGD` on `z_t - z_y`, 50 steps for each of the 4 target classes whose boundaries
-       are nearest, by `(z_y - z_t) / ||grad_x (z_y - z_t)||` (`target_order="distance"`),
-    3. the same from 20 other starts on the images in doubt: those whose lead
-       `z_y - max_{j != y} z_j` has fallen below 6% of what it is at `x`,
+    1. `kr.attacks.APGD` on the cross-entropy, 10 steps, which fool the model on most images that
+       can be misclassified,
+    2. `kr.attacks.APGD` on `z_t - z_y`, 50 steps for each of the 4 target classes with the nearest
+       boundaries, by `(z_y - z_t) / ||grad_x (z_y - z_t)||` (`target_order="distance"`),
+    3. the same from 20 other starts on the images in doubt, that is, where the lead
+       `z_y - max_{j != y} z_j` has fallen below 6% of its value at `x`,
     4. `kr.attacks.Square`, 750 queries.
-
-    Robustness is most often compared by the accuracy under `"standard"`. Its result is comparable
-    only if nothing is changed, so there is nothing to set; `kr.attacks.Ensemble` runs other lists.
-    `"fast"` serves while a defence is developed. In L2 and L1 it misses more, and in L1 it saves
-    less time. Where a model hides its gradient, the attack without one decides, and `"standard"`
-    gives it nearly seven times as many queries.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         version: `"standard"`, `"rand"` or `"fast"`. Defaults to `"standard"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> scores`, what to differentiate instead of the
-            model, as class scores: see `kr.attacks.Attack`. Square runs the model itself all the
-            same. Defaults to `None`.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> scores` that the attacks differentiate instead of the
+            model. It must return class scores. See `kr.attacks.Attack`. Square always runs the
+            model itself. Defaults to `None`.
 
-    Call arguments, returns: as `kr.attacks.PGD`. `run(model, x, y, seed=None, verbose=0)` shows
-    with `verbose=1` which attack and which of its rounds runs, and about how long it will still
-    take. `ensemble(num_classes)` gives the `kr.attacks.Ensemble` that is run.
+    Call arguments:
+        Same as `kr.attacks.PGD`. `run(model, x, y, seed=None, verbose=0)` with `verbose=1` shows
+        the current attack, the current round and an estimate of the remaining time.
+        `ensemble(num_classes)` returns the `kr.attacks.Ensemble` that is run.
+
+    Returns:
+        Same as `kr.attacks.PGD`.
 
     Raises:
         ValueError: if an argument is out of its range; when called, as `kr.attacks.PGD`, or if
@@ -85,12 +86,24 @@ class AutoAttack(Attack):
     >>> int(attack.run(model, x, y, seed=0).success.sum())
     4
 
-    Departures from the authors' code, whose current set this is (the paper's first version had
-    untargeted APGD and FAB, with 5 starts): it cannot attack models of fewer than 4 classes, for
-    which the targeted ratio is not defined; here `z_t - z_y` takes its place (in `"rand"`, with 2
-    classes, the margin). Its third version, `"plus"`, is not offered, and `"fast"` is none of
-    theirs: the order of its targets is that of the second reference, which runs 9 of them in 100
-    steps on the ratio and no other attack.
+    The accuracy under `"standard"` is the most common way to compare robustness. Results are
+    comparable only with unchanged attacks, so these have no further settings. Use
+    `kr.attacks.Ensemble` to run other attacks.
+
+    `"fast"` is meant for the development of a defence. It misses more adversarial examples in L2
+    and L1, and saves less time in L1. If a model hides its gradient, Square decides the result, and
+    `"standard"` gives it nearly seven times as many queries.
+
+    Departures from the authors' code:
+
+    - The attacks are those of the current code. The paper's first version had untargeted APGD and
+      FAB, with 5 starts.
+    - The authors' code does not support models with fewer than 4 classes, for which the targeted
+      ratio is undefined. Here, `z_t - z_y` replaces the ratio. In `"rand"` with 2 classes, the
+      margin replaces the untargeted ratio.
+    - The authors' third version, `"plus"`, is not available.
+    - `"fast"` is not from the authors. The order of its target classes is from Melamed, Yehudai and
+      Shamir (2024), who run 9 targets in 100 steps on the ratio and no other attack.
 
     Reference:
 
@@ -119,35 +132,35 @@ class AutoAttack(Attack):
         self.norm = validation.check_choice("norm", norm, ("linf", "l2", "l1"))
 
     def ensemble(self, num_classes: int) -> Ensemble:
-        """The attacks that are run on a model of so many classes."""
+        """Returns the attacks to run on a model with `num_classes` classes."""
         attacks: list[Attack]
-        search: dict[str, Any] = {
+        common: dict[str, Any] = {
             "epsilon": 0.0,
             "norm": self.norm,
             "bounds": self.bounds,
             "from_logits": self.from_logits,
         }
-        climb = {**search, "objective": self.objective, "num_samples": self.num_samples}
+        white_box = {**common, "objective": self.objective, "num_samples": self.num_samples}
         if self.version == "rand":
             dlr = "dlr" if num_classes >= 3 else "margin"
-            attacks = [APGD(loss="ce", **climb), APGD(loss=dlr, **climb)]
+            attacks = [APGD(loss="ce", **white_box), APGD(loss=dlr, **white_box)]
         elif self.version == "fast":
             near: dict[str, Any] = {"loss": "margin_targeted", "target_order": "distance"}
             attacks = [
-                APGD(loss="ce", num_steps=10, **climb),
-                InsistentAPGD(num_targets=4, num_steps=50, num_restarts=21, **near, **climb),
-                Square(num_queries=750, **search),
+                APGD(loss="ce", num_steps=10, **white_box),
+                InsistentAPGD(num_targets=4, num_steps=50, num_restarts=21, **near, **white_box),
+                Square(num_queries=750, **common),
             ]
         else:
             dlr = "dlr_targeted" if num_classes >= 4 else "margin_targeted"
             num_restarts, num_targets = (5, 5) if self.norm == "l1" else (1, 9)
             attacks = [
-                APGD(loss="ce", num_restarts=num_restarts, **climb),
-                APGD(loss=dlr, num_targets=num_targets, **climb),
-                FAB(num_targets=9, **climb),
-                Square(num_queries=5000, **search),
+                APGD(loss="ce", num_restarts=num_restarts, **white_box),
+                APGD(loss=dlr, num_targets=num_targets, **white_box),
+                FAB(num_targets=9, **white_box),
+                Square(num_queries=5000, **common),
             ]
-        # Set afterwards: in a function under construction the radius is a tensor.
+        # Set after construction, because the radius is a tensor inside a traced function.
         return Ensemble([attack.changed(epsilon=self.epsilon) for attack in attacks])
 
     def check_classifier(self, classifier: Classifier, x: np.ndarray | Images) -> None:

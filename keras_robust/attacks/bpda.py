@@ -1,4 +1,4 @@
-"""Backward pass differentiable approximation."""
+"""Backward pass differentiable approximation (BPDA)."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -14,26 +14,26 @@ from keras_robust.model.patching import replaced
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class BPDA:
-    """Objective of an attack through layers that have no useful gradient.
+    """Attacks a model through layers that have no useful gradient.
 
-    The model is run as it is; on the way back each of the named layers `g` is taken for a
-    smooth `h`, the identity unless told otherwise:
+    The forward pass is unchanged. In the backward pass, each of the named layers `g` is replaced by
+    a smooth function `h`, by default the identity:
 
         forward   g(x)
         backward  grad h(x)
 
-    It is passed to an attack as its `objective`. A defence that quantizes, thresholds, or
-    reconstructs its input gives attacks a gradient of 0 or one that misleads; this attacks
-    behind it. Combine it with `num_samples` where the layer is random too.
+    Pass it to an attack as `objective`. It is for defences that quantize, threshold or reconstruct
+    their input, where the true gradient is 0 or misleading. If the layer is also random, use
+    `num_samples` of the attack, too.
 
     Args:
-        layers: string or sequence of strings: names of layers of the model, or of models inside
-            of it.
+        layers: string or sequence of strings. Names of layers of the model, or of models nested in
+            it.
         backward: callable `h`, differentiable, from the layer's input to the shape of its output.
-            To be saved, it must be registered with `keras.saving.register_keras_serializable`.
+            To save the objective, register it with `keras.saving.register_keras_serializable`.
             Defaults to `None`: the identity.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
 
     Call arguments:
         model: Keras model.
@@ -44,8 +44,8 @@ class BPDA:
         The model's logits, shape `(batch_size, num_classes)`.
 
     Raises:
-        ValueError: if `layers` is empty; when called, if the model has no layer of that name, or
-            if a layer's output and `h` differ in shape.
+        ValueError: if `layers` is empty; when called, if the model has no layer with that name, or
+            if the shapes of a layer's output and of `h` differ.
 
     Example:
 
@@ -119,7 +119,7 @@ class BPDA:
         )
 
     def _substitute(self, layer: Any) -> Callable[..., Any]:
-        """The layer's `call`, with the other way back."""
+        """Returns the layer's `call` with the gradient of `backward`."""
         call = layer.call
 
         def substitute(x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -127,10 +127,9 @@ class BPDA:
             surrogate = x if self.backward is None else self.backward(x)
             if tuple(value.shape) != tuple(surrogate.shape):
                 raise ValueError(
-                    f"Layer {layer.name!r} changes the shape of its input: argument `backward` "
-                    f"must give the same shape. Received: an output of shape "
-                    f"{tuple(value.shape)} and an approximation of shape "
-                    f"{tuple(surrogate.shape)}"
+                    "Argument `backward` must return the shape of the output of layer "
+                    f"{layer.name!r}, {tuple(value.shape)}. Received: "
+                    f"backward={self.backward!r}, which gives shape {tuple(surrogate.shape)}"
                 )
             return _straight_through(value, ops.cast(surrogate, value.dtype))
 
@@ -138,7 +137,7 @@ class BPDA:
 
 
 def _straight_through(value: Any, surrogate: Any) -> Any:
-    """`value`, whose gradient flows to `surrogate` as it is."""
+    """Returns `value`, and passes its gradient to `surrogate` unchanged."""
 
     @ops.custom_gradient
     def function(surrogate: Any, value: Any) -> Any:

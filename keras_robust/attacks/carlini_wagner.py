@@ -1,4 +1,4 @@
-"""The attack of Carlini and Wagner in the L2 norm."""
+"""The L2 attack of Carlini and Wagner."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,46 +19,48 @@ _MIN_STEPS_PER_ROUND = 10
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class CarliniWagnerL2(Attack):
-    """Searches for the image nearest in the L2 norm that is misclassified, by Adam.
+    """Searches with Adam for the nearest misclassified image in the L2 norm.
 
         min_w ||x' - x||_2^2 + c * max(-kappa, z_y(x') - max_{j != y} z_j(x'))
         x' = (tanh(w) + 1) / 2    (scaled to `bounds`)
 
-    The change of variables keeps `x'` inside `bounds`. Of all iterates the nearest one with
-    `max_{j != y} z_j - z_y >= kappa` is kept. `c` is searched for, for each example: it is raised
-    tenfold after a search that has found no image and lowered to a quarter after one that has,
-    and then, once some `c` has failed and another has not, set to the geometric mean of the
-    largest and the smallest of these. At last the image is moved towards `x` on the segment
-    between them, as far as it stays misclassified.
+    The change of variables keeps `x'` inside `bounds`. The attack keeps the nearest iterate with
+    `max_{j != y} z_j - z_y >= kappa`. It searches for `c` separately for each example. While every
+    `c` has failed to give such an image, `c` is multiplied by 10. While every `c` has succeeded, it
+    is divided by 4. Afterwards, `c` is the geometric mean of the largest value that has failed and
+    the smallest that has succeeded. Finally, the image is moved along the segment towards `x` as
+    far as it stays misclassified.
 
-    There is no `epsilon`: the attack goes as far as it needs to. Almost every classifier is at 0%
-    under it; what it measures is the distance, `run(...).norms["l2"]`.
+    The attack has no `epsilon`: it perturbs each image as much as necessary, so almost every
+    classifier has a robust accuracy of 0% under it. Its useful result is the distance,
+    `run(...).norms["l2"]`.
 
     Args:
         confidence: float. `kappa`, in units of the logits. Defaults to `0.0`.
-        learning_rate: float. Adam's. Defaults to `0.01`.
-        num_steps: int. Steps of Adam for each `c`, at most. Defaults to `1000`.
-        initial_const: float. The first `c`. Defaults to `None`: for each example
-            `10 * 2 * (z_y - max_{j != y} z_j + kappa) / ||g||_2^2` at `x`, where `g` is the
-            gradient of the difference: ten times what it would have to be if the logits were
-            linear. A number suits logits of one scale alone.
-        binary_search_steps: int. How many values of `c` are tried. Defaults to `9`.
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        learning_rate: float. Learning rate of Adam. Defaults to `0.01`.
+        num_steps: int. Maximum number of Adam steps for each `c`. Defaults to `1000`.
+        initial_const: float. The first `c`. A number suits only logits of a certain scale. Defaults
+            to `None`: for each example `10 * 2 * (z_y - max_{j != y} z_j + kappa) / ||g||_2^2` at
+            `x`, where `g` is the gradient of the difference. This is ten times the value that would
+            suffice if the logits were linear.
+        binary_search_steps: int. Number of values of `c` to try. Defaults to `9`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels, and the attack moves predictions
+            towards them. Defaults to `False`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> scores`, what to differentiate instead of the
-            model, as class scores: see `kr.attacks.Attack`. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> scores` that the attack differentiates instead of the
+            model. It must return class scores. See `kr.attacks.Attack`. Defaults to `None`.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
 
-    Call arguments: as `kr.attacks.PGD`. `seed` matters to random models alone.
+    Call arguments:
+        Same as `kr.attacks.PGD`. `seed` only has an effect on random models.
 
     Returns:
-        Tensor, same shape and dtype as `x`, inside `bounds`. An example on which the attack fails
-        keeps its original image, as does one that is misclassified to begin with (by
-        `confidence`).
+        Tensor, same shape and dtype as `x`, inside `bounds`. An example keeps its original image if
+        the attack fails on it, or if it is already misclassified (by `confidence`).
 
     Raises:
         ValueError: if an argument is out of its range; when called, if `x`, `y` or the model's
@@ -73,33 +75,35 @@ class CarliniWagnerL2(Attack):
     >>> attack = kr.attacks.CarliniWagnerL2(learning_rate=0.1, num_steps=50)
     >>> distances = attack.run(model, x, y).norms["l2"]
 
-    The attack of papers 000 and 001 has a fixed `c`: `CarliniWagnerL2(initial_const=10.0,
-    binary_search_steps=1, learning_rate=rate, num_steps=num_steps)`, with a rate of 0.01 and 10
-    steps in 000; in 001 0.006 and 50 on CIFAR-10, 0.003 and 100 on MNIST. So few steps reach few
-    of the images that are misclassified: it measures little.
+    Wang et al. (2018) and Wang and Osher (2019) use a fixed `c`:
+    `CarliniWagnerL2(initial_const=10.0, binary_search_steps=1, learning_rate=rate,
+    num_steps=num_steps)`. The former use a rate of 0.01 and 10 steps. The latter use a rate of
+    0.006 and 50 steps on CIFAR-10, and a rate of 0.003 and 100 steps on MNIST. With so few steps,
+    the attack misses most of the images that can be misclassified, so it is a weak measure of
+    robustness.
 
     Departures from the papers and the authors' code, all of which bring the image nearer or save
     gradients:
 
-    - The image found is moved towards `x` at last, for 8 evaluations of the model. Where a
-      network's gradient says little of what lies ahead, as after adversarial training, Adam's
+    - The final image is moved towards `x`, for 8 evaluations of the model. Where a network's
+      gradient is informative only close to the current point, as after adversarial training, Adam's
       iterates are well beyond the boundary.
-    - `c` starts from an estimate rather than from 0.001, and is searched for on a logarithmic
+    - `c` starts from an estimate rather than from 0.001, and the search for it is on a logarithmic
       scale.
-    - Values at a bound start at `|tanh(w)| = 0.999` rather than 0.999999, from where Adam needs
+    - Values at a bound start at `|tanh(w)| = 0.999` rather than 0.999999, since Adam then needs
       fewer steps to move them.
-    - Adam stops early for each example by itself: once an image has been found for some `c`, when
-      neither the loss nor the distance has fallen by half a percent in a tenth of the steps (in
-      no fewer than 10). The authors' stops for the whole batch, when the sum of the losses has
-      not fallen by 0.01%.
+    - Adam stops early for each example separately: once some `c` has given an image, it stops when
+      neither the loss nor the distance has fallen by half a percent in a tenth of the steps (at
+      least 10). The authors' code stops for the whole batch, when the sum of the losses has not
+      fallen by 0.01%.
 
     Reference:
 
     - [Carlini and Wagner, 2017](https://arxiv.org/abs/1608.04644), section V
-    - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
-      Minimization, eqs. 7 to 10
-    - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies
-      in Data-Efficient Deep Learning, section 3.2.1
+    - Wang et al., 2018, Adversarial Defense via Data Dependent Activation Function and Total
+      Variation Minimization, eqs. 7 to 10
+    - Wang and Osher, 2019, Graph Interpolating Activation Improves Both Natural and Robust
+      Accuracies in Data-Efficient Deep Learning, section 3.2.1
     """
 
     stops_when_fooled = False
@@ -152,7 +156,7 @@ class CarliniWagnerL2(Attack):
     def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
         search = Search(*state)
         is_first_part = index % self.rounds_per_search == 0
-        return (search.shortest > 0) & (search.falling | is_first_part)
+        return (search.shortest > 0) & (search.improving | is_first_part)
 
     def generate(
         self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any

@@ -19,19 +19,19 @@ from keras_robust.ops import (
     steepest_direction,
 )
 
-# Between rounds, examples that are misclassified drop out.
+# Misclassified examples are dropped between rounds.
 _STEPS_PER_ROUND = 3
 # Added to each step's length, as a share of the range of `bounds`.
 _EXTRA_LENGTH = 1e-4
-# How far a step leads, in the same unit, where the value is below rounding.
+# Limit, in the same unit, of the least length of a step where `f_l` may be rounding error.
 _LONGEST_BLIND = 1e-3
-# No step is longer, in the same unit: an infinite one, times a direction with zeros, would be NaN.
+# Limit of a step's length, in the same unit. An infinite length times a 0 in the direction is NaN.
 _LONGEST = 1e30
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class DeepFool(Attack):
-    """Looks for a small perturbation by steps to the nearest linearised decision boundary.
+    """Finds a small perturbation by steps to the nearest linearised decision boundary.
 
     From `x_0 = x`, until `x_i` is misclassified, with `f_k = z_k - z_y` and `w_k = grad f_k(x_i)`
     for each candidate class `k` other than `y`,
@@ -40,33 +40,30 @@ class DeepFool(Attack):
         r_i = (|f_l(x_i)| / ||w_l||_q + s) * d(w_l)
         x_{i+1} = clip(x_i + (1 + overshoot) * r_i)
 
-    where `q = 2` and `d(w) = w / ||w||_2` for the L2 norm, `q = 1` and `d(w) = sign(w)` for
-    L-infinity: `r_i` leads to where `f_l` would be 0 if it were linear, by the shortest way, and on
-    by `s`, 1e-4 times the range of `bounds`. An example that is misclassified to begin with is
-    returned as it is.
-
-    The perturbations are larger than those of `kr.attacks.FAB` and `kr.attacks.CarliniWagnerL2`,
-    for fewer gradients. Where a network's gradient says little of what lies beyond the next
-    pixel's threshold, as after adversarial training, they are much larger.
+    For the L2 norm, `q = 2` and `d(w) = w / ||w||_2`. For L-infinity, `q = 1` and `d(w) = sign(w)`.
+    `r_i` is the shortest step to the point where `f_l` would be 0 if it were linear, and extends
+    beyond it by `s`, 1e-4 times the range of `bounds`. An example that is already misclassified is
+    returned unchanged.
 
     Args:
-        norm: `"l2"` or `"linf"`, what is to be small. Defaults to `"l2"`.
-        num_steps: int. The largest number of steps. Defaults to `50`.
-        overshoot: float. How much longer than `r_i` a step is, to cross the boundary. Defaults to
-            `0.02`.
-        num_candidates: int, at least 2. How many classes are looked at: `y`, and those most
-            likely at `x` among the others. A step costs one gradient for each but `y`.
+        norm: `"l2"` or `"linf"`, the norm to minimise. Defaults to `"l2"`.
+        num_steps: int. Maximum number of steps. Defaults to `50`.
+        overshoot: float. Relative amount by which a step is longer than `r_i`, to cross the
+            boundary. Defaults to `0.02`.
+        num_candidates: int, at least 2. Number of classes to consider: `y`, and the other classes
+            that are most likely at `x`. A step computes one gradient for each of them except `y`.
             Defaults to `10`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> scores`, what to differentiate instead of the
-            model, as class scores: see `kr.attacks.Attack`. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> scores` that the attack differentiates instead of the
+            model. It must return class scores. See `kr.attacks.Attack`. Defaults to `None`.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
 
-    Call arguments: as `kr.attacks.PGD`. The papers step away from the class that the model
-        predicts at `x`; pass it as `y` to do so on examples that are misclassified.
+    Call arguments:
+        Same as `kr.attacks.PGD`. The papers move away from the class that the model predicts at
+        `x`. To do the same on misclassified examples, pass this class as `y`.
 
     Returns:
         Tensor, same shape and dtype as `x`, inside `bounds`. An example on which the attack fails
@@ -85,23 +82,27 @@ class DeepFool(Attack):
     >>> result = kr.attacks.DeepFool(norm="l2").run(model, x, y)
     >>> distances = result.norms["l2"]
 
-    Departures from the papers, all of which make it succeed more often:
+    DeepFool computes fewer gradients than `kr.attacks.FAB` and `kr.attacks.CarliniWagnerL2`, but
+    its perturbations are larger. They are much larger where a network's gradient is informative
+    only close to the current point, as after adversarial training.
 
-    - They do not clip. Here the iterates stay in `bounds`, and each step starts from the clipped
-      one. From the middle of the steps on, what is left of the examples is likely to be stuck at
-      the bounds; then the values at a bound that `w_l` leads out of are left out of it, and the
-      step is the one that the others need.
-    - They overshoot once, at the end. Here each step does: that is `x + (1 + overshoot) * sum
-      r_i`, as in the published code, and the next gradient is taken beyond the linearised
-      boundary rather than on it.
-    - `s` is in the published code alone, as 1e-4. Without it the steps become too small to change
-      anything where the iterates converge to a boundary that curves away from them.
+    Departures from the papers, all of which make the attack succeed more often:
+
+    - The papers do not clip. Here the iterates stay in `bounds`, and each step starts from the
+      clipped iterate. In the second half of the steps, the remaining examples are likely to be
+      stuck at the bounds. `w_l` then excludes the values at a bound that it would push further out,
+      and the step is the shortest one for the other values.
+    - The papers overshoot once, at the end. Here each step overshoots, which is
+      `x + (1 + overshoot) * sum r_i`, as in the published code. The next gradient is therefore
+      taken beyond the linearised boundary rather than on it.
+    - `s` is only in the published code, as 1e-4. Without it, the steps become too small to have an
+      effect where the iterates converge to a boundary that curves away from them.
 
     Reference:
 
-    - [Moosavi-Dezfooli et al., 2016](https://arxiv.org/abs/1511.04599), Algorithm 2 and eqs. 10
-      to 12
-    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, eqs. 1 and 2
+    - [Moosavi-Dezfooli et al., 2016](https://arxiv.org/abs/1511.04599), Algorithm 2 and eqs. 10-12
+    - Yan, Guo and Zhang, 2018, Deep Defense: Training DNNs with Improved Adversarial Robustness,
+      eqs. 1 and 2
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class DeepFool(Attack):
         return [Cost(True, passes)] * self.num_rounds(num_classes)
 
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
-        return best_margin <= 0  # A round goes on from where the one before it has ended.
+        return best_margin <= 0  # Each round continues from the last iterate of the previous one.
 
     def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
         scores = problem.scores(x)
@@ -153,15 +154,15 @@ class DeepFool(Attack):
             return ops.logical_and(step < last, ops.any(margin <= 0))
 
         def body(step: Any, x_adv: Any, margin: Any) -> tuple[Any, Any, Any]:
-            now = problem.at(step)
-            values, normals = now.scores_and_jacobian(differences, x_adv)
+            current = problem.at(step)
+            values, normals = current.scores_and_jacobian(differences, x_adv)
             value, normal = self._nearest(values, normals)
-            if_stuck = _without_outward(normal, x_adv, self.bounds)
-            normal = ops.where(2 * step >= self.num_steps, if_stuck, normal)
+            inward = _without_outward(normal, x_adv, self.bounds)
+            normal = ops.where(2 * step >= self.num_steps, inward, normal)
             moved = x_adv + (1 + self.overshoot) * self._step(value, normal, rounding)
-            stands = per_example(margin <= 0, x)
-            x_adv = ops.where(stands, ops.clip(moved, *self.bounds), x_adv)
-            return step + 1, x_adv, now.margin(now.as_returned(x_adv))
+            is_not_fooled = per_example(margin <= 0, x)
+            x_adv = ops.where(is_not_fooled, ops.clip(moved, *self.bounds), x_adv)
+            return step + 1, x_adv, current.margin(current.as_returned(x_adv))
 
         first = ops.convert_to_tensor(first, "int32")
         state = (first, start, problem.margin(start))
@@ -170,7 +171,7 @@ class DeepFool(Attack):
         return RoundResult(x_adv, num_gradients, (step - first + 2) * self.num_samples)
 
     def _nearest(self, values: Any, normals: Any) -> tuple[Any, Any]:
-        """`f_l` and `w_l` of the class whose linearised boundary is nearest."""
+        """Returns `f_l` and `w_l` of the class whose linearised boundary is nearest."""
         num_candidates = values.shape[1]
         flat = ops.reshape(normals, (-1, *normals.shape[2:]))
         slopes = ops.reshape(self._dual_norm(flat), (-1, num_candidates))
@@ -180,9 +181,10 @@ class DeepFool(Attack):
         return ops.sum(is_nearest * values, axis=1), ops.sum(weights * normals, axis=1)
 
     def _step(self, value: Any, normal: Any, rounding: Any) -> Any:
-        """The shortest step to where `value` would be 0 if its gradient were `normal` all over.
+        """Returns the shortest step to where `value` would be 0 if its gradient were constant.
 
-        Where nothing but rounding is left of the value, it says little of the distance.
+        A value below rounding says little about the distance, so the step covers at least the
+        distance that rounding can hide, up to a limit.
         """
         slope, width = self._dual_norm(normal), self.width
         blind = ops.minimum(_ratio(rounding, slope, 0.0), _LONGEST_BLIND * width)
@@ -208,7 +210,7 @@ class DeepFool(Attack):
 
 
 def _without_outward(direction: Any, x: Any, bounds: tuple[float, float]) -> Any:
-    """`direction`, 0 where it leads out of the bounds."""
+    """Returns `direction`, set to 0 where it leads out of the bounds."""
     outward = ops.logical_or(
         ops.logical_and(x <= bounds[0], direction < 0),
         ops.logical_and(x >= bounds[1], direction > 0),
@@ -217,7 +219,7 @@ def _without_outward(direction: Any, x: Any, bounds: tuple[float, float]) -> Any
 
 
 def _ratio(numerator: Any, denominator: Any, otherwise: float) -> Any:
-    """The ratio; `otherwise` where the denominator is 0."""
+    """Returns the ratio, or `otherwise` where the denominator is 0."""
     is_zero = denominator == 0
     ratio = numerator / ops.where(is_zero, ops.ones_like(denominator), denominator)
     return ops.where(is_zero, ops.full_like(ratio, otherwise), ratio)

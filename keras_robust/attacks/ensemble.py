@@ -1,4 +1,4 @@
-"""The worst case of several attacks."""
+"""Ensembles of attacks, for the worst case over several attacks."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any, Self
@@ -20,36 +20,35 @@ from keras_robust.model.images import Images
 from keras_robust.model.keys import value_key
 from keras_robust.ops import per_example
 
-# What must be the same for all attacks of an ensemble.
+# Attributes that all attacks of an ensemble must share.
 _COMMON = ("targeted", "bounds", "from_logits")
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class Ensemble(Attack):
-    """Runs attacks one after the other, each on the examples on which those before it failed.
+    """Runs several attacks in turn and keeps the worst case for each example.
 
-    The result is the worst case over all of them for each example, at less than the sum of their
-    costs: an example counts as fooled by the first attack that fools the model on it, and keeps
-    that attack's image. So an ensemble of attacks that look for the smallest perturbation
-    (`kr.attacks.FAB` without `epsilon`, say) does not return the smallest of theirs. Where the
-    model's answer depends on the batch (`kr.layers.WNLLHead` with `joint=True`), each attack gets
-    the whole batch, and `success` is that in the batch of the attack which made the image.
+    Each attack runs only on the examples that no earlier attack has fooled. An example counts as
+    fooled by the first attack that succeeds on it, and keeps that attack's image. The ensemble
+    therefore costs less than the sum of its attacks. Put cheap attacks first.
 
     Args:
-        attacks: sequence of `kr.attacks.Attack`s, at least one; a single attack is a sequence of
-            one. They must agree in `targeted`, `bounds` and `from_logits`, which then are the
-            ensemble's too. Cheap ones go first.
+        attacks: sequence of `kr.attacks.Attack` instances, at least one. A single attack counts as
+            a sequence of one. All attacks must have the same `targeted`, `bounds` and
+            `from_logits`, which become those of the ensemble.
 
-    Call arguments, returns: as `kr.attacks.PGD`; each attack keeps to its own ball.
-    `run(model, x, y, seed=None, verbose=0)` shows with `verbose=1` which attack and which of its
-    rounds runs, and about how long it will still take; in its result `num_gradients` and
-    `num_evaluations` are the sums over the attacks. In `perturb`, where no
-    example can be left out, the image with the largest margin is taken of the first attack and
-    of those after it until one fools the model.
+    Call arguments:
+        Same as `kr.attacks.PGD`. `run(model, x, y, seed=None, verbose=0)` with `verbose=1` shows
+        the current attack, its current round and an estimate of the remaining time.
+
+    Returns:
+        Same as `kr.attacks.PGD`. Each attack stays in its own ball. In the result of `run`,
+        `num_gradients` and `num_evaluations` are sums over the attacks.
 
     Raises:
-        ValueError: if `attacks` is empty, holds something else than attacks, or attacks that do
-            not agree; when called, if one of them cannot work on `model`, `x` and `y`.
+        ValueError: if `attacks` is empty, contains anything other than attacks, or contains attacks
+            that differ in `targeted`, `bounds` or `from_logits`; when called, if one of the attacks
+            does not support `model`, `x` and `y`.
 
     Example:
 
@@ -61,6 +60,16 @@ class Ensemble(Attack):
     ...     kr.attacks.FGSM(epsilon=8 / 255), kr.attacks.PGD(epsilon=8 / 255)])
     >>> attack.run(model, x, y, seed=0).success.shape
     (4,)
+
+    Since the first successful attack decides, an ensemble of attacks that minimise the perturbation
+    (such as `kr.attacks.FAB` without `epsilon`) does not return the smallest of their
+    perturbations.
+
+    `perturb` cannot drop examples. For each example it compares the images of the attacks up to the
+    first attack that fools the model, and keeps the image with the largest margin.
+
+    If predictions depend on the batch (`kr.layers.WNLLHead` with `joint=True`), each attack gets
+    the whole batch. `success` then refers to the batch in which the attack produced the image.
     """
 
     def __init__(self, attacks: Sequence[Attack] | Attack) -> None:
@@ -106,11 +115,11 @@ class Ensemble(Attack):
         best, success = x.copy(), np.zeros(len(x), bool)
         counts = np.zeros((2, len(x)), int)
         without_gradient: list[str] = []
-        num_done, noted = 0, journal.read()
-        if noted:
-            best, success = noted["best"].view(x.dtype), noted["success"]
-            counts, without_gradient = noted["counts"], noted["without_gradient"].tolist()
-            num_done = int(noted["num_done"])
+        num_done, saved = 0, journal.read()
+        if saved:
+            best, success = saved["best"].view(x.dtype), saved["success"]
+            counts, without_gradient = saved["counts"], saved["without_gradient"].tolist()
+            num_done = int(saved["num_done"])
         position = 0
         for number, attack in enumerate(self.attacks):
             remaining = np.flatnonzero(~success)
@@ -136,7 +145,7 @@ class Ensemble(Attack):
                 new_counts = np.array([result.num_gradients, result.num_evaluations])
                 counts[:, remaining] += new_counts[:, places]
                 without_gradient += result.without_gradient
-                if number + 1 < len(self.attacks):  # After the last, the whole batch is noted.
+                if number + 1 < len(self.attacks):  # The caller saves the final result.
                     journal.write(
                         num_done=np.array(number + 1),
                         best=best,
@@ -194,9 +203,9 @@ class Ensemble(Attack):
         return [value for attack in self.attacks for value in attack.data_arrays()]
 
     def with_data(self, values: Sequence[Any], dtype: Any) -> Self:
-        given = iter(values)
+        remaining = iter(values)
         parts = [
-            attack.with_data([next(given) for _ in range(attack.num_data)], dtype)
+            attack.with_data([next(remaining) for _ in range(attack.num_data)], dtype)
             for attack in self.attacks
         ]
         return self.changed(attacks=parts)

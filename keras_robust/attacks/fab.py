@@ -25,63 +25,70 @@ from keras_robust.ops import (
 
 NORMS = {"linf": maximum_norm, "l2": euclidean_norm, "l1": absolute_norm}
 _NUM_SEARCH_STEPS = 3
-# Each ends this share of the distance beyond where the margin would be 0, if it were linear.
-_BEYOND = 1e-3
-# How far restarts go where no misclassified image is known, as a share of the range of values.
-_REACH = 0.1
+# Each search step goes beyond the estimated boundary by this fraction of the distance, so that the
+# image stays misclassified despite rounding.
+_OVERSHOOT = 1e-3
+# Without `epsilon`, a restart perturbs values by at most half this fraction of the range of values.
+_RESTART_FRACTION = 0.1
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class FAB(Attack):
     """Finds a misclassified image near `x` by projections to a linearised decision boundary.
 
-    For one class `t` other than `y` at a time, the class most likely at `x` first, and
-    `f = z_t - z_y`, linearised at `x_i`: `pi_i = {v : f(x_i) + <grad f(x_i), v - x_i> = 0}`,
+    The attack aims at one target class `t != y` at a time, starting with the most likely class at
+    `x`. At each iterate `x_i` it linearises `f = z_t - z_y`, which gives the hyperplane
+    `pi_i = {v : f(x_i) + <grad f(x_i), v - x_i> = 0}`, and computes
 
         delta_i = proj(x_i, pi_i) - x_i,    delta_x = proj(x, pi_i) - x
         alpha = min(||delta_i|| / (||delta_i|| + ||delta_x||), alpha_max)
         x_{i+1} = clip((1 - alpha) * (x_i + eta * delta_i) + alpha * (x + eta * delta_x))
 
-    where `proj` is the nearest point in the norm that is in `bounds` too. (In L1 it moves the
-    values with the largest `|grad f_i|` to their bounds, one after the other.) An iterate that is
-    misclassified is kept if none was nearer to `x`, and the next step goes from `(1 - beta) * x +
-    beta * x_{i+1}` rather than from `x_{i+1}`. In the end the nearest is moved towards `x` on the
-    line between them, in 3 steps: each to 1.001 times the distance at which the margin `max_{j !=
-    y} z_j - z_y` would be 0 if it were linear.
+    where `proj` is the nearest point of the hyperplane, in the given norm, that also lies in
+    `bounds`. (In L1, `proj` moves the values with the largest `|grad f_i|` to their bounds, one
+    after another.) After a misclassified iterate, the next step starts from
+    `(1 - beta) * x + beta * x_{i+1}` instead of `x_{i+1}`.
 
-    Without `epsilon` the attack looks for the smallest perturbation, over all targets and
-    restarts. With it, it looks for any perturbation in the ball of that radius, and an example
-    is done once there is one.
+    The attack keeps the misclassified iterate that is nearest to `x`. Finally, 3 search steps move
+    it towards `x` on the line between them. Each step assumes that the margin
+    `max_{j != y} z_j - z_y` is linear on this line, and goes to 1.001 times the distance at which
+    the margin would be 0.
+
+    Without `epsilon`, the attack looks for the smallest perturbation over all targets and restarts.
+    With `epsilon`, it looks for any perturbation in the ball of that radius, and stops on an
+    example once it has found one.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x`. Defaults to `None`: no limit.
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
-        num_steps: int. The number of gradients for each target and restart. Defaults to `100`.
-        num_restarts: int. How many starts to try for each target: the first is `x`, others are
-            random, at half the distance of the nearest misclassified image that is known, or at
-            `epsilon / 2`. Defaults to `1`.
-        num_targets: int. How many classes are aimed at. Defaults to `None`: all others.
-        alpha_max: float. The largest weight of the step from `x`, from 0 to 1.
-            Defaults to `0.1`.
-        eta: float. How far beyond the boundary to step, at least 1. Defaults to `1.05`.
-        beta: float. How far to go back towards `x`; 1 is not at all. Defaults to `0.9`.
+        num_steps: int. Number of gradients for each target and restart. Defaults to `100`.
+        num_restarts: int. Number of starts for each target. The first start is `x`. The others are
+            random points at half the distance of the nearest misclassified image found so far, and
+            at most `epsilon / 2` from `x`. Defaults to `1`.
+        num_targets: int. Number of target classes. Defaults to `None`: all classes except `y`.
+        alpha_max: float from 0 to 1. Largest weight of the step from `x`. Defaults to `0.1`.
+        eta: float, at least 1. Factor by which steps overshoot the boundary. Defaults to `1.05`.
+        beta: float greater than 0 and at most 1. Fraction of the distance to `x` that remains after
+            the step back; 1 disables the step back. Defaults to `0.9`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> scores`, what to differentiate instead of the
-            model, as class scores: see `kr.attacks.Attack`. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> scores` whose class scores the attack differentiates
+            instead of the model's; see `kr.attacks.Attack`. Defaults to `None`: the model.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
 
-    Call arguments: as `kr.attacks.PGD`. `seed` changes nothing without restarts.
+    Call arguments:
+        Same as `kr.attacks.PGD`. Without restarts, `seed` only has an effect on random models.
 
     Returns:
-        Tensor, same shape and dtype as `x`, inside `bounds` and, with `epsilon`, the ball. An
-        example on which the attack fails keeps its original image, as does one that is
-        misclassified to begin with.
+        Tensor, same shape and dtype as `x`, inside `bounds` and, with `epsilon`, inside the ball.
+        Examples on which the attack fails, and examples that are already misclassified, keep their
+        original image.
 
     Raises:
-        ValueError: as `kr.attacks.PGD`; when called, if `objective` does not return class scores.
+        ValueError: same as `kr.attacks.PGD`; when called, if `objective` does not return class
+            scores.
 
     Example:
 
@@ -94,23 +101,27 @@ class FAB(Attack):
     >>> result.norms["l2"].shape
     (4,)
 
-    Departures from the papers: the first paper runs the model on `x_{i+1}` to see whether it is
-    misclassified, steps back, and runs it again for the gradient; here one pass on `x_{i+1}`
-    gives both, and where that is misclassified, the boundary is linearised there, before the step
-    back. At equal numbers of steps this has found perturbations as small, or smaller. In the last
-    3 steps, the paper tries the very point where the margin would be 0; there rounding decides, and
-    the image may be classified correctly in a batch of another size. Here each goes beyond it by a
-    thousandth of the distance, and `f` and the margin are taken to be 0 where they exceed 0 by
-    more than rounding can undo. The papers solve for the projection by sorting, here Newton's
-    method does, in L1 bisection. All targets are tried from `x` before the first random start.
-    Where no misclassified image is known without `epsilon`, the
-    random start is at a radius that moves values by up to 0.05 of the range of `bounds`.
+    Departures from the papers:
+
+    - The first paper runs the model on `x_{i+1}` to see whether it is misclassified, steps back,
+      and runs the model again for the gradient. Here, one pass on `x_{i+1}` gives both. If
+      `x_{i+1}` is misclassified, the boundary is linearised there, before the step back. With the
+      same number of steps, this has found perturbations that are as small or smaller.
+    - In the last 3 steps, the paper tries the exact point where the margin would be 0. Rounding
+      then decides the class, and the image may be classified correctly in a batch of another size.
+      Here, each step goes beyond that point by a thousandth of the distance. The rounding
+      tolerance is also subtracted from `f` and from the margin, so that their zeros lie beyond the
+      boundary.
+    - The papers compute the projection by sorting. Here, Newton's method computes it, and bisection
+      in L1.
+    - All targets are tried from `x` before the first random start.
+    - Without `epsilon`, the radius of random starts is limited to that of a change of every value
+      by 0.05 times the range of `bounds`.
 
     Reference:
 
     - [Croce and Hein, 2020](https://arxiv.org/abs/1907.02044), Algorithm 1
-    - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), section 4, for one target at a
-      time
+    - [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), section 4, for one target at a time
     """
 
     def __init__(
@@ -150,7 +161,7 @@ class FAB(Attack):
 
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
         if self.epsilon is None:
-            return new_margin > 0  # `generate` returns `start` where it finds nothing nearer.
+            return new_margin > 0  # `generate` returns `start` if it finds nothing nearer.
         return super().improves(x, new, new_margin, best, best_margin)
 
     def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
@@ -161,12 +172,12 @@ class FAB(Attack):
         scale = logit_range(scores)
 
         def difference(scores: Any) -> Any:
-            """`f`, in units that keep its gradient from over- and underflow."""
+            """Computes `f`, scaled so that its gradient neither overflows nor underflows."""
             value = of_class(scores, target) - of_class(scores, problem.y)
             return (value - ops.stop_gradient(problem.rounding(scores))) / scale
 
         def nearer(z: Any, z_margin: Any, best: Any, best_margin: Any, distance: Any) -> Any:
-            """The nearer of both that are misclassified, its margin and its distance."""
+            """Returns the nearer misclassified image, its margin and its distance."""
             z_margin, z_distance = ops.cast(z_margin, x.dtype), length(z - x)
             better = ops.logical_and(z_margin > 0, z_distance < distance)
             return (
@@ -181,10 +192,10 @@ class FAB(Attack):
             found = nearer(start, problem.margin(start), *found)
         found = nearer(x, x_margin, *found)
 
-        enough = 0.0 if self.epsilon is None else self.epsilon
+        target_distance = 0.0 if self.epsilon is None else self.epsilon
 
         def unfinished(step: Any, z: Any, found: Any) -> Any:
-            return ops.logical_and(step < self.num_steps, ops.any(found[2] > enough))
+            return ops.logical_and(step < self.num_steps, ops.any(found[2] > target_distance))
 
         def advance(step: Any, z: Any, found: Any) -> tuple[Any, Any, Any]:
             current = problem.at(step)
@@ -240,16 +251,16 @@ class FAB(Attack):
         return min(self.num_targets or num_classes - 1, num_classes - 1)
 
     def _start(self, x: Any, distance: Any, restart: Any, seed: Any) -> Any:
-        """Where a round begins: at `x`, when restarted at a random point near it."""
+        """Returns `x` in the first pass over the targets, then a random point near `x`."""
         draws = backend.normal(ops.shape(x), seed, x.dtype)
         if self.norm == "linf":
             draws = backend.uniform(ops.shape(x), seed, -1.0, 1.0, x.dtype)
         length = NORMS[self.norm]
         limit = self.epsilon
         if limit is None:
-            limit = _REACH * self.width * length(ops.ones_like(x))
+            limit = _RESTART_FRACTION * self.width * length(ops.ones_like(x))
         radius = ops.minimum(distance, limit) / 2
-        if len(getattr(self.bounds[0], "shape", ())):  # Some values may be fixed.
+        if len(getattr(self.bounds[0], "shape", ())):  # Fixed values stay at `x`.
             draws = draws * ops.cast(self.bounds[1] > self.bounds[0], x.dtype)
         size = length(draws)
         share = radius / ops.where(size > 0, size, ops.ones_like(size))
@@ -257,7 +268,7 @@ class FAB(Attack):
         return ops.where(restart > 0, moved, x)
 
     def _towards(self, problem: Problem, x: Any, x_margin: Any, x_adv: Any, margins: Any) -> Any:
-        """Moves misclassified images towards `x`, to just beyond where the margin is 0."""
+        """Moves misclassified images towards `x`, to slightly beyond the decision boundary."""
 
         def image(share: Any) -> Any:
             return problem.as_returned(x + per_example(share, x) * (x_adv - x))
@@ -267,7 +278,7 @@ class FAB(Attack):
             rise = outer_margin - inner_margin
             back = outer_margin / ops.where(rise > 0, rise, ops.ones_like(rise))
             boundary = outer - back * (outer - inner)
-            share = ops.minimum((1 + _BEYOND) * boundary, outer)
+            share = ops.minimum((1 + _OVERSHOOT) * boundary, outer)
             margin = ops.cast(problem.margin(image(share)), x.dtype)
             fooled = margin > 0
             return (

@@ -10,42 +10,50 @@ from keras_robust.attacks.pgd import PGD
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class FGSM(PGD):
-    """Perturbs inputs by one step along the loss's steepest direction, to the ball's edge.
+    """Perturbs inputs by one gradient step to the edge of the ball.
 
         x' = x + epsilon * sign(grad_x L(x, y))
 
-    clipped to `bounds`. For the L2 norm the sign is replaced by `g / ||g||_2`. It is
-    `kr.attacks.PGD` with one step of size `epsilon` and no random start.
-
-    A single step tests little: a model that withstands FGSM and not PGD has learnt to hide its
-    gradient. Use it beside `kr.attacks.PGD`, not instead.
+    The result is clipped to `bounds`. For the L2 norm, `g / ||g||_2` replaces the sign of the
+    gradient `g`. FGSM is `kr.attacks.PGD` with one step of size `epsilon` and no random start.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
         norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels, and the attack moves predictions
+            towards them. Defaults to `False`.
         loss: `"ce"`, `"margin"` or `"dlr"`, as in `kr.attacks.PGD`. Defaults to `"ce"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
-            model: see `kr.attacks.Attack`. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
+            model; see `kr.attacks.Attack`. Defaults to `None`: the model.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
 
-    Call arguments, returns, raises: as `kr.attacks.PGD`. `seed` changes nothing.
+    Call arguments:
+        Same as `kr.attacks.PGD`. `seed` only has an effect on random models.
+
+    Returns:
+        Same as `kr.attacks.PGD`.
+
+    Raises:
+        ValueError: same as `kr.attacks.PGD`.
 
     Example:
 
     >>> import keras_robust as kr
     >>> attack = kr.attacks.FGSM(epsilon=0.25)
 
+    A single step is a weak test. A model that resists FGSM but not PGD has learnt to hide its
+    gradient. Use FGSM in addition to `kr.attacks.PGD`, not instead of it.
+
     Reference:
 
     - [Goodfellow et al., 2015](https://arxiv.org/abs/1412.6572)
-    - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies
-      in Data-Efficient Deep Learning, eq. 14
+    - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies in
+      Data-Efficient Deep Learning, eq. 14
     """
 
     step_size_factor = 1.0

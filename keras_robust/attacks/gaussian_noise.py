@@ -1,4 +1,4 @@
-"""Gaussian noise, as a control."""
+"""Gaussian noise, as a baseline for attacks."""
 
 from typing import Any
 
@@ -12,26 +12,30 @@ from keras_robust.attacks.problem import Problem
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class GaussianNoise(Attack):
-    """Adds normal noise, whatever the model.
+    """Adds Gaussian noise to the inputs, as a baseline for attacks.
 
         x_adv = clip(x + n, bounds),    n ~ N(0, stddev^2) for each value
 
-    It is a control: an attack that is worth its name finds more than noise of the same size does.
-    The noise has an L2 norm of about `stddev * sqrt(d)` where `x` has `d` values, less where it
-    is clipped; its L-infinity norm has no limit.
+    The noise does not depend on the model. A useful attack fools the model more often than noise of
+    the same size. For inputs with `d` values, the L2 norm of the noise is about `stddev * sqrt(d)`,
+    or less where the noise is clipped. Its L-infinity norm has no limit.
 
     Args:
         stddev: float. Standard deviation of the noise, in units of `x`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        num_samples: int. How many draws of a random model decide whether it is fooled.
-            Defaults to `1`.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        num_samples: int. Number of draws of a random model over which the logits are averaged to
+            judge whether the model is fooled. Defaults to `1`.
 
-    Call arguments, returns: as `kr.attacks.PGD`. There is no ball.
+    Call arguments:
+        Same as `kr.attacks.PGD`.
+
+    Returns:
+        Same as `kr.attacks.PGD`, except that there is no ball.
 
     Raises:
-        ValueError: if `stddev` is negative or not finite; when called, as `kr.attacks.PGD`.
+        ValueError: if `stddev` is negative or not finite; when called, same as `kr.attacks.PGD`.
 
     Example:
 

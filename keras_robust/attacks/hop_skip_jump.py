@@ -1,4 +1,4 @@
-"""HopSkipJump."""
+"""HopSkipJump, an attack that needs only predicted classes."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,27 +14,28 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops import per_example_where
 
-# B_1: how many images the first normal is estimated from.
+# B_1: the number of images from which the first normal is estimated.
 _FIRST_SAMPLES = 100
-# How many queries a step and the way back to the boundary have, together.
-_SEARCH = 20
-# The same for a first image that fools: in so many rounds at most, until there is one.
-_START, _NUM_STARTS = 24, 5
-# What the estimates before count for in the next.
-_MEMORY = 0.5
-# How many times as far as the boundary an image is to be sure to fool a random model: there it is
-# about as clearly misclassified as the original is not.
+# The number of queries for a step and the bisection after it, together.
+_SEARCH_QUERIES = 20
+# The number of queries in each round that looks for a first misclassified image, and the largest
+# number of such rounds.
+_START_QUERIES, _NUM_STARTS = 24, 5
+# Weight of the previous normal in the next one.
+_MOMENTUM = 0.5
+# An image at the boundary may not fool a random model when it is judged. An image this many times
+# as far from `x` is misclassified about as clearly as the original is classified correctly.
 _FARTHER = 2.0
 
 
 class _Plan(NamedTuple):
-    """How many queries each round has, beside the one that judges what it has found.
+    """Number of queries in each round, without the one that judges the round's result.
 
     Args:
-        starts: list of ints, for the rounds that look for a first image that fools.
-        samples: list of ints, `B_t` for each round after those, which has `_SEARCH` more.
-        ends: list of ints. For each round of `starts`: the last round but one that can be paid for
-            where that is the one which has found an image.
+        starts: list of ints. Queries of each round that looks for a first misclassified image.
+        samples: list of ints. `B_t` for each later round, which has `_SEARCH_QUERIES` more queries.
+        ends: list of ints, one for each round of `starts`. If an example's first misclassified
+            image is found in that round, `num_queries` allows the rounds below this index.
     """
 
     starts: list[int]
@@ -44,50 +45,53 @@ class _Plan(NamedTuple):
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class HopSkipJump(Attack):
-    """Looks for a small perturbation along the decision boundary, by the predicted class alone.
+    """Finds a small perturbation along the decision boundary from predicted classes only.
 
-    Let `phi(z)` be 1 where `z` is misclassified, else -1; that is all that it asks of the model.
-    From an image `z_0` that is misclassified, on the segment from `x` to noise or to another image
-    of the batch, as near to `x` as it is known to be misclassified, for `t = 1, 2, ...`
+    The attack only uses `phi(z)`, which is 1 if the model misclassifies `z`, else -1. It first
+    projects random noise or another image of the batch to the smallest ball around `x` in which the
+    projection is misclassified, which gives `z_0`. Then it iterates, for `t = 1, 2, ...`,
 
         v_t = sum_b (phi(z + delta * u_b) - mean_b phi(z + delta * u_b)) * u_b + v_{t-1} / 2
         s = argmax_{||s|| <= 1} <s, v_t>
         w = clip(z + xi * s)
         z_t = the projection of w to the smallest ball around x in which it is misclassified
 
-    where `z = z_{t-1}`, `u_1, ..., u_{B_t}` are random directions of length 1, and `xi` is the
-    first of `||z - x|| / sqrt(t) / 2^k`, `k = 0, 1, ...`, with `phi(w) = 1`. `v_t` estimates the
-    normal of the boundary at `z`. `B_t` is `100 * sqrt(t)`; `delta`, an L2 norm, is
-    `||z - x||_2 / d` for inputs of `d` values, and `||z - x||_inf / sqrt(d)` for L-infinity. The
-    smallest ball is found by bisection. Of all `z_t` the nearest is returned.
+    where `z = z_{t-1}`, and `u_1, ..., u_{B_t}` are random directions of length 1. `v_t` estimates
+    the normal of the boundary at `z` from `B_t = 100 * sqrt(t)` queries. `delta` is an L2 length:
+    `||z - x||_2 / d` in the L2 norm for inputs of `d` values, and `||z - x||_inf / sqrt(d)` in the
+    L-infinity norm. `xi` is the first of `||z - x|| / sqrt(t) / 2^k`, `k = 0, 1, ...`, with
+    `phi(w) = 1`. The smallest ball is found by bisection. The attack returns the `z_t` nearest to
+    `x`.
 
-    Without `epsilon` the attack looks for the smallest perturbation. With it, it looks for any
-    perturbation in the ball of that radius, and an example is done once there is one.
+    Without `epsilon`, the attack looks for the smallest perturbation. With `epsilon`, it looks for
+    any perturbation in the ball of that radius, and stops on an example once it has found one.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x`. Defaults to `None`: no limit.
-        norm: `"l2"` or `"linf"`, what is to be small. Defaults to `"l2"`.
-        num_queries: int, at least 3. How many images the model is asked about for each example, at
-            most; those that are judged are among them. (`run` looks at its outputs on the first 8
-            originals before.) Defaults to `5000`.
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to; it starts from images of the
-            batch that are classified so, and fails where it meets none. Defaults to `False`.
+        norm: `"l2"` or `"linf"`. Norm of the perturbation to minimise. Defaults to `"l2"`.
+        num_queries: int, at least 3. Largest number of images for each example on which the model
+            is queried, including the images on which success is judged. (In addition, `run` checks
+            the model's outputs on the first 8 originals.) Defaults to `5000`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels. The attack then starts from an image
+            of the batch, or noise, that the model assigns to the target class, and fails if it
+            finds none. Defaults to `False`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities. It makes no
-            difference to a `kr.BlackBox` that returns classes. Defaults to `True`.
-        num_samples: int. How many draws of a random model each query is averaged over: it is asked
-            about each image as often. Defaults to `1`.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Has no effect
+            on a `kr.BlackBox` that returns classes. Defaults to `True`.
+        num_samples: int. Number of draws of a random model over which each query is averaged. The
+            model is run this many times on each image. Defaults to `1`.
 
-    Call arguments: as `kr.attacks.PGD`.
+    Call arguments:
+        Same as `kr.attacks.PGD`.
 
     Returns:
-        Tensor, same shape and dtype as `x`, inside `bounds` and, with `epsilon`, the ball. An
-        example on which the attack fails keeps its original image, as does one that is
-        misclassified to begin with.
+        Tensor, same shape and dtype as `x`, inside `bounds` and, with `epsilon`, inside the ball.
+        Examples on which the attack fails, and examples that are already misclassified, keep their
+        original image.
 
     Raises:
-        ValueError: if an argument is out of its range; when called, as `kr.attacks.PGD`.
+        ValueError: if an argument is out of its range; when called, same as `kr.attacks.PGD`.
 
     Example:
 
@@ -99,27 +103,29 @@ class HopSkipJump(Attack):
     >>> result = kr.attacks.HopSkipJump(norm="l2", num_queries=300).run(model, x, y, seed=0)
     >>> distances = result.norms["l2"]
 
-    A random model may change its mind about images at the boundary. Where none of those that were
-    found has fooled it when it was judged, the next is taken from twice as far.
+    A random model may classify the same image at the boundary differently each time. If none of the
+    images found so far has fooled it when it was judged, the next image to be judged is twice as
+    far from `x`.
 
-    Of a model that returns scores, "misclassified" is by more than rounding can undo, as success is
-    judged.
+    If the model returns scores, an image counts as misclassified only if its margin is larger than
+    rounding can explain. Success is judged in the same way.
 
     Departures from the paper and the authors' code:
 
-    - Half of the sum of the estimates before is added to the estimate of `v_t`. In L-infinity that
-      brings the image nearer, in L2 it makes little difference.
-    - `z_t` that is farther from `x` than `z_{t-1}` is not taken.
-    - Halving `xi` and bisecting have 20 queries together, so that each round costs all examples
-      the same. The authors bisect to a share of `d^{-3/2}` of the distance (L2) or `d^{-2}`
-      (L-infinity), for which images of 1,000 to 5,000 values need 15 to 25 queries. Where no `xi`
-      is small enough, `z_t = z_{t-1}`.
-    - For L-infinity `delta` is `sqrt(d)` times as long, so that each value is changed by as large a
-      share of the distance as in L2. In either norm it is at least what rounding of the images
-      leaves of it. The first is not 0.1 times the range of values.
-    - `u_b` is uniform on the sphere for both norms; the authors' code draws from a cube for
+    - `v_{t-1} / 2` is added to the estimate of `v_t`. In L-infinity this leads to smaller
+      perturbations. In L2 it makes little difference.
+    - A `z_t` that is farther from `x` than `z_{t-1}` is discarded.
+    - The search for `xi` and the bisection share 20 queries, so that each round costs the same for
+      all examples. The authors bisect to `d^{-3/2}` times the distance (L2) or `d^{-2}` times
+      (L-infinity), which takes 15 to 25 queries for images of 1,000 to 5,000 values. If no `xi` is
+      small enough, `z_t = z_{t-1}`.
+    - In L-infinity, `delta` is `sqrt(d)` times as long, so that each value changes by the same
+      fraction of the distance as in L2. In both norms, `delta` is at least twice the change that
+      rounding of the images can hide. The first `delta` follows the same rule, instead of being 0.1
+      times the range of values.
+    - `u_b` is uniform on the sphere in both norms. The authors' code draws from a cube in
       L-infinity. `B_t` is rounded to a multiple of 20.
-    - The authors start from noise alone, which is of the right class on some models.
+    - The authors start from noise only. Some models assign all noise to the true class.
 
     Reference:
 
@@ -154,7 +160,7 @@ class HopSkipJump(Attack):
 
     def round_costs(self, num_classes: int) -> list[Cost]:
         starts, samples, _ = self._plan()
-        sizes = starts + [count + _SEARCH for count in samples]
+        sizes = starts + [count + _SEARCH_QUERIES for count in samples]
         return [Cost(False, (size + 1) * self.num_samples) for size in sizes]
 
     def initial_state(self, x: Any) -> tuple[Any, ...]:
@@ -165,10 +171,10 @@ class HopSkipJump(Attack):
     def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
         distance = state[2]
         is_done = (margin > 0) & (self.stops_when_fooled | (distance == 0))
-        return self._goes_on(index, state) & ~is_done
+        return self._is_in_round(index, state) & ~is_done
 
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
-        return new_margin > 0  # `generate` returns `start` where it finds nothing nearer.
+        return new_margin > 0  # `generate` returns `start` if it finds nothing nearer.
 
     def generate(
         self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
@@ -176,7 +182,7 @@ class HopSkipJump(Attack):
         z, normal, distance, end = state
         starts, samples, ends = self._plan()
         index = ops.cast(index, "int32")
-        is_start, active = index < len(starts), self._goes_on(index, state)
+        is_start, active = index < len(starts), self._is_in_round(index, state)
         search = BoundarySearch(problem, x, self.norm, self.bounds)
 
         def of_round(values: list[int]) -> Any:
@@ -184,7 +190,7 @@ class HopSkipJump(Attack):
 
         num_samples = of_round([0] * len(starts) + samples)
         estimate, is_nan = search.normal(z, distance, num_samples, backend.fold_in(seed, 0))
-        new_normal = _MEMORY * normal + estimate
+        new_normal = _MOMENTUM * normal + estimate
         t = ops.cast(ops.maximum(index - len(starts) + 1, 1), x.dtype)
 
         def proposal(query: Any) -> Any:
@@ -194,13 +200,13 @@ class HopSkipJump(Attack):
                 lambda: search.step(z, new_normal, distance / ops.sqrt(t), query),
             )
 
-        num_searched = of_round(starts + [_SEARCH] * len(samples))
+        num_searched = of_round(starts + [_SEARCH_QUERIES] * len(samples))
         new, new_distance, found, was_nan = search.to_boundary(proposal, num_searched)
         nearer = ops.logical_or(is_start, new_distance < distance)
         better = ops.logical_and(active, ops.logical_and(found, nearer))
 
-        # Nothing that was found before has fooled the model when it was judged: other draws of a
-        # random model decide there.
+        # If `start` is still the original, the image at the boundary did not fool the model when it
+        # was judged, on other draws of a random model.
         is_rejected = ops.logical_and(ops.equal(search.distance(start - x), 0), active)
         is_rejected = ops.logical_and(is_rejected, ops.logical_not(is_start))
         z = per_example_where(better, new, z)
@@ -216,40 +222,44 @@ class HopSkipJump(Attack):
             is_rejected = ops.logical_and(is_rejected, in_ball)
         x_adv = per_example_where(better, z, start)
         x_adv = per_example_where(is_rejected, farther, x_adv)
-        # Left alone, what is NaN would count as an image that does not fool.
+        # A NaN margin counts as not fooled. Returning NaN makes `run` raise an error instead.
         nan = ops.full_like(x, float("nan"))
         x_adv = per_example_where(ops.logical_or(is_nan, was_nan), nan, x_adv)
         num_queries = (num_samples + num_searched) * self.num_samples
         return RoundResult(x_adv, 0, num_queries, (z, normal, distance, end))
 
-    def _goes_on(self, index: Any, state: tuple[Any, ...]) -> Any:
-        """Which examples a round is for: those without an image that fools, or those with one."""
+    def _is_in_round(self, index: Any, state: tuple[Any, ...]) -> Any:
+        """Selects the examples that round `index` works on.
+
+        The first rounds look for a misclassified image for examples that have none. Later rounds
+        improve the images of examples that have one, until their queries are used up.
+        """
         _, _, distance, end = state
         has_started = (distance > 0) & (distance < float("inf"))
         return ((index >= len(self._plan().starts)) == has_started) & (index < end)
 
     def _plan(self) -> _Plan:
-        """The rounds that the queries are enough for."""
-        left = self.num_queries - 1  # One judges the original, should the attack have failed.
+        """Distributes `num_queries` over rounds."""
+        left = self.num_queries - 1  # One query judges the original if the attack fails.
         starts: list[int] = []
         lefts: list[int] = []
         while len(starts) < _NUM_STARTS and left >= 2:
-            starts.append(min(_START, left - 1))
+            starts.append(min(_START_QUERIES, left - 1))
             left -= starts[-1] + 1
             lefts.append(left)
 
         samples: list[int] = []
         left, unit = lefts[0], AT_ONCE[0]
-        while left > _SEARCH + unit:
+        while left > _SEARCH_QUERIES + unit:
             wanted = round(_FIRST_SAMPLES * math.sqrt(len(samples) + 1) / unit)
-            samples.append(min(wanted, (left - _SEARCH - 1) // unit) * unit)
-            left -= samples[-1] + _SEARCH + 1
+            samples.append(min(wanted, (left - _SEARCH_QUERIES - 1) // unit) * unit)
+            left -= samples[-1] + _SEARCH_QUERIES + 1
 
         ends = []
         for left in lefts:
             end = len(starts)
             for count in samples:
-                left -= count + _SEARCH + 1
+                left -= count + _SEARCH_QUERIES + 1
                 end += left >= 0
             ends.append(end)
         return _Plan(starts, samples, ends)

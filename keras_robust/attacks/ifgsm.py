@@ -10,34 +10,42 @@ from keras_robust.attacks.pgd import PGD
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class IFGSM(PGD):
-    """Perturbs inputs by signed gradient steps from the image itself.
+    """Perturbs inputs by signed gradient steps that start from the image itself.
 
-    From `x^(0) = x`,
+    From `x^(0) = x`, the attack computes, for `m = 1, ..., M`,
 
         x^(m) = Clip_{x, epsilon}(x^(m-1) + alpha * sign(grad_x L(x^(m-1), y)))
         Clip_{x, epsilon}(x') = min(1, x + epsilon, max(0, x - epsilon, x'))
 
-    for `m = 1, ..., M`, where the 0 and 1 are `bounds`. It is `kr.attacks.PGD` in the
-    L-infinity norm without a random start.
+    where 0 and 1 stand for `bounds`. IFGSM is `kr.attacks.PGD` in the L-infinity norm without a
+    random start.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
-        step_size: float. `alpha`, in units of `x`. Defaults to `None`: `2.5 * epsilon /
-            num_steps`. The paper has 1/255 with an epsilon of 8/255 on CIFAR, and 0.01 with an
-            epsilon of 0.3 on MNIST.
+        step_size: float. `alpha`, in units of `x`. Wang and Osher use 1/255 with `epsilon=8/255` on
+            CIFAR, and 0.01 with `epsilon=0.3` on MNIST. Defaults to `None`:
+            `2.5 * epsilon / num_steps`.
         num_steps: int. `M`, the number of gradients. Defaults to `20`.
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels, and the attack moves predictions
+            towards them. Defaults to `False`.
         loss: `"ce"`, `"margin"` or `"dlr"`, as in `kr.attacks.PGD`. Defaults to `"ce"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
-            model: see `kr.attacks.Attack`. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
+            model; see `kr.attacks.Attack`. Defaults to `None`: the model.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
 
-    Call arguments, returns, raises: as `kr.attacks.PGD`. `seed` changes nothing.
+    Call arguments:
+        Same as `kr.attacks.PGD`. `seed` only has an effect on random models.
+
+    Returns:
+        Same as `kr.attacks.PGD`.
+
+    Raises:
+        ValueError: same as `kr.attacks.PGD`.
 
     Example:
 
@@ -46,8 +54,8 @@ class IFGSM(PGD):
 
     Reference:
 
-    - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies
-      in Data-Efficient Deep Learning, eq. 16
+    - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies in
+      Data-Efficient Deep Learning, eq. 16
     - [Kurakin et al., 2017](https://arxiv.org/abs/1607.02533)
     """
 

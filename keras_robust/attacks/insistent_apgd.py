@@ -1,4 +1,4 @@
-"""Targeted APGD that goes on where it has nearly succeeded."""
+"""Targeted APGD that restarts only on nearly fooled examples."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ from keras import ops
 from keras_robust.attacks.apgd import APGD
 from keras_robust.attacks.problem import Problem
 
-# An example is in doubt if its margin has fallen below this share of what it is at `x`.
-_DOUBTFUL = 0.06
+# An example is nearly fooled if its margin has shrunk below this fraction of the margin at `x`.
+_NEARLY_FOOLED = 0.06
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class InsistentAPGD(APGD):
-    """Targeted APGD that restarts on the examples in doubt alone.
+    """Runs targeted APGD, and restarts it only on nearly fooled examples.
 
-    After one round for each of the `num_targets` nearest classes it goes on with the examples
-    whose largest margin so far is
+    After one round for each of the `num_targets` nearest classes, the attack continues only with
+    the examples whose largest margin `m` so far satisfies
 
         m > 0.06 m(x),    m(x') = max_{j != y} z_j(x') - z_y(x')
 
-    (Both are negative.) It is part of `kr.attacks.AutoAttack`, with a targeted loss and
+    (Both margins are negative.) It is part of `kr.attacks.AutoAttack`, with a targeted loss and
     `target_order="distance"`.
     """
 
@@ -29,8 +29,8 @@ class InsistentAPGD(APGD):
         return *super().initial_state(x), ops.zeros((ops.shape(x)[0],), dtype=x.dtype)
 
     def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
-        in_doubt = (margin > _DOUBTFUL * state[1]) | (index < self.num_targets)
-        return super().is_active(index, margin, state) & in_doubt
+        is_selected = (margin > _NEARLY_FOOLED * state[1]) | (index < self.num_targets)
+        return super().is_active(index, margin, state) & is_selected
 
     def ordered(self, problem: Problem, x: Any, scores: Any) -> tuple[Any, ...]:
         classes, num_gradients, num_evaluations = super().ordered(problem, x, scores)

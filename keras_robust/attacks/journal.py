@@ -1,4 +1,4 @@
-"""Notes of a running attack, to show its progress and to continue it after an interruption."""
+"""Progress and saved results of a running attack."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -11,24 +11,24 @@ Arrays = dict[str, np.ndarray]
 
 
 class Store(Protocol):
-    """Keeps arrays by name, each under its last value."""
+    """Stores arrays under names. A name holds the arrays that were written last."""
 
     def read(self, name: str) -> Arrays | None:
-        """The arrays that were written last under this name; `None` if there are none."""
+        """Returns the arrays stored under a name, or `None` if there are none."""
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps the arrays in the place of what was written before."""
+        """Stores arrays under a name and replaces earlier ones."""
 
 
 class Journal:
-    """Shows which round of an attack begins, and saves after each round what it has found so far.
+    """Shows the progress of an attack, and saves its results after each round.
 
-    An attack that finds its notes saved goes on after the last of them. Each attack inside of an
-    ensemble has a journal of its own, `member`.
+    An attack whose results have been saved resumes after the last saved round. Each attack of an
+    ensemble has its own journal; see `member`.
 
     Args:
-        meter: shows how far the attack is. Defaults to `None`: nothing is shown.
-        store: keeps the notes. Defaults to `None`: nothing is kept.
+        meter: `Meter` that shows the progress. Defaults to `None`: nothing is shown.
+        store: `Store` that keeps the results. Defaults to `None`: nothing is saved.
     """
 
     def __init__(self, meter: Meter | None = None, store: Store | None = None) -> None:
@@ -38,12 +38,12 @@ class Journal:
         self._position = 0
 
     def member(self, number: int, where: str, position: int) -> "Journal":
-        """The journal of an ensemble's attack.
+        """Returns the journal of one attack of an ensemble.
 
         Args:
-            number: int, the number of the attack in the ensemble.
-            where: string, its name and number in words.
-            position: int, how many rounds the attacks before it have.
+            number: int. Index of the attack in the ensemble.
+            where: string. Name and number of the attack, to be shown.
+            position: int. Number of rounds of the attacks before it.
         """
         member = Journal(self.meter, self.store)
         member._path = (*self._path, number)
@@ -52,7 +52,7 @@ class Journal:
         return member
 
     def begin_round(self, index: int, num_rounds: int, num_examples: int) -> None:
-        """To be called before a round is run on so many examples."""
+        """Tells the meter that round `index` starts on `num_examples` examples."""
         if self.meter is not None:
             where = list(self._where)
             if num_rounds > 1:
@@ -61,12 +61,12 @@ class Journal:
             self.meter.begin_round(self._position + index, self._path, place, num_examples)
 
     def read(self) -> Arrays:
-        """Returns the arrays that were saved last, or an empty mapping."""
+        """Returns the arrays saved last, or an empty dict."""
         found = None if self.store is None else self.store.read(self._name)
         return {} if found is None else found
 
     def write(self, **arrays: np.ndarray) -> None:
-        """Saves what the attack has found so far, in place of the notes before."""
+        """Saves the results so far and replaces earlier ones."""
         if self.store is not None:
             self.store.write(self._name, arrays)
 

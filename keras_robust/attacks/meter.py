@@ -1,4 +1,4 @@
-"""How far an attack is, and how long it will still take."""
+"""Progress display of a running attack, with an estimate of the remaining time."""
 
 import shutil
 import sys
@@ -6,19 +6,20 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# What a gradient costs, in passes forward, until both have been timed.
-_GRADIENT = 3.0
+# Assumed cost of a gradient in forward passes, until both have been timed.
+_GRADIENT_COST = 3.0
 _BAR_WIDTH = 16
-# Seconds from one line to the next: where it is overwritten, where it is not, with `verbose=2`.
+# Seconds between two updates: of a line that is overwritten, of appended lines, with `verbose=2`.
 _OVERWRITTEN, _APPENDED, _RARE = 0.1, 10.0, 60.0
 
 
 class Cost(NamedTuple):
-    """The largest number of passes that a round takes for each example.
+    """Largest number of model passes that a round takes for each example.
 
     Args:
-        uses_gradient: bool. Whether the passes are gradients, rather than passes forward.
-        passes: int. How many there are.
+        uses_gradient: bool. Whether the passes compute gradients. Otherwise they are forward
+            passes.
+        passes: int. Number of passes.
     """
 
     uses_gradient: bool
@@ -28,24 +29,26 @@ class Cost(NamedTuple):
 class _Round(NamedTuple):
     cost: Cost
     num_examples: int
-    is_first: bool  # Of its attack: it may have to be compiled.
+    is_first: bool  # First round of its attack, which may include compilation.
     began: float
 
 
 class Meter:
-    """A line that says which round of an attack runs, and how long all of it will still take.
+    """Shows which round of an attack is running, and estimates the remaining time.
 
-    What is left of a batch is estimated as if no other example were fooled: the passes of the
-    rounds to come, on the examples that still stand, at the price of the round that was timed last.
-    Gradients and passes forward have a price each. A round that may have been compiled has one only
-    as long as there is no other. Batches to come are taken to last as long as those that are done
-    have on average, and until one is done as long as the first.
+    The estimate assumes that no further example of the current batch is fooled. It multiplies the
+    passes of the remaining rounds by the number of examples that are not fooled yet and by the time
+    per pass and example of the round that was timed last. Gradients and forward passes are timed
+    separately. The first round of an attack may include compilation, so its time is used only while
+    no other is known. Each later batch is assumed to take the mean time of the finished batches, or
+    the estimated time of the current batch until one is finished.
 
     Args:
-        costs: what each round of a batch costs.
-        num_batches: int.
-        verbose: int. 1 shows a line that is overwritten (on a terminal or in a notebook), or a line
-            every 10 seconds; 2 a line every minute; 0 nothing.
+        costs: sequence of `Cost`, one for each round of a batch.
+        num_batches: int. Number of batches. Defaults to `1`.
+        verbose: int. 0 shows nothing. 1 shows a line that is overwritten (on a terminal or in a
+            notebook), or else appends a line every 10 seconds. 2 appends a line every minute.
+            Defaults to `1`.
     """
 
     def __init__(self, costs: Sequence[Cost], num_batches: int = 1, verbose: int = 1) -> None:
@@ -56,28 +59,28 @@ class Meter:
         self._began = self._batch_began = time.monotonic()
         self._shown, self._longest = -float("inf"), 0
         self._batch, self._batch_size = -1, 0
-        # The first round that was run in this batch: another than 0 where it was continued.
+        # Position of the first round that was run in this batch. It is not 0 in a resumed batch.
         self._first_position: int | None = None
         self._round: _Round | None = None
         self._known: set[tuple[int, ...]] = set()
-        self._prices: dict[tuple[bool, bool], float] = {}
+        self._pass_times: dict[tuple[bool, bool], float] = {}
         self._durations: list[float] = []
 
     def begin_batch(self, batch_size: int) -> None:
-        """To be called before each batch."""
+        """Must be called before each batch."""
         self._batch, self._batch_size = self._batch + 1, batch_size
         self._batch_began, self._first_position = time.monotonic(), None
 
     def begin_round(
         self, position: int, path: tuple[int, ...], where: str, num_examples: int
     ) -> None:
-        """To be called before each round that is run.
+        """Must be called before each round. Shows the round if an update is due.
 
         Args:
-            position: int, the number of the round among all of the batch.
-            path: the numbers that lead to the attack, from one ensemble to the next.
-            where: string, the attack and the round in words.
-            num_examples: int, how many examples it is run on.
+            position: int. Index of the round among all rounds of the batch.
+            path: tuple of ints. Indices that lead to the attack through nested ensembles.
+            where: string. Names the attack and the round, to be shown.
+            num_examples: int. Number of examples that the round attacks.
         """
         if not self._verbose:
             return
@@ -90,19 +93,19 @@ class Meter:
         self._known.add(path)
         if now - self._shown >= self._interval:
             self._shown = now
-            left = self._left(now, position, num_examples)
-            self._show(now - self._began, left, where, num_examples)
+            remaining = self._remaining(now, position, num_examples)
+            self._show(now - self._began, remaining, where, num_examples)
 
     def end_batch(self) -> None:
-        """To be called after each batch."""
+        """Must be called after each batch."""
         now = time.monotonic()
         self._end_round(now)
-        # One that was found on the disk, or continued from there, says nothing of the others.
+        # The duration of a batch that was loaded from disk or resumed is not representative.
         if self._first_position == 0:
             self._durations.append(now - self._batch_began)
 
     def close(self, num_robust: int, num_examples: int) -> None:
-        """Shows how long it took, and how many of the examples it has not fooled."""
+        """Shows the total time and the number of robust examples."""
         if self._verbose:
             result = f"{num_robust} of {num_examples} images are robust"
             elapsed = clock(time.monotonic() - self._began)
@@ -111,35 +114,37 @@ class Meter:
     def _end_round(self, now: float) -> None:
         if self._round is not None:
             cost, num_examples, is_first, began = self._round
-            price = (now - began) / (cost.passes * num_examples)
-            self._prices[cost.uses_gradient, is_first] = price
+            pass_time = (now - began) / (cost.passes * num_examples)
+            self._pass_times[cost.uses_gradient, is_first] = pass_time
         self._round = None
 
-    def _left(self, now: float, position: int, num_examples: int) -> float | None:
-        """How many seconds all rounds to come will take; `None` if nothing is known."""
-        if not self._prices:
+    def _remaining(self, now: float, position: int, num_examples: int) -> float | None:
+        """Estimates the seconds until the end, or returns `None` if no round has been timed."""
+        if not self._pass_times:
             return None
         left = self._seconds(position) * num_examples
         if self._durations:
-            each = sum(self._durations) / len(self._durations)
+            per_batch = sum(self._durations) / len(self._durations)
         elif self._first_position == 0:
-            each = now - self._batch_began + left
+            per_batch = now - self._batch_began + left
         else:
-            each = self._seconds(0) * self._batch_size
-        return left + each * (self._num_batches - self._batch - 1)
+            per_batch = self._seconds(0) * self._batch_size
+        return left + per_batch * (self._num_batches - self._batch - 1)
 
     def _seconds(self, position: int) -> float:
-        """What all rounds of a batch cost for each example, from this one on."""
-        return sum(cost.passes * self._price(cost.uses_gradient) for cost in self._costs[position:])
+        """Returns the seconds per example of all rounds of a batch from `position` on."""
+        return sum(
+            cost.passes * self._pass_time(cost.uses_gradient) for cost in self._costs[position:]
+        )
 
-    def _price(self, uses_gradient: bool) -> float:
-        """Seconds for a pass and an example."""
-        factor = _GRADIENT if uses_gradient else 1 / _GRADIENT
+    def _pass_time(self, uses_gradient: bool) -> float:
+        """Returns the seconds per pass and example."""
+        factor = _GRADIENT_COST if uses_gradient else 1 / _GRADIENT_COST
         for is_first in (False, True):
             for kind, factor_of_kind in ((uses_gradient, 1.0), (not uses_gradient, factor)):
-                if (kind, is_first) in self._prices:
-                    return factor_of_kind * self._prices[kind, is_first]
-        raise AssertionError("nothing has been timed")
+                if (kind, is_first) in self._pass_times:
+                    return factor_of_kind * self._pass_times[kind, is_first]
+        raise AssertionError("no round has been timed")
 
     def _show(self, elapsed: float, left: float | None, where: str, num_examples: int) -> None:
         bar = _bar(0.0 if left is None else elapsed / (elapsed + left))
@@ -159,7 +164,7 @@ class Meter:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Formats a duration as hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

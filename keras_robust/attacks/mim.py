@@ -13,34 +13,44 @@ from keras_robust.ops import per_example, projection, steepest_step
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class MIM(PGD):
-    """Perturbs inputs by gradient steps with momentum, from the image itself.
+    """Perturbs inputs by gradient steps with momentum that start from the image itself.
+
+    From `g_0 = 0` and `x_0 = x`, the attack computes
 
         g_{t+1} = mu * g_t + grad_x L(x_t, y) / ||grad_x L(x_t, y)||_1
         x_{t+1} = clip(x_t + alpha * d(g_{t+1}), x - epsilon, x + epsilon)
 
-    from `g_0 = 0` and `x_0 = x`, where `d` is the steepest direction: `sign(g)` for the
-    L-infinity norm, `g / ||g||_2` for L2. Each iterate is clipped to `bounds` too. Momentum
-    steadies the direction: the images transfer better to other models than those of PGD.
+    where `d` is the steepest direction: `sign(g)` for the L-infinity norm, `g / ||g||_2` for L2.
+    Each iterate is also clipped to `bounds`. Momentum stabilises the direction of the steps. The
+    adversarial examples transfer better to other models than those of PGD.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
-        step_size: float. `alpha`, in units of `x`. Defaults to `None`: `2.5 * epsilon /
-            num_steps`. The paper has `epsilon / num_steps`.
-        num_steps: int. The number of gradients. Defaults to `20`.
-        decay: float. `mu`; 0 is PGD without a random start. Defaults to `1.0`.
+        step_size: float. `alpha`, in units of `x`. The paper uses `epsilon / num_steps`. Defaults
+            to `None`: `2.5 * epsilon / num_steps`.
+        num_steps: int. Number of gradients. Defaults to `20`.
+        decay: float. `mu`. With 0, the attack is PGD without a random start. Defaults to `1.0`.
         norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels, and the attack moves predictions
+            towards them. Defaults to `False`.
         loss: `"ce"`, `"margin"` or `"dlr"`, as in `kr.attacks.PGD`. Defaults to `"ce"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
-            model: see `kr.attacks.Attack`. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
+            model; see `kr.attacks.Attack`. Defaults to `None`: the model.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
 
-    Call arguments, returns, raises: as `kr.attacks.PGD`. `seed` changes nothing.
+    Call arguments:
+        Same as `kr.attacks.PGD`. `seed` only has an effect on random models.
+
+    Returns:
+        Same as `kr.attacks.PGD`.
+
+    Raises:
+        ValueError: same as `kr.attacks.PGD`.
 
     Example:
 
@@ -102,8 +112,8 @@ class MIM(PGD):
 
 
 def _unit_l1(gradient: Any) -> Any:
-    """The gradient divided by its L1 norm, example by example."""
-    # Scaled by the largest entry first: the sum then neither under- nor overflows.
+    """Divides the gradient of each example by its L1 norm."""
+    # Scaling by the largest entry first keeps the sum from underflowing or overflowing.
     flat = ops.reshape(ops.abs(gradient), (ops.shape(gradient)[0], -1))
     largest = ops.max(flat, axis=1)
     largest = per_example(ops.where(largest > 0, largest, ops.ones_like(largest)), gradient)

@@ -1,4 +1,4 @@
-"""Projected gradient descent towards each other class in turn."""
+"""PGD towards each wrong class in turn."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,47 +15,54 @@ from keras_robust.ops import of_class, other_classes
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class MultiTargeted(PGD):
-    """Perturbs inputs by PGD towards each other class in turn, and takes the best.
+    """Perturbs inputs by PGD towards each wrong class in turn.
 
-    For each class `t` other than `y`, the class most likely at `x` first, it climbs
+    For each class `t` other than `y`, starting with the most likely class at `x`, the attack
+    maximises
 
         z_t(x') - z_y(x')
 
-    in the ball by `kr.attacks.PGD`, from a random start, until the example is misclassified (as
-    whatever class). It costs up to `num_targets` times as much as PGD and is stronger where the
-    cross-entropy's gradient mixes several classes, as it does on classifiers whose features
-    saturate.
+    in the ball with `kr.attacks.PGD`, from a random start. It keeps the image with the largest
+    margin, and stops on an example once it is misclassified as any class. The attack costs up to
+    `num_targets` times as much as PGD. It is stronger where the gradient of the cross-entropy mixes
+    several classes, as on classifiers whose features saturate.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
-        step_size: float. In units of `x`. Defaults to `None`: `2.5 * epsilon / num_steps`.
-        num_steps: int. The number of gradients for each target. Defaults to `20`.
+        step_size: float. Step size, in units of `x`. Defaults to `None`:
+            `2.5 * epsilon / num_steps`.
+        num_steps: int. Number of gradients for each target. Defaults to `20`.
         norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
-        random_start: bool. Whether to start from a point drawn uniformly from the ball, rather
-            than from `x`. Defaults to `True`.
-        num_targets: int. How many classes are aimed at. Defaults to `None`: all others.
+        random_start: bool. Whether to start from a point drawn uniformly from the ball instead of
+            `x`. Defaults to `True`.
+        num_targets: int. Number of target classes. Defaults to `None`: all classes except `y`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> scores`, what to differentiate instead of the
-            model, as class scores: see `kr.attacks.Attack`. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> scores` whose class scores the attack differentiates
+            instead of the model's; see `kr.attacks.Attack`. Defaults to `None`: the model.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
 
-    Call arguments, returns: as `kr.attacks.PGD`.
+    Call arguments:
+        Same as `kr.attacks.PGD`.
+
+    Returns:
+        Same as `kr.attacks.PGD`.
 
     Raises:
-        ValueError: as `kr.attacks.PGD`; when called, if `objective` does not return class scores.
+        ValueError: same as `kr.attacks.PGD`; when called, if `objective` does not return class
+            scores.
 
     Example:
 
     >>> import keras_robust as kr
     >>> attack = kr.attacks.MultiTargeted(epsilon=8 / 255, num_steps=20)
 
-    Departure from the papers: paper 003 describes its multi-target attack as minimising the
-    Max-Mahalanobis centre loss `||f(x') - mu_t||^2` of each target class; its published code
-    maximises it, and so walks away from the target. For any classifier the margin is what decides
-    the class, and is climbed here, as in the second reference.
+    Departure from the papers: Xu et al. describe their multi-target attack as minimising the
+    Max-Mahalanobis centre loss `||f(x') - mu_t||^2` of each target class. Their published code
+    maximises this loss, and so moves away from the target. Here, the attack maximises the margin,
+    as in Gowal et al., because the margin decides the predicted class of any classifier.
 
     Reference:
 

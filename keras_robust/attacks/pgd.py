@@ -22,53 +22,60 @@ from keras_robust.ops import (
     steepest_step,
 )
 
-# What can be climbed, by the names that the literature gives it.
+# Losses to maximise, by their names in the literature.
 LOSSES = {"ce": log_odds_against, "margin": margin, "dlr": dlr}
-# The share of the values that a step in the L1 norm changes, if none has to go further than it can.
-_SHARE_IN_L1 = 0.01
+# Fraction of the values that a step in the L1 norm changes, unless the step is too long for them.
+_L1_FRACTION = 0.01
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class PGD(Attack):
     """Perturbs inputs by projected gradient ascent on the loss.
 
-    From `x_0`, `x` itself or a random point of the ball around it,
+    From `x_0`, which is `x` or a random point of the ball around it, the attack computes
 
         x_i = clip(x_{i-1} + alpha * d(grad_x L(x_{i-1}, y)), x - epsilon, x + epsilon)
 
-    for `i = 1, ..., m`, where `L` is the loss and `d` the steepest direction: `sign(g)` for the
-    L-infinity norm, `g / ||g||_2` for L2, where the projection is to the L2 ball. Each iterate is
-    clipped to `bounds` too. In L1, where the steepest direction changes one value alone, `d`
-    changes the share of 0.01 of all values that has the largest `|g_i|`, all equally far,
-    `sign(g_i) / k` for `k` values (Tramer and Boneh, 2019). Values at the bound that `g_i` points
-    to are not counted: those with a `|g_i|` as large are pushed as far beyond it, so that the
-    projection leaves them there. `k` is larger where a value would have to go further than the
-    range of `bounds`. The projection is the nearest point, in L2, of the L1 ball cut with `bounds`.
-    The last iterate counts; with restarts, the one among the restarts' last iterates that has the
-    largest margin `max_{j != y} z_j - z_y`. An example is restarted until it is misclassified.
+    for `i = 1, ..., m`, where `L` is the loss and `d` the steepest direction. Each iterate is also
+    clipped to `bounds`. `d` and the projection depend on the norm:
+
+    - L-infinity: `d` is `sign(g)`, and the projection is as in the formula.
+    - L2: `d` is `g / ||g||_2`, and the projection is to the L2 ball.
+    - L1: The steepest direction would change a single value. Instead, `d` changes the 1% of all
+      values that have the largest `|g_i|`, all by the same amount, `sign(g_i) / k` for `k` values
+      (Tramer and Boneh, 2019). `k` is larger if a value would otherwise have to move further than
+      the range of `bounds`. Values at the bound that `g_i` points to are not counted. If their
+      `|g_i|` is as large, they are pushed equally far beyond the bound, so that the projection
+      leaves them there. The projection is the nearest point, in L2, of the intersection of the L1
+      ball and `bounds`.
+
+    The attack returns the last iterate. With restarts, it restarts each example until it is
+    misclassified, and returns the last iterate of the restart with the largest margin
+    `max_{j != y} z_j - z_y`.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]). In a loss
-            it may be a `keras.Variable` or a schedule, as may `step_size`.
-        step_size: float. `alpha`, in units of `x`. Defaults to `None`: `2.5 * epsilon /
-            num_steps`, so that the whole ball can be crossed.
+        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]). In a loss,
+            `epsilon` and `step_size` may also be a `keras.Variable` or a schedule.
+        step_size: float. `alpha`, in units of `x`. Defaults to `None`: `2.5 * epsilon / num_steps`,
+            which is enough to cross the whole ball.
         num_steps: int. `m`, the number of gradients for each restart. Defaults to `20`.
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
-        random_start: bool. Whether to start from a point drawn uniformly from the ball, rather
-            than from `x`. Defaults to `True`.
-        num_restarts: int. How many random starts to try. Defaults to `1`.
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
-        loss: what to climb. `"ce"`: the cross-entropy. `"margin"`: `max_{j != y} z_j - z_y`.
-            `"dlr"`: the margin divided by the difference of the largest and third largest
-            logit. None of them changes its direction where the logits are multiplied by a large
-            constant. Defaults to `"ce"`.
+        random_start: bool. Whether to start from a point drawn uniformly from the ball instead of
+            `x`. Defaults to `True`.
+        num_restarts: int. Number of random starts. Defaults to `1`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels, and the attack moves predictions
+            towards them. Defaults to `False`.
+        loss: loss to maximise. `"ce"`: the cross-entropy. `"margin"`: `max_{j != y} z_j - z_y`.
+            `"dlr"`: the margin divided by the difference between the largest and the third largest
+            logit. The gradients of all three keep their direction if the logits are multiplied by a
+            large constant. Defaults to `"ce"`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        objective: callable `(model, x, y) -> values`, what to differentiate instead of the
-            model: see `kr.attacks.Attack`. Defaults to `None`.
-        num_samples: int. How many draws of a random model each gradient is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
+            model; see `kr.attacks.Attack`. Defaults to `None`: the model.
+        num_samples: int. Number of draws of a random model over which each gradient is averaged.
             Defaults to `1`.
 
     Call arguments:
@@ -78,15 +85,17 @@ class PGD(Attack):
             `(batch_size, num_classes)`.
         seed: int. The same seed gives the same `x_adv`. Defaults to `None`: a seed from Python's
             `random`, which `keras.utils.set_random_seed` makes reproducible.
+        mask: array or tensor of 0 and 1 that broadcasts to `x`. The attack changes only the values
+            where it is 1. Defaults to `None`: all values.
 
     Returns:
-        Tensor, same shape and dtype as `x`, inside the ball and `bounds` to the precision of
-        that dtype. An example on which the attack fails keeps its original image.
+        Tensor, same shape and dtype as `x`, inside the ball and `bounds` to the precision of that
+        dtype. Examples on which the attack fails keep their original image.
 
     Raises:
-        ValueError: if an argument is out of its range, or more than one restart is asked for
-            without a random start; when called, if `x`, `y` or the model's outputs are not as
-            described above, or if `"dlr"` is to be climbed with fewer than 3 classes.
+        ValueError: if an argument is out of its range, or `num_restarts` is greater than 1 without
+            a random start; when called, if `x`, `y` or the model's outputs are not as described
+            above, or if `loss="dlr"` and the model has fewer than 3 classes.
 
     Example:
 
@@ -99,11 +108,11 @@ class PGD(Attack):
     >>> tuple(x_adv.shape)
     (4, 8, 8, 1)
 
-    Departure from the papers: the gradient is not that of the cross-entropy but of
-    `m = log sum_{j != y} exp(z_j) - z_y`, of which cross-entropy is the increasing function
-    `log(1 + exp(m))`. Both have the same direction for each example, so the iterates are the
-    same; but where the softmax saturates, the gradient of the cross-entropy underflows to 0 and
-    the attack would stand still.
+    Departure from the papers: for `"ce"`, the attack does not differentiate the cross-entropy but
+    `m = log sum_{j != y} exp(z_j) - z_y`. The cross-entropy is `log(1 + exp(m))`, an increasing
+    function of `m`. For each example, both gradients therefore have the same direction, and the
+    iterates are the same. Where the softmax saturates, however, the gradient of the cross-entropy
+    underflows to 0, and the attack would stop moving.
 
     Reference:
 
@@ -114,7 +123,7 @@ class PGD(Attack):
     - [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 2 (the projection in L1)
     """
 
-    # How far all steps together lead by default, in units of `epsilon`.
+    # Default total length of all steps, in units of `epsilon`.
     step_size_factor = 2.5
     norms: tuple[str, ...] = ("linf", "l2", "l1")
 
@@ -162,8 +171,8 @@ class PGD(Attack):
         super().check_classifier(classifier, x)
         if self.loss == "dlr" and classifier.num_classes < 3:
             raise ValueError(
-                'Argument `loss` must be "ce" or "margin" for a model of 2 classes: the third '
-                f'largest logit is part of "dlr". Received: loss={self.loss!r}'
+                'Argument `loss` must be "ce" or "margin" for a model of 2 classes, because "dlr" '
+                f"uses the third largest logit. Received: loss={self.loss!r}"
             )
 
     @property
@@ -188,15 +197,21 @@ class PGD(Attack):
         return RoundResult(self.ascend(gradient, x, self.start(x, seed)), num_gradients)
 
     def ascend(self, gradient: Callable[[Any, Any], Any], x: Any, start: Any) -> Any:
-        """Steps along `gradient`, a function of images and the number of the step, from `start`.
+        """Takes `num_steps` steps from `start` along `gradient`.
 
-        The result is in the ball around `x`; `start` need not be.
+        Args:
+            gradient: function of the images and the index of the step.
+            x: tensor. The original images.
+            start: tensor. Images to start from. They may lie outside the ball.
+
+        Returns:
+            Tensor. Images in the ball around `x`.
         """
         project = projection(x, self.epsilon, self.norm, self.bounds)
         count = 1
         if self.norm == "l1":
             longest = ops.max(self.effective_step_size)
-            count = ops.maximum(_SHARE_IN_L1 * dimensions(x, self.bounds), longest / self.width)
+            count = ops.maximum(_L1_FRACTION * dimensions(x, self.bounds), longest / self.width)
 
         def step(number: Any, x_adv: Any) -> Any:
             slope, size = gradient(x_adv, number), self.effective_step_size
@@ -207,12 +222,12 @@ class PGD(Attack):
 
     @property
     def effective_step_size(self) -> Any:
-        """`step_size`, or what it is by default."""
+        """`step_size`, or its default."""
         default = self.step_size_factor * self.epsilon / self.num_steps
         return default if self.step_size is None else self.step_size
 
     def start(self, x: Any, seed: Any) -> Any:
-        """Where the ascent begins: a random point of the ball, or `x`."""
+        """Returns the starting point of the ascent: a random point of the ball, or `x`."""
         if not self.random_start:
             return x
         project = projection(x, self.epsilon, self.norm, self.bounds)

@@ -1,4 +1,4 @@
-"""What an attack may ask of a model."""
+"""The model and the labels, as attacks see them."""
 
 import copy
 from collections.abc import Callable
@@ -16,33 +16,36 @@ from keras_robust.ops import logit_range, margin, rounding, rounding_of_probabil
 from keras_robust.ops.logits import class_scores
 from keras_robust.ops.precision import EPSILON
 
-# A loss: from class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`,
-# to one value for each example, which an untargeted attack climbs.
+# Maps class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`, to one
+# value per example, which an untargeted attack maximises.
 Loss = Callable[[Any, Any], Any]
 
 
 class Problem:
-    """A batch of labels and the model to be fooled on it, as attacks see them.
+    """Gives attacks access to the model to be fooled, on a batch with labels.
 
     There are two views of the model. `scores`, `gradient`, `loss_and_gradient` and
-    `scores_and_jacobian` are what the attack differentiates: the model, or the attack's
-    `objective`. `margin` is the model itself, by which success is judged. All are averages over
-    the attack's `num_samples` draws of a random model.
+    `scores_and_jacobian` differentiate the attack's `objective`, or without one the model, whose
+    layers then compute their surrogates if they have any (see `kr.layers.WNLLHead`). `margin`
+    always uses the model itself and decides success. All of them average over the attack's
+    `num_samples` draws of a random model.
 
-    The same image gets other logits in a batch of another size: sums are added up in another order.
-    An image on the very boundary would fool the model in one batch and not in the next. So `margin`
-    is positive where the model is fooled by more than rounding can undo, and a tie is none.
+    The logits of an image change slightly with the batch size, because sums are added up in another
+    order. An image exactly on the boundary would fool the model in one batch and not in the next.
+    `margin` is therefore positive only if the model is fooled by more than rounding can undo. A tie
+    does not count as fooled.
 
     Args:
         attack: `kr.attacks.Attack`.
-        classifier: the model.
+        classifier: `Classifier` of the model.
         y: int32 tensor of labels, shape `(batch_size,)`.
-        seed: tensor, seed of the model's own random numbers.
-        dtype: what the user's images are in. Defaults to `None`: as the attack computes.
-        caution: float. By how many times what rounding can undo the model must be fooled. An
-            attack asks for more than its judge does, who runs the model in another function.
-            Defaults to `1.0`.
-        space: the coordinates that images are given in. Defaults to `None`: those of the model.
+        seed: tensor. Seed of the model's random numbers.
+        dtype: string. Dtype of the user's images. Defaults to `None`: the dtype in which the attack
+            computes.
+        caution: float. The model counts as fooled if the margin exceeds this many times the
+            rounding tolerance. Attacks use a larger value than their judge, which runs the model in
+            another compiled function. Defaults to `1.0`.
+        space: `Space`. Coordinates of the images. Defaults to `None`: those of the model's input.
     """
 
     def __init__(
@@ -67,11 +70,11 @@ class Problem:
         self._space = space
 
     def at(self, step: Any) -> "Problem":
-        """The same problem with other draws of a random model, to be used in step `step`."""
+        """Returns the same problem with other draws of a random model, for step `step`."""
         return self._with(_seed=backend.fold_in(self._seed, step))
 
     def with_labels(self, y: Any) -> "Problem":
-        """The same problem with other labels."""
+        """Returns the same problem with other labels."""
         return self._with(y=y)
 
     def _with(self, **attributes: Any) -> "Problem":
@@ -80,9 +83,10 @@ class Problem:
         return other
 
     def as_returned(self, x: Any) -> Any:
-        """`x` clipped to the bounds, and rounded to what the user's images are in.
+        """Clips `x` to the bounds and rounds it to the dtype of the user's images.
 
-        An image that is misclassified by little may not be so once it has been rounded.
+        Rounding can undo a misclassification by a small margin, so attacks round an image before
+        they query the model on it.
         """
         x = ops.clip(x, *self._attack.bounds)
         if self._dtype is None:
@@ -92,73 +96,79 @@ class Problem:
         return self._space.inside(backend.rounded(self._space.outside(x), self._dtype))
 
     def _image(self, x: Any) -> Any:
-        """What the model is run on."""
+        """Converts `x` to the coordinates of the model's input."""
         return x if self._space is None else self._space.outside(x)
 
     @property
     def spacing(self) -> float:
-        """The distance of neighbouring values in the user's images, at the larger bound."""
+        """The distance between neighbouring values of the user's images at the larger bound."""
         dtype = keras.backend.standardize_dtype(self._dtype or "float32")
         return EPSILON[dtype] * max(abs(bound) for bound in self._attack.bounds)
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether the model's answer to one example depends on the others in its batch."""
+        """Whether the prediction for one example depends on the rest of its batch."""
         return self._classifier.depends_on_batch
 
     def scores(self, x: Any) -> Any:
-        """Differentiable class scores, shape `(batch_size, num_classes)`."""
+        """Returns differentiable class scores, shape `(batch_size, num_classes)`."""
         return self._average(lambda: self._scores(x))
 
     def num_classes(self, x: Any) -> int:
-        """The number of the model's classes."""
+        """Returns the number of the model's classes."""
         return self._logits(x).shape[-1]
 
     def margin(self, x: Any) -> Any:
-        """How far the model itself is fooled, shape `(batch_size,)`: positive where it is.
+        """Returns the margin by which the model is fooled, shape `(batch_size,)`.
 
-        `max_{j != y} z_j - z_y - tau`; `z_y - max_{j != y} z_j - tau` for a targeted attack. `tau`
-        is `rounding(z)`. Where the model's outputs are probabilities that round to a tie, it is
-        not positive.
+        The margin is `max_{j != y} z_j - z_y - tau`, or `z_y - max_{j != y} z_j - tau` for a
+        targeted attack, where `tau` is `rounding(z)`. It is positive if the model is fooled. For a
+        `SmoothedClassifier`, the lead that chance can explain is also subtracted. If the model
+        returns probabilities that are tied up to rounding, the margin is not positive.
         """
         return self._margin(self._average(lambda: self._logits(x)))
 
     def margin_from(self, scores: Any, x: Any) -> Any:
-        """`margin(x)`, where `scores(x)` is known: the model is run only where it differs."""
+        """Returns `margin(x)`, given the known `scores(x)`.
+
+        Runs the model only if the attack differentiates something else than the model.
+        """
         with attacked_as(self._classifier.model) as is_other:
             pass
         is_model = self._attack.objective is None and not is_other
         return self._margin(scores) if is_model else self.margin(x)
 
     def rounding(self, scores: Any) -> Any:
-        """`tau`: by how much the model must be fooled, shape `(batch_size,)`."""
+        """Returns `tau`, the margin that rounding can explain, shape `(batch_size,)`."""
         return self._caution * rounding(scores, self.y, self._classifier.precision)
 
     def gradient(self, loss: Loss, x: Any) -> Any:
-        """The direction in which an attack climbs: see `loss_and_gradient`."""
+        """Returns the direction of ascent; see `loss_and_gradient`."""
         return self.loss_and_gradient(loss, x)[1]
 
     def loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any]:
-        """The values to climb, shape `(batch_size,)`, and their gradient in `x`.
+        """Returns the values to maximise, shape `(batch_size,)`, and their gradient in `x`.
 
-        The gradient of each example is divided by the range of its class scores, so that it
-        neither overflows nor underflows where a model's scores are huge: its direction counts,
-        not its length. (Draws of a random model are averaged, so they share a scale, the mean
-        over the batch: else the draws with the smallest range would drown the others.) An
-        `objective` that returns one value for each example takes the place of `loss`, and is not
-        scaled.
+        The gradient of each example is divided by the range of its class scores, so that it neither
+        overflows nor underflows if the scores are huge. Only its direction matters. With
+        `num_samples` greater than 1, the mean range of the batch is used instead. Otherwise, the
+        draws with the smallest range would dominate the average. An `objective` that returns one
+        value per example replaces `loss` and is not scaled.
         """
         return self._scores_loss_and_gradient(loss, x)[1:]
 
     def margin_loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any, Any]:
-        """`margin(x)` and `loss_and_gradient(loss, x)`; in one pass if there is no `objective`."""
+        """Returns `margin(x)` and `loss_and_gradient(loss, x)`.
+
+        This takes a single pass if the attack differentiates the model itself.
+        """
         scores, values, gradient = self._scores_loss_and_gradient(loss, x)
         return self.margin_from(scores, x), values, gradient
 
     def scores_and_gradient(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
-        """All class scores, and the true gradient in `x` of `select(scores)`.
+        """Returns all class scores, and the unscaled gradient in `x` of `select(scores)`.
 
-        `select` gives one value for each example.
+        `select` returns one value per example.
         """
 
         def function(x: Any) -> tuple[Any, Any]:
@@ -168,9 +178,9 @@ class Problem:
         return self._average(lambda: backend.value_and_gradient(function, x))
 
     def scores_and_jacobian(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
-        """`select(scores)`, shape `(batch_size, k)`, and its gradients, `(batch_size, k, ...)`.
+        """Returns `k` values per example, `select(scores)`, and their gradients.
 
-        It counts as k gradients.
+        The shapes are `(batch_size, k)` and `(batch_size, k, ...)`. A call counts as `k` gradients.
         """
         return self._average(
             lambda: backend.value_and_jacobian(lambda x: select(self._scores(x)), x)
@@ -209,14 +219,14 @@ class Problem:
         return self._average(compute)
 
     def _objective(self, x: Any) -> Any:
-        """Class scores, or one value for each example."""
+        """Returns class scores, or one value per example."""
         if self._attack.objective is None:
             with attacked_as(self._classifier.model):
                 return self._logits(x)
         values = self._attack.objective(self._classifier.model, self._image(x), self.y)
         if len(values.shape) not in (1, 2):
             raise ValueError(
-                "Argument `objective` must return one value for each example, shape "
+                "Argument `objective` must return one value per example, shape "
                 "`(batch_size,)`, or class scores, shape `(batch_size, num_classes)`. "
                 f"Received: values of shape {tuple(values.shape)}"
             )
@@ -228,12 +238,12 @@ class Problem:
         if len(scores.shape) == 1:
             raise ValueError(
                 f"{type(self._attack).__name__} needs class scores: its `objective` must return "
-                "shape `(batch_size, num_classes)`. Received: one value for each example"
+                "shape `(batch_size, num_classes)`. Received: one value per example"
             )
         return scores
 
     def _average(self, compute: Callable[[], Any]) -> Any:
-        """The mean over draws of the model's random numbers, of tensors or tuples of tensors."""
+        """Averages the tensors that `compute` returns over draws of a random model."""
 
         def draw(number: Any) -> list[Any]:
             with backend.seeded(self._classifier.random_state, backend.fold_in(self._seed, number)):

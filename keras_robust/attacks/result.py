@@ -1,4 +1,4 @@
-"""What an attack has found."""
+"""Results of attacks."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,15 +7,15 @@ import numpy as np
 
 
 class RoundResult(NamedTuple):
-    """The result of a round, for a `generate` that returns more than images.
+    """Result of one round of an attack, for a `generate` that returns more than images.
 
     Args:
-        x_adv: tensor, the images.
-        num_gradients: int, or int tensor: how many gradients were computed for each example.
-            Defaults to `0`.
-        num_evaluations: int, or int tensor: how many times the model was run on each without one.
-            Defaults to `0`.
-        state: tuple of the tensors of `initial_state`, for the next round. Defaults to `()`.
+        x_adv: tensor. The images.
+        num_gradients: int, or int tensor. Number of gradients computed for each example. Defaults
+            to `0`.
+        num_evaluations: int, or int tensor. Number of model evaluations without a gradient for each
+            example. Defaults to `0`.
+        state: tuple of tensors, like that of `initial_state`, for the next round. Defaults to `()`.
     """
 
     x_adv: Any
@@ -24,7 +24,7 @@ class RoundResult(NamedTuple):
     state: tuple[Any, ...] = ()
 
 
-# Norms of the rows of an array.
+# Norms of the rows of a matrix.
 NORMS = {
     "l1": lambda rows: np.abs(rows).sum(axis=1, dtype="float64"),
     "l2": lambda rows: np.sqrt(np.square(rows).sum(axis=1, dtype="float64")),
@@ -34,22 +34,23 @@ NORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class AttackResult:
-    """What `attack.run(model, x, y)` returns, in NumPy arrays.
+    """Result of `attack.run(model, x, y)`, as NumPy arrays.
 
     Args:
-        x_adv: array, shape and dtype of `x`: the adversarial image of each example, or its
-            original image where the attack has failed.
-        success: bool array, shape `(num_examples,)`: whether the model misclassifies `x_adv`; for
-            a targeted attack, whether it classifies it as `y`. By more than rounding can undo: a
-            tie of the two largest outputs is no success, whichever `argmax` names.
-        norms: mapping of `"l0"`, `"l1"`, `"l2"` and `"linf"` to float arrays, shape
-            `(num_examples,)`: the norms of `x_adv - x`. L0 counts values.
-        num_gradients: int array, shape `(num_examples,)`: how many gradients in the input were
-            computed for each example.
-        num_evaluations: int array, shape `(num_examples,)`: how many times the model was run
-            without a gradient.
-        without_gradient: tuple of strings, the classes of attacks that have found no gradient, and
-            so have failed, where that is no error. Defaults to `()`.
+        x_adv: array, shape and dtype of `x`. The adversarial image of each example, or its original
+            image if the attack failed.
+        success: bool array, shape `(num_examples,)`. Whether the model misclassifies `x_adv`, or,
+            for a targeted attack, classifies it as `y`. The margin must be larger than rounding can
+            undo. A tie of the two largest outputs is not a success, whichever class `argmax`
+            returns.
+        norms: dict with the keys `"l0"`, `"l1"`, `"l2"` and `"linf"` and float arrays, shape
+            `(num_examples,)`. Norms of `x_adv - x`. L0 counts the changed values.
+        num_gradients: int array, shape `(num_examples,)`. Number of input gradients computed for
+            each example.
+        num_evaluations: int array, shape `(num_examples,)`. Number of model evaluations without a
+            gradient for each example.
+        without_gradient: tuple of strings. Class names of the attacks that failed because they
+            found no gradient, if that is not an error. Defaults to `()`.
     """
 
     x_adv: np.ndarray
@@ -61,12 +62,12 @@ class AttackResult:
 
     @property
     def success_rate(self) -> float:
-        """Share of examples on which the attack has succeeded."""
+        """Fraction of examples on which the attack succeeded."""
         return float(self.success.mean())
 
 
 def perturbation_norms(x: np.ndarray, x_adv: np.ndarray) -> dict[str, np.ndarray]:
-    """The norms of `x_adv - x` for each example."""
+    """Returns the norms of `x_adv - x` for each example."""
     dtype = np.result_type(x.dtype, "float32")
     size = np.abs(x_adv.astype(dtype, copy=False) - x.astype(dtype, copy=False))
     size = size.reshape(len(x), -1)

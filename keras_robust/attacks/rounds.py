@@ -1,7 +1,7 @@
-"""An attack on arrays: round after round, each compiled once, on the examples not yet done.
+"""Runs an attack on arrays, round by round, on the examples that are not finished.
 
-What judges the images is compiled by itself, once for all attacks: none compiles the forward pass
-for it once more.
+Each round is compiled once. The function that judges the images is compiled separately and shared
+by all attacks, so that no attack compiles this forward pass again.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from keras_robust.ops import sparse_labels
 
 
 class Rounds:
-    """The best images that an attack has found so far, and what they have cost.
+    """Runs the rounds of an attack, and keeps the best image and the cost of each example.
 
-    Where the model's answer to an example depends on the others in its batch, every round gets
-    the whole batch, and success is judged on the batch that is returned.
+    If predictions depend on the batch, every round gets the whole batch, and success is judged on
+    the batch that is returned.
 
     Args:
         attack: `kr.attacks.Attack`.
-        classifier: the model.
+        classifier: `Classifier` of the model.
         x: array, shape `(batch_size, ...)`.
         y: array of labels, integer or one-hot.
         seed: seed of `keras_robust.backend`.
-        needs_gradient: bool. Whether it is an error if the attack finds no gradient.
-        journal: what was found before, after whose last round it goes on, and where it is noted.
-        mask: bool array of the shape of `x`, what may be changed; `None` for everything.
+        needs_gradient: bool. Whether a missing gradient is an error.
+        journal: `Journal` that saves each round. The attack resumes after the last saved round.
+        mask: bool array of the shape of `x`, true where values may change; `None` if all may.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Rounds:
                 raise
             without_gradient = (type(self.attack).__name__,)
         self._check_ball()
-        self._give_back_originals()
+        self._restore_originals()
         norms = perturbation_norms(self.x, self.best)
         return AttackResult(
             self.best,
@@ -80,15 +80,15 @@ class Rounds:
 
     def _run_all(self, num_rounds: int) -> None:
         run_round = self._compiled_round()
-        for index in range(self._continue(), num_rounds):
+        for index in range(self._resume(), num_rounds):
             active = np.flatnonzero(self.attack.is_active(index, self.margins, self.state))
             if len(active):
                 self.journal.begin_round(index, num_rounds, len(active))
                 self._run_round(run_round, index, active)
-                if index + 1 < num_rounds:  # After the last, the whole attack is noted.
-                    self._note(index + 1)
+                if index + 1 < num_rounds:  # The caller saves the final result.
+                    self._save(index + 1)
 
-    def _note(self, num_done: int) -> None:
+    def _save(self, num_done: int) -> None:
         state = {f"state_{number}": value for number, value in enumerate(self.state)}
         self.journal.write(
             num_done=np.array(num_done),
@@ -98,18 +98,18 @@ class Rounds:
             **state,
         )
 
-    def _continue(self) -> int:
-        """Takes over what was noted, and returns how many rounds that is."""
-        noted = self.journal.read()
-        if not noted:
+    def _resume(self) -> int:
+        """Loads the saved rounds, and returns how many there are."""
+        saved = self.journal.read()
+        if not saved:
             return 0
-        # Files know bfloat16 as bytes.
-        self.best = noted["best"].view(self.best.dtype)
-        self.margins, self.counts = noted["margins"], noted["counts"]
+        # NumPy files store bfloat16 as raw bytes.
+        self.best = saved["best"].view(self.best.dtype)
+        self.margins, self.counts = saved["margins"], saved["counts"]
         self.state = tuple(
-            noted[f"state_{number}"].view(value.dtype) for number, value in enumerate(self.state)
+            saved[f"state_{number}"].view(value.dtype) for number, value in enumerate(self.state)
         )
-        return int(noted["num_done"])
+        return int(saved["num_done"])
 
     def _run_round(self, run_round: Callable[..., Any], index: int, active: np.ndarray) -> None:
         batch, places = self._batch(active)
@@ -133,8 +133,11 @@ class Rounds:
         for values, new_values in zip(self.state, new_state, strict=True):
             values[active] = new_values
 
-    def _give_back_originals(self) -> None:
-        """The original image for each that does not fool, and the margins of what is returned."""
+    def _restore_originals(self) -> None:
+        """Restores the original images of failed examples, and judges what is returned.
+
+        The joint images of a batch are judged again until no further example fails.
+        """
         failed = np.flatnonzero(self.margins <= 0)
         unjudged = np.arange(len(self.x)) if self.is_joint else failed
         while len(unjudged):
@@ -144,13 +147,13 @@ class Rounds:
             self._check_finite(self.x[:1], judged)
             self.margins[unjudged] = judged[places]
             self.counts[1, unjudged] += self.attack.num_samples
-            # Originals among the images may save others that have fooled the model before.
+            # In a joint batch, a restored original can make the attack fail on another example.
             changed = (self.best != self.x).reshape(len(self.x), -1).any(axis=1)
             failed = np.flatnonzero(changed & (self.margins <= 0))
             unjudged = unjudged if self.is_joint and len(failed) else failed[:0]
 
     def _batch(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
-        """What the model is run on for these examples, and where they are in it."""
+        """Returns the indices of the model's input batch, and the places of `indices` in it."""
         if self.is_joint:
             return np.arange(len(self.x)), indices
         batch = filled_up(self.attack, self.classifier, indices, len(self.x))
@@ -166,7 +169,7 @@ class Rounds:
         )
 
     def _compiled_judge(self) -> Callable[..., Any]:
-        """How far the model is fooled: a function of images, labels and a seed."""
+        """Returns the compiled `Problem.margin`, a function of images, labels and a seed."""
         attack = self.attack
         return self.classifier.compiled(
             ("margin", attack.targeted, attack.from_logits, attack.num_samples),
@@ -177,21 +180,22 @@ class Rounds:
     def _check_finite(self, x: np.ndarray, margins: np.ndarray) -> None:
         if not np.isfinite(x.astype("float32")).all() or np.isnan(margins).any():
             raise ValueError(
-                f"{self.attack!r} came upon NaN or infinite values: the model's outputs or its "
-                "gradient are not finite somewhere in the reach of the attack."
+                f"{self.attack!r} encountered NaN or infinite values. The model's outputs or its "
+                "gradient are not finite on some of the images that the attack tried."
             )
 
     def _check_ball(self) -> None:
-        """Raises a `ValueError` for images outside of the ball that the attack claims."""
+        """Raises a `ValueError` if an image is outside the attack's ball."""
         epsilon = self.attack.data.get("epsilon")
         norm = getattr(self.attack, "norm", "linf")
         if epsilon is None or norm not in NORMS:
             return
         info = np.finfo("float32" if self.x.dtype.itemsize > 2 else "float16")
         change = self.best.astype("float32") - self.x.astype("float32")
-        # Each value is rounded to the precision of the images.
+        # Tolerance: each value is rounded to the precision of the images.
         rounding = np.full(self.x.shape[1:], 4 * float(info.eps) * float(np.abs(self.x).max()))
-        if np.ndim(epsilon):  # In units of each value's own radius, but for fixed values.
+        if np.ndim(epsilon):
+            # Changes are measured in units of each value's radius. Fixed values have radius 0.
             is_fixed = np.broadcast_to(epsilon == 0, self.x.shape[1:])
             size = np.where(is_fixed, 1.0, epsilon)
             change = np.where(is_fixed & (np.abs(change) <= rounding), 0.0, change) / size
@@ -200,15 +204,20 @@ class Rounds:
         allowed = float(NORMS[norm](rounding.reshape(1, -1) + 4 * float(info.eps) * epsilon)[0])
         if largest > epsilon * (1 + 1e-3) + allowed:
             raise ValueError(
-                f"{self.attack!r} has left its ball: images must be within `epsilon`, {epsilon:g} "
-                f"in the {norm} norm, of the originals. Received: a perturbation of {largest:g}"
+                f"{self.attack!r} has left its ball. Images must be within `epsilon` of the "
+                f"originals in the {norm} norm. Received: epsilon={epsilon:g}, a perturbation of "
+                f"{largest:g}"
             )
 
 
 def filled_up(
     attack: Any, classifier: Classifier, indices: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """The indices; where each size is compiled anew, filled up to one of a few sizes."""
+    """Pads `indices` with its last entry to one of a few batch sizes.
+
+    This limits the number of compilations if each batch size is compiled separately. Otherwise,
+    returns `indices` as they are.
+    """
     if attack.takes_any_batch_size(classifier):
         return indices
     while batch_size >= 4 * len(indices):
@@ -219,7 +228,7 @@ def filled_up(
 def _traced_round(
     attack: Any, has_mask: bool, classifier: Classifier, x: Any, y: Any, start: Any, *rest: Any
 ) -> tuple[Any, ...]:
-    """The images of a round as they will be returned, what they have cost, and the new state."""
+    """Computes a round's images as they are returned, their cost and the new state."""
     mask, rest = (rest[0], rest[1:]) if has_mask else (None, rest)
     count = len(rest) - attack.num_data
     *state, index, seed = rest[:count]

@@ -1,4 +1,4 @@
-"""Where an attack may move an image, and in which units."""
+"""Coordinates of images for masks and for radii and bounds per value."""
 
 from typing import Any
 
@@ -7,21 +7,22 @@ from keras import ops
 
 
 class Space:
-    """The images that an attack may reach from `x`, in coordinates in which it is simple.
+    """Maps images to coordinates in which the attack's ball has a single radius.
 
-    With a radius for each value the ball is `||delta / epsilon|| <= 1`: in the coordinates
-    `z = x / epsilon` it is the ball of radius 1. A value with a radius of 0, or outside of the
-    mask, is fixed: its lower and upper bound are the value itself. Without such arrays `z` is `x`.
+    With a radius per value, the ball is `||delta / epsilon|| <= 1`. In the coordinates
+    `z = x / epsilon`, it is the ball of radius 1. A value with a radius of 0, or where the mask is
+    0, is fixed: its lower and upper bound are the value itself. Without such arrays, `z` is `x`.
 
     Args:
         attack: `kr.attacks.Attack`.
-        x: tensor, shape `(batch_size, ...)`, the original images.
-        mask: tensor of the shape of `x`, 0 where it must not change. Defaults to `None`: all may.
+        x: tensor, shape `(batch_size, ...)`. The original images.
+        mask: tensor of the shape of `x`, 0 where values must not change. Defaults to `None`: all
+            values may change.
 
     Attributes:
-        attack: the attack, whose radius, step and bounds are in units of `z`. Bounds that are not
-            the same for all values are tensors of the shape of `x`.
-        free: bool tensor of the shape of `x`, what may change; `None` if all may.
+        attack: the attack, with radius, step size and bounds in units of `z`. Bounds that differ
+            between values are tensors of the shape of `x`.
+        free: bool tensor of the shape of `x`, true where values may change; `None` if all may.
     """
 
     def __init__(self, attack: Any, x: Any, mask: Any = None) -> None:
@@ -50,17 +51,17 @@ class Space:
             self.attack = attack.changed(**changes)
 
     def inside(self, x: Any) -> Any:
-        """Images, or the tensor, in the attack's coordinates."""
+        """Converts images, or tensors like them, to the attack's coordinates."""
         return x if self.scale is None else x / self.scale
 
     def outside(self, z: Any) -> Any:
-        """The image at a point; a fixed value is the original one, bit for bit."""
+        """Converts the attack's coordinates to images. Fixed values equal the original exactly."""
         x = z if self.scale is None else z * self.scale
-        # `z` may be the very tensor `self.x`: a fixed value has no gradient even so.
+        # `z` may be the tensor `self.x` itself. Fixed values must not have a gradient even then.
         return x if self.free is None else ops.where(self.free, x, ops.stop_gradient(self.x))
 
     def _is_plain(self, bounds: tuple[Any, Any]) -> bool:
-        """Whether all values have the same finite bounds, and may be moved."""
+        """Whether all values may change, within the same finite bounds and radius."""
         is_number = all(np.ndim(bound) == 0 and np.isfinite(bound) for bound in bounds)
         return is_number and self.free is None and self.scale is None
 
@@ -70,13 +71,17 @@ class Space:
 
 
 def bounds_for(bounds: tuple[Any, Any], x: Any) -> tuple[Any, Any]:
-    """The bounds with arrays in the dtype of `x`."""
+    """Returns the bounds, with arrays cast to the dtype of `x`."""
     low, high = (ops.cast(bound, x.dtype) if np.ndim(bound) else bound for bound in bounds)
     return low, high
 
 
 def _width(low: Any, high: Any, z: Any, free: Any) -> Any:
-    """The largest distance of finite bounds; else the range of the values, else their size."""
+    """Returns the largest distance between finite bounds for each example.
+
+    Without finite bounds, returns the range of the example's values. If the range is 0, returns the
+    largest absolute value, or 1 if that is 0 too.
+    """
 
     def largest(values: Any) -> Any:
         return ops.max(ops.reshape(values, (ops.shape(z)[0], -1)), axis=1)

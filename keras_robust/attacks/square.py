@@ -16,73 +16,87 @@ from keras_robust.attacks.square_search import SEARCHES
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import per_example
 
-# A round ends when the number of queries has grown by this factor, or by so many: the last ones
-# must not take hours.
+# Queries of the first round. Each later round ends when the total number of queries has grown by
+# the factor `_GROWTH`, or by `_LONGEST_CHUNK`, so that the last rounds do not take hours.
 _FIRST_CHUNK, _GROWTH, _LONGEST_CHUNK = 10, 1.25, 250
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class Square(Attack):
-    """Perturbs inputs by random search with square-shaped changes: needs no gradient.
+    """Perturbs inputs by random search with square-shaped changes, without gradients.
 
-    From `z_0` in the ball around `x`, with the projection `P` to the ball and to `bounds`,
+    From `z_0` in the ball around `x`, the attack computes
 
         z_i = P(z_{i-1} + delta_i) if m(P(z_{i-1} + delta_i)) > m(z_{i-1}), else z_{i-1}
 
-    for `i = 1, ..., N - 1`, where `m(z) = max_{j != y} f_j(z) - f_y(z)` is the margin of the
-    logits `f`. An example is done once its margin is positive. `delta_i` changes a window at a
-    random place, a square of side `h_i = round(sqrt(p_i * height * width))`. `p_i` is `p` at first,
-    and halved after query 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000, or the same
-    shares of `N`. With random signs `r`, drawn for each channel:
+    for `i = 1, ..., N - 1`, where `P` is the projection to the ball and to `bounds`, and
+    `m(z) = max_{j != y} f_j(z) - f_y(z)` is the margin of the logits `f`. It stops on an example
+    once the margin is positive. `delta_i` changes a window at a random place, a square of side
+    `h_i = round(sqrt(p_i * height * width))`. `p_i` starts at `p` and is halved after query 10, 50,
+    200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000, or at the same fractions of `N`. The change
+    depends on the norm. `r` are random signs, drawn for each channel:
 
-    - L-infinity: `z_0 = x + epsilon * r` with signs for each column too, that is in vertical
-      stripes. `delta_i` makes the window `x + epsilon * r`.
-    - L2: `z_0 - x` is 5 x 5 tiles of `r * eta`, of length `epsilon` together. `eta` has a positive
-      and a negative half, each largest in its middle (eq. 2), and length 1. Of the perturbation
-      `nu = z_{i-1} - x`, the window `W_1` takes over what a second one, `W_2`, gives up:
+    - L-infinity: `z_0 = x + epsilon * r`, with separate signs for each column, which gives vertical
+      stripes. `delta_i` sets the window to `x + epsilon * r`.
+    - L2: `z_0 - x` consists of 5 x 5 tiles of `r * eta`, with a total length of `epsilon`. `eta`
+      has length 1, and a positive and a negative half, each largest in its middle (eq. 2). In the
+      perturbation `nu = z_{i-1} - x`, the window `W_1` takes over the mass of a second window,
+      `W_2`:
 
           t = r * eta + nu_{W_1} / ||nu_{W_1}||_2
           nu_{W_1}, nu_{W_2} <- t / ||t||_2 * sqrt(||nu_{W_1 + W_2}||_2^2 + u / channels), 0
 
-      in each channel, where `u = epsilon^2 - ||nu||_2^2` is what the perturbation leaves unused.
-    - L1 (Croce and Hein, 2021): the same with L1 norms, `u = epsilon - ||nu||_1`, and an `eta` that
-      is more pointed. With `c` channels, the window gets `c` times that length, and the exact
-      projection then takes away the same from every value, so that the largest are left.
+      in each channel, where `u = epsilon^2 - ||nu||_2^2` is the unused part of the radius.
+    - L1 (Croce and Hein, 2021): as L2, with L1 norms, `u = epsilon - ||nu||_1`, and a more pointed
+      `eta`. With `c` channels, the window gets `c` times that length. The exact projection then
+      reduces all values by the same amount, so that only the largest remain.
 
     Args:
         epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
-        num_queries: int. `N`, how many images the model is asked about for each restart.
+        num_queries: int. `N`, the number of images on which the model is queried in each restart.
             Defaults to `5000`.
-        initial_fraction: float. `p`, the share of the image that the first squares cover.
+        initial_fraction: float. `p`, the fraction of the image that the first squares cover.
             Defaults to `0.8`.
-        num_restarts: int. Defaults to `1`.
-        targeted: bool. `False`: `y` holds the true labels, and the attack leads away from them.
-            `True`: `y` holds the labels that the attack leads to. Defaults to `False`.
+        num_restarts: int. Number of random starts. Defaults to `1`.
+        targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
+            from them. If `True`, `y` holds the target labels, and the attack moves predictions
+            towards them. Defaults to `False`.
         bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
-            Defaults to `True`.
-        num_samples: int. How many draws of a random model each query is averaged over.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
+        num_samples: int. Number of draws of a random model over which each query is averaged.
             Defaults to `1`.
-        data_format: `"channels_last"`: `x` has the shape `(batch_size, height, width, channels)`.
-            `"channels_first"`: `(batch_size, channels, height, width)`. It makes no difference to
-            vectors and to inputs of shape `(batch_size, width, channels)`. Defaults to `None`:
-            `keras.config.image_data_format()` when the attack is made.
+        data_format: `"channels_last"` if `x` has the shape `(batch_size, height, width, channels)`,
+            or `"channels_first"` if it has the shape `(batch_size, channels, height, width)`. Has
+            no effect on vectors and on inputs of shape `(batch_size, width, channels)`. Defaults to
+            `None`: `keras.config.image_data_format()` at construction.
 
-    Call arguments, returns, raises: as `kr.attacks.PGD`. It warns where the shape of `x` looks
-    like the other `data_format`.
+    Call arguments:
+        Same as `kr.attacks.PGD`. A call warns if the shape of `x` looks like the other
+        `data_format`.
+
+    Returns:
+        Same as `kr.attacks.PGD`.
+
+    Raises:
+        ValueError: same as `kr.attacks.PGD`; when called, if the model is a `kr.BlackBox` that
+            returns classes.
 
     Example:
 
     >>> import keras_robust as kr
     >>> attack = kr.attacks.Square(epsilon=8 / 255, num_queries=1000)
 
-    Departures from the authors' code: in L2 and L1 it makes the sides of windows odd and at least
-    3, and stretches each perturbation to the length `epsilon` before it clips to `bounds`. Here a
-    window may be a single pixel, and what clipping takes away is left to the next windows. A window
-    that would be higher or wider than the image keeps its area instead of its shape: a vector is an
-    image of one row. With a `mask` or a radius of 0, windows lie inside of the smallest rectangle
-    around what may change, or cover it.
+    Departures from the authors' code:
+
+    - In L2 and L1, their code makes the sides of windows odd and at least 3, and stretches each
+      perturbation to length `epsilon` before clipping to `bounds`. Here, a window may be a single
+      pixel, and the length lost by clipping is left to later windows.
+    - A window that would be higher or wider than the image keeps its area instead of its shape. A
+      vector is an image of one row.
+    - With a `mask` or a radius of 0, windows lie inside the smallest rectangle around the values
+      that may change, or cover it.
 
     Reference:
 
@@ -121,8 +135,8 @@ class Square(Attack):
         super().check_classifier(classifier, x)
         if classifier.returns_classes:
             raise ValueError(
-                "Square needs class scores, and this `keras_robust.BlackBox` returns the predicted "
-                "class alone: attack it by `keras_robust.attacks.HopSkipJump`. "
+                "Square needs class scores, but this `keras_robust.BlackBox` returns only "
+                "predicted classes. Use `keras_robust.attacks.HopSkipJump` instead. "
                 f"Received: model={classifier.model!r}"
             )
         validation.warn_of_other_data_format(x.shape, self.data_format)
@@ -132,12 +146,12 @@ class Square(Attack):
 
     def round_costs(self, num_classes: int) -> list[Cost]:
         sizes = np.diff(self._chunks(), prepend=0).tolist()
-        # Beside its queries, a round asks about its first image, and judges its last.
+        # In addition to its queries, a round evaluates its first image and judges its last.
         costs = [Cost(False, (size + 2) * self.num_samples) for size in sizes]
         return costs * self.num_restarts
 
     def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
-        # Within a restart margins never fall; a new restart takes the place of the old one.
+        # Margins never fall within a restart. A new restart replaces the failed one before it.
         return new_margin > -float("inf")
 
     def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
@@ -178,7 +192,7 @@ class Square(Attack):
         return RoundResult(search.to_model(z), 0, num_queries)
 
     def _chunks(self) -> list[int]:
-        """After how many queries each round ends."""
+        """Returns the number of queries after which each round ends."""
         ends = [min(_FIRST_CHUNK, self.num_queries)]
         while ends[-1] < self.num_queries:
             end = min(math.ceil(_GROWTH * ends[-1]), ends[-1] + _LONGEST_CHUNK)

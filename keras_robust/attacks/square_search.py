@@ -1,4 +1,4 @@
-"""The random proposals of the square attack, for each norm."""
+"""Random proposals of the Square attack for each norm."""
 
 import math
 from typing import Any
@@ -9,15 +9,15 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.ops import projection
 
-# At which of 10,000 queries the share of the image that a square covers is halved.
+# The queries, of 10,000, after which the fraction of the image that a square covers is halved.
 _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _NUM_TILES = 5
 # The axes of height and width.
-_SPACE = (1, 2)
+_SPATIAL_AXES = (1, 2)
 
 
 def image_shape(x: Any) -> tuple[int, int, int]:
-    """Height, width and channels of each example; a vector is an image of one row."""
+    """Returns height, width and channels of each example; a vector is an image of one row."""
     if len(x.shape) == 2:
         return 1, x.shape[1], 1
     *height, width, channels = x.shape[1:]
@@ -27,9 +27,9 @@ def image_shape(x: Any) -> tuple[int, int, int]:
 def window_sides(
     num_queries: int, initial_fraction: float, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Heights and widths of the windows, shape `(num_levels, 2)`, and each query's level.
+    """Returns the sides of the windows, shape `(num_levels, 2)`, and each query's level.
 
-    A window is a square, unless the image is too low or too narrow for it; then its area is kept.
+    A window is a square, unless the image is too low or too narrow for it. It then keeps its area.
     """
     query = np.arange(num_queries) * 10_000 // num_queries
     levels = np.searchsorted(_HALVED_AT, query, side="left")
@@ -42,17 +42,17 @@ def window_sides(
 
 
 class _Search:
-    """Images as height, width and channels, whatever the order of `x`, and random windows of them.
+    """Base class of the searches: images with channels last, and random windows in them.
 
     Args:
-        x: tensor, shape `(batch_size, ...)`, the original images.
+        x: tensor, shape `(batch_size, ...)`. The original images.
         epsilon: float. Radius of the ball.
-        norm: name of the ball's norm.
+        norm: string. Norm of the ball.
         bounds: pair of floats. Valid range of `x`.
-        num_queries: int. How many proposals there will be, which decides when windows shrink.
-        initial_fraction: float. Share of the image that the first windows cover.
-        data_format: `"channels_last"` or `"channels_first"`, the order of the axes of `x`. Examples
-            of fewer than 3 axes are taken as they are.
+        num_queries: int. Number of proposals, which determines when windows shrink.
+        initial_fraction: float. Fraction of the image that the first windows cover.
+        data_format: `"channels_last"` or `"channels_first"`, the order of the axes of `x`. Ignored
+            for examples with fewer than 3 axes.
     """
 
     def __init__(
@@ -81,21 +81,21 @@ class _Search:
         self.sides, self.levels = ops.convert_to_tensor(sides), ops.convert_to_tensor(levels)
 
     def from_model(self, x: Any) -> Any:
-        """Images in the order of the model's input, as the search has them."""
+        """Converts images in the format of the model's input to that of the search."""
         return ops.reshape(ops.moveaxis(x, 1, -1) if self.is_moved else x, self.shape)
 
     def to_model(self, z: Any) -> Any:
-        """The search's images in the order of the model's input."""
+        """Converts images in the format of the search to that of the model's input."""
         z = ops.reshape(z, self.shape_with_channels_last)
         return ops.moveaxis(z, -1, 1) if self.is_moved else z
 
     def signs(self, shape: tuple[int, ...], seed: Any) -> Any:
-        """-1 or 1, shape `(batch_size, *shape)`."""
+        """Draws signs, -1 or 1, of shape `(batch_size, *shape)`."""
         draws = backend.uniform((self.shape[0], *shape), seed, -1.0, 1.0, self.x.dtype)
         return ops.where(draws < 0, -ops.ones_like(draws), ops.ones_like(draws))
 
     def corners(self, side: Any, seed: Any) -> tuple[Any, Any]:
-        """Top and left of a window of that height and width, shape `(batch_size, 1, 1, 1)`."""
+        """Draws top and left of windows with the given sides, shape `(batch_size, 1, 1, 1)`."""
         draws = backend.uniform((self.shape[0], 2), seed, 0.0, 1.0, "float32")
         first, last = self._corners_to_draw(side)
         corner = first + ops.cast(draws * ops.cast(last - first + 1, "float32"), "int32")
@@ -103,10 +103,10 @@ class _Search:
         return corner[:, 0], corner[:, 1]
 
     def _corners_to_draw(self, side: Any) -> tuple[Any, Any]:
-        """The first and last of the corners, shape `(2,)` or `(batch_size, 2)`.
+        """Returns the first and last corner to draw from, shape `(2,)` or `(batch_size, 2)`.
 
-        Where only a part of an image may change, a window lies inside of the smallest rectangle
-        around it, or covers that.
+        If only a part of an image may change, windows lie inside the smallest rectangle around this
+        part, or cover it.
         """
         last = ops.convert_to_tensor(self.shape[1:3], dtype="int32") - side
         if self.free is None:
@@ -118,29 +118,29 @@ class _Search:
         return ops.clip(low, 0, last), ops.clip(high, 0, last)
 
     def _ends(self, axis: int) -> tuple[Any, Any]:
-        """The first and last row, or column, with a value that may change."""
+        """Returns the first and last row, or column, with a value that may change."""
         there = ops.cast(ops.any(self.free, axis=(2 - axis, 3)), "int32")
         last = self.shape[1 + axis] - 1 - ops.argmax(ops.flip(there, axis=1), axis=1)
         return ops.cast(ops.argmax(there, axis=1), "int32"), ops.cast(last, "int32")
 
     def window(self, side: Any, corner: tuple[Any, Any]) -> Any:
-        """A mask of the window's free values, shape `(batch_size, height, width, ...)`."""
+        """Returns a mask of the window's free values, shape `(batch_size, height, width, ...)`."""
         row, column = (self.places(axis) - corner[axis] for axis in (0, 1))
         rows = ops.logical_and(row >= 0, row < side[0])
         inside = ops.logical_and(rows, ops.logical_and(column >= 0, column < side[1]))
         return inside if self.free is None else ops.logical_and(inside, self.free)
 
     def places(self, axis: int) -> Any:
-        """0, 1, ... along the height or the width."""
+        """Returns 0, 1, ... along the height or the width, broadcastable to images."""
         shape = (1, -1, 1, 1) if axis == 0 else (1, 1, -1, 1)
         return ops.reshape(ops.arange(self.shape[1 + axis], dtype="int32"), shape)
 
 
 class LinfSearch(_Search):
-    """Algorithm 2: a square of the image becomes `x + epsilon` or `x - epsilon`."""
+    """Algorithm 2: sets a square of the image to `x + epsilon` or `x - epsilon`."""
 
     def initial(self, seed: Any) -> Any:
-        """Vertical stripes."""
+        """Returns images with vertical stripes."""
         stripes = self.signs((1, self.shape[2], self.channels), seed)
         return self.project(self.x + self.epsilon * stripes)
 
@@ -152,13 +152,13 @@ class LinfSearch(_Search):
 
 
 class L2Search(_Search):
-    """Algorithm 3: a window takes over the mass of another one."""
+    """Algorithm 3: moves the mass of one window to another."""
 
     order = 2
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # What is handed to the projection has this many times the length of what is to come back.
+        # Before the projection, perturbations are longer than the final ones by this factor.
         self.excess = 1
         size = self.shape[1:3]
         table = np.zeros((len(self.all_sides), 2, *size))
@@ -169,7 +169,7 @@ class L2Search(_Search):
         self.table = ops.convert_to_tensor(table.reshape(-1), dtype=self.x.dtype)
 
     def initial(self, seed: Any) -> Any:
-        """Tiles with random signs."""
+        """Returns images with tiles of random signs."""
         height, width = self.shape[1:3]
         tiles = [min(_NUM_TILES, height), min(_NUM_TILES, width)]
         sides = [height // tiles[0], width // tiles[1]]
@@ -207,21 +207,21 @@ class L2Search(_Search):
         return self.project(self.x + ops.where(first, new, ops.where(second, zero, nu)))
 
     def _pattern(self, level: Any, corner: tuple[Any, Any], seed: Any) -> Any:
-        """The window's pattern at its place, in one of two orientations."""
+        """Returns the pattern at the window's place, in one of two random orientations."""
         height, width = self.shape[1:3]
         row = (self.places(0) - corner[0]) % height
         column = (self.places(1) - corner[1]) % width
         transposed = ops.cast(self.signs((1, 1, 1), seed) > 0, "int32")
         return ops.take(self.table, ((level * 2 + transposed) * height + row) * width + column)
 
-    def _unit(self, values: Any, axis: tuple[int, ...] = _SPACE) -> Any:
-        """Each channel, or all of an image, divided by its norm."""
+    def _unit(self, values: Any, axis: tuple[int, ...] = _SPATIAL_AXES) -> Any:
+        """Divides values by their norm over the given axes, by default in each channel."""
         length = _total(ops.abs(values) ** self.order, axis) ** (1 / self.order)
         return values / ops.where(length > 0, length, ops.ones_like(length))
 
 
 class L1Search(L2Search):
-    """The same in L1, where the projection leaves what is largest."""
+    """The L1 version of `L2Search`. The projection keeps only the largest values."""
 
     order = 1
 
@@ -230,12 +230,12 @@ class L1Search(L2Search):
         self.excess = self.channels
 
 
-def _total(values: Any, axis: tuple[int, ...] = _SPACE) -> Any:
+def _total(values: Any, axis: tuple[int, ...] = _SPATIAL_AXES) -> Any:
     return ops.sum(values, axis=axis, keepdims=True)
 
 
 def pattern(rows: int, columns: int, power: float = 2) -> np.ndarray:
-    """`eta(r, s) = sum_{k=0}^{M(r, s)} 1 / (n + 1 - k)^power` (eq. 2): nested rectangles."""
+    """Returns `eta(r, s) = sum_{k=0}^{M(r, s)} 1 / (n + 1 - k)^power` (eq. 2)."""
     n = max(rows, columns) // 2
     r = abs(np.arange(rows) - rows // 2)[:, None]
     s = abs(np.arange(columns) - columns // 2)[None]
@@ -244,7 +244,7 @@ def pattern(rows: int, columns: int, power: float = 2) -> np.ndarray:
 
 
 def split_pattern(rows: int, columns: int, transposed: bool, order: int) -> np.ndarray:
-    """One half `eta`, the other `-eta`, with an L1 or L2 norm of 1."""
+    """Returns `eta` in one half and `-eta` in the other, with an L1 or L2 norm of 1."""
     if transposed:
         return split_pattern(columns, rows, False, order).T
     half, power = columns // 2, 4 / order

@@ -1,4 +1,4 @@
-"""The configuration of an attack, which stays as it was made."""
+"""Immutable configuration of attacks."""
 
 import copy
 import inspect
@@ -15,7 +15,7 @@ from keras_robust.model.keys import value_key
 
 
 class _Frozen(type):
-    """Freezes an object when its constructor has returned."""
+    """Freezes objects after their construction, and warns about implausible radii."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         attack = super().__call__(*args, **kwargs)
@@ -25,22 +25,25 @@ class _Frozen(type):
 
     @property
     def __signature__(cls) -> inspect.Signature:
-        """The constructor's signature, which `__call__` would hide from `inspect`."""
+        """The signature of the constructor, which `__call__` would hide from `inspect`."""
         constructor = inspect.signature(cls.__init__)  # type: ignore[misc]
         return constructor.replace(parameters=list(constructor.parameters.values())[1:])
 
 
 class Value(metaclass=_Frozen):
-    """Base class of `kr.attacks.Attack`: the arguments of a constructor, which cannot be set later.
+    """Base class of `kr.attacks.Attack`: constructor arguments that cannot be set later.
 
-    Radii and step sizes are data: what is compiled for an attack gets them as tensors.
+    Radii and step sizes are data. Compiled functions receive them as tensors, so that changing them
+    does not compile the attack again.
     """
 
-    # Numbers that what is compiled is given as data.
+    # Names of the attributes that compiled functions receive as tensors.
     data_names: ClassVar[tuple[str, ...]] = ("epsilon", "step_size")
 
     def replace(self, **changes: Any) -> Self:
-        """Another attack, with other arguments of its constructor.
+        """Returns a copy of the attack with some constructor arguments replaced.
+
+        Example:
 
         >>> import keras_robust as kr
         >>> kr.attacks.PGD(epsilon=0.1).replace(epsilon=0.2).epsilon
@@ -57,7 +60,7 @@ class Value(metaclass=_Frozen):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the constructor, as the attributes of the same names have them."""
+        """The constructor's arguments, read from the attributes with the same names."""
         parameters = inspect.signature(type(self)).parameters.values()
         named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return {name: getattr(self, name) for name in named}
@@ -65,24 +68,24 @@ class Value(metaclass=_Frozen):
     def __setattr__(self, name: str, value: Any) -> None:
         if getattr(self, "_is_frozen", False):
             raise AttributeError(
-                f"{type(self).__name__}.{name} cannot be set: an attack stays as it was made. "
-                f"`attack.replace({name}=...)` returns another one."
+                f"{type(self).__name__}.{name} cannot be set, because attacks are immutable. "
+                f"`attack.replace({name}=...)` returns a changed copy."
             )
         super().__setattr__(name, value)
 
     def changed(self, **attributes: Any) -> Self:
-        """A copy with other attributes, whatever the constructor would say to them."""
+        """Returns a copy with other attributes, without the checks of the constructor."""
         other = copy.copy(self)
         vars(other).update(attributes)
         return other
 
     def at(self, iterations: Any, dtype: Any = "float32") -> Self:
-        """The attack in one step of training: variables and schedules become tensors.
+        """Returns the attack for one training step, with variables and schedules as tensors.
 
         Args:
-            iterations: int tensor, how many steps the optimizer has taken. `None` outside of
-                training, where schedules have no value.
-            dtype: of the tensors.
+            iterations: int tensor. Number of steps that the optimizer has taken. Use `None` outside
+                training, where schedules have no value and raise a `ValueError`.
+            dtype: dtype of the tensors. Defaults to `"float32"`.
         """
         values = {name: getattr(self, name, None) for name in self.data_names}
         if iterations is None:
@@ -95,37 +98,37 @@ class Value(metaclass=_Frozen):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables among its radii."""
+        """The radii and step sizes that are a `keras.Variable`."""
         values = [getattr(self, name, None) for name in self.data_names]
         return [value for value in values if isinstance(value, keras.Variable)]
 
     @property
     def given(self) -> list[str]:
-        """Those of `data_names` that it has."""
+        """The `data_names` whose attributes are not `None`."""
         return [name for name in self.data_names if getattr(self, name, None) is not None]
 
     @property
     def data(self) -> dict[str, Any]:
-        """The numbers and arrays that are given, as they are now."""
+        """The current numbers and arrays of the attributes in `given`."""
         return {name: scheduled.number(name, getattr(self, name)) for name in self.given}
 
     @property
     def num_data(self) -> int:
-        """How many arrays `data_arrays` returns."""
+        """Number of arrays that `data_arrays` returns."""
         return len(self.given)
 
     @property
     def key(self) -> Hashable:
-        """A key of the compiled attack: the values of all attributes but `data`."""
+        """Key of the compiled attack: the values of all attributes that are not in `given`."""
         given = self.given
         return value_key((type(self), {n: v for n, v in vars(self).items() if n not in given}))
 
     def data_arrays(self) -> list[np.ndarray]:
-        """The values of `data`, to be passed to what is compiled."""
+        """Returns the values of `data` as arrays, which compiled functions receive."""
         return [np.asarray(value, "float64") for value in self.data.values()]
 
     def with_data(self, values: Sequence[Any], dtype: Any) -> Self:
-        """The attack with the tensors of `data_arrays` in their places."""
+        """Returns a copy with tensors in place of the attributes in `given`."""
         tensors = (ops.cast(value, dtype) for value in values)
         return self.changed(**dict(zip(self.given, tensors, strict=True)))
 
@@ -135,7 +138,7 @@ class Value(metaclass=_Frozen):
 
 
 def _described(value: Any) -> str:
-    """Its `repr`; of an array, its shape and extremes."""
+    """Returns the `repr` of a value; for an array, its shape and extremes."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_described, value))})"
     if isinstance(value, np.ndarray):

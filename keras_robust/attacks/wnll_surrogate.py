@@ -1,4 +1,4 @@
-"""What to differentiate instead of a WNLL head."""
+"""Surrogate gradients for attacks on a WNLL head."""
 
 from typing import Any
 
@@ -14,26 +14,28 @@ SURROGATES = ("linear", "straight_through", "exact", "soft_neighbors")
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class WNLLSurrogate:
-    """An `objective`: attacks a model with a `kr.layers.WNLLHead` through another gradient.
+    """Attacks a model with a `kr.layers.WNLLHead` through another gradient than the head's own.
 
-    The exact gradient of the graph interpolation is shattered: each neighbour that enters or
-    leaves a list makes it jump. These lead an attack past that; success is judged on the model.
+    Pass it to an attack as its `objective`. The exact gradient of the graph interpolation is
+    shattered: it jumps whenever a neighbour enters or leaves a list. The other gradients lead
+    attacks past these jumps. Success is judged on the model itself.
 
-    - `"linear"`: the linear branch z, as if there were no WNLL branch.
-    - `"straight_through"`: the gradient of the loss at `log u`, handed to the linear branch (what
-      the papers attack with).
-    - `"exact"`: u itself, whatever the head's own `gradient`. Use it with `loss="margin"`: the
-      cross-entropy of a u that is nearly 0 or 1 saturates.
+    - `"linear"`: the linear branch z, without the WNLL branch.
+    - `"straight_through"`: the gradient of the loss at `log u`, passed on to the linear branch. The
+      papers attack with this gradient.
+    - `"exact"`: u itself, whatever the head's own `gradient` is. Use it with `loss="margin"`,
+      because the cross-entropy saturates if u is nearly 0 or 1.
     - `"soft_neighbors"`: `z_c = log sum_{y of class c} exp(-||h - y||^2 / sigma^2)` over the whole
-      template, without lists of neighbours and without the other queries; `sigma` is the distance
-      to the n-th neighbour, held fixed.
+      template, without lists of neighbours and without the other queries. `sigma` is the distance
+      to the n-th neighbour and is held constant.
 
     Args:
-        surrogate: one of the above.
-        from_logits: bool. As of the attack. Defaults to `True`.
+        surrogate: string. One of the names above.
+        from_logits: bool. Same as the attack's `from_logits`. Defaults to `True`.
 
     Raises:
-        ValueError: if `surrogate` is none of them; when called, if the model has no WNLL head.
+        ValueError: if `surrogate` is not one of the names above; when called, if the model has no
+            WNLL head.
 
     Example:
 
@@ -54,7 +56,7 @@ class WNLLSurrogate:
     def __call__(self, model: Any, x: Any, y: Any) -> Any:
         if not any(isinstance(layer, HasSurrogate) for layer in all_layers(model)):
             raise ValueError(
-                "The model has no `keras_robust.layers.WNLLHead` to find a surrogate for. "
+                "`WNLLSurrogate` cannot be used: the model has no `keras_robust.layers.WNLLHead`. "
                 f"Received: model={model!r}"
             )
         with attacked_as(model, self.surrogate):

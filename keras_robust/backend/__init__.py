@@ -1,29 +1,31 @@
-"""The only place that imports TensorFlow or JAX.
+"""The only package that imports JAX and, besides `datasets`, TensorFlow.
 
-Everything above this package is written with `keras.ops`. What `keras.ops` does not have is
-here, once for each backend, under the same names:
+All packages above this one use `keras.ops`. Functions that `keras.ops` lacks are implemented
+here once for each backend, under the same names:
 
-- `input_gradient(function, x)`: the gradient of a scalar function of a tensor;
-  `value_and_gradient`, `value_and_jacobian`: with the value.
-- `NoGradientError`: what these raise on TensorFlow where there is none; on JAX it is 0.
-- `compiled(model, key, function)`: `function(...)` compiled once per model, key and shapes.
+- `input_gradient(function, x)`: the gradient of a scalar function with respect to a tensor.
+  `value_and_gradient` and `value_and_jacobian` also return the value.
+- `NoGradientError`: raised by these functions on TensorFlow if no gradient exists. On JAX, the
+  gradient is 0 in that case.
+- `compiled(model, key, function)`: compiles `function` once for each model, key and input shapes.
 - `is_tracing(x)`: whether a compiled function is being traced, so that `x` has no values yet.
-- `keep_compiled(folder)`: keeps compiled functions for other processes; on TensorFlow nothing.
-- `DYNAMIC_BATCH`: whether a compiled function takes batches of every size.
-- `make_seed`, `fold_in`, `uniform`, `normal`: random numbers without state.
-- `rounded(x, dtype)`: `x` rounded to the values of another dtype.
-- `seeded(variables, seed)`: Keras's seed generators, made functions of a seed.
-- `TrainStep`: `train_step` of a `keras.Model`, which prepares the loss before the gradient tape.
-- `host_call(function, x, outputs)`: a function of arrays, called by a compiled one as it runs.
-- `switch(index, branches)`: `keras.ops.switch`, which never compiles the other branches for a
-  call from Python.
-- `repeat(count, step, state)`: a loop of fixed length, whose gradient XLA can compile.
-- `convolution_for_loops()`: a convolution that is fast in loops too; `None` if Keras's own is.
+- `keep_compiled(folder)`: caches compiled functions for other processes. Does nothing on
+  TensorFlow.
+- `DYNAMIC_BATCH`: whether a compiled function accepts batches of any size.
+- `make_seed`, `fold_in`, `uniform`, `normal`: stateless random numbers.
+- `rounded(x, dtype)`: rounds `x` to the values of another dtype.
+- `seeded(variables, seed)`: makes Keras's seed generators draw from a seed.
+- `TrainStep`: a `train_step` for `keras.Model` that prepares the loss before the gradient tape.
+- `host_call(function, x, outputs)`: calls a function of arrays when a compiled function runs.
+- `switch(index, branches)`: `keras.ops.switch`, which compiles only the selected branch when
+  called eagerly.
+- `repeat(count, step, state)`: a loop of fixed length whose gradient XLA can compile.
+- `convolution_for_loops()`: a convolution that is fast inside loops, or `None` if Keras's own is.
 - `matmul(a, b)`: a matrix product in full precision, whatever the device's default is.
-- `product_precision()`: the dtype that factors of a matrix product are rounded to.
-- `device()`: what the computation runs on, in words.
+- `product_precision()`: the dtype to which the factors of a matrix product are rounded.
+- `device()`: the name of the device.
 - `synchronize(x)`: waits until `x` has been computed.
-- `peak_memory()`: the most memory that tensors have taken on a GPU, in bytes.
+- `peak_memory()`: the peak memory of tensors on a GPU, in bytes.
 """
 
 import keras

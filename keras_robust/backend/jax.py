@@ -12,26 +12,26 @@ from keras_robust.backend.cache import cached
 from keras_robust.backend.jax_convolution import convolution
 from keras_robust.backend.processor import processor
 
-# Whether a compiled function takes batches of every size without being compiled anew.
+# Whether a compiled function accepts batches of any size without recompilation.
 DYNAMIC_BATCH = False
 
 
 def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
-    """Gradient of the scalar `function(x)` in `x`; nothing else is recorded."""
+    """Returns the gradient of the scalar `function(x)` with respect to `x` alone."""
     return jax.grad(function)(x)
 
 
 def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tuple[Any, Any]:
-    """For `function(x) = (scalar, value)`: the value, and the scalar's gradient in `x`."""
+    """For `function(x) = (scalar, value)`, returns the value and the scalar's gradient."""
     gradient, value = jax.grad(function, has_aux=True)(x)
     return value, gradient
 
 
 def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
-    """For `function(x)` of shape `(batch_size, k)`: its value, and its gradients in `x`.
+    """For `function(x)` of shape `(batch_size, k)`, returns its value and its gradients.
 
-    Each example's values depend on that example alone. The gradients have shape
-    `(batch_size, k, ...)`. One pass forward, k backward.
+    Each example's values must depend on that example only. The gradients have shape
+    `(batch_size, k, ...)`. The cost is one forward pass and k backward passes.
     """
     value, pull_back = jax.vjp(function, x)
 
@@ -43,7 +43,7 @@ def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any
 
 
 class _Recorder(keras.StatelessScope):
-    """Notes which Keras variables are read."""
+    """Records which Keras variables are read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class _Recorder(keras.StatelessScope):
 def compiled(
     model: Any, key: Hashable, function: Callable[..., Any], num_batched: int = 0
 ) -> Callable[..., Any]:
-    """`function(*tensors)`, compiled once for each `(model, key)` and tensor shapes.
+    """Compiles `function(*tensors)` once for each `(model, key)` and input shapes.
 
-    On TensorFlow, the first axis of the first `num_batched` tensors may have any size.
+    `num_batched` has no effect. On TensorFlow, it allows batches of any size.
 
-    The Keras variables that it reads, which a first trace finds, go in as arguments: the
-    compiled function sees their new values, as it does on TensorFlow.
+    A first trace finds the Keras variables that the function reads. They become arguments, so that
+    the compiled function sees their current values, as on TensorFlow.
     """
 
     def run(*args: Any) -> Any:
@@ -79,8 +79,8 @@ def compiled(
                 with keras.StatelessScope(state_mapping=mapping):
                     return function(*args)
 
-            # Compiled now, so that one executable is kept and the variables: what `jax.jit`
-            # returns would keep `function`, and an executable for each kind of argument.
+            # Compiled here so that the cache holds one executable and the variables. The result of
+            # `jax.jit` would hold `function` and one executable for each kind of argument.
             values = [variable.value for variable in variables]
             return jax.jit(stateless).lower(values, *args).compile(), variables
 
@@ -91,53 +91,54 @@ def compiled(
 
 
 def keep_compiled(folder: pathlib.Path) -> None:
-    """Keeps compiled functions in `folder` for other processes, unless another one is set."""
+    """Caches compiled functions in `folder` for other processes, unless a cache is set."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def is_tracing(x: Any) -> bool:
-    """Whether `x` is a symbol of a function under construction."""
+    """Returns whether `x` is a tracer of a function being compiled."""
     return isinstance(x, jax.core.Tracer)
 
 
 def switch(index: Any, branches: Sequence[Callable[[], Any]]) -> Any:
-    """`branches[index]()`, whether `index` is known yet or not."""
+    """Returns `branches[index]()`, whether `index` is already known or not."""
     return keras.ops.switch(index, branches) if is_tracing(index) else branches[int(index)]()
 
 
 def make_seed(seed: int) -> Any:
-    """A seed from an integer of up to 64 bits."""
+    """Returns a seed from an integer of up to 64 bits."""
     seed = int(seed)
     return jax.random.fold_in(jax.random.PRNGKey(seed & 0x7FFFFFFF), (seed >> 31) & 0x7FFFFFFF)
 
 
 def fold_in(seed: Any, data: Any) -> Any:
-    """A new seed, determined by `seed` and the integer `data`."""
+    """Returns a new seed, determined by `seed` and the integer `data`."""
     return jax.random.fold_in(seed, data)
 
 
 def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
-    """Uniform random numbers from `low` to `high`."""
+    """Returns uniform random numbers from `low` to `high`."""
     return jax.random.uniform(seed, shape, minval=low, maxval=high, dtype=dtype)
 
 
 def normal(shape: Any, seed: Any, dtype: str) -> Any:
-    """Standard normal random numbers."""
+    """Returns standard normal random numbers."""
     return jax.random.normal(seed, shape, dtype=dtype)
 
 
 def rounded(x: Any, dtype: Any) -> Any:
-    """`x` rounded to the values that `dtype` has, in its own dtype."""
-    info = jax.numpy.finfo(dtype)  # XLA may leave out a cast to and fro.
+    """Rounds `x` to values of `dtype`, and keeps its own dtype."""
+    # Not two casts, which XLA may optimize away.
+    info = jax.numpy.finfo(dtype)
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 @contextlib.contextmanager
 def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
-    """Inside, the Keras seed generators with these state variables draw from `seed`.
+    """Makes the Keras seed generators with these state variables draw from `seed`.
 
-    It must be used in a compiled function, where assigning to a variable changes nothing else.
+    Use it only in a compiled function, where assigning to a variable has no effect outside.
     """
     values = [variable.value for variable in variables]
     for number, variable in enumerate(variables):
@@ -150,33 +151,34 @@ def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
 def host_call(
     function: Callable[[Any], tuple[Any, ...]], x: Any, outputs: tuple[tuple[str, int], ...]
 ) -> tuple[Any, ...]:
-    """`function` of the array `x`, called when a compiled function runs; no gradient.
+    """Calls `function` on the array `x` when a compiled function runs. It has no gradient.
 
-    `outputs` are the dtypes and widths of the arrays that it returns, with a row for each of x.
+    `outputs` lists the dtype and width of each array that `function` returns. Each array has one
+    row for each row of `x`.
     """
     shapes = [jax.ShapeDtypeStruct((x.shape[0], width), dtype) for dtype, width in outputs]
     return tuple(jax.pure_callback(lambda x: tuple(function(x)), tuple(shapes), x))
 
 
 def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
-    """`step` applied `count` times to `state`."""
+    """Applies `step` `count` times to `state`."""
     return jax.lax.fori_loop(0, count, lambda _, state: step(state), state)
 
 
 def convolution_for_loops() -> Callable[..., Any] | None:
-    """Returns a convolution that is fast in loops too, or `None` where Keras's own is."""
+    """Returns a convolution that is fast inside loops, or `None` if Keras's own is."""
     return convolution if jax.default_backend() == "cpu" else None
 
 
 def matmul(a: Any, b: Any) -> Any:
-    """The matrix product `a b` in the precision of its dtype, whatever the default is."""
+    """Returns the matrix product `a b` in the precision of its dtype, whatever the default is."""
     return jax.numpy.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def product_precision() -> str:
-    """The dtype that the factors of a product of float32 matrices are rounded to.
+    """Returns the dtype to which the factors of a product of float32 matrices are rounded.
 
-    TF32, the default on GPUs, has the 10 bits of float16's mantissa.
+    TF32, the default on GPUs, has the same 10-bit mantissa as float16.
     """
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if precision in ("float32", "highest"):
@@ -185,7 +187,7 @@ def product_precision() -> str:
 
 
 def device() -> str:
-    """The name of the GPU, or of the processor."""
+    """Returns the name of the GPU, or of the CPU."""
     return processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
 
 
@@ -195,12 +197,12 @@ def synchronize(x: Any) -> None:
 
 
 def peak_memory() -> int | None:
-    """The most memory that arrays have taken on a GPU, in bytes; `None` on a CPU."""
+    """Returns the peak memory of arrays on a GPU in bytes, or `None` on a CPU."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 class TrainStep:
-    """Prepares the loss outside of the gradient, then runs Keras's own `train_step`."""
+    """Prepares the loss outside the gradient, then runs Keras's own `train_step`."""
 
     def train_step(self: Any, state: Any, data: Any) -> Any:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

@@ -1,4 +1,4 @@
-"""A convolution on CPUs that is as fast in a loop as outside."""
+"""A convolution that is as fast in a loop as outside, on CPUs."""
 
 import functools
 from typing import Any
@@ -13,11 +13,12 @@ _SPATIAL = "DHW"
 def convolution(
     x: Any, kernel: Any, strides: tuple[int, ...], padding: str, dilations: tuple[int, ...]
 ) -> Any:
-    """`keras.ops.conv` of channels last and one group.
+    """Computes `keras.ops.conv` for channels-last inputs and one group.
 
-    XLA has fast code on CPUs for convolutions whose axes are in this order. It puts others, such
-    as the gradient in x that JAX makes, into it, but not inside of loops, where they take 4 times
-    as long or more. So this gradient is in it from the start.
+    On CPUs, XLA has a fast kernel for convolutions with this order of axes. It transposes other
+    convolutions, such as JAX's own gradient with respect to `x`, to this order, but not inside
+    loops, where they take at least 4 times as long. The gradient here therefore uses this order
+    directly.
     """
     return _convolution(x, kernel, strides, padding, dilations)
 
@@ -44,20 +45,20 @@ def _backward(
 ) -> tuple[Any, Any]:
     x, kernel = saved
     rank = len(strides)
-    reach = [(size - 1) * d + 1 for size, d in zip(kernel.shape, dilations, strict=False)]
+    extents = [(size - 1) * d + 1 for size, d in zip(kernel.shape, dilations, strict=False)]
     pads = []
-    for axis, (low, _) in enumerate(lax.padtype_to_pads(x.shape[1:-1], reach, strides, padding)):
-        before = reach[axis] - 1 - low
-        spread = (upstream.shape[1 + axis] - 1) * strides[axis] + 1
-        pads.append((before, x.shape[1 + axis] + reach[axis] - 1 - spread - before))
+    for axis, (low, _) in enumerate(lax.padtype_to_pads(x.shape[1:-1], extents, strides, padding)):
+        before = extents[axis] - 1 - low
+        dilated_size = (upstream.shape[1 + axis] - 1) * strides[axis] + 1
+        pads.append((before, x.shape[1 + axis] + extents[axis] - 1 - dilated_size - before))
     mirrored = lax.rev(kernel, range(rank)).swapaxes(-1, -2)
     gradient = lax.conv_general_dilated(
         upstream, mirrored, (1,) * rank, pads, strides, dilations, _axes(rank)
     )
-    _, in_kernel = jax.vjp(
+    _, kernel_vjp = jax.vjp(
         lambda kernel: _convolution(x, kernel, strides, padding, dilations), kernel
     )
-    return gradient, in_kernel(upstream)[0]
+    return gradient, kernel_vjp(upstream)[0]
 
 
 convolution.defvjp(_forward, _backward)

@@ -1,5 +1,8 @@
-"""What is raised where there is no gradient."""
+"""The error for a model without a gradient."""
 
 
 class NoGradientError(ValueError):
-    """The model has no gradient in its input: TensorFlow finds none. JAX has one that is 0."""
+    """The model has no gradient with respect to its input.
+
+    Only TensorFlow raises it. On JAX, the gradient is 0 in that case.
+    """

@@ -1,4 +1,4 @@
-"""The processor, in words."""
+"""The name of the CPU."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ import re
 
 
 def processor() -> str:
-    """Its name, and the number of its cores that this process may use."""
+    """Returns the CPU's name and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,4 +1,4 @@
-"""Setting a context variable for a while."""
+"""Temporary values of context variables."""
 
 import contextlib
 import contextvars

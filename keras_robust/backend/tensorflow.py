@@ -12,31 +12,32 @@ from keras_robust.backend.cache import cached
 from keras_robust.backend.no_gradient import NoGradientError
 from keras_robust.backend.processor import processor
 
-# Whether a compiled function takes batches of every size without being compiled anew.
+# Whether a compiled function accepts batches of any size without recompilation.
 DYNAMIC_BATCH = True
 
 
 def _checked(gradient: Any, x: Any) -> Any:
-    """The gradient in `x`, with the shape that is known of `x`."""
+    """Returns the gradient with the static shape of `x`; raises an error if there is none."""
     if gradient is None:
         raise NoGradientError(
-            "The model has no gradient in its input: some operation between input and output is "
-            "not differentiable, or the output does not depend on the input. Attack it through "
-            "an `objective` (`keras_robust.attacks.BPDA`), or without gradients "
-            "(`keras_robust.attacks.Square`)."
+            "The model has no gradient with respect to its input: some operation between input "
+            "and output is not differentiable, or the output does not depend on the input. Attack "
+            "it with a surrogate gradient, `objective=keras_robust.attacks.BPDA(...)`, or without "
+            "gradients (`keras_robust.attacks.Square`)."
         )
     gradient = tf.convert_to_tensor(gradient)
-    gradient.set_shape(x.shape)  # Some operations leave it open, as `RandomRotation`'s.
+    # Some gradients, such as that of `RandomRotation`, have an unknown static shape.
+    gradient.set_shape(x.shape)
     return gradient
 
 
 def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
-    """Gradient of the scalar `function(x)` in `x`; nothing else is recorded."""
+    """Returns the gradient of the scalar `function(x)` with respect to `x` alone."""
     return value_and_gradient(lambda x: (function(x), ()), x)[1]
 
 
 def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tuple[Any, Any]:
-    """For `function(x) = (scalar, value)`: the value, and the scalar's gradient in `x`."""
+    """For `function(x) = (scalar, value)`, returns the value and the scalar's gradient."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         scalar, value = function(x)
@@ -44,10 +45,10 @@ def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tu
 
 
 def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
-    """For `function(x)` of shape `(batch_size, k)`: its value, and its gradients in `x`.
+    """For `function(x)` of shape `(batch_size, k)`, returns its value and its gradients.
 
-    Each example's values depend on that example alone. The gradients have shape
-    `(batch_size, k, ...)`. One pass forward, k backward.
+    Each example's values must depend on that example only. The gradients have shape
+    `(batch_size, k, ...)`. The cost is one forward pass and k backward passes.
     """
     with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
         tape.watch(x)
@@ -60,7 +61,7 @@ def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any
 def compiled(
     model: Any, key: Hashable, function: Callable[..., Any], num_batched: int = 0
 ) -> Callable[..., Any]:
-    """`function(*tensors)`, compiled once for each `(model, key)` and tensor shapes.
+    """Compiles `function(*tensors)` once for each `(model, key)` and input shapes.
 
     The first axis of the first `num_batched` tensors may have any size.
     """
@@ -82,48 +83,48 @@ def compiled(
 
 
 def keep_compiled(folder: pathlib.Path) -> None:
-    """Nothing: TensorFlow compiles for one process."""
+    """Does nothing, because TensorFlow has no cache for other processes."""
 
 
 def is_tracing(x: Any) -> bool:
-    """Whether `x` is a symbol of a graph under construction."""
+    """Returns whether `x` is a symbolic tensor of a graph being built."""
     return tf.is_symbolic_tensor(x) or not tf.executing_eagerly()
 
 
 def switch(index: Any, branches: Sequence[Callable[[], Any]]) -> Any:
-    """`branches[index]()`, whether `index` is known yet or not."""
+    """Returns `branches[index]()`, whether `index` is already known or not."""
     return keras.ops.switch(index, branches)
 
 
 def make_seed(seed: int) -> Any:
-    """A seed from an integer of up to 64 bits."""
+    """Returns a seed from an integer of up to 64 bits."""
     seed = int(seed)
     return tf.constant([seed & 0x7FFFFFFF, (seed >> 31) & 0x7FFFFFFF], dtype="int32")
 
 
 def fold_in(seed: Any, data: Any) -> Any:
-    """A new seed, determined by `seed` and the integer `data`."""
+    """Returns a new seed, determined by `seed` and the integer `data`."""
     return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, "int32"))
 
 
 def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
-    """Uniform random numbers from `low` to `high`."""
+    """Returns uniform random numbers from `low` to `high`."""
     return tf.random.stateless_uniform(shape, seed, minval=low, maxval=high, dtype=dtype)
 
 
 def normal(shape: Any, seed: Any, dtype: str) -> Any:
-    """Standard normal random numbers."""
+    """Returns standard normal random numbers."""
     return tf.random.stateless_normal(shape, seed, dtype=dtype)
 
 
 def rounded(x: Any, dtype: Any) -> Any:
-    """`x` rounded to the values that `dtype` has, in its own dtype."""
+    """Rounds `x` to values of `dtype`, and keeps its own dtype."""
     return tf.cast(tf.cast(x, dtype), x.dtype)
 
 
 @contextlib.contextmanager
 def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
-    """Inside, the Keras seed generators with these state variables draw from `seed`."""
+    """Makes the Keras seed generators with these state variables draw from `seed`."""
     mapping = [
         (variable, tf.cast(fold_in(seed, number), variable.dtype))
         for number, variable in enumerate(variables)
@@ -135,9 +136,10 @@ def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
 def host_call(
     function: Callable[[Any], tuple[Any, ...]], x: Any, outputs: tuple[tuple[str, int], ...]
 ) -> tuple[Any, ...]:
-    """`function` of the array `x`, called when a compiled function runs; no gradient.
+    """Calls `function` on the array `x` when a compiled function runs. It has no gradient.
 
-    `outputs` are the dtypes and widths of the arrays that it returns, with a row for each of x.
+    `outputs` lists the dtype and width of each array that `function` returns. Each array has one
+    row for each row of `x`.
     """
     results = tf.numpy_function(function, [x], [dtype for dtype, _ in outputs], stateful=False)
     return tuple(
@@ -147,10 +149,10 @@ def host_call(
 
 
 def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
-    """`step` applied `count` times to `state`.
+    """Applies `step` `count` times to `state`.
 
-    For the gradient XLA must know how many states to keep, which `keras.ops.fori_loop` does not
-    tell it.
+    To compile the gradient, XLA must know the number of states to store. `keras.ops.fori_loop` does
+    not provide it.
     """
     return tf.while_loop(
         lambda i, state: i < count,
@@ -161,15 +163,15 @@ def repeat(count: int, step: Callable[[Any], Any], state: Any) -> Any:
 
 
 def convolution_for_loops() -> Callable[..., Any] | None:
-    """Returns a convolution that is fast in loops too, or `None` where Keras's own is."""
+    """Returns a convolution that is fast inside loops, or `None` if Keras's own is."""
     return None
 
 
 def matmul(a: Any, b: Any) -> Any:
-    """The matrix product `a b` in the precision of its dtype, whatever the default is.
+    """Returns the matrix product `a b` in the precision of its dtype, whatever the default is.
 
-    Where float32 matrices are multiplied in TF32, it is computed in float64: TensorFlow has no
-    precision of a single product.
+    Where TensorFlow would use TF32, the product is computed in float64, because TensorFlow cannot
+    set the precision of a single product.
     """
     a, b = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
     if a.dtype == tf.float32 and product_precision() != "float32":
@@ -178,16 +180,16 @@ def matmul(a: Any, b: Any) -> Any:
 
 
 def product_precision() -> str:
-    """The dtype that the factors of a product of float32 matrices are rounded to.
+    """Returns the dtype to which the factors of a product of float32 matrices are rounded.
 
-    TF32, the default on GPUs, has the 10 bits of float16's mantissa.
+    TF32, the default on GPUs, has the same 10-bit mantissa as float16.
     """
     is_short = tf.config.experimental.tensor_float_32_execution_enabled()
     return "float16" if is_short and tf.config.list_physical_devices("GPU") else "float32"
 
 
 def device() -> str:
-    """The name of the GPU, or of the processor."""
+    """Returns the name of the GPU, or of the CPU."""
     accelerators = [d for d in tf.config.list_physical_devices() if d.device_type != "CPU"]
     if not accelerators:
         return processor()
@@ -201,14 +203,14 @@ def synchronize(x: Any) -> None:
 
 
 def peak_memory() -> int | None:
-    """The most memory that tensors have taken on a GPU, in bytes; `None` on a CPU."""
+    """Returns the peak memory of tensors on a GPU in bytes, or `None` on a CPU."""
     if not tf.config.list_logical_devices("GPU"):
         return None
     return tf.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
 class TrainStep:
-    """Prepares the loss outside of the gradient tape, then runs Keras's own `train_step`."""
+    """Prepares the loss outside the gradient tape, then runs Keras's own `train_step`."""
 
     def train_step(self: Any, data: Any) -> Any:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

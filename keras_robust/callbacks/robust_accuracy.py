@@ -14,31 +14,30 @@ from keras_robust.model.arrays import as_arrays, check_images, check_range
 class RobustAccuracy(keras.callbacks.Callback):
     """Logs the accuracy under an attack at the end of each epoch.
 
-    It is logged as `val_robust_accuracy`, for the progress bar, the history and every callback
-    that comes after this one in the list: `EarlyStopping("val_robust_accuracy", mode="max")`,
+    The value is logged as `val_robust_accuracy`. It appears in the progress bar and the history,
+    and every later callback in the list can monitor it:
+    `EarlyStopping("val_robust_accuracy", mode="max")` or
     `ModelCheckpoint(path, monitor="val_robust_accuracy", mode="max", save_best_only=True)`. A
-    KerasTuner search takes `keras_tuner.Objective("val_robust_accuracy", "max")`. It works with
-    any Keras model, `kr.RobustModel` or not.
+    KerasTuner search takes `keras_tuner.Objective("val_robust_accuracy", "max")`. The callback
+    works with any Keras model, not only a `kr.RobustModel`.
 
-    Several of them, with other attacks or images, need a `name` each.
-
-    The attack starts from the same random numbers in each epoch, so that epochs can be compared.
-    Choose models on other images than those of the final report.
+    The attack uses the same random numbers in each epoch, so that epochs are comparable.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`. A few hundred do: the cost is that of the attack.
+        attack: untargeted `kr.attacks.Attack`.
+        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels, as for
+            `kr.evaluate`. A few hundred images are enough. The cost is that of the attack.
         y: integer or one-hot labels. Defaults to `None`, for a data set.
         batch_size: int. Defaults to `128`.
         seed: int. Seed of the attack's random numbers. Defaults to `0`.
-        name: string. What it is logged as. Defaults to `"val_robust_accuracy"`.
+        name: string. The name in the logs. Several of these callbacks need different names.
+            Defaults to `"val_robust_accuracy"`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
 
     Raises:
-        ValueError: if `attack` is not an untargeted attack; when training begins, if the attack
-            cannot work on `x`, `y` and the model, or if another callback logs the same `name`; at
-            the end of the first epoch, if a metric does.
+        ValueError: if `attack` is not an untargeted attack; when training begins, if `x`, `y` or
+            the model does not fit the attack, or another callback logs the same `name`; at the end
+            of the first epoch, if a metric has the same name.
 
     Example:
 
@@ -52,6 +51,8 @@ class RobustAccuracy(keras.callbacks.Callback):
     >>> history = model.fit(x, y, callbacks=[callback], verbose=0)
     >>> list(history.history)
     ['loss', 'val_robust_accuracy']
+
+    To select a model with this value, use images that are not part of the final report.
     """
 
     def __init__(
@@ -74,15 +75,15 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.name = name
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._check_that_the_name_is_free(logs)
+        self._check_name_is_free(logs)
         if logs is not None:
-            # All callbacks of a training get the same mapping: the next one sees the name in it.
+            # All callbacks share this mapping, so the next `RobustAccuracy` sees the name.
             logs[self.name] = None
         if self.model.built:
             self.attack.check(self.model, self.x, self.y)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._check_that_the_name_is_free(logs)
+        self._check_name_is_free(logs)
         accuracy = robust_accuracy(
             self.model,
             self.x,
@@ -94,10 +95,10 @@ class RobustAccuracy(keras.callbacks.Callback):
         if logs is not None:
             logs[self.name] = accuracy
 
-    def _check_that_the_name_is_free(self, logs: dict[str, Any] | None) -> None:
+    def _check_name_is_free(self, logs: dict[str, Any] | None) -> None:
         if logs is not None and self.name in logs:
             raise ValueError(
-                f"Two callbacks or metrics would be logged as {self.name!r}, one over the other. "
-                "Pass another `name` to this `RobustAccuracy`, such as "
+                f"Another callback or metric is already logged as {self.name!r}. Pass another "
+                "`name` to this `RobustAccuracy`, such as "
                 f"'val_{type(self.attack).__name__.lower()}_accuracy'. Received: name={self.name!r}"
             )

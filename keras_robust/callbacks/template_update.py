@@ -1,4 +1,4 @@
-"""Keeping the template of a WNLL head up to date during training."""
+"""Keeps the template of a WNLL head up to date during training."""
 
 from typing import Any
 
@@ -9,24 +9,23 @@ from keras_robust.training.template_filling import TemplateFilling
 
 
 class TemplateUpdate(TemplateFilling):
-    """Fills the template of the model's `kr.layers.WNLLHead` anew as the network changes.
+    """Refills the template of the model's `kr.layers.WNLLHead` as the network trains.
 
-    It is filled before the first epoch, then after the training part of every `every`-th one,
-    before validation, and at the end of training. The head is put in its WNLL phase. Put it
-    before callbacks that use the template at the end of an epoch; with `every` above 1, after one
-    that restores earlier weights at the end of training.
+    The callback fills the template before the first epoch, after the training part of every
+    `every`-th epoch (before validation), and at the end of training. It also puts the head in its
+    WNLL phase.
 
-    `fit` with `kr.losses.GraphInterpolation` fills the template from its own training data without
-    this callback. With it, it leaves that to the callback: to take other data, or where the
-    training data are a generator, or to fill it less often.
+    `fit` with `kr.losses.GraphInterpolation` fills the template from its own training data. With
+    this callback it does not. Use the callback to fill the template from other data, to train from
+    a generator, or to fill the template less often.
 
     Args:
-        x: images to take the template from, or a `tf.data.Dataset` of pairs.
+        x: images to fill the template from, or a `tf.data.Dataset` of pairs.
         y: labels, integer or one-hot; -1 marks an unlabeled example. Defaults to `None`, for a
             data set.
-        every: int. How many epochs a template lasts. Defaults to `1`.
-        batch_size: int, of the forward passes. Defaults to `128`.
-        seed: int. Seed of the drawing, which is the same each time. Defaults to `0`.
+        every: int. Fill the template every `every` epochs. Defaults to `1`.
+        batch_size: int. Batch size of the forward passes. Defaults to `128`.
+        seed: int. Seed for drawing the examples, the same each time. Defaults to `0`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
 
     Raises:
@@ -44,6 +43,9 @@ class TemplateUpdate(TemplateFilling):
     >>> robust.compile(optimizer="adam", loss=kr.losses.GraphInterpolation())
     >>> history = robust.fit(
     ...     x, y, verbose=0, callbacks=[kr.callbacks.TemplateUpdate(x, y)])
+
+    List this callback before callbacks that use the template at the end of an epoch. With `every`
+    above 1, list it after a callback that restores earlier weights at the end of training.
     """
 
     def __init__(
@@ -68,5 +70,5 @@ class TemplateUpdate(TemplateFilling):
         self.fill()
 
     def on_train_end(self, logs: Any = None) -> None:
-        # Always: another callback may have restored the weights of an earlier epoch.
+        # Unconditional, because another callback may have restored weights of an earlier epoch.
         self.fill()

@@ -1,4 +1,4 @@
-"""Compiled functions that outlive the process."""
+"""Compiled functions that are kept for later runs of the command."""
 
 import os
 import pathlib
@@ -8,11 +8,12 @@ from keras_robust import backend
 
 
 def keep_compiled() -> None:
-    """Has JAX keep what it compiles for the next call of the command, on this kind of device.
+    """Makes JAX keep its compiled functions for later runs of the command on the same device.
 
-    The folder is in the user's cache, `$XDG_CACHE_HOME` or `~/.cache`, and may be deleted at any
-    time. A folder that JAX has been given already, by `JAX_COMPILATION_CACHE_DIR` say, stays. What
-    is compiled for one processor can crash another, so each has a folder of its own.
+    They are kept in the user's cache, `$XDG_CACHE_HOME` or `~/.cache`. The folder may be deleted at
+    any time. If JAX already has a cache folder, for example from `JAX_COMPILATION_CACHE_DIR`,
+    nothing changes. Code that is compiled for one processor can crash on another, so each kind of
+    device has its own folder.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     device = re.sub(r"\W+", "-", backend.device()).lower()

@@ -1,4 +1,4 @@
-"""The images and labels that the command reads."""
+"""Reading of the images and labels for the command."""
 
 import argparse
 import pathlib
@@ -18,19 +18,19 @@ from keras_robust.model.images import Images
 from keras_robust.training import RobustModel
 
 _SPLIT = "test"
-# Images are resized to this where the model takes any size: Keras's own default.
+# Size of images for models that accept any size. It is Keras's default.
 _SIDE = 256
 _BATCH_SIZE = 32
 
 
 class Data(NamedTuple):
-    """What the model is evaluated on.
+    """The data for an evaluation.
 
     Args:
-        x: images, in the range that the model takes.
-        y: their labels.
-        class_names: list of strings; `None` where the data have none.
-        description: string, where they are from.
+        x: images, in the range that the model expects.
+        y: labels of the images.
+        class_names: list of strings, or `None` if the data have no class names.
+        description: string, where the data come from.
     """
 
     x: np.ndarray | Images
@@ -40,40 +40,40 @@ class Data(NamedTuple):
 
 
 def check_data(options: argparse.Namespace) -> None:
-    """Raises a `ValueError` for options that are not for the data that were chosen."""
+    """Raises a `ValueError` if an option does not belong to the given kind of data."""
     for name in ("split", "data_dir"):
         if options.data is not None and getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for a --dataset, not for --data")
 
 
 def load_data(options: argparse.Namespace, model: Any) -> Data:
-    """Images, scaled to the bounds, and labels."""
+    """Returns the images, scaled to the bounds, and the labels."""
     is_own = options.data is not None
     try:
         if not is_own:
-            return _of_data_set(options)
+            return _from_data_set(options)
         if pathlib.Path(options.data).is_dir():
-            return _in_folder(options, model)
-        return _in_file(options)
-    except Exception as error:  # downloads, and damaged files, fail in many ways
+            return _from_folder(options, model)
+        return _from_file(options)
+    except Exception as error:  # Downloads and damaged files raise errors of many types.
         source = f"--data {options.data}" if is_own else f"--dataset {options.dataset}"
         raise ValueError(f"{source}: {error}") from error
 
 
 def load_mask(options: argparse.Namespace, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The mask for images of that shape; `None` without one."""
+    """Returns the mask for images of the given shape; `None` without a mask."""
     if options.mask is None:
         return None
     try:
-        mask = _mask_in(options.mask)
-        if mask.ndim == len(shape):  # One for each example, of which the first are taken.
+        mask = _read_mask(options.mask)
+        if mask.ndim == len(shape):  # One mask per example, of which the first N are used.
             mask = mask[: shape[0]]
         return as_mask(mask, shape)
-    except Exception as error:  # damaged files fail in many ways
+    except Exception as error:  # Damaged files raise errors of many types.
         raise ValueError(f"--mask {options.mask}: {error}") from error
 
 
-def _mask_in(path: str) -> np.ndarray:
+def _read_mask(path: str) -> np.ndarray:
     found = np.load(path, allow_pickle=False)
     if isinstance(found, np.ndarray):
         return found
@@ -84,7 +84,7 @@ def _mask_in(path: str) -> np.ndarray:
         return found[found.files[0]]
 
 
-def _of_data_set(options: argparse.Namespace) -> Data:
+def _from_data_set(options: argparse.Namespace) -> Data:
     low, high = options.bounds
     split = options.split or _SPLIT
 
@@ -99,12 +99,12 @@ def _of_data_set(options: argparse.Namespace) -> Data:
     return Data(x, y, None, description)
 
 
-def _in_file(options: argparse.Namespace) -> Data:
+def _from_file(options: argparse.Namespace) -> Data:
     path = pathlib.Path(options.data)
     if not path.exists():
         raise ValueError("there is no such file or folder")
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is no .npz file, as numpy.savez writes it, or not a whole one")
+        raise ValueError("it is not a complete .npz file, which numpy.savez writes")
     with np.load(path, allow_pickle=False) as file:
         if not {"x", "y"} <= set(file.files):
             found = ", ".join(file.files) or "none"
@@ -124,7 +124,7 @@ def _in_file(options: argparse.Namespace) -> Data:
 
 
 def _in_range(x: np.ndarray, options: argparse.Namespace) -> tuple[np.ndarray, str]:
-    """The images in the range that the model takes, and what was done with them, in words."""
+    """Returns the images in the range that the model expects, and how they were scaled."""
     low, high = options.bounds
     if x.dtype.kind not in "iuf":
         raise ValueError(f"x must hold numbers. Received: x.dtype={x.dtype}")
@@ -134,33 +134,33 @@ def _in_range(x: np.ndarray, options: argparse.Namespace) -> tuple[np.ndarray, s
     elif x.dtype.kind == "f" and least >= 0 and most <= 1:
         x = x.astype("float32")
     elif x.dtype.kind == "f" and least >= low and most <= high:
-        return x.astype("float32"), f"which are in {low:g} to {high:g} already"
+        return x.astype("float32"), f"already from {low:g} to {high:g}"
     else:
         raise ValueError(
             "x must hold integers from 0 to 255 or floating values from 0 to 1, which are scaled "
-            "to the --bounds, or floating values that lie inside of these already. Received: "
+            "to the --bounds, or floating values that are already within the --bounds. Received: "
             f"{x.dtype} from {least} to {most}, --bounds {low:g} {high:g}"
         )
     return np.clip(low + (high - low) * x, low, high), _to_bounds(options)
 
 
-def _in_folder(options: argparse.Namespace, model: Any) -> Data:
+def _from_folder(options: argparse.Namespace, model: Any) -> Data:
     folder = pathlib.Path(options.data)
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
-        raise ValueError("it must hold a folder of images for each class, and holds no folder")
-    size, channels = _images_of(model)
+        raise ValueError("it must hold a folder of images for each class, but it holds no folders")
+    size, channels = _image_shape(model)
     _check_classes(model, names)
     data, class_names, files = load_folder(str(folder), size, channels, options.bounds)
     if options.num_examples is not None:
         data = data.take(options.num_examples)
     try:
         x, y = as_images(data.batch(_BATCH_SIZE))
-    except Exception as error:  # TensorFlow's says nothing of the file
+    except Exception as error:  # TensorFlow's error does not name the file.
         damaged = first_damaged(files)
         if damaged is None:
             raise
-        raise ValueError(f"{damaged!r} is no image, or not a whole one") from error
+        raise ValueError(f"{damaged!r} is not a complete image") from error
     _warn_of_classes(options, y, len(class_names))
     return Data(
         x,
@@ -171,34 +171,37 @@ def _in_folder(options: argparse.Namespace, model: Any) -> Data:
     )
 
 
-def _images_of(model: Any) -> tuple[tuple[int, int], int]:
-    """The height and width of the images that a model takes, and their channels."""
+def _image_shape(model: Any) -> tuple[tuple[int, int], int]:
+    """Returns the height and width of a model's images, and the number of channels."""
     shape = getattr(_classifier(model), "input_shape", None)
     sides = list(shape[1:]) if isinstance(shape, tuple) else []
-    if len(sides) == 2:  # Keras drops a last axis of one by itself.
+    if len(sides) == 2:  # Keras itself removes a last axis of length 1.
         sides.append(1)
     if len(sides) == 3 and keras.config.image_data_format() == "channels_first":
         sides = [*sides[1:], sides[0]]
     if len(sides) != 3 or sides[2] is None:
         raise ValueError(
-            "the images in a folder are for a model that takes images of a height, a width and a "
-            f"number of channels, and this one takes {shape and shape[1:]}: save arrays x and y "
-            "with numpy.savez, and pass that file"
+            "a folder of images needs a model whose inputs have a height, a width and a number of "
+            f"channels, and this one takes {shape and shape[1:]}: save arrays x and y with "
+            "numpy.savez, and pass that file"
         )
     return (sides[0] or _SIDE, sides[1] or _SIDE), sides[2]
 
 
 def _check_classes(model: Any, names: list[str]) -> None:
-    """Raises a `ValueError` where folders are not one for each class, which would renumber them."""
+    """Raises a `ValueError` unless there is a folder for each class of the model.
+
+    A missing folder would change the numbers of the classes after it.
+    """
     shape = getattr(_classifier(model), "output_shape", None)
     if not isinstance(shape, tuple) or not isinstance(shape[-1], int):
         return
     num_classes = max(2, shape[-1])
     if len(names) != num_classes:
         raise ValueError(
-            f"it must hold a folder for each of the model's {num_classes} classes, which are "
-            "numbered in the order of the folders' names; that of a class without images may be "
-            f"empty. Received: {len(names)} folders"
+            f"it must hold a folder for each of the model's {num_classes} classes. Sorted by name, "
+            "they must be in the order of the model's outputs. A folder may be empty. "
+            f"Received: {len(names)} folders"
         )
 
 
@@ -210,8 +213,8 @@ def _warn_of_classes(options: argparse.Namespace, labels: np.ndarray, num_classe
     found = len(set(labels.tolist()))
     if options.num_examples is not None and found < num_classes:
         warnings.warn(
-            f"--num-examples {options.num_examples} takes the first ones of --data "
-            f"{options.data}, which are of {found} of {num_classes} classes",
+            f"--num-examples {options.num_examples} takes the first examples of --data "
+            f"{options.data}, which cover only {found} of {num_classes} classes",
             stacklevel=2,
         )
 

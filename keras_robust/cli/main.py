@@ -15,7 +15,7 @@ from keras_robust.cli.options import parser
 from keras_robust.evaluation import Report, evaluate, merge
 
 DONE, BAD_INPUT, CHECK_FAILED, INTERRUPTED = 0, 2, 3, 130
-_LONGEST = 500
+_MAX_LENGTH = 500
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,17 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: list of strings, the arguments. Defaults to `None`: those of the process.
 
     Returns:
-        The exit status: 0 done, 2 bad input, 3 done but a check of the figures has failed, 130
-        interrupted.
+        The exit status: 0 for success, 2 for invalid input, 3 for success with a failed check, 130
+        for an interruption.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    kept = ""
+    advice = ""
     try:
         options = parser().parse_args(argv)
         if options.command == "merge":
             return _merge(options)
         if options.output is not None:
-            kept = " The same command with --resume continues."
+            advice = " To continue, run the same command with --resume."
         with warnings.catch_warnings():
             warnings.showwarning = _Warnings(warnings.showwarning)
             return _evaluate(options, argv)
@@ -43,17 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"keras-robust: error: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(f"\nkeras-robust: interrupted.{kept}", file=sys.stderr)
+        print(f"\nkeras-robust: interrupted.{advice}", file=sys.stderr)
         return INTERRUPTED
 
 
 def _evaluate(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if options.resume and options.output is None:
-        raise ValueError("--resume needs the --output that the evaluation was begun in")
+        raise ValueError("--resume needs the --output of the evaluation to continue")
     if options.transfer_from is not None and options.no_checks:
-        raise ValueError("--transfer-from is for the checks, which --no-checks leaves out")
+        raise ValueError("--transfer-from is for the checks, which --no-checks turns off")
     if options.pictures and options.output is None:
-        raise ValueError("--pictures needs the --output that they are to be in")
+        raise ValueError("--pictures needs an --output to save the pictures in")
     check_data(options)
     check_attacks(options)
     import_modules(options.modules)
@@ -103,21 +103,21 @@ def _show(report: Report, options: argparse.Namespace) -> None:
 
 
 class _Warnings:
-    """Prints each warning for the user once, without the line of code that it comes from."""
+    """Prints each of the user's warnings once, without the line of code that raised it."""
 
     def __init__(self, other: Any) -> None:
         self.other = other
-        self.said: set[str] = set()
+        self.printed: set[str] = set()
 
     def __call__(self, message: Any, category: Any, *args: Any, **kwargs: Any) -> None:
         text = _one_line(message)
         if category is not UserWarning:
             self.other(message, category, *args, **kwargs)
-        elif text not in self.said:
-            self.said.add(text)
+        elif text not in self.printed:
+            self.printed.add(text)
             print(f"keras-robust: warning: {text}", file=sys.stderr)
 
 
 def _one_line(message: BaseException) -> str:
     text = " ".join(str(message).split()) or type(message).__name__
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]} ..."

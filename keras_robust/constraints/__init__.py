@@ -1,3 +1,3 @@
-"""Defences that are weight constraints."""
+"""Weight constraints that improve robustness."""
 
 from keras_robust.constraints.parseval_tightness import ParsevalTightness as ParsevalTightness

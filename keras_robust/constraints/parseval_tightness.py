@@ -12,38 +12,34 @@ from keras_robust.ops.precision import working_dtype
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class ParsevalTightness(keras.constraints.Constraint):
-    """Pulls a layer's weight matrix towards a Parseval tight frame, which stretches nothing.
+    """Pulls a layer's weight matrix towards a Parseval tight frame after each update.
 
         W_S <- (1 + beta) W_S - beta W_S W_S^T W_S
 
-    after each step of the optimizer, on a random share S of the rows of W, one row for each output
-    unit. It is one step down the gradient of `beta / 4 ||W_S W_S^T - I||^2`: a singular value s
-    goes to `(1 + beta) s - beta s^3`, and so to 1 in many steps (from below `sqrt(1 + 2 / beta)`).
-    Singular values of 1 mean that the layer enlarges no perturbation of its input.
+    S is a random share of the rows of W, which has one row for each output unit. The update is one
+    gradient step on `beta / 4 ||W_S W_S^T - I||^2`. It maps a singular value s to
+    `(1 + beta) s - beta s^3`, so that over many steps s approaches 1 (if it starts below
+    `sqrt(1 + 2 / beta)`). If all singular values are 1, the layer enlarges no perturbation of its
+    input.
 
-    Of a dense kernel, shape `(in, out)`, W is the transpose; one of a convolution,
-    `(height, width, in, out)`, is taken as `(height * width * in, out)`.
-
-    A Keras constraint knows the weights alone and has no state, and random generators of Keras's
-    would not survive `copy.deepcopy` and JAX's compiled steps. So S is a function of the bits of
-    the weights that it is given: other rows in each step, as the weights are others, but the same
-    in a run that is repeated or resumed, and in every replica. It always has
-    `round(sample_rate * out)` rows, but at least one.
+    For a dense kernel of shape `(in, out)`, W is the transpose. A convolution kernel of shape
+    `(height, width, in, out)` is treated as a matrix of shape `(height * width * in, out)`.
 
     Args:
-        beta: float. The length of the step; 0.0001 on MNIST and 0.0003 on CIFAR-10 in Deep
-            Defense's comparison.
-        sample_rate: float, more than 0 and at most 1. The share of rows. Defaults to `0.3`.
+        beta: float. The step size. The Deep Defense paper's comparison uses 0.0001 on MNIST and
+            0.0003 on CIFAR-10.
+        sample_rate: float, more than 0 and at most 1. The share of rows in S. S has
+            `round(sample_rate * out)` rows, at least one. Defaults to `0.3`.
 
     Call arguments:
-        kernel: tensor, shape `(..., out)`, at least of rank 2.
+        kernel: tensor, shape `(..., out)`, of rank 2 or higher.
 
     Returns:
-        Tensor, same shape and dtype as `kernel`.
+        Tensor of the same shape and dtype as `kernel`.
 
     Raises:
         ValueError: if `beta` is negative, or `sample_rate` out of its range; when called, if
-            `kernel` is no matrix or higher.
+            `kernel` has a rank below 2.
 
     Example:
 
@@ -51,15 +47,20 @@ class ParsevalTightness(keras.constraints.Constraint):
     >>> layer = keras.layers.Dense(
     ...     64, kernel_constraint=kr.constraints.ParsevalTightness(beta=0.0003))
 
-    Departure from the paper: it scales a convolution by `1 / sqrt(height * width)`, by which its
-    patches overlap, and averages the inputs of sums with convex weights. Both are left to the
-    model.
+    The rows S are a function of the bits of the current weights. They differ from step to step
+    because the weights do, but they are the same in every replica and in a repeated or resumed run.
+    A Keras constraint sees only the weights and has no state, and Keras's random generators would
+    not survive `copy.deepcopy` and JAX's compiled steps.
+
+    Departure from the paper: the paper scales a convolution by `1 / sqrt(height * width)` to
+    account for overlapping patches, and uses convex weights where layers are added. Both are left
+    to the model.
 
     Reference:
 
     - [Cisse et al., 2017](https://arxiv.org/abs/1704.08847), section 4, algorithm 1
-    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, section 4, for
-      which it is a rival
+    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, section 4, which
+      uses it as a baseline
     """
 
     def __init__(self, beta: float, sample_rate: float = 0.3) -> None:
@@ -71,7 +72,7 @@ class ParsevalTightness(keras.constraints.Constraint):
     def __call__(self, kernel: Any) -> Any:
         if len(kernel.shape) < 2:
             raise ValueError(
-                "A Parseval constraint needs a kernel of shape `(..., out)`, at least of rank 2. "
+                "A Parseval constraint needs a kernel of shape `(..., out)`, of rank 2 or higher. "
                 f"Received: kernel of shape {tuple(kernel.shape)}"
             )
         kernel = ops.convert_to_tensor(kernel)
@@ -86,7 +87,7 @@ class ParsevalTightness(keras.constraints.Constraint):
         return ops.cast(ops.reshape(ops.transpose(chosen), kernel.shape), kernel.dtype)
 
     def _rows(self, weights: Any) -> Any:
-        """The rows S; `None` for all."""
+        """Returns the indices of the rows S, or `None` for all rows."""
         num_rows = weights.shape[0]
         count = max(1, math.floor(self.sample_rate * num_rows + 0.5))
         if count == num_rows:

@@ -1,4 +1,4 @@
-"""A data set in memory that needs no TensorFlow."""
+"""An in-memory data set that does not need TensorFlow."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -9,24 +9,24 @@ import numpy as np
 
 from keras_robust import validation
 
-# An element's arrays, by the number of the epoch and its own number.
+# Maps the number of the epoch and the index of an element to the element's arrays.
 _Element = Callable[[int, int], tuple[Any, ...]]
 
 
 class ArrayDataset(keras.utils.PyDataset):
-    """Images and labels in memory, with the methods of `tf.data` that training needs.
+    """Holds images and labels in memory, with the methods of `tf.data` that training needs.
 
-    `batch`, `shuffle`, `take`, `skip` and `map` each return another data set, and compute nothing
-    before it is read. `fit` takes it once it has been batched, and reads the batches in random
-    order unless it is called with `shuffle=False`, as it does every `PyDataset`; the library's own
-    functions take it as it is.
+    `batch`, `shuffle`, `take`, `skip` and `map` each return a new data set and compute nothing
+    until it is read. For `fit`, the data set must be batched. As for every `PyDataset`, `fit` reads
+    the batches in random order unless it is called with `shuffle=False`. The functions of this
+    package accept the data set batched or not.
 
     Args:
         images: array, shape `(num_examples, ...)`.
         labels: array, shape `(num_examples, ...)`.
 
     Raises:
-        ValueError: if there is not one label for each of at least one image, or an argument of a
+        ValueError: if `images` is empty or differs in length from `labels`, or an argument of a
             method is out of its range.
 
     Example:
@@ -52,10 +52,10 @@ class ArrayDataset(keras.utils.PyDataset):
         self.is_batched = False
 
     def batch(self, batch_size: int, drop_remainder: bool = False) -> "ArrayDataset":
-        """Batches of `batch_size` elements; what is left over is one too, or dropped."""
+        """Combines elements into batches. A smaller last batch is kept, or dropped on request."""
         batch_size = validation.check_count("batch_size", batch_size)
         if self.is_batched:
-            raise ValueError("A data set is batched once. Received: one of batches")
+            raise ValueError("A data set can be batched only once. Received: a batched data set")
         length, element = self._length, self._element
 
         def batch(epoch: int, number: int) -> tuple[Any, ...]:
@@ -70,11 +70,12 @@ class ArrayDataset(keras.utils.PyDataset):
         return batches
 
     def shuffle(self, buffer_size: int | None = None, seed: int | None = None) -> "ArrayDataset":
-        """The elements in random order, another one in each epoch of `fit`.
+        """Shuffles the elements, in a different order in each epoch of `fit`.
 
         Args:
-            buffer_size: for likeness to `tf.data`: all elements are shuffled, whatever it is.
-            seed: int. Defaults to `None`: drawn from NumPy's random numbers.
+            buffer_size: int. Accepted for compatibility with `tf.data` and ignored: all elements
+                are shuffled.
+            seed: int. Defaults to `None`: drawn from NumPy's global random state.
         """
         if seed is None:
             seed = int(np.random.randint(2**31))
@@ -90,12 +91,12 @@ class ArrayDataset(keras.utils.PyDataset):
         return self._with(length, shuffled)
 
     def take(self, count: int) -> "ArrayDataset":
-        """The first `count` elements, or all where there are fewer."""
+        """Keeps the first `count` elements, or all if there are fewer."""
         count = validation.check_count("count", count, minimum=0)
         return self._with(min(count, self._length), self._element)
 
     def skip(self, count: int) -> "ArrayDataset":
-        """All elements but the first `count`."""
+        """Skips the first `count` elements."""
         count = validation.check_count("count", count, minimum=0)
         element = self._element
         return self._with(
@@ -122,14 +123,14 @@ class ArrayDataset(keras.utils.PyDataset):
 
     def __getitem__(self, number: int) -> tuple[Any, ...]:
         if not 0 <= number < self._length:
-            raise IndexError(f"There are {self._length} elements. Received: number {number}")
+            raise IndexError(f"The data set has {self._length} elements. Received: index {number}")
         return self._element(self._epoch, number)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return (self[number] for number in range(self._length))
 
     def as_numpy_iterator(self) -> Iterator[tuple[Any, ...]]:
-        """The elements one after another, as arrays: what `tf.data` calls by this name."""
+        """Returns an iterator over the elements as arrays, as in `tf.data`."""
         return iter(self)
 
     def on_epoch_end(self) -> None:

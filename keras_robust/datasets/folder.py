@@ -1,4 +1,4 @@
-"""Images in a folder, which holds a folder for each class."""
+"""Images in a folder with one subfolder for each class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,32 +11,33 @@ _COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
 def load_folder(
     folder: str, image_size: tuple[int, int], channels: int, bounds: tuple[float, float]
 ) -> tuple[Any, list[str], list[str]]:
-    """Reads what `keras.utils.image_dataset_from_directory` does, in its order.
+    """Loads the images that `keras.utils.image_dataset_from_directory` finds, in its order.
 
     Args:
         folder: string.
-        image_size: pair of ints, the height and width that all images are resized to.
-        channels: int, 1 (gray), 3 (colour) or 4 (with opacity).
-        bounds: pair of floats, what 0 and 255 become.
+        image_size: pair of ints, the height and width to which all images are resized.
+        channels: int, 1 (grayscale), 3 (RGB) or 4 (RGBA).
+        bounds: pair of floats, to which the pixel values 0 and 255 are mapped.
 
     Returns:
-        A `tf.data.Dataset`, on JAX too: of pairs, not batched, of an image, float32, and its label.
-        The names of the classes, in the order of the labels. The files of the images.
+        A tuple `(images, class_names, files)`. `images` is a `tf.data.Dataset`, on JAX too. It is
+        not batched, and each element is a pair of a float32 image and its label. `class_names` are
+        in the order of the labels. `files` are the paths of the images.
 
     Raises:
         ImportError: if TensorFlow is not installed.
-        ValueError: if there is no image in a folder for each class, or the channels are others.
+        ValueError: if the folder has no subfolders with images, or `channels` is not 1, 3 or 4.
     """
     try:
         import tensorflow as tf
     except ImportError as error:
         raise ImportError(
-            "Folders of images are read by TensorFlow, on JAX too. Install it with the extra "
-            "`tensorflow`: `pip install 'keras-robust[tensorflow]'`. Or read the images yourself "
-            "and save the arrays `x` and `y` with `numpy.savez`."
+            "Reading folders of images requires TensorFlow, on JAX too. Install it with the extra "
+            "`tensorflow`: `pip install 'keras-robust[tensorflow]'`. Alternatively, read the "
+            "images yourself and save the arrays `x` and `y` with `numpy.savez`."
         ) from error
     if channels not in _COLOR_MODES:
-        raise ValueError(f"images in files have 1, 3 or 4 channels, not {channels}")
+        raise ValueError(f"image files have 1, 3 or 4 channels, not {channels}")
     data = keras.utils.image_dataset_from_directory(
         folder,
         color_mode=_COLOR_MODES[channels],
@@ -55,7 +56,7 @@ def load_folder(
 
 
 def first_damaged(files: Sequence[str]) -> str | None:
-    """The first of the files that holds no image; `None` if all of them do."""
+    """Returns the first file that is not a readable image, or `None`."""
     import tensorflow as tf
 
     for file in files:

@@ -1,4 +1,4 @@
-"""Image classification data: the embedded subset, or TensorFlow Datasets."""
+"""Image classification data sets: the embedded subset, or TensorFlow Datasets."""
 
 import pathlib
 from collections.abc import Callable
@@ -14,28 +14,28 @@ _FILE = pathlib.Path(__file__).parent / "data" / f"{EMBEDDED}.npz"
 
 
 def load(name: str, split: str, data_dir: str | None = None) -> Any:
-    """Loads one split of a data set.
+    """Loads one split of an image classification data set.
 
     Args:
         name: string. `"fashion_mnist_subset"` is embedded in the package: 1,000 training and 200
-            test images of each class of Fashion-MNIST. Every other name is one of TensorFlow
-            Datasets': `"mnist"`, `"fashion_mnist"`, `"cifar10"`, ...
-        split: string. `"train"` or `"test"`; of TensorFlow Datasets also `"train[:1000]"` and
-            the like.
-        data_dir: string. Folder where TensorFlow Datasets keeps its data; what is not there is
-            downloaded. Defaults to `None`: the environment variable `TFDS_DATA_DIR`, or
-            TensorFlow Datasets' own default.
+            test images of each class of Fashion-MNIST. Every other name, such as `"mnist"`,
+            `"fashion_mnist"` or `"cifar10"`, is loaded from TensorFlow Datasets.
+        split: string. `"train"` or `"test"`. TensorFlow Datasets also accepts slices such as
+            `"train[:1000]"`.
+        data_dir: string. Folder in which TensorFlow Datasets stores its data. Missing data are
+            downloaded. Defaults to `None`: the environment variable `TFDS_DATA_DIR`, or the
+            default of TensorFlow Datasets.
 
     Returns:
-        A `tf.data.Dataset` on TensorFlow, a `kr.datasets.ArrayDataset` on JAX, both with `batch`,
-        `shuffle`, `take`, `skip` and `map`: of pairs, not batched, of an image, float32, shape
-        `(height, width, channels)`, scaled to [0, 1], and its label, int64, shape `()`. The order
-        is that of the data set.
+        A `tf.data.Dataset` on TensorFlow, a `kr.datasets.ArrayDataset` on JAX. Both have `batch`,
+        `shuffle`, `take`, `skip` and `map`. The data set is not batched. Each element is a pair of
+        an image, float32, shape `(height, width, channels)`, scaled to [0, 1], and its label,
+        int64, shape `()`. The elements are in the order of the source.
 
     Raises:
-        ValueError: if the data set is unknown, has no such split, or has no pairs of 8-bit images
-            and labels.
-        ImportError: if it is one of TensorFlow Datasets', which is not installed.
+        ValueError: if the data set is unknown, has no such split, or does not consist of pairs of
+            8-bit images and labels.
+        ImportError: if TensorFlow Datasets is needed but not installed.
 
     Example:
 
@@ -59,7 +59,7 @@ def load(name: str, split: str, data_dir: str | None = None) -> Any:
 def _in_memory(data: Any) -> tuple[np.ndarray, np.ndarray]:
     if None in data.element_spec[0].shape:
         raise ValueError(
-            "Argument `name` must be a data set of images of one size, to be held in memory. "
+            "Argument `name` must be a data set of images of one size, which are held in memory. "
             f"Received: images of shape {data.element_spec[0].shape}"
         )
     images, labels = zip(*data.as_numpy_iterator(), strict=True)
@@ -67,7 +67,7 @@ def _in_memory(data: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scaled(cast: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """Returns a function that scales an image from 0 to 255 to [0, 1] and casts its label."""
+    """Returns a function that scales an image from 0..255 to [0, 1] and casts its label."""
     return lambda image, label: (cast(image, "float32") / np.float32(255), cast(label, "int64"))
 
 
@@ -87,20 +87,21 @@ def _from_tensorflow_datasets(name: str, split: str, data_dir: str | None) -> An
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
-            f"Data sets other than {EMBEDDED!r} are read by TensorFlow Datasets. Install it with "
-            f"the extra `datasets`: `pip install 'keras-robust[datasets]'`. Received: name={name!r}"
+            f"Data sets other than {EMBEDDED!r} require TensorFlow Datasets. Install it with the "
+            f"extra `datasets`: `pip install 'keras-robust[datasets]'`. Received: name={name!r}"
         ) from error
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise ValueError(
-            f"Argument `name` must be {EMBEDDED!r} or a data set that TensorFlow Datasets knows, "
-            f"or has in `data_dir`. Received: name={name!r}, data_dir={data_dir!r}"
+            f"Argument `name` must be {EMBEDDED!r} or a data set that TensorFlow Datasets knows "
+            f"or finds in `data_dir`. Received: name={name!r}, data_dir={data_dir!r}"
         ) from error
     if not _has_labelled_images(builder.info):
         raise ValueError(
-            "Argument `name` must be a data set of labelled 8-bit images, with one integer each. "
+            "Argument `name` must be a data set of labelled 8-bit images, with one integer label "
+            "each. "
             f"Received: name={name!r}, with {builder.info.features}"
         )
     builder.download_and_prepare()
@@ -114,7 +115,7 @@ def _from_tensorflow_datasets(name: str, split: str, data_dir: str | None) -> An
 
 
 def _has_labelled_images(info: Any) -> bool:
-    """Whether the pairs of a data set are of an 8-bit image and the number of its class."""
+    """Returns whether a data set consists of 8-bit images with one class number each."""
     keys = info.supervised_keys
     if not keys or not all(isinstance(key, str) for key in keys):
         return False

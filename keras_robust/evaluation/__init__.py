@@ -1,4 +1,4 @@
-"""Measuring how robust a classifier is."""
+"""Evaluates the robustness of classifiers."""
 
 from keras_robust.evaluation.certificate import Certificate as Certificate
 from keras_robust.evaluation.certify import certify as certify

@@ -1,4 +1,4 @@
-"""Attacking images batch by batch, shown and saved on the way."""
+"""Attacks images batch by batch, showing and saving the progress."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -19,30 +19,29 @@ def attacked_batches(
     verbose: int,
     shard: tuple[int, int] = (1, 1),
 ) -> Iterator[tuple[np.ndarray, Arrays]]:
-    """Each batch's indices, and what attacking it has found.
+    """Yields the indices of each batch and the results of attacking it.
 
     Args:
-        batches: what `attack_in_batches` yields.
-        costs: what each round of a batch costs.
-        file: string, what the names of the files begin with that the arrays are saved in.
-        keep: function of the arrays found on a batch that returns those to save, `success` among
-            them.
-        progress: where they are saved.
-        verbose: int, as of `kr.evaluate`.
-        shard: `(i, n)`: of the batches, the i-th and each n-th after it. Defaults to all of them.
+        batches: the pairs that `attack_in_batches` yields.
+        costs: the cost of each round of a batch.
+        file: string. Prefix of the names of the files in which the arrays are saved.
+        keep: function that takes the arrays found on a batch and returns the arrays to save, which
+            must include `success`.
+        progress: the store of the saved arrays.
+        verbose: int, as for `kr.evaluate`.
+        shard: pair of ints `(i, n)`: selects the i-th batch and every n-th batch after it.
+            Defaults to all batches.
     """
     numbered = list(enumerate(batches))[shard[0] - 1 :: shard[1]]
     meter = Meter(costs, len(numbered), verbose)
     num_attacked = num_robust = sum(len(batch) for _, (batch, _) in numbered)
     for number, (batch, attack_batch) in numbered:
 
-        def attacked(
-            journal: Journal, attack_batch: Callable[..., Arrays] = attack_batch
-        ) -> Arrays:
+        def run(journal: Journal, attack_batch: Callable[..., Arrays] = attack_batch) -> Arrays:
             return keep(attack_batch(journal))
 
         meter.begin_batch(len(batch))
-        found = progress.attacked(f"{file}-{number:05}", attacked, meter)
+        found = progress.attacked(f"{file}-{number:05}", run, meter)
         meter.end_batch()
         num_robust -= int(found["success"].sum())
         yield batch, found

@@ -1,4 +1,4 @@
-"""A certificate beside attacks: what is proved, what is known to fall, and what lies between."""
+"""Adds a certificate to a report: its lower bound beside the upper bound of the attacks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_robust.evaluation.certificate import Certificate
-from keras_robust.evaluation.certify import facts_of
+from keras_robust.evaluation.certify import fingerprint_of_votes
 from keras_robust.evaluation.checks.statistics import SIGNIFICANCE, binomial_tail
 from keras_robust.evaluation.progress import differing
 from keras_robust.model.classifier import Classifier
@@ -18,14 +18,14 @@ from keras_robust.report.report import Report
 from keras_robust.report.row import CERTIFIED, CLEAN, Row
 
 _NUM_POINTS = 31
-# Norms of perturbations are computed in float32.
+# Allows for rounding: norms of perturbations are computed in float32.
 _ROUNDING = 1 + 1e-5
 
 
 def check_certificate(
     certificate: Any, classifier: Classifier, x: np.ndarray | Images, labels: np.ndarray
 ) -> None:
-    """Raises a `ValueError` for what is no certificate of this classifier on these images."""
+    """Raises a `ValueError` unless the certificate belongs to this classifier and these images."""
     smoothed = classifier.model
     if not isinstance(certificate, Certificate):
         raise ValueError(
@@ -34,34 +34,39 @@ def check_certificate(
         )
     if not isinstance(smoothed, SmoothedClassifier):
         raise ValueError(
-            "Argument `certificate` is about a smoothed classifier: pass "
+            "Argument `certificate` requires a smoothed classifier: pass "
             "`kr.evaluation.SmoothedClassifier(model, stddev)` as `model`. "
             f"Received: model={smoothed!r}"
         )
-    facts = facts_of(Classifier.of(smoothed.model), x, labels.astype(int), stddev=smoothed.stddev)
-    # The same votes count, whatever they were computed with.
+    facts = fingerprint_of_votes(
+        Classifier.of(smoothed.model), x, labels.astype(int), stddev=smoothed.stddev
+    )
+    # A certificate made by another version or backend is still valid.
     names = facts.keys() - {"keras_robust version", "backend"}
     mine, theirs = ({n: f.get(n, "") for n in names} for f in (facts, certificate.facts))
     if different := differing(mine, theirs):
         raise ValueError(
-            "Argument `certificate` must be made of the model that is smoothed, by the same noise "
-            f"and on the same images. Received: one of other {', '.join(different)}"
+            "Argument `certificate` must be made with the same base model, the same noise and the "
+            f"same images. Received: a certificate with other {', '.join(different)}"
         )
 
 
 def add_certificate(
     report: Report, certificate: Certificate, radii: Mapping[str, float], num_values: int
 ) -> None:
-    """Adds a row, two curves, a note, and, where there are checks, one more.
+    """Adds a certificate's row, curves and note to a report, and a check if it has checks.
 
-    The curves are over the L2 radius. The upper one is the share of examples that no attack of the
-    report has fooled by a perturbation of at most that norm. The lower one is certified.
+    The two curves are functions of the L2 radius. The upper curve is the share of examples that no
+    attack of the report has fooled with a perturbation of at most this norm. The lower curve is the
+    certified accuracy.
 
     Args:
-        radii: mapping of norms to radii: those of the worst case. The row says how many examples
-            are certified within all of them. The ball of a radius r in L-infinity lies in that of
-            `r sqrt(num_values)` in L2, that of r in L1 in that of r.
-        num_values: int. How many values an image has.
+        report: the report.
+        certificate: the certificate.
+        radii: mapping of norms to the radii of the worst case. The row counts the examples that are
+            certified within all of them. An L-infinity ball of radius r is contained in the L2 ball
+            of radius `r sqrt(num_values)`, and an L1 ball of radius r in the L2 ball of radius r.
+        num_values: int. Number of values in an image.
     """
     found = _smallest_found(report)
     if radii:
@@ -80,7 +85,10 @@ def add_certificate(
 
 
 def _smallest_found(report: Report) -> np.ndarray:
-    """The L2 norm of the smallest perturbation that fools each example; infinity if none does."""
+    """Returns the smallest L2 norm that fooled each example, or infinity if none did.
+
+    It is 0 for examples that are misclassified without an attack.
+    """
     found = np.where(report.row(CLEAN).correct, np.inf, 0.0)
     for row in report.rows:
         if row.attacked is not None and "l2" in row.measures:
@@ -93,11 +101,12 @@ def _no_contradiction(certificate: Certificate, found: np.ndarray) -> CheckResul
     certified = certificate.certified(0.0)
     count, total = int((certified & (found < certificate.radii)).sum()), int(certified.sum())
     passed = bool(binomial_tail(count, total, certificate.alpha) >= SIGNIFICANCE)
-    sentence = f"Attacks have fooled {count} of {total} examples within their certified radius."
+    sentence = f"Attacks fooled {count} of {total} examples within their certified radius."
     if not passed:
         sentence += (
-            f" Chance explains {certificate.alpha:.2%} of them: the votes are not independent, or "
-            "the model's answer to an image depends on more than the image."
+            f" Chance explains only {certificate.alpha:.2%} of the examples. The votes are not "
+            "independent, or the model's prediction for an image does not depend on this image "
+            "alone."
         )
     return CheckResult(
         "no attack succeeds within a certified radius",

@@ -1,4 +1,4 @@
-"""What randomized smoothing has proved of a classifier."""
+"""The certificate of randomized smoothing."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.whole_file import write_whole
 
-# The form of the file; a new number for what older versions would read wrongly.
+# Version of the file format: increase it when older versions would misread a new file.
 _SCHEMA = 1
 _FILE = "certificate.json"
 _NUM_POINTS = 31
@@ -22,7 +22,7 @@ _PER_EXAMPLE = ("labels", "selected", "counts", "votes")
 
 
 def require_scipy() -> None:
-    """Raises an `ImportError` that says what to install."""
+    """Raises an `ImportError` with installation instructions if SciPy is not installed."""
     if importlib.util.find_spec("scipy") is None:
         raise ImportError(
             "Certificates need SciPy. Install it with the extra `certify`: "
@@ -33,47 +33,50 @@ def require_scipy() -> None:
 def certified_radii(
     counts: np.ndarray, num_samples: int, alpha: float, stddev: float, rounding: float = 0.0
 ) -> np.ndarray:
-    """The L2 radii that counts of votes certify; 0 where they certify nothing.
+    """Computes the L2 radii that vote counts certify, or 0 where they certify nothing.
 
         p = the alpha-quantile of Beta(count, num_samples - count + 1)
         R = stddev * (Phi^-1(p - rounding) - Phi^-1(1/2 + rounding))
 
-    `p` is the lower bound of Clopper and Pearson: a probability that is below it gives so many
-    votes, or more, in no more than a share of alpha of all cases.
+    `p` is the Clopper-Pearson lower bound: if the true probability is below `p`, this many votes or
+    more occur with a probability of at most alpha.
 
     Args:
-        counts: int array, how many of the `num_samples` votes the class has.
-        rounding: float, what the probabilities of one image may be off by. Defaults to `0.0`.
+        counts: int array. How many of the `num_samples` votes are for the class.
+        num_samples: int. Number of votes.
+        alpha: float. Probability of an error.
+        stddev: float. Standard deviation of the noise.
+        rounding: float. Largest rounding error of a probability for one image. Defaults to `0.0`.
     """
     from scipy import special, stats
 
     counts = np.asarray(counts)
     lower = stats.beta.ppf(alpha, np.maximum(counts, 1), num_samples - counts + 1)
     lower = np.where(counts > 0, lower, 0.0) - rounding
-    # Below 1/2 nothing is certified; the quantile of 1/2 is that.
+    # A probability below 1/2 certifies nothing. Clipped to 1/2, it gives a radius of 0.
     gap = special.ndtri(np.clip(lower, 0.5, 1.0)) - special.ndtri(min(0.5 + rounding, 1.0))
     return np.where(lower > 0.5 + rounding, stddev * gap, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Certificate:
-    """For each example the class of the smoothed classifier, and the L2 radius within which it is.
+    """The certified class and the certified L2 radius of each example.
 
-    It is made by `kr.evaluation.certify`.
+    `kr.evaluation.certify` makes it.
 
     Args:
         stddev: float, standard deviation of the noise.
-        num_samples: int, how many noisy copies of each example have voted.
-        num_selection: int, how many others have chosen the class that was to be certified.
-        alpha: float, the probability with which an example's certificate may be wrong.
-        rounding: float, by how much rounding may change the probability of a class. The radii
-            allow for it.
+        num_samples: int, number of noisy copies of each example that vote on its selected class.
+        num_selection: int, number of further noisy copies that select this class.
+        alpha: float, the largest probability that the certificate of an example is wrong.
+        rounding: float, the largest change of a class probability by rounding. The radii account
+            for it.
         labels: int array, shape `(num_examples,)`: the true classes.
-        selected: int array, the class that was to be certified for each example.
-        counts: int array, how many of the `num_samples` votes it has.
+        selected: int array, the class selected for certification for each example.
+        counts: int array, how many of the `num_samples` votes are for the selected class.
         votes: int array, the class with the most votes.
-        facts: mapping of strings to strings, what it belongs to: hashes of the model, the images
-            and so on.
+        facts: mapping of strings to strings, the fingerprint of the certificate: hashes of the
+            model, the images and so on.
     """
 
     stddev: float
@@ -96,7 +99,7 @@ class Certificate:
 
     @property
     def abstained(self) -> np.ndarray:
-        """Where no class was shown to have more than half of all votes, a bool array."""
+        """Bool array: the examples for which no class has a proven majority of the votes."""
         return self.radii == 0
 
     @property
@@ -105,7 +108,7 @@ class Certificate:
         return np.where(self.abstained, -1, self.selected)
 
     def certified(self, radius: float) -> np.ndarray:
-        """Which examples are certified to have their true class within an L2 radius.
+        """Returns which examples are certified to keep their true class within an L2 radius.
 
         Args:
             radius: float, in units of the images.
@@ -117,15 +120,15 @@ class Certificate:
         return (self.classes == self.labels) & (self.radii > radius)
 
     def certified_accuracy(self, radius: float) -> float:
-        """The share of examples that `certified(radius)` names, from 0 to 1."""
+        """Returns the share of examples that are certified within `radius`, from 0 to 1."""
         return float(self.certified(radius).mean())
 
     def curve(self, radii: Sequence[float] | float | None = None) -> dict[float, float]:
-        """Certified accuracy at several radii, for `kr.evaluation.plot_curves`.
+        """Returns the certified accuracy at several radii, for `kr.evaluation.plot_curves`.
 
         Args:
-            radii: the radii, or one of them. Defaults to `None`: 31 of them, from 0 to the largest
-                that is certified.
+            radii: the radii, or a single radius. Defaults to `None`: 31 radii from 0 to the largest
+                certified radius.
 
         Returns:
             Mapping of radii, ascending, to accuracies from 0 to 1.
@@ -136,7 +139,7 @@ class Certificate:
         return {radius: self.certified_accuracy(radius) for radius in chosen}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Returns all values in a form that can be written as JSON."""
         figures = dataclasses.asdict(self)
         examples = {name: figures.pop(name).tolist() for name in _PER_EXAMPLE}
         return {
@@ -149,7 +152,7 @@ class Certificate:
         }
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `certificate.json` to a folder, which is made if need be."""
+        """Writes `certificate.json` to a folder, which is created if it does not exist."""
         folder = pathlib.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict()) + "\n"
@@ -157,33 +160,33 @@ class Certificate:
 
     @staticmethod
     def load(directory: str | os.PathLike[str]) -> "Certificate":
-        """Reads what `save` has written, or `kr.evaluation.certify` with an `output`.
+        """Loads a certificate written by `save` or by `kr.evaluation.certify` with an `output`.
 
         Args:
-            directory: the folder.
+            directory: path of the folder.
 
         Returns:
             `kr.evaluation.Certificate`.
 
         Raises:
-            ValueError: if the folder holds no `certificate.json`, if that is damaged, or if a newer
-                version of keras_robust has written it.
+            ValueError: if the folder holds no `certificate.json`, if the file is damaged, or if a
+                newer version of keras_robust has written it.
             ImportError: if SciPy is not installed.
         """
         require_scipy()
         path = pathlib.Path(directory) / _FILE
         if not path.is_file():
             raise ValueError(
-                f"Argument `directory` must be a folder that holds {_FILE}, as "
-                "`kr.evaluation.certify` writes it to its `output`. "
+                f"Argument `directory` must be a folder that holds {_FILE}, as written by "
+                "`kr.evaluation.certify` to its `output`. "
                 f"Received: directory={str(directory)!r}"
             )
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
             if saved["schema"] > _SCHEMA:
                 raise ValueError(
-                    f"its schema is {saved['schema']}, and this version of keras_robust reads "
-                    f"those up to {_SCHEMA}: update it"
+                    f"its schema is {saved['schema']}, but this version of keras_robust reads "
+                    f"schemas up to {_SCHEMA}: update keras_robust"
                 )
             names = {field.name for field in dataclasses.fields(Certificate)}
             fields = {name: saved[name] for name in names - set(_PER_EXAMPLE)}
@@ -196,7 +199,7 @@ class Certificate:
 
     @staticmethod
     def delete(directory: str | os.PathLike[str]) -> None:
-        """Deletes an earlier one."""
+        """Deletes the certificate in a folder, if there is one."""
         (pathlib.Path(directory) / _FILE).unlink(missing_ok=True)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Whether a measured robust accuracy can be trusted."""
+"""Checks whether a measured robust accuracy can be trusted."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,73 +40,64 @@ def check(
     verbose: int = 1,
     mask: Any = None,
 ) -> list[CheckResult]:
-    """Checks that an attack's failure means that the model is robust.
+    """Checks whether a failed attack is evidence that the model is robust.
 
-    A model can withstand an attack because no perturbation fools it, or because the attack does
-    not find the one that does: the gradient is zero, misleads or is random. These checks tell
-    the second from the first by things that must hold for any model with a useful gradient:
+    An attack can fail because no perturbation fools the model, or because the attack does not find
+    the perturbation that does: the gradient is zero, misleading or random. These checks distinguish
+    the two cases. They test properties that hold for every model with a useful gradient:
 
-    - the attack fools somebody; it is no weaker than plain PGD (20 steps, one random start);
-    - PGD's accuracy never rises with more steps, and is not above that of FGSM, of Square,
-      of random noise in the same ball, or of PGD's images made on another model;
-    - at an epsilon of half the range of `bounds`, where all images can be made the same grey,
-      accuracy is at most that of guessing; without a limit, it is 0;
-    - the gradient is finite, not zero (neither that of what attacks here climb, nor that of the
-      cross-entropy, which other libraries climb), and agrees with finite differences of the
-      log-odds along random directions;
-    - neither the softmax nor a tanh or sigmoid layer is saturated; two passes of the same images
-      give the same outputs;
-    - without an attack, the model classifies more images correctly than guesses do.
-
-    Two attacks are compared example by example, on those that only one of the two fools. The
-    check fails where a sign test finds the one that should be stronger to be the weaker, at a
-    level of 1%: with fewer than 7 such examples it never does. A check passing is no proof; it
-    has found nothing wrong. See `docs/evaluation.md` for each, and what to do when it fails.
-
-    The examples are a random choice of those that the model classifies correctly; or, where its
-    predictions depend on the batch (`kr.layers.WNLLHead` with `joint=True`), those of the first
-    `batch_size`, which are always run together, as in `kr.evaluate`. For each the
-    checks cost, beside the judged attack itself, 49 gradients (20 more where the example stands
-    at half the range, which a sound model's do not) and at most 280 passes forward (400 where
-    predictions depend on the batch), most of them Square's queries.
+    - The attack fools the model on some example. It is no weaker than plain PGD (20 steps, one
+      random start).
+    - The accuracy under PGD never rises with more steps. It is not above the accuracy under FGSM,
+      Square, random noise in the same ball, or PGD images made on another model.
+    - At an epsilon of half the range of `bounds`, where every image can be made the same grey, the
+      accuracy under PGD is at most that of guessing. Without a limit, it is 0.
+    - The gradient is finite and not zero, both for the loss that attacks here maximize and for the
+      cross-entropy, which other libraries maximize. It agrees with finite differences of the
+      log-odds along random directions.
+    - Neither the softmax nor any tanh or sigmoid layer is saturated. Two passes over the same
+      images give the same outputs.
+    - Without an attack, the model is more accurate than guessing.
 
     Args:
         model: Keras model, `kr.RobustModel`, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
-        attack: `kr.attacks.Attack`, untargeted, whose success on `model` is to be judged. Its
-            `bounds`, `from_logits`, `objective` and `num_samples` are those of the attacks that
-            it is compared with.
-        epsilon: float. Radius of the ball, in units of `x`. Defaults to `None`: the attack's
-            own. It must be given for an attack without one, whose larger perturbations then
-            count as failures.
-        norm: `"linf"`, `"l2"` or `"l1"`, for an attack without an `epsilon`. Defaults to `None`:
-            the attack's own.
-        transfer_from: another model for the same data, whose adversarial images are to be
-            compared; it is attacked by its own gradient, not by the `objective`. Its outputs must
-            be what the attack's `from_logits` says. Defaults to `None`: that check is left out.
-        num_examples: int. How many examples to use, at most; not where predictions depend on the
-            batch, which is used as a whole. Defaults to `100`.
-        chance: float from 0 to 1. The accuracy of guessing. Defaults to `None`: one divided by
-            the number of classes; for the accuracy without an attack, that of guessing each class
-            as often as the model does.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the choice of examples and of all random numbers. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
-        mask: array of 0 and 1 that broadcasts to all images, 1 where attacks may change them.
-            Defaults to `None`: everywhere. With one, the checks at a large epsilon are left out.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
+        attack: the untargeted `kr.attacks.Attack` to judge. Its `bounds`, `from_logits`,
+            `objective` and `num_samples` are used for the attacks that it is compared with, too.
+        epsilon: float. Radius of the ball, in units of `x`. Required for an attack without an
+            epsilon of its own: its larger perturbations then count as failures. Defaults to `None`:
+            the epsilon of the attack.
+        norm: `"linf"`, `"l2"` or `"l1"`, for an attack without an epsilon of its own. Defaults to
+            `None`: the norm of the attack.
+        transfer_from: another model for the same data. Adversarial images made on it, with its own
+            gradient instead of the `objective`, are compared with those made on `model`. Its
+            outputs must be logits or probabilities, as the `from_logits` of the attack says.
+            Defaults to `None`: this check is skipped.
+        num_examples: int. Maximum number of examples. It is ignored if predictions depend on the
+            batch: the whole batch is used then. Defaults to `100`.
+        chance: float from 0 to 1. The accuracy of guessing. Defaults to `None`: one divided by the
+            number of classes. For the accuracy without an attack, it is the accuracy of guessing
+            each class as often as the model predicts it.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the choice of examples and of the attacks. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
+        mask: array of 0 and 1 that broadcasts to all images. Attacks may change only the values
+            where it is 1. With a mask, the checks at a large epsilon are skipped. Defaults to
+            `None`: attacks may change every value.
 
     Returns:
-        List of `kr.evaluation.CheckResult`, one for each check, always in the same order: its
-        `name`, whether it `passed` (`None` if it does not apply or came upon an error, which
-        stops no other), a `sentence`, and the `figures` behind it.
+        List of `kr.evaluation.CheckResult`, one per check, always in the same order. Each has a
+        `name`, a `sentence` with the finding, and the `figures` behind it. `passed` is true or
+        false, or `None` if the check does not apply or raised an error. An error in one check does
+        not stop the others.
 
     Raises:
-        ValueError: as the attack, before any work, and if it is targeted, if the radius or norm
-            is not known or is given twice, if the outputs of `transfer_from` do not fit, or if
-            another argument is not as described above.
+        ValueError: before any work, for the same reasons as the attack itself; if the
+            attack is targeted; if the radius or norm is missing or given twice; if the outputs of
+            `transfer_from` do not fit; or if another argument is not as described above.
 
     Example:
 
@@ -117,6 +108,22 @@ def check(
     >>> results = kr.evaluation.check(model, x, y, attack=kr.attacks.PGD(epsilon=0.1), verbose=0)
     >>> [result.name for result in results if result.passed is False]
     []
+
+    Notes:
+
+    - A check that passes proves nothing: it has found no fault. `docs/evaluation.md` describes each
+      check, and what to do when it fails.
+    - Two attacks are compared on the examples that only one of them fools. The check fails if a
+      sign test at the 1% level finds that the attack that should be stronger is weaker. With fewer
+      than 7 such examples, it never fails.
+    - The examples are chosen at random among those that the model classifies correctly. If
+      predictions depend on the batch (`kr.layers.WNLLHead` with `joint=True`), they are the
+      correctly classified examples of the first `batch_size` images, which are always run together,
+      as in `kr.evaluate`.
+    - Apart from the judged attack itself, the checks cost 49 gradients per example and at most 280
+      forward passes (400 if predictions depend on the batch), most of them queries of Square. An
+      example that is not fooled at half the range of `bounds` costs 20 more gradients; for a sound
+      model, there are none.
 
     Reference:
 
@@ -141,9 +148,9 @@ def check(
     if classifier.depends_on_batch:
         seen = np.arange(batch_size)
         classes = classifier.classes(x[seen], batch_size)
-        chosen, counted = _whole(classes == labels[seen])
+        chosen, counted = _first_batch(classes == labels[seen])
     else:
-        seen, classes = _look(classifier, x, labels, num_examples, batch_size, seed)
+        seen, classes = _predict_until(num_examples, classifier, x, labels, batch_size, seed)
         chosen = seen[classes == labels[seen]][:num_examples]
         counted = np.arange(len(chosen))
     case = Case(
@@ -159,7 +166,7 @@ def check(
         chance=chance,
         transfer_from=other,
         counted=counted,
-        answers=(labels[seen], classes),
+        predictions=(labels[seen], classes),
         mask=None if mask is None else mask[chosen],
     )
     return run_checks(case, verbose)
@@ -180,16 +187,27 @@ def check_evaluation(
     verbose: int,
     mask: np.ndarray | None = None,
 ) -> list[CheckResult]:
-    """Checks the attack of an evaluation with the lowest robust accuracy.
+    """Checks the attack with the lowest robust accuracy of an evaluation.
 
-    The attack is not run again, nor are those of the checks whose results are in `progress`.
-    Attacks without a radius, or of another norm, are left out. Where predictions depend on the
-    batch, the examples are those of the evaluation's first batch.
+    Only attacks with a positive radius in a single norm (L-infinity, L2 or L1) are considered.
+    Neither the judged attack nor attacks whose results are already in `progress` are run again. If
+    predictions depend on the batch, the examples are those of the evaluation's first batch.
 
     Args:
+        classifier: the model.
+        x: images.
+        labels: int array, shape `(num_examples,)`: the true classes.
         classes: int array, shape `(num_examples,)`: the classes predicted for `x`.
         clean: bool array, shape `(num_examples,)`: the examples that are classified correctly.
-        correct: mapping of attacks' names to the examples that withstand them.
+        attacks: mapping of names to attacks.
+        correct: mapping of attack names to bool arrays: the examples that are classified correctly
+            under the attack.
+        batch_size: int.
+        seed: int.
+        transfer_from: another model, or `None`.
+        progress: the store of the attacks' results.
+        verbose: int. 1 shows a progress bar, 0 shows nothing.
+        mask: bool array of the shape of `x`. Defaults to `None`.
     """
     balls = {name: radii(attack) for name, attack in attacks.items()}
     names = [
@@ -198,7 +216,9 @@ def check_evaluation(
         if len(ball) == 1 and set(ball) <= set(NORMS) and max(ball.values()) > 0
     ]
     if not names:
-        sentence = "No attack has an epsilon in one norm: call `kr.evaluation.check` with one."
+        sentence = (
+            "No attack has an epsilon in a single norm: call `kr.evaluation.check` with an epsilon."
+        )
         outcome = compared_with_chance(labels, classes)
         return [
             CheckResult("the figures can be checked", None, sentence),
@@ -207,12 +227,12 @@ def check_evaluation(
     strongest = min(names, key=lambda name: correct[name].mean())
     norm, epsilon = next(iter(balls[strongest].items()))
     if classifier.depends_on_batch:
-        chosen, counted = _whole(clean[:batch_size])
+        chosen, counted = _first_batch(clean[:batch_size])
     else:
         chosen = np.random.default_rng(seed).permutation(np.flatnonzero(clean))[:NUM_EXAMPLES]
         counted = np.arange(len(chosen))
     if verbose:
-        print(f"checks of {strongest} on {len(counted)} of {len(x)} examples")
+        print(f"Checking {strongest} on {len(counted)} of {len(x)} examples")
     case = Case(
         classifier=classifier,
         x=x[chosen],
@@ -226,9 +246,9 @@ def check_evaluation(
         transfer_from=transfer_from,
         counted=counted,
         progress=progress,
-        standing_judged=correct[strongest][chosen[counted]],
+        known_robust=correct[strongest][chosen[counted]],
         counts=(int(clean.sum()), int((clean & ~correct[strongest]).sum())),
-        answers=(labels, classes),
+        predictions=(labels, classes),
         mask=None if mask is None else mask[chosen],
     )
     return run_checks(case, verbose)
@@ -237,39 +257,38 @@ def check_evaluation(
 def check_transfer_from(
     transfer_from: Any, attack: Attack, x: np.ndarray | Images, y: np.ndarray
 ) -> Classifier | None:
-    """The other model; raises a `ValueError` for what is no model for the same data."""
+    """Returns the other model. Raises a `ValueError` if it does not fit the data."""
     if transfer_from is None:
         return None
     classifier = Classifier.of(transfer_from)
     try:
         attack.check(classifier, x, sparse(y))
-    except Exception as error:  # backends raise errors of their own
+    except Exception as error:  # Each backend raises its own types of errors.
         raise ValueError(
-            "Argument `transfer_from` must be another model for the same images and labels, with "
-            f"outputs as the attack's `from_logits` says. {type(error).__name__}: {error} "
+            "Argument `transfer_from` must be another model for the same images and labels, whose "
+            f"outputs agree with the attack's `from_logits`. {type(error).__name__}: {error} "
             f"Received: transfer_from={transfer_from!r}"
         ) from error
     return classifier
 
 
 def _ball(attack: Attack, epsilon: float | None, norm: str | None) -> tuple[float, str]:
-    """The radius and norm, from the attack or from the arguments."""
+    """Returns the radius and norm of the ball, from the attack or from the arguments."""
     own = radii(attack)
     if own and (epsilon is not None or norm is not None):
         raise ValueError(
-            "Arguments `epsilon` and `norm` must be None for an attack that has its own. "
+            "Arguments `epsilon` and `norm` must be None for an attack with its own epsilon. "
             f"Received: epsilon={epsilon!r}, norm={norm!r}, attack={attack!r}"
         )
     if len(own) > 1:
         raise ValueError(
-            "The parts of argument `attack` must all have the same norm. "
-            f"Received: attack={attack!r}"
+            f"All members of argument `attack` must have the same norm. Received: attack={attack!r}"
         )
     if own:
         norm, epsilon = next(iter(own.items()))
     elif epsilon is None:
         raise ValueError(
-            "Argument `epsilon` must be given for an attack that has none. "
+            "Argument `epsilon` must be given for an attack without an epsilon of its own. "
             f"Received: epsilon=None, attack={attack!r}"
         )
     norm = getattr(attack, "norm", None) if norm is None else norm
@@ -277,23 +296,23 @@ def _ball(attack: Attack, epsilon: float | None, norm: str | None) -> tuple[floa
     return epsilon, validation.check_choice("norm", norm, NORMS)
 
 
-def _whole(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the first batch, and of those in it that are classified correctly."""
+def _first_batch(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices of the first batch's images, and of its correctly classified images."""
     return np.arange(len(correct)), np.flatnonzero(correct)
 
 
-def _look(
+def _predict_until(
+    num_examples: int,
     classifier: Classifier,
     x: np.ndarray | Images,
     labels: np.ndarray,
-    num_examples: int,
     batch_size: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The classes of images in random order, until enough are classified correctly.
+    """Predicts the classes of images in random order, until enough are classified correctly.
 
     Returns:
-        The images' indices, and the classes predicted for them.
+        The indices of the images, and the classes predicted for them.
     """
     order = np.random.default_rng(seed).permutation(len(x))
     classes = np.empty(0, int)

@@ -19,7 +19,7 @@ from keras_robust.evaluation.check import check_evaluation, check_transfer_from
 from keras_robust.evaluation.fingerprint import content_hash, fingerprint
 from keras_robust.evaluation.pictures import add_pictures, check_pictures
 from keras_robust.evaluation.progress import Progress, check_resume
-from keras_robust.evaluation.recording import file_name, record, shortened
+from keras_robust.evaluation.recording import arrays_to_save, file_name, record
 from keras_robust.evaluation.shards import SHARD, check_shard, share_of
 from keras_robust.evaluation.surrogates import with_surrogates
 from keras_robust.metrics.accuracy import attack_in_batches
@@ -53,97 +53,92 @@ def evaluate(
     verbose: int = 1,
     mask: Any = None,
 ) -> Report:
-    """Measures a classifier's accuracy on clean images and under attacks.
+    """Evaluates a classifier's accuracy on clean images and under attacks.
 
-    An example counts for an attack if it is classified correctly both before and after it; in
-    the worst case, if it is after every attack. Examples that are misclassified to begin with
-    are not attacked at all.
+    The report has a row for the clean images, a row for each attack, and a row for the worst case.
+    Only the images that the model classifies correctly are attacked. Under an attack, an example
+    counts as correct if the model classifies it correctly both before and after the attack. In the
+    worst case, it counts as correct if no attack fools the model on it.
 
-    An attack without an `epsilon` goes as far as it needs to, so the accuracy under it says
-    little: look at the norms of its perturbations. The worst case leaves such attacks out, unless
-    there are no others.
-
-    An attack that finds no gradient at all raises a `ValueError` where it is called by itself, on
-    TensorFlow. Here its examples count as not fooled, and its row says so: that is no robustness,
-    and the checks fail. On JAX such a gradient is 0, and the attack does what it can without one.
-
-    For a model with a `kr.layers.WNLLHead` in its WNLL phase every attack by gradients is joined by
-    one through each surrogate of `kr.attacks.WNLLSurrogate`; and where a prediction depends on its
-    batch (`head.joint`), batches are those of the examples in their order, whole in every attack;
-    the checks look at the first of them.
+    An attack without an `epsilon` searches for perturbations of any size. The accuracy under such
+    an attack says little: look at the norms of its perturbations instead. The worst case excludes
+    attacks without an `epsilon`, unless there are no others.
 
     Args:
         model: Keras model, `kr.RobustModel`, `kr.BlackBox`, or a callable `x -> logits`. It is run
-            in inference mode, as it is when the evaluation begins.
-        x: images, shape `(num_examples, ...)`; or a data set of pairs of images and labels, as
-            for Keras's `fit`: a `tf.data.Dataset` (batched or not), a `keras.utils.PyDataset`, a
-            torch `DataLoader`, or a generator with `steps`. A data set is read several times, a
-            batch at a time; a generator, and a data set that holds other images each time
+            in inference mode, in the state that it has when the evaluation begins.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            Keras's `fit`: a `tf.data.Dataset` (batched or not), a `keras.utils.PyDataset`, a
+            torch `DataLoader`, or a generator with `steps`. A data set is read several times, one
+            batch at a time. A generator, or a data set that yields different images each time
             (`shuffle`, random augmentation), is read once and held in memory.
         y: integer labels, shape `(num_examples,)`, or one-hot labels, shape
-            `(num_examples, num_classes)`; 0 and 1 for a model of one output. Defaults to `None`,
-            for a data set.
-        attacks: mapping of names to `kr.attacks.Attack`s, untargeted, at least one; or a list of
-            them, or one alone, which are named by their class and arguments. Defaults to `None`,
-            which is refused.
-        batch_size: int. Defaults to `128`.
-        output: folder to save the report in, made if need be. What each batch of each attack has
-            found is saved in its folder `progress` at once, and while a batch is attacked what each
-            round has (a restart, a target class, some queries), so that an interrupted evaluation
-            loses one round at most. A report that is there already is deleted. Defaults to
-            `None`: nothing is saved.
-        seed: int. Seed of the attacks' random numbers. Defaults to `0`.
-        worst_case_only: bool. Whether to leave out, in each attack, the examples that an earlier
-            one has fooled. The worst case is the same and costs less; the row of each attack
-            then is the accuracy after it and all before it. Defaults to `False`.
-        resume: bool. Whether to continue the evaluation that was begun in `output`, where there
-            is one, rather than begin anew. The result is that of an evaluation that was not
-            interrupted. Defaults to `False`.
-        checks: bool. Whether to run the checks of `kr.evaluation.check` on the attack that has
-            the lowest robust accuracy, of those with an `epsilon`. Defaults to `True`.
-        transfer_from: another model for the same data, or a callable, whose adversarial images
-            the checks compare with the model's own. Its outputs must be what the attacks'
-            `from_logits` says. Defaults to `None`: that check is left out.
-        pictures: bool. Whether to add what the strongest attack with an `epsilon`, and steps if
-            one has them, shows: accuracy over epsilon and over the number of steps, which cost
-            several times the attack, and principal components of clean and attacked features,
-            for which scikit-learn must be installed. Defaults to `False`.
-        notes: mapping of strings to strings, what else the report is to say about the model, the
-            data and how it was made. The names `"mask"` and `"certificate"` are the report's own.
-            Defaults to `None`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        shard: pair of ints `(i, n)`: the i-th of n shares of the batches, 1 for the first. Each
-            share is evaluated by a process of its own, in an `output` of its own, whose report is
-            of these examples alone; `kr.evaluation.merge` makes the report of all. The checks look
-            at all, so a share runs none. Defaults to `None`: everything is evaluated here.
-        class_names: sequence of strings, what the report calls the classes, one for each of the
-            model's, in the order of its outputs. Defaults to `None`: their numbers.
-        certificate: `kr.evaluation.Certificate` of the same images, where `model` is the
-            `kr.evaluation.SmoothedClassifier` that it is about. The report then has a row for what
-            is certified within the radii of the attacks, and a picture of both bounds over the L2
-            radius. The class of an unperturbed image is the one that has most of the certificate's
-            votes. Defaults to `None`: there is none.
-        verbose: int. 1 shows for each attack which round runs and about how long it will still
-            take, on a terminal or in a notebook in one line, elsewhere in a line every 10 seconds;
-            2 in a line every minute; 0 shows nothing. Defaults to `1`.
-        mask: array of 0 and 1 that broadcasts to all images, 1 where attacks may change them: a
-            sticker's place, the columns of a table that somebody could forge. Defaults to `None`:
-            everywhere.
+            `(num_examples, num_classes)`; 0 and 1 for a model with one output. Omit it if `x` is a
+            data set. Defaults to `None`.
+        attacks: mapping of names to untargeted `kr.attacks.Attack`s, with at least one attack. A
+            list of attacks or a single attack is also accepted; its attacks are named after their
+            class and arguments. Required. Defaults to `None`, which raises a `ValueError`.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        output: path of a folder to save the report in, which is created if it does not exist. The
+            results of each batch of each attack are saved in its subfolder `progress` as soon as
+            they are known. The results of each round (a restart, a target class, a number of
+            queries) are saved as well, so an interrupted evaluation loses at most one round. A
+            report that is already in the folder is deleted. Defaults to `None`: nothing is saved.
+        seed: int. Random seed of the attacks. Defaults to `0`.
+        worst_case_only: bool. Whether each attack skips the examples that an earlier attack has
+            fooled. The worst case stays the same and costs less. The row of each attack is then
+            the accuracy after this attack and all attacks before it. Defaults to `False`.
+        resume: bool. Whether to continue an interrupted evaluation in `output`, if there is one,
+            instead of starting over. The result is that of an uninterrupted evaluation. Defaults
+            to `False`.
+        checks: bool. Whether to run the checks of `kr.evaluation.check` on the attack with the
+            lowest robust accuracy, among the attacks with an `epsilon`. Defaults to `True`.
+        transfer_from: another model for the same data, or a callable. The checks compare its
+            adversarial images with those made on the model itself. Its outputs must be logits or
+            probabilities, as the `from_logits` of the attacks says. Defaults to `None`: this check
+            is skipped.
+        pictures: bool. Whether to add figures for the strongest attack with an `epsilon` (and with
+            steps, if any attack has them): accuracy against epsilon, accuracy against the number
+            of steps, and the principal components of clean and attacked features. The curves cost
+            several times as much as the attack. The principal components need scikit-learn.
+            Defaults to `False`.
+        notes: mapping of strings to strings. Further facts that the report shows about the model,
+            the data and how it was made. The names `"mask"` and `"certificate"` are reserved for
+            the report. Defaults to `None`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        shard: pair of ints `(i, n)`. Evaluates the i-th of n shares of the batches, with i from 1
+            to n. Each share is evaluated in a separate process with a separate `output`, and its
+            report covers only its examples. `kr.evaluation.merge` combines the reports. A share
+            runs no checks, because they need all examples. Defaults to `None`: everything is
+            evaluated here.
+        class_names: sequence of strings. Names of the model's classes in the report, in the order
+            of the model's outputs. Defaults to `None`: the numbers of the classes.
+        certificate: `kr.evaluation.Certificate` of the same images, if `model` is the
+            `kr.evaluation.SmoothedClassifier` that it certifies. The report then has a row with
+            the certified accuracy within the radii of the attacks, and a figure of both bounds
+            against the L2 radius. The predicted class of a clean image is then the class with the
+            most votes in the certificate. Defaults to `None`.
+        verbose: int. 1 shows the current round of each attack and an estimate of the remaining
+            time: in a single line on a terminal or in a notebook, in a new line every 10 seconds
+            elsewhere. 2 prints a line every minute. 0 shows nothing. Defaults to `1`.
+        mask: array of 0 and 1 that broadcasts to all images. Attacks may change only the values
+            where it is 1, for example the area of a sticker, or the columns of a table that an
+            adversary could forge. Defaults to `None`: attacks may change every value.
 
     Returns:
-        `kr.evaluation.Report`: a row for the clean images, one for each attack, and one for the
-        worst case over all attacks per example; the accuracies of each class (`per_class`), and
-        the class with the lowest one (`worst_class`).
+        `kr.evaluation.Report`: a row for the clean images, a row for each attack, and a row for the
+        worst case over all attacks per example. It also holds the accuracies of each class
+        (`per_class`) and the class with the lowest accuracy (`worst_class`).
 
     Raises:
-        ValueError: before any work, if `attacks` is empty or holds something else than untargeted
-            attacks, or if one of them cannot work on `x`, `y` and `model`; if `resume` is true
-            without an `output`, or the evaluation there was begun with another model, other
-            images, labels, attacks, seed, batch size or backend; if the outputs of
-            `transfer_from` do not fit, or `checks` is false with it; if there is a `shard`
-            without an `output`, or with `worst_case_only`, `pictures` or `certificate`, which need
-            the others; if the `certificate` is of another model, noise or images; if
-            there is not one of `class_names` for each class; if `notes` has a name of the report's.
+        ValueError: before any work, if `attacks` is empty or holds anything but untargeted attacks;
+            if an attack cannot be run on `x`, `y` and `model`; if `resume` is true without an
+            `output`, or the evaluation in `output` was started with a different model, images,
+            labels, attacks, seed, batch size or backend; if the outputs of `transfer_from` do not
+            fit, or `transfer_from` is given with `checks=False`; if `shard` is given without an
+            `output`, or with `worst_case_only`, `pictures` or `certificate`, which need all shares;
+            if `certificate` belongs to a different model, noise or images; if `class_names` does
+            not have one name per class; if `notes` contains a reserved name.
 
     Example:
 
@@ -154,6 +149,19 @@ def evaluate(
     >>> report = kr.evaluate(model, x, y, {"FGSM": kr.attacks.FGSM(epsilon=1.0)}, verbose=0)
     >>> report.to_dict()["rows"][-1]["name"], report.accuracy("worst case")
     ('worst case', 0.0)
+
+    Notes:
+
+    - On TensorFlow, an attack on a model without any gradient raises a `ValueError` when it is
+      called directly. `evaluate` counts its examples as not fooled, and its row says that it could
+      not run. This is no evidence of robustness, and the checks fail. On JAX, the gradient of such
+      a model is 0, and the attack runs with it.
+    - If the model has a `kr.layers.WNLLHead` in its WNLL phase, each gradient-based attack with an
+      `epsilon` and without an `objective` is also run through each surrogate gradient of
+      `kr.attacks.WNLLSurrogate`. These attacks have rows of their own.
+    - If a prediction depends on the other images in its batch (`head.joint`), the batches are
+      consecutive examples, and every attack perturbs each batch as a whole. The checks use the
+      first batch only.
     """
     attacks = named_attacks(attacks)
     notes = _checked_notes(notes)
@@ -161,7 +169,7 @@ def evaluate(
     check_resume(resume, output)
     if transfer_from is not None and not checks:
         raise ValueError(
-            "Argument `transfer_from` is for the checks, and needs `checks=True`. "
+            "Argument `transfer_from` is used by the checks and requires `checks=True`. "
             "Received: checks=False"
         )
     if shard is not None:
@@ -200,9 +208,9 @@ def evaluate(
         progress = Progress(pathlib.Path(output) / "progress", facts, resume)
         if not resume:
             Report.delete(output)
-    # On a GPU, a prediction may differ from one run to the next: what was found first counts.
-    found = progress.arrays("clean", lambda: {"correct": classes == labels, "labels": labels})
-    clean = found["correct"]
+    # Saved, because predictions on a GPU can differ from run to run: the first run's count.
+    saved = progress.arrays("clean", lambda: {"correct": classes == labels, "labels": labels})
+    clean = saved["correct"]
     report = Report(
         num_examples=len(x),
         batch_size=batch_size,
@@ -221,10 +229,10 @@ def evaluate(
     worst = clean
     for number, (name, attack) in enumerate(attacks.items()):
         remaining = worst if worst_case_only else clean
-        nothing = np.zeros(len(x), bool)
-        row = Row(name, remaining.copy(), repr(attack), radii(attack), attacked=nothing)
+        none_yet = np.zeros(len(x), bool)
+        row = Row(name, remaining.copy(), repr(attack), radii(attack), attacked=none_yet)
         if verbose:
-            print(f"{name} on {remaining.sum()} of {len(x)} examples")
+            print(f"Running {name} on {remaining.sum()} of {len(x)} examples")
         batches = attack_in_batches(
             classifier,
             x,
@@ -240,7 +248,7 @@ def evaluate(
             batches,
             attack.round_costs(classifier.num_classes),
             file=file_name(number),
-            keep=functools.partial(shortened, labels),
+            keep=functools.partial(arrays_to_save, labels),
             progress=progress,
             verbose=verbose,
             shard=shard or (1, 1),
@@ -282,23 +290,23 @@ def evaluate(
 
 def _checked_notes(notes: Mapping[str, str] | None) -> dict[str, str]:
     checked = dict(notes or {})
-    taken = [name for name in (MASK, CERTIFICATE) if name in checked]
-    if taken:
+    reserved = [name for name in (MASK, CERTIFICATE) if name in checked]
+    if reserved:
         raise ValueError(
-            f"Argument `notes` must not have the names {MASK!r} and {CERTIFICATE!r}, under which "
-            f"the report has notes of its own. Received: {taken}"
+            f"Argument `notes` must not have the names {MASK!r} and {CERTIFICATE!r}, which are "
+            f"reserved for the report's own notes. Received: {reserved}"
         )
     return checked
 
 
 def _checked_names(class_names: Any, num_classes: int) -> list[str]:
-    """The name of each class: its number where none are given."""
+    """Returns the name of each class, or its number if `class_names` is `None`."""
     if class_names is None:
         return [str(number) for number in range(num_classes)]
     names = list(class_names) if isinstance(class_names, list | tuple) else []
     if len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"Argument `class_names` must be {num_classes} strings, one for each of the model's "
-            f"classes in the order of its outputs. Received: class_names={class_names!r}"
+            f"Argument `class_names` must be {num_classes} strings, one for each class, in the "
+            f"order of the model's outputs. Received: class_names={class_names!r}"
         )
     return names

@@ -1,4 +1,4 @@
-"""What an evaluation's figures depend on, as hashes, so that a change is noticed."""
+"""Hashes everything that the results of an evaluation depend on, to detect changes."""
 
 import hashlib
 import json
@@ -23,13 +23,16 @@ def fingerprint(
     attacks: Mapping[str, Attack],
     **settings: Any,
 ) -> dict[str, str]:
-    """Hashes and values by name.
+    """Returns values and hashes by name.
 
     Args:
-        model: Keras model; its weights and configuration are hashed. Another callable is known
-            by its name and by what it predicts.
+        model: Keras model, whose weights and configuration are hashed. Any other callable is
+            identified by its name and its predictions.
+        x: images.
+        y: labels.
         clean: int array, the classes predicted for `x`.
-        settings: what else the figures depend on.
+        attacks: mapping of names to attacks.
+        settings: everything else that the results depend on.
     """
     facts = {
         "images": f"{x.dtype} {x.shape} {content_of(x)}",
@@ -44,24 +47,31 @@ def fingerprint(
         facts["model configuration"] = _hash([_configuration(model).encode()])
         facts["model weights"] = _weights(model)
     else:
-        facts["model"] = _plain(model)
+        facts["model"] = _stable_repr(model)
         facts["predictions"] = _hash([clean])
     return facts
 
 
 def attack_fingerprint(attack: Attack) -> str:
-    """Its arguments, those of its objective, the weights of the models among them, its members."""
+    """Returns an attack's fingerprint.
+
+    It covers the arguments of the attack and of its objective, the weights of the models among
+    them, and the members of an ensemble.
+    """
     objective = getattr(attack.objective, "__dict__", {})
     values = [*vars(attack).values(), *objective.values()]
     models = [value for value in values if isinstance(value, keras.layers.Layer)]
     members = [attack_fingerprint(member) for member in getattr(attack, "attacks", ())]
     arrays = [value for value in keras.tree.flatten(values) if isinstance(value, np.ndarray)]
     hashes = [*map(content_hash, arrays), *map(_weights, models)]
-    return " ".join([_plain(attack), _plain(objective), *hashes, *members])
+    return " ".join([_stable_repr(attack), _stable_repr(objective), *hashes, *members])
 
 
 def content_hash(array: np.ndarray) -> str:
-    """A hash of an array's shape, dtype and values; a view that repeats values is read once."""
+    """Hashes an array's shape, dtype and values.
+
+    Values that a broadcast view repeats are read only once.
+    """
     kept = tuple(slice(None) if step else slice(1) for step in array.strides)
     return f"{array.shape} {_hash([np.ascontiguousarray(array[kept])])}"
 
@@ -71,10 +81,13 @@ def _weights(model: Any) -> str:
 
 
 def _configuration(model: Any) -> str:
-    """The model's configuration, with its parts numbered: their names count up in a process."""
+    """Serializes the model's configuration, with its layer names replaced by numbers.
+
+    Keras's automatic names are counted per process, so they differ between processes.
+    """
     try:
         config = keras.saving.serialize_keras_object(model)["config"]
-        text = json.dumps(config, default=_plain)
+        text = json.dumps(config, default=_stable_repr)
     except (NotImplementedError, TypeError, ValueError):  # a subclass without `get_config`
         return type(model).__qualname__
     names = dict.fromkeys(re.findall('"name": ("[^"]*")', text))
@@ -83,8 +96,8 @@ def _configuration(model: Any) -> str:
     return text
 
 
-def _plain(value: Any) -> str:
-    """`repr` without addresses, which are others in every process."""
+def _stable_repr(value: Any) -> str:
+    """Returns `repr(value)` without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 

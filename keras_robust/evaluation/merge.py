@@ -1,4 +1,4 @@
-"""The report of an evaluation that was made in shares."""
+"""Merges the reports of an evaluation that was run in shares."""
 
 import os
 import pathlib
@@ -17,24 +17,24 @@ from keras_robust.report.row import CLEAN, WORST_CASE, Row
 def merge(
     directories: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
 ) -> Report:
-    """Makes one report of the shares of an evaluation, each made by `kr.evaluate(..., shard=...)`.
+    """Merges the shares made by `kr.evaluate(..., shard=...)` into one report.
 
-    It is the report that one process would have made without checks, but for its date. To have
-    them, call `kr.evaluate` with the same arguments, `output` and `resume=True`, without `shard`:
-    nothing but the checks is computed then.
+    The result is the report of a single process without checks, except for its date. To add the
+    checks, call `kr.evaluate` with the same arguments and `output`, with `resume=True` and without
+    `shard`. This computes only the checks.
 
     Args:
         directories: the `output` folders of all shares, in any order.
-        output: folder to save the report in, and what all shares have found. Defaults to `None`:
-            nothing is saved.
+        output: path of a folder to save the report and the results of all shares in. Defaults to
+            `None`: nothing is saved.
 
     Returns:
         `kr.evaluation.Report`.
 
     Raises:
-        ValueError: if a folder holds no finished share, a share is missing or there twice, or they
-            are not of one evaluation: of the same model, images, labels, attacks and settings, and
-            with the same predictions on the images as they are.
+        ValueError: if a folder holds no finished share, if a share is missing or occurs twice, or
+            if the shares belong to different evaluations. All shares must have the same model,
+            images, labels, attacks and settings, and the same predictions on the clean images.
 
     Example:
 
@@ -54,55 +54,55 @@ def merge(
     for folder, report in zip(folders, reports, strict=True):
         if not report.complete:
             raise ValueError(f"The share in {str(folder)!r} is not finished: resume it first.")
-    kept = [_kept(folder) for folder in folders]
-    clean = kept[0]["clean"]["correct"]
-    if any((arrays["clean"]["correct"] != clean).any() for arrays in kept):
+    saved = [_saved_arrays(folder) for folder in folders]
+    clean = saved[0]["clean"]["correct"]
+    if any((arrays["clean"]["correct"] != clean).any() for arrays in saved):
         raise ValueError(
-            "The shares cannot be merged: the model classified other images correctly in one than "
-            "in another. Run all of them on devices of one kind."
+            "The shares cannot be merged: they differ in which clean images the model classifies "
+            "correctly. Run all shares on the same kind of device."
         )
     first = reports[0]
-    whole = Report(
+    merged = Report(
         len(clean),
         first.batch_size,
         first.seed,
         first.worst_case_only,
-        notes=_common([report.notes for report in reports]),
-        environment=_common([report.environment for report in reports]),
-        labels=kept[0]["clean"].get("labels"),
+        notes=_joined([report.notes for report in reports]),
+        environment=_joined([report.environment for report in reports]),
+        labels=saved[0]["clean"].get("labels"),
         class_names=first.class_names,
     )
-    whole.add(Row(CLEAN, clean))
-    found = {name: arrays for part in kept for name, arrays in part.items()}
+    merged.add(Row(CLEAN, clean))
+    found = {name: arrays for share in saved for name, arrays in share.items()}
     attacked = [row for row in first.rows if row.attack is not None]
     limited = [row.name for row in attacked if row.radii] or [row.name for row in attacked]
     worst = clean
     for number, part in enumerate(attacked):
-        nothing = np.zeros(len(clean), bool)
-        row = Row(part.name, clean.copy(), part.attack, dict(part.radii), attacked=nothing)
+        none_yet = np.zeros(len(clean), bool)
+        row = Row(part.name, clean.copy(), part.attack, dict(part.radii), attacked=none_yet)
         names = sorted(name for name in found if name.startswith(f"{file_name(number)}-"))
-        whole.add(row, record(row, (found[name] for name in names)))
+        merged.add(row, record(row, (found[name] for name in names)))
         if row.name in limited:
             worst = worst & row.correct
-    whole.add(Row(WORST_CASE, worst, radii=dict(first.row(WORST_CASE).radii)))
+    merged.add(Row(WORST_CASE, worst, radii=dict(first.row(WORST_CASE).radii)))
     if output is not None:
         progress = Progress(pathlib.Path(output) / "progress", facts)
         for name in found:
             progress.arrays(name, lambda name=name: found[name])  # type: ignore[misc]
-        whole.save(output)
-    return whole
+        merged.save(output)
+    return merged
 
 
 def _facts(folders: list[pathlib.Path]) -> dict[str, str]:
-    """Checks that the folders hold each share of one evaluation; returns its fingerprint."""
+    """Checks that the folders hold every share of one evaluation, and returns its fingerprint."""
     all_facts, shards = [], []
     for folder in folders:
         facts = load_fingerprint(folder / "progress") or {}
         all_facts.append(facts)
         if SHARD not in facts:
             raise ValueError(
-                "Argument `directories` must be folders of shares, as `kr.evaluate(..., "
-                f"shard=(i, n))` writes them. Received: {str(folder)!r}"
+                "Argument `directories` must be folders of shares, as written by "
+                f"`kr.evaluate(..., shard=(i, n))`. Received: {str(folder)!r}"
             )
         shards.append(facts.pop(SHARD))
     first = all_facts[0] if all_facts else {}
@@ -122,12 +122,13 @@ def _facts(folders: list[pathlib.Path]) -> dict[str, str]:
     return first
 
 
-def _kept(folder: pathlib.Path) -> dict[str, Arrays]:
+def _saved_arrays(folder: pathlib.Path) -> dict[str, Arrays]:
+    """Loads all saved arrays of a share, by file name."""
     return {path.stem: load_arrays(path) for path in sorted((folder / "progress").glob("*.npz"))}
 
 
-def _common(mappings: list[dict[str, str]]) -> dict[str, str]:
-    """What all of them say; where they differ, all that they say."""
+def _joined(mappings: list[dict[str, str]]) -> dict[str, str]:
+    """Merges mappings: joins the values of a name with "and" where they differ."""
     return {
         name: " and ".join(dict.fromkeys(mapping.get(name, "none") for mapping in mappings))
         for name in mappings[0]

@@ -1,4 +1,4 @@
-"""Curves and the geometry of features, added to a report."""
+"""Adds robustness curves and the geometry of features to a report."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ _NUM_POINTS, _FEWEST_POINTS = 400, 4
 
 
 def check_pictures(classifier: Classifier, x: np.ndarray | Images) -> None:
-    """Raises, before any work, what `add_pictures` would raise after it."""
+    """Raises the errors of `add_pictures` before any work is done."""
     if _has_features(classifier):
         require_scikit_learn()
         features(classifier, x[:1])
@@ -44,11 +44,13 @@ def add_pictures(
     verbose: int,
     mask: np.ndarray | None = None,
 ) -> None:
-    """Adds what the strongest attack with an `epsilon`, and steps if one has them, shows.
+    """Adds figures for the strongest attack with an `epsilon`.
 
-    The accuracy over epsilon, from 0 to 4 times its own; over the number of steps, if it has one;
-    and the principal components of the features of images that are classified correctly, if the
-    model is made of layers. Attacks that have found no gradient cannot be run again for it.
+    Attacks with a number of steps are preferred, if there are any. The figures are the accuracy
+    against epsilon, from 0 to 4 times the attack's own epsilon; the accuracy against the number of
+    steps, if the attack has one; and, if the model is made of layers, the principal components of
+    the features of up to 400 correctly classified images. Attacks that found no gradient are
+    excluded, because they cannot be run.
     """
     names = [name for name, attack in attacks.items() if "epsilon" in attack.given]
     names = [name for name in names if not report.row(name).without_gradient]
@@ -61,32 +63,32 @@ def add_pictures(
 
     def still_robust(changed: Attack, remaining: np.ndarray, point: str) -> np.ndarray:
         if verbose:
-            print(f"{name} for the curve over {point} on {remaining.sum()} of {len(x)} examples")
-        left = remaining.copy()
+            print(f"Running {name} on {remaining.sum()} of {len(x)} examples (curve: {point})")
+        robust = remaining.copy()
         file = f"curve-{point.replace(' ', '-')}"
         batches = attack_in_batches(
             classifier, x, labels, changed, remaining, report.batch_size, report.seed, mask=mask
         )
         costs = changed.round_costs(classifier.num_classes)
         for batch, found in run(batches, costs, file=file, keep=_only("success")):
-            left[batch] = ~found["success"]
-        return left
+            robust[batch] = ~found["success"]
+        return robust
 
     def over_epsilon() -> Arrays:
-        left, accuracies = clean, {0.0: float(clean.mean())}
+        robust, accuracies = clean, {0.0: float(clean.mean())}
         for multiple in _MULTIPLES if radius(attack) > 0 else ():
             epsilon = multiple * radius(attack)
-            # What is fooled in one ball is fooled in every larger one.
-            left = still_robust(with_radius(attack, epsilon), left, f"epsilon {epsilon:.6g}")
-            accuracies[epsilon] = float(left.mean())
+            # An example fooled within one ball is fooled within every larger ball.
+            robust = still_robust(with_radius(attack, epsilon), robust, f"epsilon {epsilon:.6g}")
+            accuracies[epsilon] = float(robust.mean())
         return _arrays(accuracies)
 
     def over_steps() -> Arrays:
-        left = {
+        robust = {
             count: still_robust(attack.replace(num_steps=count), clean, f"steps {count}")
             for count in _NUM_STEPS
         }
-        return _arrays({count: float(remaining.mean()) for count, remaining in left.items()})
+        return _arrays({count: float(each.mean()) for count, each in robust.items()})
 
     curves: dict[str, Callable[[], Arrays]] = {"epsilon": over_epsilon}
     if name in with_steps:
@@ -100,20 +102,23 @@ def add_pictures(
     if _has_features(classifier) and len(chosen) >= _FEWEST_POINTS:
         x, labels, size = x[chosen], labels[chosen], min(report.batch_size, len(chosen))
         mask = None if mask is None else mask[chosen]
-        x_adv, all_of_them = x.copy(), np.ones(len(chosen), bool)
+        x_adv, every_example = x.copy(), np.ones(len(chosen), bool)
         if verbose:
-            print(f"{name} for the geometry of features on {len(chosen)} examples")
+            print(f"Running {name} on {len(chosen)} examples (geometry of features)")
         batches = attack_in_batches(
-            classifier, x, labels, attack, all_of_them, size, report.seed, mask=mask
+            classifier, x, labels, attack, every_example, size, report.seed, mask=mask
         )
         costs, keep = attack.round_costs(classifier.num_classes), _only("success", "x_adv")
         for batch, found in run(batches, costs, file="geometry", keep=keep):
-            x_adv[batch] = found["x_adv"].view(x.dtype)  # Files know bfloat16 as bytes.
+            x_adv[batch] = found["x_adv"].view(x.dtype)  # NumPy files store bfloat16 as bytes.
         report.geometry = feature_geometry(classifier, x, labels, x_adv, batch_size=size)
 
 
 def _has_features(classifier: Classifier) -> bool:
-    """Whether a call of the model is one of its layers; the layers of one that votes run often."""
+    """Returns whether the features of the model can be observed.
+
+    Each layer of a smoothed classifier runs once per vote, so its features are ambiguous.
+    """
     model = classifier.model
     return isinstance(model, keras.Model) and not isinstance(model, SmoothedClassifier)
 

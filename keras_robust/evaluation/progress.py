@@ -1,4 +1,4 @@
-"""What an evaluation has computed so far, on disk, so that it can continue."""
+"""Saves the intermediate results of an evaluation, so that it can be resumed."""
 
 import functools
 import json
@@ -17,22 +17,23 @@ _ROUNDS = "rounds"
 
 
 class Progress:
-    """Arrays by name, in files of a folder; what is there is not computed again.
+    """Stores arrays by name in the files of a folder, and computes only those that are missing.
 
-    Each file is written under another name and then renamed: it is whole or not there.
+    Each file is written under a temporary name and then renamed, so it is never incomplete.
 
-    An attack that is run to compute them notes each of its rounds, in files of their own in the
-    folder `rounds`. They are deleted once the arrays are saved, which say all that they did.
+    While an attack computes the arrays, it saves each of its rounds in separate files in the
+    subfolder `rounds`. These files are deleted as soon as the arrays are saved.
 
     Args:
-        folder: where the files are. Defaults to `None`: nothing is kept.
-        fingerprint: mapping of names to strings, all that the arrays depend on. Defaults to an
-            empty mapping.
-        resume: bool. Whether to use what is there; otherwise it is deleted. Defaults to `False`.
+        folder: path of the folder. Defaults to `None`: nothing is saved.
+        fingerprint: mapping of names to strings: everything that the arrays depend on. Defaults to
+            an empty mapping.
+        resume: bool. Whether to reuse the files in the folder instead of deleting them. Defaults to
+            `False`.
 
     Raises:
-        ValueError: if `resume` is true, and what is there was computed with another fingerprint;
-            the message names what differs.
+        ValueError: if `resume` is true and the files in the folder have a different fingerprint.
+            The message names the differences.
     """
 
     def __init__(
@@ -51,19 +52,19 @@ class Progress:
             if different:
                 raise ValueError(
                     f"`resume=True` cannot continue the evaluation in {str(self.folder.parent)!r}: "
-                    f"it was run with other {', '.join(different)}. Run it with what it was begun "
-                    "with, in another folder, or with `resume=False`, which begins anew."
+                    f"it was run with other {', '.join(different)}. Resume it with the same "
+                    "arguments, use another folder, or pass `resume=False` to start over."
                 )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.folder / _FINGERPRINT, *self.folder.glob("*.npz*")):
             path.unlink(missing_ok=True)
-        self._forget_rounds()
+        self._delete_rounds()
         text = json.dumps(fingerprint, indent=2)
         write_whole(self.folder / _FINGERPRINT, lambda file: file.write(text.encode()))
 
     def arrays(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        """The arrays saved as `name`, or those that `compute` returns, which are saved."""
+        """Returns the arrays saved as `name`. If there are none, computes and saves them."""
         if self.folder is None:
             return compute()
         path = self.folder / f"{name}.npz"
@@ -72,29 +73,30 @@ class Progress:
             return saved
         arrays = compute()
         _save(path, arrays)
-        self._forget_rounds()
+        self._delete_rounds()
         return arrays
 
     def attacked(
         self, name: str, attack: Callable[[Journal], Arrays], meter: Meter | None = None
     ) -> Arrays:
-        """`arrays` for an attack, which goes on after the last round that was finished.
+        """Runs `arrays` for an attack, which resumes after its last finished round.
 
         Args:
+            name: string. Name under which the arrays are saved.
             attack: function that runs the attack with a journal.
-            meter: what shows how far it is. Defaults to `None`: nothing.
+            meter: shows the progress of the attack. Defaults to `None`: nothing is shown.
         """
         store = None if self.folder is None else _Rounds(self.folder / _ROUNDS / name)
         return self.arrays(name, functools.partial(attack, Journal(meter, store)))
 
-    def _forget_rounds(self) -> None:
+    def _delete_rounds(self) -> None:
         assert self.folder is not None
         for path in (self.folder / _ROUNDS).glob("*.npz*"):
             path.unlink()
 
 
 class _Rounds:
-    """A store of `kr.attacks`' journals: files whose names begin as `path`."""
+    """A store for the journals of `kr.attacks`: files whose names begin with `path`."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -111,27 +113,27 @@ class _Rounds:
 
 
 def check_resume(resume: bool, output: str | os.PathLike[str] | None) -> None:
-    """Raises a `ValueError` where there is nothing to continue in."""
+    """Raises a `ValueError` if `resume` is true without an `output` to resume from."""
     if resume and output is None:
         raise ValueError(
-            "Argument `resume` needs the folder `output` that the evaluation was begun in. "
+            "Argument `resume` needs the folder `output` in which the evaluation was started. "
             "Received: resume=True, output=None"
         )
 
 
 def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """The names of what differs between two fingerprints, in order."""
+    """Returns the sorted names of the entries in which two fingerprints differ."""
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
 def load_fingerprint(folder: pathlib.Path) -> dict[str, str] | None:
-    """What the arrays in a folder depend on; `None` where there are none."""
+    """Loads the fingerprint of the arrays in a folder, or returns `None` if there is none."""
     path = folder / _FINGERPRINT
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def load_arrays(path: pathlib.Path) -> Arrays:
-    """The arrays of a file."""
+    """Loads the arrays of a file."""
     with np.load(path) as file:
         return dict(file)
 

@@ -1,4 +1,4 @@
-"""What is kept of each attacked batch, and a row of the report made of it."""
+"""Selects the arrays to save from each attacked batch, and fills a report row from them."""
 
 from collections.abc import Iterable
 
@@ -13,12 +13,12 @@ _SHOWN = ("images", "x_adv", "labels", "shown_classes")
 
 
 def file_name(number: int) -> str:
-    """What the files of an attack's batches begin with, by its number."""
+    """Returns the prefix of the file names of an attack's batches, by the attack's number."""
     return f"{number:02}"
 
 
-def shortened(labels: np.ndarray, found: Arrays) -> Arrays:
-    """What is kept of an attacked batch: of the images, only some that the report may show."""
+def arrays_to_save(labels: np.ndarray, found: Arrays) -> Arrays:
+    """Returns the arrays of an attacked batch, with only the few images that a report may show."""
     shown = np.flatnonzero(found["success"])[:_NUM_SAMPLES]
     return {
         **found,
@@ -30,7 +30,7 @@ def shortened(labels: np.ndarray, found: Arrays) -> Arrays:
 
 
 def record(row: Row, batches: Iterable[Arrays]) -> Samples | None:
-    """Notes in the row what was kept of each batch; returns the images that the report shows."""
+    """Records the arrays of all batches in the row, and returns the images that a report shows."""
     shown: list[list[np.ndarray]] = []
     for found in batches:
         row.record(found["examples"], found)

@@ -1,4 +1,4 @@
-"""A network that takes adversarial noise off images."""
+"""The U-Net denoiser of high-level representation guided denoising (HGD)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,45 +11,44 @@ from keras_robust import validation
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class GuidedDenoiser(keras.layers.Layer):
-    """Adds to an image what a U-Net finds is missing from it: the denoiser of HGD.
+    """Removes adversarial noise from images with a U-Net (the denoiser of HGD).
+
+    The layer adds to each image a correction that the U-Net `d` computes:
 
         x_hat = x + d(x)
 
-    It stands before a classifier that was trained without it and stays as it is;
-    `kr.losses.GuidedDenoising` trains the denoiser by what the classifier makes of `x_hat`:
+    Place the layer in front of a frozen classifier that was trained without it.
+    `kr.losses.GuidedDenoising` trains the denoiser by the classifier's response to `x_hat`:
 
         classifier.trainable = False
         model = keras.Sequential([kr.layers.GuidedDenoiser(), classifier])
 
-    On its way down, `d` has a block for each width, the first of two and the others of three
-    times 3x3 convolution, batch norm and ReLU; the first convolution of every block but the
-    first halves height and width. On its way up, what comes from below is resized (bilinearly)
-    to the size of the block on the way down with the next smaller size, joined to that block's
-    output, and goes through another block of as many convolutions and the same width. A 1x1
-    convolution without a bias gives one value for each channel of the image. With the default
-    widths these are 11 million parameters, more than in many a classifier.
-
-    **A denoiser by itself is no defence.** Its authors attack the classifier without it and let
-    the images pass through the denoiser: a transfer attack. Attacks of this package on the whole
-    model see the denoiser, and its gradient. Report these; `transfer_from=classifier` adds the
-    former to the checks of `kr.evaluate`.
+    The encoder of `d` has one block for each width. The first block has two units of 3x3
+    convolution, batch norm and ReLU, and each of the other blocks has three. The first convolution
+    of every block except the first halves height and width. The decoder has one block for each
+    width except the last, with as many units and channels as the encoder block of that width.
+    Before each decoder block, the features from below are resized (bilinearly) to the size of that
+    encoder block's output and concatenated with it. A final 1x1 convolution without a bias gives
+    one value for each channel of the image. With the default widths, `d` has 11 million parameters,
+    which is more than many classifiers have.
 
     Args:
-        widths: sequence of at least two ints, the channels of the blocks from the full size
-            down. Defaults to `(64, 128, 256, 256, 256)`.
-        **kwargs: `name`, `dtype` and the like, as for any Keras layer.
+        widths: list or tuple of at least two ints. The number of channels of each block, from the
+            full resolution down. Defaults to `(64, 128, 256, 256, 256)`.
+        **kwargs: Base layer keyword arguments (e.g. `name` and `dtype`).
 
     Call arguments:
-        inputs: tensor of images, shape `(batch_size, height, width, channels)`. Height and
-            width may be any, and must be known.
-        training: bool, whether batch norm uses the batch's statistics.
+        inputs: tensor of images, shape `(batch_size, height, width, channels)`. Height and width
+            must be known, but can have any value.
+        training: bool. Whether batch norm uses the statistics of the batch.
 
     Returns:
-        Tensor of the same shape. It is not clipped: values may leave the images' bounds a little.
+        Tensor of the same shape as `inputs`. It is not clipped, so values may slightly exceed the
+        bounds of the images.
 
     Raises:
-        ValueError: if `widths` are not as described; when called, if the input is not of rank 4,
-            or its size is not known.
+        ValueError: if `widths` is not as described; when called, if the input is not of rank 4, or
+            if its height, width or number of channels is unknown.
 
     Example:
 
@@ -66,13 +65,18 @@ class GuidedDenoiser(keras.layers.Layer):
     >>> denoiser.compute_output_shape((None, 28, 28, 1))
     (None, 28, 28, 1)
 
-    The papers do not say how weights are initialized; here it is as Keras does it by default.
+    **A denoiser alone is not a defence.** Its authors attack the classifier without the denoiser
+    and pass the resulting images through the denoiser, which is a transfer attack. The attacks of
+    this package run on the whole model and use the denoiser's gradient. Report their results. With
+    `transfer_from=classifier`, `kr.evaluate` also runs the transfer attack as one of its checks.
+
+    The papers do not specify the initialization of the weights. This layer uses Keras's defaults.
 
     Reference:
 
     - [Liao et al., 2018](https://arxiv.org/abs/1712.02976), section 4.2 (DUNET)
     - Schwartz and Ditzler, Bolstering Adversarial Robustness with Latent Disparity
-      Regularization, section II.C, whose count of 11 million parameters this has
+      Regularization, section II.C, which gives the same count of 11 million parameters
     """
 
     def __init__(self, widths: Sequence[int] = (64, 128, 256, 256, 256), **kwargs: Any) -> None:
@@ -98,7 +102,7 @@ class GuidedDenoiser(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         if input_shape[-1] is None:
             raise ValueError(
-                "The channels of the images must be known. "
+                "The number of channels of the images must be known. "
                 f"Received: inputs of shape {tuple(input_shape)}"
             )
         channels = [input_shape[-1], *self.widths]
@@ -120,8 +124,8 @@ class GuidedDenoiser(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if None in tuple(inputs.shape[1:]):
             raise ValueError(
-                "Height and width of the images must be known when the layer runs: give the "
-                f"model an `Input` that has them. Received: inputs of shape {inputs.shape}"
+                "Height and width of the images must be known when the layer is called. Give the "
+                f"model an `Input` of a fixed size. Received: inputs of shape {inputs.shape}"
             )
         x, skips = inputs, []
         for block in self.down:
@@ -140,7 +144,7 @@ class GuidedDenoiser(keras.layers.Layer):
 
 
 class _Block(keras.layers.Layer):
-    """`depth` times 3x3 convolution, batch norm and ReLU; the first with `strides`."""
+    """Stacks `depth` units of 3x3 convolution (`strides` in the first), batch norm and ReLU."""
 
     def __init__(self, width: int, depth: int, strides: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""A training batch that serves as its own template, part by part."""
+"""A training batch that serves as its own template, one fold at a time."""
 
 import contextvars
 from contextlib import AbstractContextManager
@@ -12,19 +12,20 @@ from keras_robust.ops.neighbor_graph import measurable, union_edges
 
 
 class InBatchTemplate:
-    """The labels of a batch on its way through a `kr.layers.WNLLHead` in training.
+    """Interpolates the labels of each fold of a training batch from its other folds.
 
-    The batch is cut into folds, each with its share of every class. In turn each fold's labels
-    are hidden and interpolated from the others', on the graph of the whole batch. Label -1 marks
-    an unlabeled example: it is a point of every graph and a template in none.
+    A `kr.layers.WNLLHead` uses it in training instead of its stored template. The batch is split
+    into folds, each with its share of every class. For each fold in turn, its labels are hidden and
+    interpolated from the labels of the other folds, on the graph of the whole batch. Label -1 marks
+    an unlabeled example, which is a point of the graph but never part of the template.
 
     Args:
         labels: integers, shape `(batch_size,)`.
         num_folds: int, at least 2.
-        in_inference: bool. Whether the head uses it in inference mode too, for an attack on the
-            batch. Defaults to `False`.
+        in_inference: bool. Whether the head uses this template in inference mode too, which an
+            attack on the batch requires. Defaults to `False`.
 
-    The head leaves the linear branch's logits in `linear_logits`.
+    The head stores the logits of its linear branch in the attribute `linear_logits`.
     """
 
     def __init__(self, labels: Any, num_folds: int, in_inference: bool = False) -> None:
@@ -40,14 +41,15 @@ class InBatchTemplate:
         kernel: str,
         template_weight: float | None,
     ) -> Any:
-        """u for every example, shape `(batch_size, num_classes)`.
+        """Computes u for every example, shape `(batch_size, num_classes)`.
 
-        NaN where features are not finite; the other examples get what they get without it.
+        Examples whose features are not finite, or whose squares overflow, get NaN. They do not
+        affect the other examples.
         """
         features, is_point = measurable(features)
         count = ops.maximum(ops.sum(ops.cast(is_point, features.dtype)), 1.0)
         center = ops.stop_gradient(ops.sum(features, axis=0) / count)
-        # Those that are no points are at a place like any other, and have no edges.
+        # `measurable` has set invalid rows to 0. `union_edges` gives them no edges.
         edges = union_edges(features - center, num_neighbors, sigma_neighbor, kernel, is_point)
         labels = ops.where(is_point, self.labels, -ops.ones_like(self.labels))
         is_labeled = labels >= 0
@@ -66,23 +68,23 @@ class InBatchTemplate:
         return ops.where(is_point[:, None], u, ops.full_like(u, float("nan")))
 
     def _folds(self, labels: Any, num_classes: int) -> Any:
-        """The examples of each class, one after the other, are dealt out to the folds."""
+        """Deals the examples of each class out to the folds; unlabeled examples go to fold 0."""
         classes = ops.one_hot(labels, num_classes, dtype="int32")
         return ops.sum(classes * ops.cumsum(classes, axis=0), axis=1) % self.num_folds
 
 
-# A context variable, because the replicas of `MirroredStrategy` share the head and run in threads
-# that interleave, each with the labels of its own part of the batch.
+# A context variable, because the replicas of `MirroredStrategy` share the head. They run in
+# interleaved threads, each with the labels of its own part of the batch.
 _template: contextvars.ContextVar[InBatchTemplate | None] = contextvars.ContextVar(
     "in_batch_template", default=None
 )
 
 
 def current_template() -> InBatchTemplate | None:
-    """The template of the training step under way, if there is one."""
+    """Returns the template of the current training step, or `None`."""
     return _template.get()
 
 
 def template_scope(template: InBatchTemplate) -> AbstractContextManager[InBatchTemplate]:
-    """Makes `template` the current one."""
+    """Makes `template` the current template inside the context."""
     return scope(_template, template)

@@ -12,32 +12,31 @@ from keras_robust.ops.precision import working_dtype
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class MaxMahalanobisClassifier(keras.layers.Layer):
-    """Classifies features by the nearest of fixed centres, as far apart as they can be.
+    """Classifies features by the nearest of fixed centres that are as far apart as possible.
 
         logits_j = -||z - mu_j||^2,    ||mu_j|| = scale,    <mu_i, mu_j> = -scale^2 / (K - 1)
 
-    for incoming features z. The K centres are the vertices of a regular simplex, found by Pang's
-    recursion: the same for the same numbers of classes and features. They are not trained. Train
-    with `kr.losses.MaxMahalanobis`, alone or as the `loss` of `kr.losses.AdversarialTraining`.
-
-    Leave the features linear: after a ReLU none could reach a centre with negative coordinates.
-    Logits are float32 at least, whatever the layer's compute dtype.
+    Here z are the input features. The K centres `mu_j` are the vertices of a regular simplex,
+    computed by the recursion of Pang et al. (2018). They are not trained, and depend only on
+    `scale` and the numbers of classes and features. Train with `kr.losses.MaxMahalanobis`, alone or
+    as the `loss` of `kr.losses.AdversarialTraining`.
 
     Args:
-        num_classes: int. K, the number of outputs.
-        scale: float. The length of the centres, the papers' C_MM. Defaults to `10.0`.
-        **kwargs: `name`, `dtype` and the like, as for any Keras layer.
+        num_classes: int. K, the number of classes.
+        scale: float. The length of the centres, `C_MM` in the papers. Defaults to `10.0`.
+        **kwargs: Base layer keyword arguments (e.g. `name` and `dtype`).
 
     Call arguments:
         inputs: float tensor, shape `(batch_size, features)`.
 
     Returns:
-        Logits, shape `(batch_size, num_classes)`.
+        Logits, shape `(batch_size, num_classes)`, in at least float32 whatever the layer's compute
+        dtype.
 
     Raises:
-        ValueError: if `num_classes` is less than 2, or `scale` not positive; when built, if the
-            input is not of rank 2, or `num_classes > features + 1`: so many centres cannot all
-            have the same distance.
+        ValueError: if `num_classes` is less than 2, or `scale` is not positive; when called, if the
+            input is not of rank 2, or if `num_classes > features + 1`, because then the centres
+            cannot all have the same distance from each other.
 
     Example:
 
@@ -50,6 +49,9 @@ class MaxMahalanobisClassifier(keras.layers.Layer):
     ... ])
     >>> model.output_shape
     (None, 10)
+
+    Do not apply a ReLU to the features: they could then not reach a centre with negative
+    coordinates.
 
     Reference:
 
@@ -71,8 +73,8 @@ class MaxMahalanobisClassifier(keras.layers.Layer):
         features = input_shape[-1]
         if features is None or self.num_classes > features + 1:
             raise ValueError(
-                "Argument `num_classes` must be at most one more than the number of features: "
-                "only then can all pairs of centres have the same distance. "
+                "Argument `num_classes` must be at most one more than the number of features. "
+                "Otherwise the centres cannot all have the same distance from each other. "
                 f"Received: num_classes={self.num_classes}, inputs of shape {tuple(input_shape)}"
             )
         vertices = simplex_vertices(self.num_classes, features, self.scale)

@@ -13,32 +13,28 @@ _ACTIVATIONS = ("tanh", "relu", "prelu", "leaky_relu")
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class TanhClassifier(keras.layers.Layer):
-    """Classifies saturated features by weight vectors that point as far apart as they can.
+    """Classifies bounded features with weight vectors that point as far apart as possible.
 
         f = tanh(h),  c = W f,  loss += alpha * ||W W^T - Sigma||
 
-    for incoming features h. With bounded features the loss cannot be lowered by longer feature
-    vectors, which would not rotate them further from the decision boundary; the penalty makes
-    the K rows of W vertices of a regular simplex of radius s. Where training has brought the
-    penalty to 0, every logit is at most `s * sqrt(P)` for P features: with the paper's s = 0.1
-    the cross-entropy stays well above 0, and that is intended.
-
-    Tanh that saturates also hides gradients. Judge a model that has this layer by
-    `kr.attacks.PGD` with many steps and by attacks that need no gradient, never by FGSM alone.
+    Here h are the input features, and `Sigma` is the Gram matrix of a regular simplex of radius s.
+    Without a bound, training can lower the loss by lengthening the feature vectors, which does not
+    rotate them further from the decision boundary. Tanh prevents this. The penalty makes the K rows
+    of W the vertices of the simplex.
 
     Args:
-        num_classes: int. K, the number of outputs.
+        num_classes: int. K, the number of classes.
         penalty: float. `alpha`, the weight of the penalty. Defaults to `100.0`.
-        scale: float. `s`, the length that the penalty gives the weight vectors. Defaults to
+        scale: float. `s`, the length of the weight vectors for which the penalty is 0. Defaults to
             `0.1`.
-        activation: `"tanh"`, or for the paper's ablation `"relu"`, `"prelu"` (with a slope learnt
+        activation: `"tanh"`, or for the paper's ablation `"relu"`, `"prelu"` (with a learned slope
             for each feature) or `"leaky_relu"`. Defaults to `"tanh"`.
-        use_bias: bool. Whether to add a bias, which the paper's geometry has no place for.
+        use_bias: bool. Whether to add a bias, which the paper's geometry does not include.
             Defaults to `False`.
         norm: `"frobenius"` or `"spectral"`, see `kr.regularizers.AngularPenalty`. Defaults to
             `"frobenius"`.
         kernel_initializer: Keras initializer of `W^T`. Defaults to `"glorot_uniform"`.
-        **kwargs: `name`, `dtype` and the like, as for any Keras layer.
+        **kwargs: Base layer keyword arguments (e.g. `name` and `dtype`).
 
     Call arguments:
         inputs: float tensor, shape `(batch_size, features)`.
@@ -47,8 +43,8 @@ class TanhClassifier(keras.layers.Layer):
         Logits, shape `(batch_size, num_classes)`.
 
     Raises:
-        ValueError: if an argument is out of its range; when built, if the input is not of rank 2,
-            or `num_classes > features + 1` (Theorem 1's assumption).
+        ValueError: if an argument is out of its range; when called, if the input is not of rank 2,
+            or if `num_classes > features + 1`, which the paper's Theorem 1 excludes.
 
     Example:
 
@@ -61,6 +57,13 @@ class TanhClassifier(keras.layers.Layer):
     ... ])
     >>> model.output_shape
     (None, 10)
+
+    Once the penalty is 0, every logit is at most `s * sqrt(P)` for P features (with tanh and
+    without a bias). With the paper's s = 0.1 the cross-entropy therefore stays well above 0. This
+    is intended.
+
+    Saturated tanh units hide gradients. Evaluate a model with this layer by `kr.attacks.PGD` with
+    many steps and by attacks that need no gradient, never by FGSM alone.
 
     Reference:
 
@@ -101,8 +104,8 @@ class TanhClassifier(keras.layers.Layer):
         features = input_shape[-1]
         if features is None or self.num_classes > features + 1:
             raise ValueError(
-                "Argument `num_classes` must be at most one more than the number of features: "
-                "only then can all pairs of weight vectors have the same obtuse angle. "
+                "Argument `num_classes` must be at most one more than the number of features. "
+                "Otherwise the weight vectors cannot all have the same obtuse angle to each other. "
                 f"Received: num_classes={self.num_classes}, inputs of shape {tuple(input_shape)}"
             )
         if self.activation == "prelu":

@@ -1,4 +1,4 @@
-"""Which examples become the template, and which cannot."""
+"""Selection and validation of the points of a template."""
 
 from typing import Any
 
@@ -8,25 +8,25 @@ from keras_robust.ops.nearest import check_distances_exist
 
 
 def choose_template(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """`size` of the labeled examples, at random, at least one of each class."""
+    """Draws the rows of `size` labeled examples, at least one of each class."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
     return np.sort(first_in_order(labels, order, size))
 
 
 def first_in_order(labels: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
-    """The first example of each class in an order of rows, and of the others the first."""
+    """Returns `size` rows of `order`: the first row of each class, then the others in order."""
     firsts = np.unique(labels[order], return_index=True)[1]
     others = np.setdiff1d(np.arange(len(order)), firsts)
     return order[np.concatenate([firsts, others])[:size]]
 
 
 def choose_unlabeled(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """`size` of the unlabeled examples, at random."""
+    """Draws the rows of `size` unlabeled examples."""
     return np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(labels < 0))[:size])
 
 
 def sparse_with_unlabeled(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Integers, -1 where a one-hot vector is all 0."""
+    """Converts labels to integers. A one-hot vector of zeros becomes -1."""
     if labels.ndim == 2 and labels.shape[1] == num_classes > 1:
         if np.isnan(labels).any():
             raise ValueError(
@@ -37,7 +37,10 @@ def sparse_with_unlabeled(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def check_features(features: np.ndarray, labels: np.ndarray, width: int | None) -> None:
-    """Raises a `ValueError` for features that make no template; `width` is theirs, if known."""
+    """Raises a `ValueError` if the features cannot form a template.
+
+    `width` is the expected number of features, or `None` if it is not known yet.
+    """
     if (
         features.ndim != 2
         or not len(features) == len(labels) > 0
@@ -54,18 +57,19 @@ def check_features(features: np.ndarray, labels: np.ndarray, width: int | None) 
 def check_template_labels(
     labels: np.ndarray, num_classes: int, size: int, unlabeled_size: int
 ) -> None:
-    """Raises a `ValueError` for integer labels that make no template of these sizes."""
+    """Raises a `ValueError` if the integer labels cannot form a template of these sizes."""
     low, high = labels.min(), labels.max()
     if not np.issubdtype(labels.dtype, np.integer) or low < -1 or high >= num_classes:
         raise ValueError(
-            f"Argument `labels` must hold integers below {num_classes}, -1 for unlabeled "
+            f"Argument `labels` must hold integers below {num_classes}, or -1 for unlabeled "
             f"points. Received: labels from {low} to {high} of dtype {labels.dtype}"
         )
     missing = sorted(set(range(num_classes)) - set(labels.tolist()))
     if missing:
         raise ValueError(
-            "Argument `labels` must hold every class: the head could not predict one that its "
-            f"template lacks. Received: labels without the classes {missing}"
+            "Argument `labels` must hold every class, because the head cannot predict a class that "
+            "is missing from its template. "
+            f"Received: labels without the classes {missing}"
         )
     num_labeled = int((labels >= 0).sum())
     if num_labeled < size:
@@ -76,14 +80,17 @@ def check_template_labels(
     if len(labels) - num_labeled < unlabeled_size:
         raise ValueError(
             f"Argument `labels` must hold at least `unlabeled_size`, {unlabeled_size}, points "
-            f"labeled -1. Received: {len(labels) - num_labeled} of them"
+            f"labeled -1. Received: {len(labels) - num_labeled} unlabeled points"
         )
 
 
 def check_distances(shape: Any, expected: tuple[int, int], num_points: int) -> None:
-    """Raises a `ValueError` for distances that are not those of the lists of all points."""
+    """Raises a `ValueError` if the distances are not those of one list for each template point.
+
+    `expected` is `(template_size, num_neighbors)`, and `num_points` is the number of points given.
+    """
     if shape != expected or num_points != expected[0]:
         raise ValueError(
-            f"Argument `distances` must have the shape {expected}, and belong to as many points. "
-            f"Received: shape {shape}, and {num_points} points"
+            f"Argument `distances` must have the shape {expected}, for exactly {expected[0]} "
+            f"points. Received: shape {shape} and {num_points} points"
         )

@@ -1,4 +1,4 @@
-"""Reconstruction of images from half of their pixels by small total variation."""
+"""Reconstruction of images from a part of their pixels by total variation minimization."""
 
 from typing import Any
 
@@ -14,59 +14,43 @@ _GRADIENTS = ("identity", "exact")
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class TotalVariation(keras.layers.Layer):
-    """Drops pixels at random and reconstructs the images by total variation minimization (TVM).
+    """Drops random pixels and reconstructs the images by total variation minimization (TVM).
 
         m_i = 0 with probability drop_rate, else 1, for each pixel and channel
         z = argmin_z  sum_i phi(|(grad z)_i|) + weight/2 * sum_i m_i (z_i - x_i)^2
 
-    approximately, by `num_steps` steps of split Bregman; `kr.ops.total_variation` says what phi
-    is, and how near that is to scikit-image. The mask is drawn anew in each call, in training
-    and in inference alike.
-
-    **TVM by itself is no defence.** What seems robust under an attack on the undefended model,
-    or under gradients that the reconstruction has spoilt, falls to gradients that pass it as if
-    it were the identity (BPDA) and are averaged over several masks (EOT: Athalye et al., 2018).
-    With `gradient="identity"` every attack of this package does the former, and with
-    `num_samples` the latter:
-
-        kr.attacks.PGD(8 / 255, num_steps=100, num_samples=10)
-
-    Judge a model that has this layer by nothing less, and with both values of `gradient`: which
-    is the stronger attack depends on the model. On 200 test images of the embedded data, a small
-    network behind this layer has an accuracy of 82%. At a radius of 0.1, FGSM images made for
-    the network without the layer leave it 22%, PGD as above (10 steps, 4 samples) 16%, and PGD
-    leaves the network without the layer 12%. The layer's 4 points are what blurred images are
-    worth, not robustness (`test_it_is_no_defence_by_itself` in
-    `tests/layers/test_total_variation_layer.py`).
+    The layer approximates z by `num_steps` steps of split Bregman. `kr.ops.total_variation` defines
+    phi and compares the result with scikit-image. Each call draws a new mask, in training and in
+    inference.
 
     Args:
-        drop_rate: float, at least 0 and less than 1. 0 is denoising of the whole image, without
-            anything random. Defaults to `0.5`.
-        weight: float. The larger, the nearer the result to the pixels that are kept: the
-            papers' `lambda_TV` is `2 / weight`. The default is theirs and is meant for images
-            in [0, 1]; divide it by 255 for images in [0, 255]. Defaults to `33.333333333333336`,
-            which is 1 / 0.03.
-        num_steps: int. Defaults to `10`.
-        seed: int. Seed of the masks. Defaults to `None`: a random one.
-        gradient: `"identity"`: the layer's gradient is that of the identity. `"exact"`: that of
-            the steps with the mask held fixed, which costs several times as much. Defaults to
-            `"identity"`.
-        data_format: `"channels_last"`: images have the shape `(height, width, channels)`.
-            `"channels_first"`: `(channels, height, width)`. Defaults to `None`:
-            `keras.config.image_data_format()` when the layer is made.
-        **kwargs: `name`, `dtype` and the like, as for any Keras layer.
+        drop_rate: float, at least 0 and less than 1. Probability that a pixel is dropped. 0
+            denoises the whole image and makes the layer deterministic. Defaults to `0.5`.
+        weight: float. The larger it is, the closer the result is to the kept pixels. The papers'
+            `lambda_TV` is `2 / weight`. The default is the papers' value, for images in [0, 1].
+            Divide it by 255 for images in [0, 255]. Defaults to `33.333333333333336`, which is
+            1 / 0.03.
+        num_steps: int. Number of split Bregman steps. Defaults to `10`.
+        seed: int. Seed of the masks. Defaults to `None`: a random seed.
+        gradient: `"identity"` or `"exact"`. With `"identity"` the gradient is that of the identity
+            function. With `"exact"` it is that of the steps, with the mask held fixed, which costs
+            several times as much. Defaults to `"identity"`.
+        data_format: `"channels_last"` for images of shape `(height, width, channels)`, or
+            `"channels_first"` for `(channels, height, width)`. The layer warns if the shape of its
+            first input looks like the other format. Defaults to `None`: the value of
+            `keras.config.image_data_format()` when the layer is created.
+        **kwargs: Base layer keyword arguments (e.g. `name` and `dtype`).
 
     Call arguments:
         inputs: tensor of images, shape `(batch_size, height, width, channels)`, or
             `(batch_size, channels, height, width)` with `"channels_first"`.
 
     Returns:
-        Tensor of the same shape. It is computed in float32 also where the layer's dtype is
-        lower.
+        Tensor of the same shape as `inputs`. The computation runs in at least float32, even if the
+        layer's dtype is lower.
 
     Raises:
         ValueError: if an argument is out of its range; when called, if the input is not of rank 4.
-            The layer warns where the shape of its first input looks like the other `data_format`.
 
     Example:
 
@@ -82,8 +66,8 @@ class TotalVariation(keras.layers.Layer):
     >>> model.output_shape
     (None, 10)
 
-    Training data doubled, by the reconstruction of each image, as in Wang et al.'s
-    "Original + TVM". In a `map` of `tf.data` the layer needs Keras's TensorFlow backend.
+    Training data extended by the reconstruction of each image, as in "Original + TVM" of Wang et
+    al. Inside `tf.data.Dataset.map` the layer requires Keras's TensorFlow backend.
 
     >>> import numpy as np
     >>> x, y = next(iter(kr.datasets.load("fashion_mnist_subset", "train").batch(256)))
@@ -92,12 +76,29 @@ class TotalVariation(keras.layers.Layer):
     >>> images.shape, labels.shape
     ((512, 28, 28, 1), (512,))
 
+    **TVM alone is not a defence.** It can appear robust to an attack on the undefended model, or to
+    gradients that the reconstruction degrades. It fails against gradients that treat the
+    reconstruction as the identity (BPDA) and are averaged over several masks (EOT; Athalye et al.,
+    2018). With `gradient="identity"` every attack of this package uses BPDA, and `num_samples` adds
+    EOT:
+
+        kr.attacks.PGD(8 / 255, num_steps=100, num_samples=10)
+
+    Evaluate a model with this layer by at least this attack, and with both values of `gradient`:
+    which of them gives the stronger attack depends on the model. On 200 test images of the embedded
+    data, a small network behind this layer has a clean accuracy of 82%. At a radius of 0.1, its
+    accuracy is 22% on FGSM images made for the network without the layer, and 16% under PGD as
+    above (10 steps, 4 samples). The network without the layer keeps 12% under PGD. The gain of 4
+    points is an effect of blurring, not robustness (`test_it_is_no_defence_by_itself` in
+    `tests/layers/test_total_variation_layer.py`).
+
     Departures from the papers:
 
-    - Wang et al.'s formula has the mask reversed: it would fit the pixels that were dropped.
-    - Guo et al.'s code sets dropped pixels to 0, solves each step's system by 10 sweeps, and
-      stops once a step changes an image by less than 0.01. Here they are filled in from their
-      neighbours and each step makes one sweep, so that `num_steps` alone determines the cost.
+    - In the formula of Wang et al. the mask is reversed: it would fit the dropped pixels.
+    - The code of Guo et al. sets dropped pixels to 0, solves the system of each step by 10 sweeps,
+      and stops once a step changes an image by less than 0.01. This layer fills dropped pixels in
+      from their neighbours and makes one sweep in each step, so that `num_steps` alone determines
+      the cost.
 
     Reference:
 
@@ -121,7 +122,7 @@ class TotalVariation(keras.layers.Layer):
         self.drop_rate = validation.check_number("drop_rate", drop_rate, maximum=1.0)
         if self.drop_rate == 1:
             raise ValueError(
-                "Argument `drop_rate` must be less than 1: something must be kept. "
+                "Argument `drop_rate` must be less than 1, so that some pixels are kept. "
                 f"Received: drop_rate={drop_rate!r}"
             )
         self.weight = validation.check_number("weight", weight, exclusive=True)

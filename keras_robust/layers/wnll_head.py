@@ -1,4 +1,4 @@
-"""A graph-interpolating output layer."""
+"""An output layer that interpolates labels on a graph."""
 
 from typing import Any
 
@@ -17,70 +17,69 @@ _PHASES = ("linear", "wnll")
 _GRADIENTS = ("exact", "straight_through", "linear")
 _VOTES = ("sum", "majority")
 _NEIGHBORS = ("exact", "scann")
-# What every class has at least, so that no logarithm is infinite.
+# Added to u in each class, so that its logarithm is finite.
 _FLOOR = 1e-6
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class WNLLHead(WNLLSurrogates, keras.layers.Layer):
-    """Classifies by interpolating labels on a graph of deep features, instead of by a softmax.
+    """Classifies deep features by interpolating labels on a graph of nearest neighbours.
+
+    The layer replaces a softmax output layer:
 
         h = ReLU(W_B x + b_B)                     buffer block, on features and template alike
         z = W_L h + b_L                           linear branch
-        u = WNLL(h, h^te, y^te)                   WNLL branch, `kr.ops.wnll`
+        u = WNLL(h, h^te, y^te)                   WNLL branch, see `kr.ops.wnll`
 
-    The output is always logits: z in the linear phase, `log u` in the WNLL phase, where u is a
-    probability vector (raised by 1e-6 in each class), so that `softmax(log u) = u`. Every loss,
-    metric and attack with `from_logits=True` is right in both.
+    The output is always logits: z in the linear phase and `log u` in the WNLL phase. u is a
+    probability vector, to which 1e-6 is added in each class, so that `softmax(log u) = u`. Losses,
+    metrics and attacks with `from_logits=True` are therefore correct in both phases.
 
-    The template is a set of labeled features that is kept in the layer's weights: saved, loaded
-    and moved to the device with the model. `kr.training.adapt_template(model, x, y)` fills it
-    from images, `adapt(features, labels)` from features, and both put the head in its WNLL
-    phase. It must be filled anew when the network below has changed: `kr.callbacks.TemplateUpdate`
-    does that during `fit`.
-
-    With `joint=True`, as in the papers, the examples of a batch are points of one graph, and
-    **a prediction depends on the batch that it is made in**. For serving set `head.joint = False`:
-    each example is then classified by itself against the template.
+    The template (`h^te`, `y^te`) is a set of labeled features. It is part of the layer's weights,
+    so it is saved, loaded and moved to a device with the model.
+    `kr.training.adapt_template(model, x, y)` fills it from images, and `adapt(features, labels)`
+    fills it from features. Both put the head in its WNLL phase. Fill the template again whenever
+    the network below has changed. `kr.callbacks.TemplateUpdate` does that during `fit`.
 
     Args:
-        num_classes: int.
-        units: int. Width of the buffer block. Defaults to `None`: no buffer block, the graph is
-            that of the features themselves.
+        num_classes: int. The number of classes.
+        units: int. Width of the buffer block. Defaults to `None`: there is no buffer block, and the
+            graph is built from the input features themselves.
         num_neighbors: int. m, the length of each point's list of neighbours. Defaults to `30`.
-        sigma_neighbor: int. n, the neighbour whose distance is sigma. Defaults to `None`: half of
-            m, rounded up.
-        kernel: `"gaussian"` (the papers') or `"quartic"` (their code's), see `kr.ops.wnll`.
-            Defaults to `"gaussian"`.
+        sigma_neighbor: int. n: sigma is the distance to the n-th neighbour. Defaults to `None`:
+            half of m, rounded up.
+        kernel: `"gaussian"` (as in the papers) or `"quartic"` (as in their code), see
+            `kr.ops.wnll`. Defaults to `"gaussian"`.
         template_weight: float. gamma, the additional weight of the template. Defaults to `None`:
-            `N / t - 1`.
-        gradient: what is differentiated in the WNLL phase. `"exact"`: u itself.
-            `"straight_through"`: the linear branch, with the loss's gradient at u, as the
-            papers' code trains and attacks. `"linear"`: the linear branch with its own gradient,
-            as the papers' text has it: attacks climb z, and in training the output is z. Success
-            and accuracy are always those of u. Defaults to `"exact"`.
-        joint: bool. Whether the examples of a batch are points of one graph. May be switched on
+            `N / t - 1`, for N points in the graph and t points in the template.
+        gradient: `"exact"`, `"straight_through"` or `"linear"`. What is differentiated in the WNLL
+            phase. `"exact"` differentiates u. `"straight_through"` takes the loss's gradient at u
+            and passes it to the linear branch, as the papers' code does in training and attacks.
+            `"linear"` uses the linear branch with its own gradient, as the papers' text describes:
+            attacks maximize the loss of z, and the output in training is z. Success and accuracy
+            are always judged on u. Defaults to `"exact"`.
+        joint: bool. Whether the examples of a batch are points of one graph. It can be changed on
             a trained head. Defaults to `True`.
-        template_size: int. How many labeled points the template holds. Defaults to `1000`.
-        unlabeled_size: int. How many unlabeled points the graph holds beside them
-            (semi-supervised learning, approach I). Needs `joint=True`. Defaults to `0`.
-        neighbors: `"exact"`, or `"scann"`: approximately, by ScaNN (TensorFlow alone).
+        template_size: int. The number of labeled points in the template. Defaults to `1000`.
+        unlabeled_size: int. The number of unlabeled points that the graph holds in addition
+            (semi-supervised learning, approach I). Requires `joint=True`. Defaults to `0`.
+        neighbors: `"exact"`, or `"scann"` for an approximate search by ScaNN (TensorFlow only).
             Defaults to `"exact"`.
-        vote: how the answers of several template batches are combined: `"sum"`, u is their mean;
-            `"majority"`, u is the share of the batches whose largest entry it is (its gradient
-            is that of the mean). Defaults to `"sum"`.
-        template_batches: int. Into how many batches the template is split, each of which forms a
-            graph with the queries by itself. Defaults to `1`.
-        **kwargs: `name`, `dtype` and the like, as for any Keras layer.
+        vote: `"sum"` or `"majority"`. How the results of several template batches are combined.
+            With `"sum"`, u is their mean. With `"majority"`, u is the share of template batches
+            that predict each class, and its gradient is that of the mean. Defaults to `"sum"`.
+        template_batches: int. The number of batches into which the template is split. Each of them
+            forms a separate graph with the queries. Defaults to `1`.
+        **kwargs: Base layer keyword arguments (e.g. `name` and `dtype`).
 
     Call arguments:
         inputs: float tensor, shape `(batch_size, features)`.
-        training: bool.
+        training: bool. Whether the layer runs in training mode.
 
     Returns:
-        Logits, shape `(batch_size, num_classes)`, in float32 or float64 whatever the precision
-        of the features. In the WNLL phase a row is NaN whose features hold NaN, infinite values,
-        or values so large that squares overflow; the others are what they are without it.
+        Logits, shape `(batch_size, num_classes)`, in float32 or float64 whatever the precision of
+        the features. In the WNLL phase, a row is NaN if its features hold NaN, infinite values, or
+        values so large that their squares overflow. Such a row does not affect the other rows.
 
     Raises:
         ValueError: if an argument is out of its range; when called, if the input is not of rank 2.
@@ -100,23 +99,30 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     >>> model.predict(x, verbose=0).shape
     (200, 10)
 
-    Each template point's list of neighbours in the template is found once, when the template is
-    filled. With up to 2,000 points in a template batch the answers are exactly those of
-    `kr.ops.wnll`: queries enter the lists, push others out and change sigma. Where the buffer
-    block has been trained since, the lists are made anew in each call, which takes longer, until
-    the template is filled again. With more than 2,000 points a query enters a list if it is
-    nearer than the last in it. What that approximates: queries neither push one another out of a
-    list nor change its sigma (with `joint=False` nothing is approximated by it); and of the
-    template points into whose lists a query may come the `4 m` that weigh most are considered
-    (with ScaNN those among the `2 m` nearest). `benchmarks/wnll.py` measures the difference.
-    Train the buffer block with small steps then, and fill the template anew: what is kept of it
-    does not follow the block.
+    **With `joint=True`, a prediction depends on the other examples of its batch**, as in the
+    papers: all examples of a batch are points of one graph. For serving set `head.joint = False`.
+    Each example is then classified on its own, against the template.
+
+    The neighbours of each template point within the template are found once, when the template is
+    filled. How queries enter these lists depends on the size of the template:
+
+    - Up to 2,000 points in a template batch, with exact search: the result is exactly that of
+      `kr.ops.wnll`. Queries enter the lists, push other points out and change sigma. If the buffer
+      block has been trained since the template was filled, the lists are computed again in each
+      call, which takes longer, until the template is filled again.
+    - More than 2,000 points, or ScaNN: a query enters a list if it is nearer than the last point of
+      the list. With `joint=True` this is an approximation: queries neither push one another out of
+      a list nor change its sigma. In addition, each query considers only `4 m` of the template
+      points whose lists it may enter, those with the largest weights (with ScaNN, those among its
+      `2 m` nearest). `benchmarks/wnll.py` measures the difference. What is stored of the lists does
+      not follow the buffer block, so train the block in small steps and fill the template again.
 
     Departures from the papers:
 
-    - Their code feeds u into a softmax as if it were logits, whose largest probability is then
-      `e / (e + 9)` with 10 classes. Here `softmax(log u) = u`.
-    - `kr.losses.GraphInterpolation` trains the whole network through u, which they could not.
+    - Their code passes u to a softmax as if it were logits. With 10 classes, the largest
+      probability is then at most `e / (e + 9)`. Here `softmax(log u) = u`.
+    - `kr.losses.GraphInterpolation` trains the whole network through u, which the papers could not
+    do.
 
     Reference:
 
@@ -126,7 +132,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
       Minimization, section 2
     """
 
-    # What a function under construction is built for, see `switch`.
+    # The value of `switch` for which a function is being compiled; `None`: read the variables.
     fixed_switch: int | None = None
 
     def __init__(
@@ -191,7 +197,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     @property
     def phase(self) -> str:
-        """`"linear"` or `"wnll"`. It is saved with the weights."""
+        """The phase, `"linear"` or `"wnll"`. It is saved with the weights."""
         return _PHASES[int(ops.convert_to_numpy(self._is_wnll))] if self.built else "linear"
 
     @phase.setter
@@ -199,8 +205,8 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         validation.check_choice("phase", phase, _PHASES)
         if phase == "wnll" and not self.is_adapted:
             raise ValueError(
-                "The template is empty: call `keras_robust.training.adapt_template(model, x, y)` "
-                "before the head is put in its WNLL phase. Received: phase='wnll'"
+                "The template is empty. Call `keras_robust.training.adapt_template(model, x, y)` "
+                "before setting the WNLL phase. Received: phase='wnll'"
             )
         if self.built:
             self._is_wnll.assign(_PHASES.index(phase))
@@ -218,7 +224,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     @property
     def gradient(self) -> str:
-        """What is differentiated in the WNLL phase."""
+        """What is differentiated in the WNLL phase, see the argument `gradient`."""
         return self._gradient
 
     @property
@@ -228,40 +234,40 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether a prediction depends on the batch that it is made in."""
+        """Whether a prediction depends on the other examples of its batch."""
         return self.phase == "wnll" and self.joint
 
     @property
     def switch(self) -> int:
-        """What is computed: 0 the linear branch, 1 u on the joint graph, 2 u for each alone."""
+        """What is computed: 0 the linear branch, 1 u on a joint graph, 2 u on separate graphs."""
         return _PHASES.index(self.phase) * (1 if self.joint else 2)
 
     def adapt(self, features: Any, labels: Any, seed: int = 0, distances: Any = None) -> None:
-        """Fills the template, and puts the head in its WNLL phase.
+        """Fills the template and puts the head in its WNLL phase.
 
         Args:
-            features: array, shape `(num_points, features)`: what enters the head, at least
-                `template_size` labeled points. If there are more, as many are drawn at random,
-                at least one of each class.
-            labels: integers, shape `(num_points,)`, or one-hot vectors; -1 marks an unlabeled
-                point, of which `unlabeled_size` are used.
+            features: array, shape `(num_points, features)`: inputs of the head, with at least
+                `template_size` labeled points. If there are more, `template_size` of them are drawn
+                at random, at least one of each class.
+            labels: integers, shape `(num_points,)`, or one-hot vectors. -1 marks an unlabeled
+                point. `unlabeled_size` of the unlabeled points are used.
             seed: int. Seed of the drawing. Defaults to `0`.
-            distances: array, shape `(template_size, num_neighbors)`, the squared distances from
-                each point to its nearest others, in ascending order, where they are known: what
-                takes longest with a large template. Possible without a buffer block, if all
-                points are labeled and used, in one template batch of more than 2,000. Defaults
-                to `None`.
+            distances: array, shape `(template_size, num_neighbors)`: the squared distances from
+                each point to its nearest other points, in ascending order. Computing them takes the
+                most time for a large template, so pass them if they are known. Requires a head
+                without a buffer block that uses all points, all of them labeled, as one template
+                batch of more than 2,000 points (or of any size with ScaNN). Defaults to `None`.
 
         Raises:
-            ValueError: if there are too few points, or a class has none; if labels or features
-                are not as described above.
+            ValueError: if there are too few points, if a class has no points, or if labels,
+                features or distances are not as described above.
         """
         if distances is not None and not self._can_use_distances:
             raise ValueError(
-                "Argument `distances` must be None, but for a head without a buffer block that "
-                "uses all points as one template of more than 2,000. Received: distances, and a "
-                f"head with units={self.units}, template_batches={self.template_batches}, "
-                f"template_size={self.template_size}"
+                "Argument `distances` must be None, unless the head has no buffer block and uses "
+                "all points as one template batch that has more than 2,000 points or is searched "
+                f"by ScaNN. Received: distances, and a head with units={self.units}, "
+                f"template_batches={self.template_batches}, template_size={self.template_size}"
             )
         features, labels, distances = self.template.checked(features, labels, distances)
         if not self.built:
@@ -311,10 +317,10 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         }
 
     def _buffered(self, inputs: Any) -> Any:
-        """What the graph is made of, in full precision; NaN where an input is not finite."""
+        """Computes the points of the graph in full precision; NaN where an input is not finite."""
         features = inputs if self.buffer is None else self.buffer(self._narrow(inputs))
         features = ops.cast(features, self._precision)
-        # An infinite input may be 0 behind the block.
+        # The buffer block may turn an infinite input into 0.
         is_finite = ops.all(ops.isfinite(inputs), axis=1, keepdims=True)
         return ops.where(is_finite, features, ops.full_like(features, float("nan")))
 
@@ -330,17 +336,18 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         return ops.cast(x, self.compute_dtype)
 
     def _wnll_logits(self, features: Any, linear: Any, joint: bool) -> Any:
-        """log u; NaN for a batch whose size JAX knows as a symbol alone.
+        """Computes log u, or NaN if the batch size is symbolic, which occurs on JAX.
 
-        So Keras asks for the shapes of a layer around this one, and so it exports a model, which
-        then says NaN: TensorFlow cannot read what JAX makes of the search for neighbours.
+        Keras calls the layer with a symbolic batch size to infer the shapes of an enclosing layer
+        and to export a model. The exported model returns NaN in the WNLL phase: TensorFlow cannot
+        read JAX's search for neighbours.
         """
         if not isinstance(features.shape[0], int | None):
             return ops.full_like(linear, float("nan"))
         return self._logits(self._interpolate(features, joint), linear)
 
     def _interpolate(self, features: Any, joint: bool) -> Any:
-        """u on the batch: each template batch is asked, and they vote."""
+        """Computes u on the batch and combines the results of the template batches."""
         answers = self.template.answers(features, joint, self._buffered, self._block)
         mean = sum(answers) / len(answers)
         if self.vote == "sum":
@@ -362,14 +369,14 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
     def _checked_joint(self, joint: Any) -> bool:
         if self.unlabeled_size and not joint:
             raise ValueError(
-                "Argument `joint` must be True where the graph holds unlabeled points, which are "
-                "interpolated together with the queries. Received: joint=False, "
+                "Argument `joint` must be True if the graph holds unlabeled points, because they "
+                "are interpolated together with the queries. Received: joint=False, "
                 f"unlabeled_size={self.unlabeled_size}"
             )
         return bool(joint)
 
     def _logits(self, u: Any, linear: Any) -> Any:
-        """log u, with the gradient that was asked for."""
+        """Computes log u with the gradient that the argument `gradient` selects."""
         logits = _log(u)
         if self._gradient == "exact":
             return logits
@@ -385,7 +392,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
 
 def wnll_head(model: Any) -> WNLLHead:
-    """The WNLL head that a model, or a layer made of layers, ends with."""
+    """Returns the WNLL head at the end of a model, or of a layer that contains layers."""
     last = output_layer(model)
     heads = [v for v in all_layers(model if last is None else last) if isinstance(v, WNLLHead)]
     if len(heads) != 1:
@@ -397,7 +404,10 @@ def wnll_head(model: Any) -> WNLLHead:
 
 
 def _relu(x: Any) -> Any:
-    """ReLU that keeps NaN: where TensorFlow compiles a dense layer with its own, NaN becomes 0."""
+    """Computes ReLU and keeps NaN.
+
+    Keras's own ReLU returns 0 for NaN in a dense layer that TensorFlow compiles.
+    """
     return ops.where(x <= 0, ops.zeros_like(x), x)
 
 

@@ -1,4 +1,4 @@
-"""What attacks differentiate instead of what a WNLL head computes."""
+"""Surrogates that attacks differentiate instead of the output of a WNLL head."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ from keras_robust.ops.neighbor_graph import center_of, measurable, own_sigma
 
 
 class WNLLSurrogates:
-    """A part of `kr.layers.WNLLHead`: its surrogates, see `kr.attacks.WNLLSurrogate`."""
+    """Adds surrogates to `kr.layers.WNLLHead`, see `kr.attacks.WNLLSurrogate`."""
 
     @contextlib.contextmanager
     def attacked_as(self: Any, surrogate: str | None = None) -> Iterator[bool]:
-        """Inside, the layer computes what an attack is to differentiate instead of its output.
+        """Makes the layer compute a surrogate for an attack to differentiate, inside the context.
 
         Args:
             surrogate: `"linear"`, `"straight_through"`, `"exact"` or `"soft_neighbors"`, see
-                `kr.attacks.WNLLSurrogate`. Defaults to `None`: as the head's own `gradient` says.
+                `kr.attacks.WNLLSurrogate`. Defaults to `None`: the head's own `gradient`.
 
         Yields:
-            Whether this is something else than the layer's output.
+            Whether the surrogate's values differ from the layer's output.
         """
         surrogate = surrogate or self._gradient
         calls = {"linear": self._linear_call, "soft_neighbors": self._soft_call}
@@ -38,7 +38,10 @@ class WNLLSurrogates:
         return self._linear_logits(self._buffered(inputs))
 
     def _soft_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
-        """log sum_{y of the class} exp(-d^2 / sigma^2), over all of the template: no list jumps."""
+        """Computes `log sum_{y of class c} exp(-d^2 / sigma^2)` over the whole template.
+
+        It has no lists of neighbours, so its value does not jump.
+        """
         features, template = self._buffered(inputs), self._buffered(self.template.features)
         center = center_of(template)
         features, is_row = measurable(features - center)

@@ -1,4 +1,4 @@
-"""The labeled points that a WNLL head interpolates from."""
+"""The template of a WNLL head: the labeled points that it interpolates from."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,34 +32,35 @@ from keras_robust.ops.neighbor_graph import (
 from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.wnll import edges_alone, extend
 
-# Up to so many points the answers are those of `kr.ops.wnll`, exactly.
+# Up to this number of points in a batch, the results are exactly those of `kr.ops.wnll`.
 _MAX_UNION = 2000
-# With more: how many times m candidates are searched for that may have an edge to a query.
+# With more points, or ScaNN: the number of candidates for an edge to a query, as a multiple of m.
 _REVERSE_PER_NEIGHBOR = {"exact": 4, "scann": 2}
 Transform = Callable[[Any], Any]
 
 
 class WNLLTemplate(keras.layers.Layer):
-    """Points and their labels in weights of fixed size, and the graph that they form with queries.
+    """Stores labeled points in weights of fixed size and builds their graph with queries.
 
-    What is kept is what enters the head. The head's buffer block is handed to the methods as
-    `transform`: the graph is that of the transformed points.
+    The weights hold inputs of the head. The methods receive the head's buffer block as the argument
+    `transform`, and the graph is that of the transformed points.
 
-    Each point's list of neighbours among the template is kept too. Where the template is small
-    the whole list is, which goes with the buffer block as it was: where the block's weights
-    have changed since, the lists are made anew in each call. Of a large template's lists no more
-    is kept than `ListRadii`, which does not follow the block.
+    The weights also hold each point's list of neighbours within the template. For a small template
+    (up to 2,000 points in a batch, with exact search) they hold the full lists, and a copy of the
+    buffer block's weights from which the lists were computed. If the block's weights have changed
+    since, the lists are computed again in each call. For a large template, or with ScaNN, they hold
+    only the `ListRadii`, which do not follow the block.
 
     Args:
-        size: int. How many labeled points there are.
-        num_classes: int.
-        num_neighbors, sigma_neighbor, kernel, template_weight: as of `kr.ops.wnll`.
-        unlabeled_size: int. How many unlabeled points there are beside them.
+        size: int. The number of labeled points.
+        num_classes: int. The number of classes.
+        num_neighbors, sigma_neighbor, kernel, template_weight: as in `kr.ops.wnll`.
+        unlabeled_size: int. The number of additional unlabeled points.
         neighbors: `"exact"` or `"scann"`.
-        num_batches: int. Into how many parts the labeled points are split, each of which forms a
-            graph with the queries by itself.
-        units: int, the width of the buffer block; `None` where there is none.
-        **kwargs: as for any Keras layer.
+        num_batches: int. The number of batches into which the labeled points are split. Each of
+            them forms a separate graph with the queries.
+        units: int. The width of the buffer block, or `None` if there is none.
+        **kwargs: Base layer keyword arguments (e.g. `name` and `dtype`).
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class WNLLTemplate(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         width = input_shape[-1]
-        # Not in half precision, which squared distances exceed.
+        # Squared distances overflow in half precision.
         full = working_dtype(self.compute_dtype)
         self.features = self._add("features", (self.size, width), 0.0)
         self.labels = self._add("labels", (self.size,), -1, "int32")
@@ -98,7 +99,7 @@ class WNLLTemplate(keras.layers.Layer):
             self.distances = self._add("distances", shape, 0.0, full)
             self.indices = self._add("indices", shape, 0, "int32")
             if self.units is not None:
-                # In the precision that the block is used in.
+                # Autocast like the block itself, so that the two compare equal.
                 shape = (width, self.units)
                 self.block_kernel = self._add("block_kernel", shape, 0.0, autocast=True)
                 self.block_bias = self._add("block_bias", (self.units,), 0.0, autocast=True)
@@ -115,27 +116,30 @@ class WNLLTemplate(keras.layers.Layer):
 
     @property
     def is_filled(self) -> bool:
-        """Whether it holds labeled points."""
+        """Whether the template has been filled."""
         return bool(self.built and (ops.convert_to_numpy(self.labels) >= 0).all())
 
     @property
     def keeps_radii_only(self) -> bool:
-        """Whether only the radii of the points' lists are kept, not the lists."""
+        """Whether only the radii of the points' lists are stored, not the lists."""
         return self._batch_size > _MAX_UNION or self.neighbors == "scann"
 
     def check_labels(self, labels: np.ndarray) -> None:
-        """Raises a `ValueError` for integer labels that make no template."""
+        """Raises a `ValueError` if the integer labels cannot form a template."""
         check_template_labels(labels, self.num_classes, self.size, self.unlabeled_size)
 
     def chosen(self, labels: np.ndarray, seed: int) -> np.ndarray:
-        """The rows of those that `fill` takes."""
+        """Returns the rows of the points that `fill` takes."""
         labeled = choose_template(labels, self.size, seed)
         return np.concatenate([labeled, choose_unlabeled(labels, self.unlabeled_size, seed)])
 
     def checked(
         self, features: Any, labels: Any, distances: Any = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """All as arrays, labels as integers; a `ValueError` where they make no template."""
+        """Converts the arguments to arrays, with integer labels.
+
+        Raises a `ValueError` if they cannot form a template.
+        """
         features = ops.convert_to_numpy(features).astype(self.variable_dtype)
         labels = sparse_with_unlabeled(ops.convert_to_numpy(labels), self.num_classes)
         check_features(features, labels, self.features.shape[1] if self.built else None)
@@ -154,12 +158,12 @@ class WNLLTemplate(keras.layers.Layer):
         transform: Transform,
         block: list[Any],
     ) -> None:
-        """Takes points from those given, which are `checked`; arguments as of `WNLLHead.adapt`.
+        """Draws the template from points that `checked` returned; arguments as in `WNLLHead.adapt`.
 
-        `block` are the weights of `transform`.
+        `block` holds the weights of `transform`.
         """
         rows = choose_template(labels, self.size, seed)
-        # Dealt out to the batches, so that each has its share of every class.
+        # Deal the points out to the batches, so that each batch has its share of every class.
         rows = rows[np.argsort(labels[rows], kind="stable")]
         rows = rows.reshape(-1, self.num_batches).T.reshape(-1)
         self.features.assign(features[rows])
@@ -181,7 +185,7 @@ class WNLLTemplate(keras.layers.Layer):
     def answers(
         self, queries: Any, joint: bool, transform: Transform, block: list[Any]
     ) -> list[Any]:
-        """u on the queries, which are transformed already, by each batch of the template."""
+        """Computes u on queries, already transformed, once for each batch of the template."""
         num_queries = ops.shape(queries)[0]
         if self.unlabeled_size and joint:
             queries = ops.concatenate([queries, transform(self.unlabeled)])
@@ -206,7 +210,7 @@ class WNLLTemplate(keras.layers.Layer):
         has_lists = self.built and not self.keeps_radii_only
         lists = [self.distances, self.indices, *self._block] if has_lists else []
         if lists and len(store.keys()) == len(self.variables) - len(lists):
-            # Written when lists were not kept.
+            # The file was saved by a version that did not store lists.
             known = {id(variable) for variable in lists}
             others = [variable for variable in self.variables if id(variable) not in known]
             for number, variable in enumerate(others):
@@ -229,7 +233,7 @@ class WNLLTemplate(keras.layers.Layer):
         is_current: Any,
         transform: Transform,
     ) -> Edges:
-        """The edges between the queries and the points of one batch of the template."""
+        """Builds the edges between the queries and the points of one batch of the template."""
         m, n = self.num_neighbors, self.sigma_neighbor
         if self.keeps_radii_only:
             fixed, fixed_points = ops.stop_gradient(queries), ops.stop_gradient(points)
@@ -244,7 +248,7 @@ class WNLLTemplate(keras.layers.Layer):
         return edges_alone(queries, points, radii, m, n, self.kernel, is_query)
 
     def _lists(self, points: Any, number: int, is_current: Any) -> Any:
-        """Each point's squared distances to its neighbours among the points of its batch."""
+        """Returns each point's squared distances to its neighbours in its batch."""
         part = self._part(number)
         kept = (
             ops.cast(ops.convert_to_tensor(self.distances)[part], points.dtype),
@@ -263,18 +267,21 @@ class WNLLTemplate(keras.layers.Layer):
         return nearest(fixed, fixed, self._list_length, 0)
 
     def _keep_lists(self, transform: Transform, block: list[Any]) -> None:
-        """Finds and keeps each point's list, for each batch by itself."""
+        """Computes and stores each point's list, separately for each batch."""
         points = transform(self.features)
         parts = [points[self._part(number)] for number in range(self.num_batches)]
         found = [self._found_lists(part - center_of(part)) for part in parts]
         for variable, number in ((self.distances, 0), (self.indices, 1)):
             variable.assign(ops.concatenate([lists[number] for lists in found]))
         for variable, weight in zip(self._block, block, strict=True):
-            # A copy: `fit` on JAX gives each variable's memory away, which must be its own.
+            # A copy: `fit` on JAX donates each variable's memory, which must not be shared.
             variable.assign(ops.copy(ops.convert_to_tensor(weight)))
 
     def _is_current(self, block: list[Any]) -> Any:
-        """Whether the buffer block is the one that the lists go with; `None`: there is none."""
+        """Tests whether the lists were computed from the buffer block's current weights.
+
+        Returns `None` if there is no block.
+        """
         if not self._block:
             return None
         pairs = [
@@ -289,7 +296,10 @@ class WNLLTemplate(keras.layers.Layer):
     def _search(
         self, number: int, queries: Any, points: Any, radii: ListRadii, transform: Transform
     ) -> Any:
-        """What `nearest_in_two_ways` finds; by ScaNN, the second are the nearest, too."""
+        """Returns the result of `nearest_in_two_ways`.
+
+        With ScaNN, the second pair holds nearest points too, not those nearest by scaled distance.
+        """
         m, count = self.num_neighbors, self._num_candidates
         if self.neighbors == "exact":
             return nearest_in_two_ways(queries, points, m, ops.stop_gradient(radii.scale()), count)
@@ -307,7 +317,7 @@ class WNLLTemplate(keras.layers.Layer):
         return self._indices[number]
 
     def _find_radii(self, transform: Transform) -> Any:
-        """Each point's radii, for each batch by itself."""
+        """Computes each point's radii, separately for each batch."""
         points = transform(self.features)
         parts = [
             ops.stack(
@@ -324,7 +334,7 @@ class WNLLTemplate(keras.layers.Layer):
 
     @property
     def _block(self) -> list[Any]:
-        """The weights of the buffer block that the lists go with."""
+        """The copy of the buffer block's weights from which the lists were computed."""
         return (
             []
             if self.keeps_radii_only or self.units is None
@@ -333,7 +343,7 @@ class WNLLTemplate(keras.layers.Layer):
 
     @property
     def _list_length(self) -> int:
-        """m, or as many as there are others."""
+        """m, or the number of other points in the batch if that is smaller."""
         return max(min(self.num_neighbors, self._batch_size - 1), 1)
 
     @property

@@ -1,4 +1,4 @@
-"""Defences that are losses: `kr.RobustModel(classifier).compile(loss=...)`."""
+"""Loss functions that train robust models: `kr.RobustModel(model).compile(loss=...)`."""
 
 from keras_robust.losses.adversarial_training import AdversarialTraining as AdversarialTraining
 from keras_robust.losses.deep_defense import DeepDefense as DeepDefense

@@ -5,19 +5,19 @@ from typing import Any, ClassVar
 
 
 class Additive:
-    """What all losses here share: `a + b` is `Sum([a, b])`, `0.5 * a` is `Sum([a], [0.5])`."""
+    """Adds operators to losses: `a + b` is `Sum([a, b])`, and `0.5 * a` is `Sum([a], [0.5])`."""
 
-    # `losses/sum.py` sets them: a sum is a loss that can be added itself.
+    # `losses/sum.py` sets these, because `Sum` is itself `Additive` and cannot be imported here.
     added: ClassVar[Callable[[Any, Any], Any]]
     scaled: ClassVar[Callable[[Any, Any], Any]]
-    # NumPy's numbers leave the product to `__rmul__`.
+    # Makes `np.float64(0.5) * loss` call `__rmul__`.
     __array_ufunc__ = None
 
     def __add__(self, other: Any) -> Any:
         return Additive.added(self, other)
 
     def __radd__(self, other: Any) -> Any:
-        # `sum(losses)` begins with 0.
+        # The built-in `sum(losses)` starts from 0.
         return self if isinstance(other, int) and other == 0 else Additive.added(other, self)
 
     def __mul__(self, factor: Any) -> Any:

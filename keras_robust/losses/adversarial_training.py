@@ -15,26 +15,28 @@ class AdversarialTraining(ModelLoss):
 
         min_theta E_(x, y) max_{||x' - x|| <= epsilon} L(theta, x', y)
 
-    where the maximum is taken by `attack`, on the model in inference mode. The step's
-    predictions are those on `x'`: during `fit`, `loss` and `accuracy` are adversarial, while
-    `val_loss` and `val_accuracy` are clean (`kr.callbacks.RobustAccuracy` adds
-    `val_robust_accuracy`). A step costs the gradients of the attack plus one ordinary step.
+    The `attack` approximates the maximum on the model in inference mode. The predictions of a
+    training step are computed on `x'`. During `fit`, `loss` and `accuracy` are therefore
+    adversarial, while `val_loss` and `val_accuracy` are clean. The callback
+    `kr.callbacks.RobustAccuracy` adds `val_robust_accuracy`. A step costs the gradients of the
+    attack plus one ordinary step.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted. Its `bounds` and `epsilon` are in units of `x`. Its
+        attack: untargeted `kr.attacks.Attack`. Its `bounds` and `epsilon` are in units of `x`. Its
             `epsilon` and `step_size` may be a `keras.Variable` or a
-            `keras.optimizers.schedules.LearningRateSchedule`: a radius that grows, say.
+            `keras.optimizers.schedules.LearningRateSchedule`, for example to increase the radius
+            during training.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
-            `None`: cross-entropy, sparse or categorical as the labels are. The attack climbs the
-            cross-entropy, whatever is given here.
+            `None`: cross-entropy, sparse or categorical depending on the labels. The attack does
+            not use it: it maximizes its own objective, which is usually the cross-entropy.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
-        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
-            Defaults to `None`: everywhere.
+        name: string. Defaults to `None`: derived from the class name.
+        mask: array of 0s and 1s that broadcasts to one image. The attack may change only the
+            entries where the mask is 1. Defaults to `None`: all entries.
 
     Raises:
-        ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
-            than the attack; when called by a model that is not a `kr.RobustModel`.
+        ValueError: if `attack` is not an untargeted attack; if `loss` and `attack` disagree on
+            `from_logits`; when called by a model that is not a `kr.RobustModel`.
 
     Example:
 

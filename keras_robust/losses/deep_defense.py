@@ -18,65 +18,69 @@ from keras_robust.model.layers import named_layers
 from keras_robust.model.patching import frozen_batch_norm
 from keras_robust.ops import LEAST_SHARE, sparse_labels
 
-# From here on the exponential is continued by its tangent.
+# Above this exponent, the tangent replaces the exponential.
 _LARGEST_EXPONENT = 5.0
-# What a misclassified image's rho counts as at most.
+# The rho of a misclassified image is clipped to this value.
 _LARGEST_RHO = 10.0
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class DeepDefense(ModelLoss):
-    """Makes the perturbations that DeepFool needs larger, by differentiating through DeepFool.
+    """Enlarges the perturbations that DeepFool needs, by differentiating through DeepFool.
 
         L = CE(x, y) + lambda * R
-        R = exp(-c rho)    where x is classified correctly,    exp(d rho) where it is not
+        R = exp(-c rho)    where x is classified correctly,    exp(d rho) where it is misclassified
         rho = ||Delta_x||_p / ||x - mean||_p
 
-    `Delta_x` is DeepFool's perturbation, with `num_steps` steps: of an image that is classified
-    correctly to the nearest other class, of one that is misclassified to its true class. Its
-    gradient in the model's weights goes through every step, through the logits and through their
-    gradients in the image (second order). What is discrete in it, namely which class each step
-    goes to and when an image is done, is chosen before, outside of the gradient tape.
+    `Delta_x` is the perturbation that DeepFool finds in `num_steps` steps. For a correctly
+    classified image it leads to the nearest other class, for a misclassified image to the true
+    class. Its gradient with respect to the model's weights passes through every step: through the
+    logits and through their gradients with respect to the image (second order). The discrete
+    choices (which class each step moves to, and when an image is done) are made beforehand,
+    outside the gradient tape.
 
-    During `fit`, `accuracy` is that on clean images. A step costs DeepFool (up to `num_steps`
-    times one pass forward and `num_candidates - 1` backward), then an ordinary step, and for each
-    DeepFool step one more gradient in the image that is differentiated again. Memory grows
-    linearly in `num_steps`. The papers fine-tune a trained model: from scratch everything is
-    misclassified, and the perturbations mean little.
+    During `fit`, `accuracy` is clean accuracy. A step costs the DeepFool attack (up to `num_steps`
+    times two forward and `num_candidates - 1` backward passes), an ordinary step, and for each
+    DeepFool step one more image gradient, which is differentiated again. Memory grows linearly
+    with `num_steps`.
 
     Args:
-        weight: number from 0, `keras.Variable`, or
-            `keras.optimizers.schedules.LearningRateSchedule`, lambda. Defaults to `15.0`.
-        c: float. How fast the penalty of a correct example falls with rho. Defaults to `25.0`.
-        d: float. How fast that of a misclassified one grows. Defaults to `5.0`.
-        num_steps: int. Steps of DeepFool. Defaults to `5`.
-        overshoot: float. How much longer than to the linearised boundary each is, which counts in
-            `Delta_x`. Defaults to `0.02`.
+        weight: non-negative number, `keras.Variable`, or
+            `keras.optimizers.schedules.LearningRateSchedule`. The weight `lambda` of the penalty.
+            Defaults to `15.0`.
+        c: float. How fast the penalty of a correctly classified image decreases with rho. Defaults
+            to `25.0`.
+        d: float. How fast the penalty of a misclassified image increases with rho. Defaults to
+            `5.0`.
+        num_steps: int. Number of DeepFool steps. Defaults to `5`.
+        overshoot: float. The fraction by which each step goes beyond the linearised boundary. The
+            overshoot is part of `Delta_x`. Defaults to `0.02`.
         norm: `"l2"` or `"linf"`. Defaults to `"l2"`.
-        layers: sequence of layer names: the penalty's gradient is that in the weights of these
-            layers alone, while the cross-entropy trains all. A layer of a model inside of the
-            model goes by its path, `"encoder/conv2d"`. Defaults to `None`: all.
-        freeze_batch_norm: bool. Whether batch norm keeps its moving statistics and uses them in
-            the cross-entropy too. DeepFool itself always runs in inference mode. Defaults to
-            `True`.
-        mean: number, or array that `x - mean` can be formed with, in units of `x`. The paper's
-            images had the mean of the training set subtracted. Defaults to `0.0`.
-        num_candidates: int, at least 2. How many classes DeepFool looks at: the label and those
-            most likely at `x` among the others. Defaults to `10`.
-        gradient_offset: float, added to each entry of DeepFool's gradients before their norm is
-            taken: 5e-6 on MNIST and 1e-5 on CIFAR-10 in the paper. Defaults to `5e-06`.
-        from_logits: bool. Whether the model returns logits, rather than probabilities.
+        layers: sequence of layer names. The penalty's gradient reaches only the weights of these
+            layers, while the cross-entropy trains all weights. A layer of a nested model goes by
+            its path, such as `"encoder/conv2d"`. Defaults to `None`: all layers.
+        freeze_batch_norm: bool. Whether batch norm also uses its moving statistics, without
+            updating them, for the cross-entropy. DeepFool itself always runs in inference mode.
             Defaults to `True`.
+        mean: number, or array that broadcasts to one image, in units of `x`: the mean of the
+            training images. In the paper, the images already had it subtracted. Defaults to
+            `0.0`.
+        num_candidates: int, at least 2. How many classes DeepFool considers: the label and the
+            most likely other classes at `x`. Defaults to `10`.
+        gradient_offset: float. Added to each entry of DeepFool's gradients before their norm is
+            computed. The paper uses 5e-6 on MNIST and 1e-5 on CIFAR-10. Defaults to `5e-06`.
+        from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
+            `True`.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
-            `None`: cross-entropy, sparse or categorical as the labels are.
+            `None`: cross-entropy, sparse or categorical depending on the labels.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
+        name: string. Defaults to `None`: derived from the class name.
 
     Raises:
-        ValueError: if an argument is out of its range; before training, if images, labels or the
-            model's outputs are not those of a classifier, or `from_logits` or `mean` does not fit
-            them; if the model has no layer with weights of a name in `layers`, with the names
-            that it has; when called by a model that is not a `kr.RobustModel`.
+        ValueError: if an argument is out of its range; when called by a model that is not a
+            `kr.RobustModel`. Before training: if the images, labels or model outputs do not fit a
+            classifier, `from_logits` or `mean`; if `layers` names a layer that does not exist or
+            has no trainable weights (the message lists the available names).
 
     Example:
 
@@ -88,18 +92,22 @@ class DeepDefense(ModelLoss):
     ...               loss=kr.losses.DeepDefense())
     >>> history = model.fit(x, y, verbose=0)
 
+    Use this loss to fine-tune a trained model, as the paper does. An untrained model misclassifies
+    nearly all images, and its DeepFool perturbations carry little information.
+
     Departures from the paper:
 
-    - Where `d rho` exceeds 5, the exponential is continued by its tangent, so that a perturbation
-      longer than the image (by the default `d`), as where a gradient almost vanishes, does not
-      outweigh all others.
-    - `||x - mean||` counts as at least a tenth of its mean over the batch. Of an image that is all
-      but equal to the mean, a black one say, the ratio would outweigh all others, or be infinite.
-      No image of MNIST, Fashion-MNIST or CIFAR-10 is that short.
-    - Of a misclassified image rho counts as at most 10, with no gradient beyond: in a batch of
-      nothing but black images there is no length to measure by. So both the penalty and its
-      gradient are bounded, whatever the images are; the cross-entropy trains on all of them.
-    - Of a misclassified image each step goes from the class that is the most likely one then.
+    - Where `d rho` exceeds 5, the tangent replaces the exponential. With the default `d`, this
+      happens when the perturbation is longer than the image, for example where the gradient almost
+      vanishes. Such an image would otherwise dominate the batch.
+    - `||x - mean||` counts as at least a tenth of its mean over the batch. The norm of an image
+      that nearly equals the mean, such as a black image, is close to zero, so the ratio would
+      dominate the batch or be infinite. No image of MNIST, Fashion-MNIST or CIFAR-10 is affected.
+    - The rho of a misclassified image is clipped to 10, and its gradient is zero beyond that. This
+      bounds the penalty and its gradient for all images, including a batch of only black images.
+      The cross-entropy still trains on every image.
+    - For a misclassified image, each DeepFool step starts from the class that is most likely at
+      that step.
 
     Reference:
 
@@ -139,7 +147,7 @@ class DeepDefense(ModelLoss):
         num_candidates = validation.check_count("num_candidates", num_candidates)
         if num_candidates < 2:
             raise ValueError(
-                "Argument `num_candidates` must be at least 2: the label is one of them. "
+                "Argument `num_candidates` must be at least 2, because the label is one of them. "
                 f"Received: num_candidates={num_candidates}"
             )
         self.deepfool = DifferentiableDeepFool(
@@ -157,7 +165,7 @@ class DeepDefense(ModelLoss):
             np.broadcast_to(self.mean, (1, *x.shape[1:]))
         except ValueError:
             raise ValueError(
-                f"Argument `mean` must be a number, or of the images' shape {x.shape[1:]}. "
+                f"Argument `mean` must be a number or broadcast to one image, shape {x.shape[1:]}. "
                 f"Received: mean of shape {self.mean.shape}"
             ) from None
         self._regularized(model)
@@ -181,7 +189,7 @@ class DeepDefense(ModelLoss):
         return values + ops.cast(weights.current(self.weight) * penalty, values.dtype)
 
     def rho(self, step: Step) -> Any:
-        """The relative length of DeepFool's perturbation of each example."""
+        """Returns the relative length of each example's DeepFool perturbation."""
         x = ops.cast(step.x, "float32")
         with self._masked(step.model):
             delta = self.deepfool.perturbation(Classifier.of(step.model), x, step.prepared)
@@ -190,7 +198,7 @@ class DeepDefense(ModelLoss):
 
     @contextlib.contextmanager
     def _masked(self, model: Any) -> Iterator[None]:
-        """Inside, no gradient reaches the weights of layers that are not to be regularized."""
+        """Stops gradients to the weights of layers that are not regularized."""
         if self.layers is None:
             yield
             return

@@ -1,8 +1,9 @@
-"""DeepFool whose perturbation can be differentiated in the model's weights.
+"""DeepFool whose perturbation is differentiable with respect to the model's weights.
 
-It is computed twice. `choose` runs the steps and notes what is discrete in them: between which two
-classes each step goes, and which examples still need it. `perturbation` then repeats the steps
-with these given, one gradient each, and is smooth almost everywhere.
+The perturbation is computed twice. `choose` runs the steps and records the discrete choices:
+which two classes each step moves between, and which examples still need the step. `perturbation`
+repeats the steps with these choices fixed. It needs one gradient a step and is smooth almost
+everywhere.
 """
 
 import dataclasses
@@ -15,19 +16,19 @@ from keras_robust import backend
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import of_class, other_classes, per_example, per_example_where
 
-# What squared lengths are at least, so that square roots have a gradient.
+# Lower bound of squared lengths: keeps the gradient of the square root finite.
 _SMALLEST_SQUARE = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What is discrete in the steps.
+    """The discrete choices of all steps.
 
     Args:
-        source: int32, the class `a` that each step leaves, shape `(num_steps, batch_size)`.
-        target: int32, the class `b` that it goes to, of the same shape.
-        is_taken: bool, whether the example needs the step, of the same shape.
-        is_correct: bool, which examples are classified correctly, shape `(batch_size,)`.
+        source: int32, shape `(num_steps, batch_size)`. The class `a` that each step leaves.
+        target: int32, shape `(num_steps, batch_size)`. The class `b` that each step moves to.
+        is_taken: bool, shape `(num_steps, batch_size)`. Whether the example needs the step.
+        is_correct: bool, shape `(batch_size,)`. Whether the example is classified correctly.
     """
 
     source: Any
@@ -38,15 +39,16 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class DifferentiableDeepFool:
-    """The steps of DeepFool without bounds.
+    """Computes DeepFool perturbations, without bounds on the images.
 
         r_i = |f(x_i)| / ||w||_q * d(w),    f = z_b - z_a,    w = grad f(x_i) + gradient_offset
         x_{i+1} = x_i + (1 + overshoot) r_i
 
-    Of an example that is classified correctly, `a` is its class and `b` the class whose
-    linearised boundary is nearest, until `a` is not predicted any more. Of one that is
-    misclassified, `b` is its class and `a` the most likely other one, until `b` is predicted. For
-    the L2 norm `q = 2` and `d(w) = w / ||w||_2`; for L-infinity `q = 1` and `d(w) = sign(w)`.
+    For a correctly classified example, `a` is the label and `b` is the class with the nearest
+    linearised boundary. Steps are taken until `a` is no longer predicted. For a misclassified
+    example, `b` is the label and `a` is the most likely other class. Steps are taken until `b` is
+    predicted. For the L2 norm, `q = 2` and `d(w) = w / ||w||_2`. For L-infinity, `q = 1` and
+    `d(w) = sign(w)`.
     """
 
     norm: str
@@ -57,7 +59,7 @@ class DifferentiableDeepFool:
     from_logits: bool
 
     def choose(self, classifier: Classifier, x: Any, y: Any) -> Choices:
-        """Runs the steps; `x` is float32, `y` int32 labels of shape `(batch_size,)`."""
+        """Runs the steps. `x` is float32, `y` holds int32 labels of shape `(batch_size,)`."""
         logits = classifier.logits(x, self.from_logits)
         is_correct = ops.cast(ops.argmax(logits, axis=-1), y.dtype) == y
         candidates = other_classes(logits, y)[:, : self.num_candidates - 1]
@@ -109,7 +111,7 @@ class DifferentiableDeepFool:
         )
 
     def perturbation(self, classifier: Classifier, x: Any, choices: Choices) -> Any:
-        """`x_{num_steps} - x`, differentiable in the weights of the model."""
+        """Returns `x_{num_steps} - x`, differentiable with respect to the weights."""
         delta = ops.zeros_like(x)
         for i in range(self.num_steps):
 
@@ -124,14 +126,14 @@ class DifferentiableDeepFool:
         return delta
 
     def length(self, delta: Any) -> Any:
-        """`||delta||` in the norm, for each example."""
+        """Returns `||delta||` for each example."""
         return _norm(delta, math.inf if self.norm == "linf" else 2)
 
     def _dual_length(self, normal: Any) -> Any:
         return _norm(normal, 1 if self.norm == "linf" else 2)
 
     def _step(self, value: Any, normal: Any) -> Any:
-        """`(1 + overshoot) r`."""
+        """Returns the step `(1 + overshoot) r`."""
         normal = normal + self.gradient_offset
         length = self._dual_length(normal)
         distance = (1 + self.overshoot) * ops.abs(value) / length
@@ -140,7 +142,7 @@ class DifferentiableDeepFool:
         return per_example(distance / length, normal) * normal
 
     def _nearest(self, values: Any, normals: Any) -> Any:
-        """The index of the class whose linearised boundary is nearest."""
+        """Returns the index of the class with the nearest linearised boundary."""
         num_candidates = values.shape[1]
         flat = ops.reshape(normals + self.gradient_offset, (-1, *normals.shape[2:]))
         lengths = ops.reshape(self._dual_length(flat), (-1, num_candidates))
@@ -148,7 +150,7 @@ class DifferentiableDeepFool:
 
 
 def _norm(x: Any, order: float) -> Any:
-    """The norm of each example, not less than the root of `_SMALLEST_SQUARE`."""
+    """Returns the norm of each example, at least the square root of `_SMALLEST_SQUARE`."""
     flat = ops.reshape(x, (-1, math.prod(x.shape[1:])))
     if order == 2:
         return ops.sqrt(ops.maximum(ops.sum(ops.square(flat), axis=1), _SMALLEST_SQUARE))

@@ -13,43 +13,46 @@ from keras_robust.losses.step import current_step
 from keras_robust.ops.labels import is_one_hot
 from keras_robust.ops.logits import class_scores
 
-# Sums over a batch of it must not overflow in float32.
+# Keeps sums over a batch from overflowing in float32.
 _MAX_INVERSE = 1e30
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class FisherInformation(Additive, keras.losses.Loss):
-    """Cross-entropy, and a penalty on the Fisher information of the output.
+    """Adds a penalty on the Fisher information of the output to the cross-entropy.
 
         L = (1 - zeta) CE(z, y) + zeta * cut(sum_j 1 / p_j),    p = softmax(z)
 
-    `sum_j 1 / p_j` is the trace of the Fisher information matrix of the output in the
-    probabilities, an upper bound of its largest eigenvalue: it is least, `K^2`, where all `K`
-    classes are equally likely. It keeps a classifier from being sure of itself. No attack is
-    needed, and any Keras model that returns logits can be trained with it.
+    `sum_j 1 / p_j` is the trace of the output's Fisher information matrix with respect to the
+    probabilities. It is an upper bound of the matrix's largest eigenvalue. Its minimum is `K^2`,
+    where all `K` classes are equally likely, so the penalty discourages overconfident predictions.
+    The loss needs no attack and trains any Keras model that returns logits.
 
-    Without overflow, `1 / p_j = exp(logsumexp(z) - z_j)`, and `cut(t) = t` up to
-    `max_inverse = M`, beyond it `M (1 + log(t / M))`, which goes on smoothly and grows with the
-    logits rather than with their exponential. In a `kr.RobustModel`, `evaluate` and `val_loss`
-    are the cross-entropy alone, as for every loss there.
+    `cut` limits the growth of the penalty: `cut(t) = t` up to `max_inverse = M`, and
+    `cut(t) = M (1 + log(t / M))` beyond. It has a continuous derivative, and beyond `M` it grows
+    with the logits instead of their exponential. `1 / p_j = exp(logsumexp(z) - z_j)` is computed
+    without overflow.
+
+    In a `kr.RobustModel`, `evaluate` and `val_loss` report the cross-entropy alone, as for every
+    loss there.
 
     Args:
         weight: number from 0 to 1, `keras.Variable`, or
-            `keras.optimizers.schedules.LearningRateSchedule`, zeta. The last two need a
-            `kr.RobustModel`. Defaults to `0.0025`.
-        max_inverse: float, at least 1. From where on the penalty of an example grows slowly.
-            Defaults to `10000.0`.
+            `keras.optimizers.schedules.LearningRateSchedule`. The weight `zeta` of the penalty. A
+            variable or schedule needs a `kr.RobustModel`. Defaults to `0.0025`.
+        max_inverse: float from 1 to 1e30. The value above which the penalty of an example grows
+            logarithmically. Defaults to `10000.0`.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
+        name: string. Defaults to `None`: derived from the class name.
 
     Call arguments:
         y_true: integer labels, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot labels,
             shape `(batch_size, num_classes)`.
-        y_pred: logits, shape `(batch_size, num_classes)`, or one of two classes,
-            `(batch_size, 1)`.
+        y_pred: logits, shape `(batch_size, num_classes)`, or the single logit of a binary
+            classifier, shape `(batch_size, 1)`.
 
     Raises:
-        ValueError: if `weight` is not from 0 to 1, or `max_inverse` less than 1.
+        ValueError: if `weight` is not from 0 to 1, or `max_inverse` not from 1 to 1e30.
 
     Example:
 
@@ -60,15 +63,15 @@ class FisherInformation(Additive, keras.losses.Loss):
     >>> model.compile(optimizer="adam", loss=kr.losses.FisherInformation(weight=0.0025))
     >>> history = model.fit(x, y, verbose=0)
 
-    Departure from the papers: they do not cut. A classifier that is sure of itself, with a logit
-    20 below the largest, has a penalty of 5e8 and a gradient as large: one step of training ruins
-    it. With `max_inverse=1e30` nothing is cut that float32 could hold.
+    Departure from the papers: they do not cut the trace. With one logit 20 below the largest, the
+    uncut penalty and its gradient are about 5e8, and a single training step ruins the model.
+    `max_inverse=1e30` disables the cut for practically all values that float32 can hold.
 
     Reference:
 
     - Schwartz and Ditzler, Bolstering Adversarial Robustness with Latent Disparity
-      Regularization, eq. 2, who have it from [Shen et al., 2019](https://arxiv.org/abs/1909.06137).
-      `weight=0.0025` is their text's; their code has a tenth of it
+      Regularization, eq. 2, which follows [Shen et al., 2019](https://arxiv.org/abs/1909.06137).
+      `weight=0.0025` is the value in their text; their code uses a tenth of it
     """
 
     from_logits = True

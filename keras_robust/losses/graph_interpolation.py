@@ -19,60 +19,44 @@ from keras_robust.ops.labels import is_one_hot
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class GraphInterpolation(ModelLoss):
-    """Trains a network with a `kr.layers.WNLLHead` end to end, through the WNLL output.
+    """Trains a network with a `kr.layers.WNLLHead` end to end, through the WNLL output u.
 
         L = CE(u(x), y) + linear_weight * CE(softmax(z(x)), y)
 
-    The batch is cut into `num_folds` parts, each with its share of every class. In turn the
-    labels of each are hidden and interpolated from the others', on the graph of the whole batch:
-    every example is once a query and otherwise template, and u has the exact gradient in all
-    features, whatever the head's own `gradient` is. The papers, which had
-    no such gradient, trained in alternation: `kr.training.fit_wnll`.
+    The batch is split into `num_folds` folds, each with its share of every class. The labels of
+    one fold at a time are hidden and interpolated from the labels of the other folds, on the graph
+    of the whole batch. Every example is thus a query once and part of the template otherwise. u is
+    differentiated exactly with respect to all features, whatever the head's own `gradient` is.
+    During `fit`, `accuracy` is that of u.
 
-    Large batches give good graphs: with m neighbours, take at least some `4 m` examples. An
-    example that is left without labeled ones to be interpolated from, as in the last batch of an
-    epoch if that is tiny, has a uniform u, and nothing is learnt from it. During `fit`, `loss` and
-    `accuracy` are those of u.
+    Label -1 marks an unlabeled example (semi-supervised learning, approach II). It is a point of
+    the graph, but its loss is 0 and it is not attacked. With such examples, labels must be
+    integers.
 
-    **After `fit` the head predicts by its graph**: its template is filled from the training data
-    as `kr.training.adapt_template` fills it, without the part that `validation_split` sets apart.
-    It is also filled for validation and callbacks at the end of each epoch, so that
-    `val_accuracy` is that of the graph. A data set is read once before training for that (of more
-    than 100,000 examples so many, or as many as it takes to find each class). A generator can't
-    be: `fit` warns of it, and the head answers by its linear branch, which is not trained with
-    `linear_weight=0`, until `kr.training.adapt_template` is called, or with
-    `kr.callbacks.TemplateUpdate(x, y)` among the callbacks, which takes the place of all that.
-    `train_on_batch` fills no template.
-
-    **An attack that climbs the linear branch can leak labels**
-    (`objective=kr.attacks.WNLLSurrogate("linear")`, Algorithm 3 of the paper). Its perturbations
-    say which label they were made for, and a network may learn to read that instead of the image:
-    `accuracy` in training is then far above that on clean test images, and little is left under
-    attack.
-
-    Label -1 marks an unlabeled example (semi-supervised learning, approach II): it is a point of
-    the graph, its loss is 0, and it is not attacked. Labels are integers, then.
+    After `fit`, the head predicts with the graph, from a template of the training data. See below
+    for data sets and generators.
 
     Args:
-        num_folds: int, at least 2. The share of the batch that serves as template is
-            `1 - 1 / num_folds`. Defaults to `3`.
-        linear_weight: number from 0, `keras.Variable`, or
-            `keras.optimizers.schedules.LearningRateSchedule`. Weight of the linear branch's
-            loss. Defaults to `0.0`.
-        attack: `kr.attacks.Attack`, untargeted: the step is computed on the adversarial images
-            of it (adversarial training). It climbs u as the step computes it, each fold
-            interpolated from the others, in inference mode; no template is needed. Where the head's
-            `gradient`, or the attack's `objective`, is another, it climbs that. Defaults to `None`.
+        num_folds: int, at least 2. The template is `1 - 1 / num_folds` of the batch. Defaults to
+            `3`.
+        linear_weight: non-negative number, `keras.Variable`, or
+            `keras.optimizers.schedules.LearningRateSchedule`. Weight of the linear branch's loss.
+            Defaults to `0.0`.
+        attack: untargeted `kr.attacks.Attack` for adversarial training: the loss is computed on its
+            adversarial images. The attack runs in inference mode and maximizes the loss of u,
+            which is interpolated between the folds as in the training step, so it needs no filled
+            template. If the head's `gradient` or the attack's `objective` selects a surrogate, the
+            attack uses that surrogate. Defaults to `None`: clean images.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
-        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
-            Defaults to `None`: everywhere.
+        name: string. Defaults to `None`: derived from the class name.
+        mask: array of 0s and 1s that broadcasts to one image. The attack may change only the
+            entries where the mask is 1. Defaults to `None`: all entries.
 
     Raises:
         ValueError: if an argument is out of its range; when called by a model that is not a
             `kr.RobustModel`, or does not end with a `kr.layers.WNLLHead`; by `fit`, before
-            training, if batches hold fewer examples than there are folds, or the data too few for
-            the head's template.
+            training, if a batch has fewer examples than there are folds, or the data have too few
+            examples for the head's template.
 
     Example:
 
@@ -87,11 +71,36 @@ class GraphInterpolation(ModelLoss):
     >>> model.layers[-1].phase
     'wnll'
 
+    **Batch size.** Use large batches: with m neighbours, at least about `4 m` examples. If no
+    labeled example can be reached on the graph, as may happen in a tiny last batch of an epoch, u
+    is uniform and nothing is learned from the example.
+
+    **Template.** `fit` fills the head's template from its training data, as
+    `kr.training.adapt_template` does, without the `validation_split` part. With validation data or
+    callbacks, the template is also filled at the end of each epoch, so that `val_accuracy` is the
+    accuracy of the graph.
+
+    - A data set is read once for this before training. Reading stops after 100,000 examples, or
+      later if the template still lacks examples or a class.
+    - A generator cannot be read again. `fit` then warns, and the head predicts with its linear
+      branch, which `linear_weight=0` does not train, until `kr.training.adapt_template` is called.
+    - With a `kr.callbacks.TemplateUpdate(x, y)` among the callbacks, only that callback fills the
+      template.
+    - `train_on_batch` fills no template.
+
+    **Label leaking.** An attack through the linear branch
+    (`objective=kr.attacks.WNLLSurrogate("linear")`, Algorithm 3 of the paper) can leak labels. Its
+    perturbations reveal the label they were computed for, and the network may learn to read that
+    instead of the image. The training `accuracy` is then far above clean test accuracy, and robust
+    accuracy is low.
+
+    Departure from the paper: the gradient of u is exact. The paper has no such gradient and trains
+    in alternation, as `kr.training.fit_wnll` does.
+
     Reference:
 
     - Wang and Osher, Graph Interpolating Activation Improves Both Natural and Robust Accuracies
-      in Data-Efficient Deep Learning, sections 3.1 and 3.3, of which this departs by the exact
-      gradient
+      in Data-Efficient Deep Learning, sections 3.1 and 3.3
     """
 
     needs_attack = False
@@ -109,8 +118,8 @@ class GraphInterpolation(ModelLoss):
         self.num_folds = validation.check_count("num_folds", num_folds)
         if self.num_folds < 2:
             raise ValueError(
-                "Argument `num_folds` must be at least 2: one part of the batch is interpolated "
-                f"from the others. Received: num_folds={num_folds}"
+                "Argument `num_folds` must be at least 2, because each fold is interpolated from "
+                f"the others. Received: num_folds={num_folds}"
             )
         self.linear_weight = weight.check_weight("linear_weight", linear_weight)
         if not self.from_logits:
@@ -133,12 +142,12 @@ class GraphInterpolation(ModelLoss):
         super().check(model, x, y if is_one_hot(y) else np.maximum(y, 0))
 
     def check_batch_size(self, size: int) -> None:
-        """Raises a `ValueError` for a batch that can't be cut into the folds."""
+        """Raises a `ValueError` if a batch of this size cannot be split into the folds."""
         if size < self.num_folds:
             raise ValueError(
-                f"Batches must hold at least `num_folds`, {self.num_folds}, examples: each part "
-                "is interpolated from the others. Take batches of some four times the head's "
-                f"`num_neighbors`. Received: a batch of {size}"
+                f"Batches must hold at least `num_folds`, {self.num_folds}, examples, because each "
+                "fold is interpolated from the others. Use batches of at least about four times "
+                f"the head's `num_neighbors`. Received: a batch of {size}"
             )
 
     def forward(self, step: Step) -> Any:
@@ -147,14 +156,14 @@ class GraphInterpolation(ModelLoss):
             return super().forward(step)
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
-        # With a weight of 0 too: Keras warns of variables without a gradient.
+        # Also with a weight of 0, because Keras warns about variables without a gradient.
         linear = ops.cast(step.kept.linear_logits, y_pred.dtype)
         values = self.classification_loss(y_true, y_pred)
         factor = weight.current(self.linear_weight)
         return values + factor * self.classification_loss(y_true, linear)
 
     def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
-        """Cross-entropy, 0 for unlabeled examples."""
+        """Returns the cross-entropy of each example, 0 for unlabeled examples."""
         if is_one_hot(y_true):
             return super().classification_loss(y_true, y_pred)
         labels = ops.reshape(y_true, (-1,))

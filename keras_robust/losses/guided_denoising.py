@@ -15,48 +15,47 @@ from keras_robust.model.classifier import call_model
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class GuidedDenoising(PairLoss):
-    """Trains a denoiser so that the classifier behind it sees what it sees of clean images (HGD).
+    """Trains a denoiser to restore what a frozen classifier computes from clean images (HGD).
 
         L = |s(x_hat) - s(x)|_1,    x_hat = x_a + d(x_a)
 
-    for images `x`, their adversarial copies `x_a`, the denoiser's correction `d`, and `s` what a
-    layer of the classifier computes: the sum of absolute differences over all of its entries. The
-    model is a `kr.layers.GuidedDenoiser`, which learns, followed by a classifier, which does not:
-    it is in inference mode throughout, and must have no trainable weights. Labels are for the
-    attack alone. During `fit`, `accuracy` is that on `x_hat`; `evaluate` and `val_loss` are the
-    classification loss of denoiser and classifier, as for every loss here.
+    `x` are the images, `x_a` their adversarial copies, `d` is the denoiser's correction and `s` the
+    output of a layer of the classifier. The norm sums the absolute differences over all entries.
+    The model must be a `kr.layers.GuidedDenoiser` followed by a classifier. Only the denoiser is
+    trained: the classifier always runs in inference mode and must have no trainable weights. Only
+    the attack uses the labels. During `fit`, `accuracy` is computed on `x_hat`. `evaluate` and
+    `val_loss` report the classification loss of the denoiser and the classifier, as for every loss
+    here.
 
-    The adversarial images are made for the classifier **without** the denoiser, as in the papers:
-    it learns to undo attacks that do not know of it. What it is worth against those that do,
-    `kr.evaluate(model, ...)` and `kr.callbacks.RobustAccuracy` show: they attack the whole.
-
-    A step costs the gradients of the attack in the classifier, one run of it on `x`, one on
-    `x_hat` with the gradient in its input, and one forward and backward pass of the denoiser.
+    A step costs the gradients of the attack on the classifier, one forward pass of the classifier
+    on `x`, one on `x_hat` with the gradient with respect to its input, and one forward and backward
+    pass of the denoiser.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted, that makes `x_a`: FGSM in the papers. `None` where
-            the batches bring pairs, `((x, x_a), y)`, made beforehand; the model then returns
-            logits. `evaluate` and `validation_data` take pairs, of which they use `x`, or images.
-        layer: string. Name of the classifier's layer whose output is `s`; in a model inside of
-            the classifier by its path, `"encoder/conv2d"`. Defaults to `None`: the last
-            convolution, that is the last layer to be called that has weights of rank 4 (the
-            Feature Guided Denoiser, FGD, the best of the papers). Its own activation function is
-            part of it, a layer that follows is not. The name of the layer that gives the logits
-            makes it Liao et al.'s Logits Guided Denoiser (LGD).
-        loss: the classification loss of `evaluate`: a `keras.losses.Loss`, or the name of one.
-            Defaults to `None`: cross-entropy, sparse or categorical as the labels are.
+        attack: untargeted `kr.attacks.Attack` that computes `x_a`. The papers use FGSM. With
+            `None`, batches must be pairs computed beforehand, `((x, x_a), y)`, and the model must
+            return logits. `evaluate` and `validation_data` then take pairs, of which they use `x`,
+            or plain images.
+        layer: string. Name of the classifier's layer whose output is `s`. A layer of a nested model
+            goes by its path, such as `"encoder/conv2d"`. Defaults to `None`: the last convolution,
+            which is the last called layer with weights of rank 4 (the Feature Guided Denoiser, FGD,
+            the best in the papers). The output includes the layer's own activation function, but
+            not a following activation layer. With the layer that returns the logits, this is the
+            Logits Guided Denoiser (LGD) of Liao et al.
+        loss: the classification loss for `evaluate`: a `keras.losses.Loss`, or the name of one.
+            Defaults to `None`: cross-entropy, sparse or categorical depending on the labels.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
-        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
-            Defaults to `None`: everywhere.
+        name: string. Defaults to `None`: derived from the class name.
+        mask: array of 0s and 1s that broadcasts to one image. The attack may change only the
+            entries where the mask is 1. Defaults to `None`: all entries.
 
     Raises:
-        ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
-            than the attack; when called by a model that is not a `kr.RobustModel`; by `fit`, if
-            the model is not a `kr.layers.GuidedDenoiser` and a classifier without trainable
-            weights; if that has no convolution, or no layer named `layer`, with the names that it
-            has; if pairs come although there is an attack, or do not come although there is
-            none, or are of unequal shapes.
+        ValueError: if `attack` is not an untargeted attack; if `loss` and `attack` disagree on
+            `from_logits`; when called by a model that is not a `kr.RobustModel`. By `fit`: if the
+            model is not a `kr.layers.GuidedDenoiser` and a classifier without trainable weights;
+            if the classifier has no convolution, or no layer named `layer` (the message lists the
+            available names); if batches are pairs although there is an attack, or are not pairs
+            although there is none; if the tensors of a pair differ in shape.
 
     Example:
 
@@ -73,9 +72,14 @@ class GuidedDenoising(PairLoss):
     >>> model.compile(optimizer="adam", loss=loss)
     >>> history = model.fit(x, y, verbose=0)
 
-    Departure from the papers: they make the adversarial images once, before training, of several
-    sizes, and train on clean images beside them. Pairs do the same, some with `x_a = x`. FGSM
-    given as `attack` makes images of one size.
+    **The attack does not see the denoiser.** As in the papers, the adversarial images are computed
+    for the classifier alone, so the denoiser learns to undo attacks that do not know about it.
+    `kr.evaluate(model, ...)` and `kr.callbacks.RobustAccuracy` attack the denoiser and the
+    classifier together. They measure robustness against attacks that know about the denoiser.
+
+    Departure from the papers: they compute the adversarial images once, before training, with
+    several radii, and also train on clean images. To reproduce this, pass pairs, some of them with
+    `x_a = x`. FGSM given as `attack` uses a single radius.
 
     Reference:
 
@@ -124,7 +128,7 @@ class GuidedDenoising(PairLoss):
         return ops.sum(ops.abs(difference), axis=range(1, len(difference.shape)))
 
     def _guide(self, classifier: Any, x: Any) -> tuple[Any, Any]:
-        """The classifier's outputs in inference mode, and what the guiding layer computes."""
+        """Returns the classifier's outputs in inference mode, and the guiding layer's output."""
         with noted_calls(classifier) as calls:
             outputs = call_model(classifier, x, training=False)
         return outputs, keras.tree.flatten(self._chosen(calls).outputs)[0]
@@ -141,8 +145,8 @@ class GuidedDenoising(PairLoss):
         convolutions = [c for c in parts(calls) if any(len(w.shape) == 4 for w in c.layer.weights)]
         if not convolutions:
             raise ValueError(
-                "The classifier has no convolution to guide the denoiser: name one of its layers "
-                f"as argument `layer`. Expected one of {names}. Received: layer=None"
+                "The classifier has no convolution to guide the denoiser. Pass the name of one of "
+                f"its layers as argument `layer`. Expected one of {names}. Received: layer=None"
             )
         return convolutions[-1]
 
@@ -151,7 +155,7 @@ class GuidedDenoising(PairLoss):
 
 
 def _parts(model: Any) -> tuple[Any, Any]:
-    """The denoiser and the classifier behind it."""
+    """Returns the denoiser and the classifier that follows it."""
     layers = [v for v in model.layers if not isinstance(v, keras.layers.InputLayer)]
     if (
         len(layers) != 2
@@ -165,8 +169,8 @@ def _parts(model: Any) -> tuple[Any, Any]:
         )
     if layers[1].trainable_weights:
         raise ValueError(
-            "Only the denoiser may learn: set `classifier.trainable = False` before the model is "
-            f"compiled. Received: a classifier with {len(layers[1].trainable_weights)} trainable "
+            "The classifier must be frozen: set `classifier.trainable = False` before compiling "
+            f"the model. Received: a classifier with {len(layers[1].trainable_weights)} trainable "
             "weights"
         )
     return layers[0], layers[1]

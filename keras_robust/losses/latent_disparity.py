@@ -17,7 +17,7 @@ from keras_robust.ops import LEAST_SHARE
 from keras_robust.ops.precision import working_dtype
 
 _RATIOS = ("batch", "sample")
-# Layers that hand on what they are given, or part of it.
+# Layers that pass on their input, or part of it.
 _NOT_HIDDEN = (
     keras.layers.InputLayer,
     keras.layers.Flatten,
@@ -32,58 +32,59 @@ _NOT_HIDDEN = (
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class LatentDisparity(PairLoss):
-    """Penalizes how far an attack moves what the hidden layers compute (HLDR).
+    """Penalizes the change that an attack causes in the outputs of the hidden layers (HLDR).
 
         L = (1 - xi) CE(x, y) + xi * sum_i |s_i(x) - s_i(x_a)|_1 / sum_i |s_i(x)|_1
 
-    for images `x`, their adversarial copies `x_a` and the outputs `s_i` of the hidden layers.
-    Images and copies go through the model together, as one batch of twice the size in training
-    mode: the weights are the same, and batch norm's statistics, those of both halves together,
-    too. The attack itself runs on the model in inference mode. During `fit`, `accuracy` is that
-    on clean images. A step costs the gradients of the attack plus one step of twice the size.
+    `x` are the images, `x_a` their adversarial copies and `s_i` the outputs of the hidden layers.
+    Images and copies pass through the model together, as one batch of twice the size in training
+    mode. They share the weights and the batch-norm statistics, which are computed over both halves.
+    The attack itself runs on the model in inference mode. During `fit`, `accuracy` is clean
+    accuracy. A step costs the gradients of the attack plus one step of twice the size.
 
-    **Hidden layers** are, unless `layers` names others, all that are called before the last one
-    that has weights (which gives the logits), except those that only hand on what they are
-    given: `InputLayer`, `Flatten`, `Reshape`, `Permute`, dropout and noise. So activation,
-    pooling and normalization layers count, if they are layers of their own, and so does
-    rescaling. It is calls that are counted:
+    By default, **hidden layers** are all layers called before the last layer with weights, which
+    returns the logits. Layers that only pass on their input do not count: `InputLayer`, `Flatten`,
+    `Reshape`, `Permute`, dropout and noise. Activation, pooling, normalization and rescaling layers
+    count if they are separate layers. The penalty works on layer calls, which are named as follows:
 
-    - in a sequential or functional model each call of each layer, by its name; a second call of
-      one layer is `"dense:1"`;
-    - layers of models inside of the model, not these models' outputs once more, by their path,
-      `"encoder/conv2d"`;
-    - in a subclassed model, and in a layer of yours that does nothing but call others, those
-      layers that it has as attributes, in lists or in dicts, by their path, `"block/conv2d"`. The
-      block itself, `"block"`, counts where `layers` names it. Keras's own layers count as one.
-
-    The paper's choice for its VGG is the batch norms, one after each convolution, and the dense
-    layer before the logits: pass their names. It leaves out the convolutions and poolings.
+    - In a sequential or functional model, each call of each layer counts by the layer's name. The
+      second call of a layer is `"dense:1"`.
+    - The layers of a nested model count by their path, `"encoder/conv2d"`. The output of the nested
+      model does not count again.
+    - A subclassed model, or a custom layer that only calls other layers, is split into the layers
+      that it holds as attributes, in lists or in dicts. They count by their path,
+      `"block/conv2d"`. The block itself, `"block"`, counts only if `layers` names it. Keras's own
+      layers are not split.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted, that makes `x_a`: FGSM in the paper. `None` where
-            the batches bring pairs, `((x, x_a), y)`, made beforehand; the model then returns
-            logits. `evaluate` and `validation_data` take pairs, of which they use `x`, or images.
+        attack: untargeted `kr.attacks.Attack` that computes `x_a`. The paper uses FGSM. With
+            `None`, batches must be pairs computed beforehand, `((x, x_a), y)`, and the model must
+            return logits. `evaluate` and `validation_data` then take pairs, of which they use `x`,
+            or plain images.
         weight: number from 0 to 1, `keras.Variable`, or
-            `keras.optimizers.schedules.LearningRateSchedule`, xi. Defaults to `0.25`.
-        layers: sequence of the names of the layers to compare. Defaults to `None`: all hidden
-            layers, as above.
-        ratio: `"batch"`: one ratio of sums over the whole batch, the same for each example
-            (on each device, where there are several). `"sample"`: a ratio for each example.
-            Defaults to `"batch"`.
-        order: number `p`, at least 1. Of the norms `(sum |.|^p)^(1/p)` over all entries of all
-            layers, instead of sums of absolute values. Defaults to `1`.
+            `keras.optimizers.schedules.LearningRateSchedule`. The weight `xi` of the penalty.
+            Defaults to `0.25`.
+        layers: sequence of the names of the layers to compare. The paper's choice for its VGG is
+            the batch norm after each convolution and the dense layer before the logits, without
+            convolutions and pooling. Defaults to `None`: all hidden layers.
+        ratio: `"batch"` computes one ratio of sums over the whole batch (on each device, if there
+            are several), which is the same for each example. `"sample"` computes one ratio for
+            each example. Defaults to `"batch"`.
+        order: float `p`, at least 1. The sums of absolute values become the norms
+            `(sum |.|^p)^(1/p)` over all entries of all layers. Defaults to `1`.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
-            `None`: cross-entropy, sparse or categorical as the labels are.
+            `None`: cross-entropy, sparse or categorical depending on the labels.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
-        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
-            Defaults to `None`: everywhere.
+        name: string. Defaults to `None`: derived from the class name.
+        mask: array of 0s and 1s that broadcasts to one image. The attack may change only the
+            entries where the mask is 1. Defaults to `None`: all entries.
 
     Raises:
         ValueError: if an argument is out of its range; when called by a model that is not a
-            `kr.RobustModel`; by `fit`, if the model has no hidden layers, or none of a name in
-            `layers`, with the names that it has; if pairs come although there is an attack, or
-            do not come although there is none, or are of unequal shapes.
+            `kr.RobustModel`. By `fit`: if the model has no hidden layers, or lacks one of those in
+            `layers` (the message lists the available names); if batches are pairs although there
+            is an attack, or are not pairs although there is none; if the tensors of a pair differ
+            in shape.
 
     Example:
 
@@ -97,7 +98,7 @@ class LatentDisparity(PairLoss):
     >>> model.compile(optimizer="adam", loss=loss)
     >>> history = model.fit(x, y, verbose=0)
 
-    With pairs that were made beforehand:
+    With pairs computed beforehand:
 
     >>> x_adv = kr.attacks.FGSM(epsilon=16 / 255)(classifier, x, y)
     >>> model.compile(optimizer="adam", loss=kr.losses.LatentDisparity(attack=None))
@@ -105,22 +106,23 @@ class LatentDisparity(PairLoss):
 
     Departures from the paper:
 
-    - The authors make their adversarial images once, before training. An attack given here
-      follows the model as it learns; pairs give theirs.
-    - In their code the copies pass through batch norms of their own that are not trained, and
-      two shuffles part the images from their copies. Here both halves share everything and stay
-      aligned.
-    - `order` above 1 is the question they leave open ("replacing the L1-norm in (3) with higher
-      order norms").
-    - A denominator below 1e-7, of a network whose hidden layers are silent, counts as 1e-7. With
-      `ratio="sample"` it counts as at least a tenth of its mean over the batch: of an example
-      that leaves the layers all but silent, such as a black image, the ratio would outweigh all
-      others.
+    - The authors compute their adversarial images once, before training. An `attack` follows the
+      model as it trains; pass pairs to reproduce the paper.
+    - In the authors' code, the copies pass through separate batch norms that are not trained, and
+      two independent shuffles separate the images from their copies. Here both halves share all
+      layers and stay aligned.
+    - The authors leave `order` above 1 as an open question ("replacing the L1-norm in (3) with
+      higher order norms").
+    - A denominator below 1e-7, where the hidden layers output almost nothing, counts as 1e-7. With
+      `ratio="sample"`, a denominator counts as at least a tenth of its mean over the batch. The
+      ratio of an example with hardly any activations, such as a black image, would otherwise
+      dominate the batch.
 
     Reference:
 
     - Schwartz and Ditzler, Bolstering Adversarial Robustness with Latent Disparity
-      Regularization, eq. 3. `weight=0.25` is their text's; their code has 0.5 for CIFAR-10
+      Regularization, eq. 3. `weight=0.25` is the value in their text; their code uses 0.5 for
+      CIFAR-10
     """
 
     def __init__(
@@ -137,8 +139,9 @@ class LatentDisparity(PairLoss):
     ) -> None:
         if reduction in _RATIOS:
             raise ValueError(
-                "Argument `reduction` must be one of Keras's, of the examples' losses: what the "
-                f"ratio is formed over is `ratio={reduction!r}`. Received: reduction={reduction!r}"
+                "Argument `reduction` must be a reduction of `keras.losses.Loss`. To choose what "
+                f"the ratio is computed over, pass `ratio={reduction!r}`. "
+                f"Received: reduction={reduction!r}"
             )
         super().__init__(attack, loss=loss, reduction=reduction, name=name, mask=mask)
         self.weight = weights.check_weight("weight", weight, maximum=1.0)
@@ -152,7 +155,7 @@ class LatentDisparity(PairLoss):
     def check(self, model: Any, x: Any, y: Any) -> None:
         super().check(model, x, y)
         images = x[0] if self.attack is None else x
-        # In training mode, as in `forward`; a stateless scope throws the updates away.
+        # In training mode, as in `forward`. The stateless scope discards the updates.
         with keras.StatelessScope(), noted_calls(model) as calls:
             model(ops.convert_to_tensor(images[:2]), training=True)
         self._chosen(calls)
@@ -175,9 +178,10 @@ class LatentDisparity(PairLoss):
         return (1 - xi) * values + xi * ops.cast(ratio, values.dtype)
 
     def _norm(self, values: list[Any]) -> Any:
-        """`(sum |.|^order)^(1 / order)` over all entries: a scalar, or one for each example.
+        """Returns `(sum |.|^order)^(1 / order)` over all entries: a scalar, or a value per example.
 
-        The gradient at 0 is 0. Divided by the largest entry, no power can under- or overflow.
+        The gradient at 0 is 0. Dividing by the largest entry keeps powers from under- and
+        overflowing.
         """
 
         def over_layers(reduce: Any, values: list[Any]) -> Any:
@@ -185,7 +189,7 @@ class LatentDisparity(PairLoss):
             parts = [reduce(v, axis=tuple(a)) for v, a in zip(values, axes, strict=True)]
             return reduce(ops.stack(parts), axis=0)
 
-        # On JAX the gradient of `abs` at 0 is 1.
+        # Not `abs`, whose gradient at 0 is 1 on JAX.
         values = [value * ops.stop_gradient(ops.sign(value)) for value in values]
         if self.order == 1:
             return over_layers(ops.sum, values)
@@ -200,14 +204,14 @@ class LatentDisparity(PairLoss):
         return ops.where(is_zero, ops.zeros_like(total), scale * total ** (1 / self.order))
 
     def _chosen(self, calls: list[LayerCall]) -> list[LayerCall]:
-        """The calls whose outputs are compared."""
+        """Returns the calls whose outputs are compared."""
         if self.layers is not None:
             by_name = {call.name: call for call in calls}
             missing = [name for name in self.layers if name not in by_name]
             if missing:
                 raise ValueError(
                     f"Argument `layers` must name layers that the model calls: {list(by_name)}. "
-                    f"Received: layers={self.layers}, of which {missing} are not among them"
+                    f"Received: layers={self.layers}, of which {missing} do not exist"
                 )
             return [by_name[name] for name in self.layers]
         calls = parts(calls)
@@ -216,8 +220,9 @@ class LatentDisparity(PairLoss):
         hidden = [call for call in calls[:last] if not isinstance(call.layer, _NOT_HIDDEN)]
         if not hidden:
             raise ValueError(
-                "The model must have hidden layers, before the last layer that has weights, as "
-                f"layers that it holds as attributes. Received: {[call.name for call in calls]}"
+                "The model must have hidden layers before the last layer with weights, and must "
+                "hold them as attributes. "
+                f"Received: a model with the layers {[call.name for call in calls]}"
             )
         return hidden
 
@@ -233,17 +238,18 @@ class LatentDisparity(PairLoss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LatentDisparity":
-        if config.get("reduction") in _RATIOS:  # As files of version 0.1.0 have it.
+        # Version 0.1.0 saved the ratio as `reduction`.
+        if config.get("reduction") in _RATIOS:
             config = {**config, "ratio": config["reduction"], "reduction": "sum_over_batch_size"}
         return super().from_config(config)
 
 
 def _floating(call: LayerCall) -> list[Any]:
-    """The floating tensors that a layer returned."""
+    """Returns the floating-point tensors among a layer's outputs."""
     tensors = [v for v in keras.tree.flatten(call.outputs) if v is not None]
     return [v for v in tensors if keras.backend.is_float_dtype(v.dtype)]
 
 
 def _working(value: Any) -> Any:
-    """In float32 where it was lower: sums over a batch overflow in half precision."""
+    """Casts to float32 or higher, because sums over a batch overflow in half precision."""
     return ops.cast(value, working_dtype(value.dtype))

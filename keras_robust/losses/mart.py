@@ -11,43 +11,40 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.ops import kl_divergence, log_probabilities, sparse_labels
 
-# The paper's 1.0001 and 1.0000001, less 1.
+# The constants 1.0001 and 1.0000001 of the authors' code, minus 1.
 _MARGIN_OFFSET = 1e-4
 _WEIGHT_OFFSET = 1e-7
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class MART(ModelLoss):
-    """Adversarial training that minds most the images that are misclassified already.
+    """Adversarial training that puts more weight on misclassified images.
 
         L = BCE(p(x'), y) + beta * KL(p(x) || p(x')) * (1 - p_y(x))
         BCE(p, y) = -log p_y - log(1 - max_{k != y} p_k)
 
-    where `p` is the model's softmax and `x'` the adversarial image that `attack` finds, on the
-    model in inference mode. The gradient flows through `p(x)` and `p(x')` wherever they stand. As
-    in `kr.losses.AdversarialTraining`, the step's predictions are those on `x'`: during `fit`,
-    `accuracy` is adversarial. `evaluate` and `val_loss` are the cross-entropy. A step costs the
-    gradients of the attack plus two forward and backward passes.
-
-    As the authors' code does, it adds 1e-4 to `1 - max_{k != y} p_k` and 1e-7 to `1 - p_y(x)`.
-    Both differences are computed as the sum of the other classes' probabilities, which has no
-    cancellation.
+    `p` is the model's softmax and `x'` the adversarial image that `attack` finds on the model in
+    inference mode. The gradient flows through every occurrence of `p(x)` and `p(x')`. As in
+    `kr.losses.AdversarialTraining`, predictions are computed on `x'`, so `accuracy` is adversarial
+    during `fit`. `evaluate` and `val_loss` report the cross-entropy. A step costs the gradients of
+    the attack plus two forward and backward passes.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted; the paper's is `kr.attacks.PGD`, 10 steps. Its
+        attack: untargeted `kr.attacks.Attack`. The paper uses `kr.attacks.PGD` with 10 steps. Its
             `bounds` and `epsilon` are in units of `x`.
-        beta: number from 0, `keras.Variable`, or
+        beta: non-negative number, `keras.Variable`, or
             `keras.optimizers.schedules.LearningRateSchedule`. Weight of the divergence. Defaults
             to `5.0`.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
-        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
-            Defaults to `None`: everywhere.
+        name: string. Defaults to `None`: derived from the class name.
+        mask: array of 0s and 1s that broadcasts to one image. The attack may change only the
+            entries where the mask is 1. Defaults to `None`: all entries.
 
     Call arguments:
         y_true: integer labels, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot labels,
-            shape `(batch_size, num_classes)`, of which the largest entry counts.
-        y_pred: logits or probabilities, as the attack expects them.
+            shape `(batch_size, num_classes)`. For soft labels, the class with the largest entry is
+            used.
+        y_pred: logits or probabilities, according to the attack's `from_logits`.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack; if `beta` is negative; when called by
@@ -62,6 +59,10 @@ class MART(ModelLoss):
     >>> attack = kr.attacks.PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
     >>> model.compile(optimizer="adam", loss=kr.losses.MART(attack, beta=5.0))
     >>> history = model.fit(x, y, verbose=0)
+
+    As in the authors' code, 1e-4 is added to `1 - max_{k != y} p_k` and 1e-7 to `1 - p_y(x)`. Both
+    differences are computed as the sum of the other classes' probabilities, which avoids
+    cancellation.
 
     Reference:
 
@@ -90,11 +91,12 @@ class MART(ModelLoss):
         is_label = ops.one_hot(sparse_labels(y_true), log_p.shape[-1], dtype=log_p.dtype)
         strongest = ops.argmax(log_p - 1e30 * is_label, axis=-1)
         is_strongest = ops.one_hot(strongest, log_p.shape[-1], dtype=log_p.dtype)
-        boosted = -ops.sum(is_label * log_p, axis=-1) - ops.log(
+        bce = -ops.sum(is_label * log_p, axis=-1) - ops.log(
             _MARGIN_OFFSET + _sum_of_others(log_p, is_strongest)
         )
-        doubt = _WEIGHT_OFFSET + _sum_of_others(log_p_clean, is_label)
-        return boosted + weight.current(self.beta) * kl_divergence(log_p_clean, log_p) * doubt
+        kl_weight = _WEIGHT_OFFSET + _sum_of_others(log_p_clean, is_label)
+        kl = kl_divergence(log_p_clean, log_p)
+        return bce + weight.current(self.beta) * kl * kl_weight
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -103,5 +105,5 @@ class MART(ModelLoss):
 
 
 def _sum_of_others(log_p: Any, is_class: Any) -> Any:
-    """The probability that it is another class."""
+    """Returns the total probability of all other classes."""
     return ops.sum((1 - is_class) * ops.exp(log_p), axis=-1)

@@ -16,19 +16,19 @@ class MaxMahalanobis(Additive, keras.losses.Loss):
 
         L = ||z - mu_y||^2
 
-    which is minus the label's logit of a `kr.layers.MaxMahalanobisClassifier`, with which the
-    model must end. Other than the cross-entropy of these logits it does not push features on and
-    on from the other centres: it has its least value, 0, at `mu_y`. No attack is needed, and any
-    Keras model with that head can be trained with it.
+    This is the negative of the label's logit of a `kr.layers.MaxMahalanobisClassifier`, with which
+    the model must end. The loss has its minimum, 0, at `mu_y`. The cross-entropy of these logits
+    has no such minimum: it keeps pushing the features away from the other centres. The loss needs
+    no attack and trains any Keras model with this head.
 
-    Combine it with adversarial training, `kr.losses.AdversarialTraining(attack,
-    loss=kr.losses.MaxMahalanobis())`, which is MMC + AT in the literature. Its attack climbs the
-    cross-entropy of the logits `-||z - mu_j||^2`, not this loss, which a step away from all
-    centres would raise without a change of class.
+    For MMC + AT of the literature, combine it with adversarial training:
+    `kr.losses.AdversarialTraining(attack, loss=kr.losses.MaxMahalanobis())`. The attack maximizes
+    the cross-entropy of the logits `-||z - mu_j||^2` and not this loss, because a step away from
+    all centres increases this loss without changing the predicted class.
 
     Args:
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
+        name: string. Defaults to `None`: derived from the class name.
 
     Call arguments:
         y_true: integer labels, shape `(batch_size,)` or `(batch_size, 1)`, or one-hot labels,
@@ -36,7 +36,7 @@ class MaxMahalanobis(Additive, keras.losses.Loss):
         y_pred: the head's logits, shape `(batch_size, num_classes)`.
 
     Raises:
-        ValueError: if `reduction` is unknown; when called on one output.
+        ValueError: if `reduction` is unknown; when called with fewer than two logits per example.
 
     Example:
 
@@ -48,7 +48,8 @@ class MaxMahalanobis(Additive, keras.losses.Loss):
     >>> model.compile(optimizer="adam", loss=kr.losses.MaxMahalanobis(), metrics=["accuracy"])
     >>> history = model.fit(x, y, verbose=0)
 
-    Departure from the paper: it has half of this, which is a matter of the learning rate.
+    Departure from the paper: the paper uses half of this loss, a factor that the learning rate can
+    absorb.
 
     Reference:
 
@@ -65,8 +66,8 @@ class MaxMahalanobis(Additive, keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         if len(y_pred.shape) != 2 or y_pred.shape[1] == 1:
             raise no_classifier(
-                "`MaxMahalanobis` takes the logits of a `kr.layers.MaxMahalanobisClassifier`, at "
-                "least two for each example.",
+                "`MaxMahalanobis` needs the logits of a `kr.layers.MaxMahalanobisClassifier` for "
+                "at least two classes.",
                 f"predictions of shape {tuple(y_pred.shape)}",
             )
         if is_one_hot(y_true):

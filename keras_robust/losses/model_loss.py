@@ -1,4 +1,4 @@
-"""The base class of the losses that run the model again."""
+"""The base class of losses that run the model again."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from keras_robust.model.arrays import check_broadcasts
 from keras_robust.ops.labels import is_one_hot
 from keras_robust.ops.logits import class_scores
 
-_OF_CLASSES = (
+_CLASS_LOSSES = (
     keras.losses.CategoricalCrossentropy,
     keras.losses.CategoricalFocalCrossentropy,
     keras.losses.SparseCategoricalCrossentropy,
@@ -22,52 +22,56 @@ _OF_CLASSES = (
 
 
 def from_logits_of(loss: Any) -> bool | None:
-    """Whether a loss says that it takes logits; `None` where it says nothing."""
+    """Returns whether a loss takes logits, or `None` if the loss does not specify it."""
     if isinstance(loss, keras.losses.Loss) and hasattr(loss, "from_logits"):
         return loss.from_logits
     return loss.get_config().get("from_logits")
 
 
 def plain_loss(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> Any:
-    """A loss of Keras for each example; where that is one of classes, one output counts as two."""
-    if isinstance(loss, _OF_CLASSES):
+    """Computes a Keras loss for each example.
+
+    A loss over classes receives the single output of a binary classifier as two class scores.
+    """
+    if isinstance(loss, _CLASS_LOSSES):
         y_pred = class_scores(y_pred, bool(from_logits_of(loss)))
     return loss.call(y_true, y_pred)
 
 
 class ModelLoss(Additive, keras.losses.Loss):
-    """Base class: a loss that needs the model and the images, not the predictions alone.
+    """Base class of losses that need the model and the images, not only the predictions.
 
-    It is passed to `compile` like any loss; the model must be a `kr.RobustModel`. A training
-    step has three parts:
+    Pass it to `compile` like any other loss. The model must be a `kr.RobustModel`. A training step
+    has three parts:
 
-    1. `prepare`, before the gradient tape: runs an attack, say. It chooses the images that the
-       step's predictions are computed from, and may keep something for later.
-    2. `forward`, under the tape: the predictions, by default those of the model in training mode.
-    3. `training_loss`, under the tape: one value for each example, from the labels, the
-       predictions and the step (the model, the images, what was prepared).
+    1. `prepare` runs before the gradient tape, for example to run an attack. It chooses the images
+       on which the step's predictions are computed, and may store data for `training_loss`.
+    2. `forward` runs under the tape and computes the predictions, by default the model's outputs in
+       training mode.
+    3. `training_loss` runs under the tape and computes one value for each example, from the labels,
+       the predictions and the step (the model, the images and the prepared data).
 
-    `evaluate` and `val_loss` have neither: there, and there alone, this is the plain
-    classification loss, so that it can be compared between defences.
+    In `evaluate` and for `val_loss`, the loss is the plain classification loss. Values are
+    therefore comparable between defences.
 
     Args:
-        attack: `kr.attacks.Attack`, untargeted; `None` where `needs_attack` is `False`.
+        attack: untargeted `kr.attacks.Attack`. May be `None` if `needs_attack` is `False`.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
-            `None`: cross-entropy, sparse or categorical as the labels are.
+            `None`: cross-entropy, sparse or categorical depending on the labels.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
-        from_logits: bool. Whether the model returns logits, where there is no attack that says
-            so. Defaults to `True`.
-        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
-            Defaults to `None`: everywhere.
+        name: string. Defaults to `None`: derived from the class name.
+        from_logits: bool. Whether the model returns logits. Used only without an attack, which
+            otherwise specifies it. Defaults to `True`.
+        mask: array of 0s and 1s that broadcasts to one image. The attack may change only the
+            entries where the mask is 1. Defaults to `None`: all entries.
 
     Raises:
-        ValueError: if `attack` is not an untargeted attack; if `loss` has another `from_logits`
-            than the attack; when called by a model that is not a `kr.RobustModel`.
+        ValueError: if `attack` is not an untargeted attack; if `loss` and `attack` disagree on
+            `from_logits`; when called by a model that is not a `kr.RobustModel`.
     """
 
     needs_attack = True
-    # Whether a batch may bring pairs of images, `((x, x_a), y)`, instead of images.
+    # Whether a batch may hold pairs of images, `((x, x_a), y)`, instead of images.
     takes_pairs = False
 
     def __init__(
@@ -87,77 +91,76 @@ class ModelLoss(Additive, keras.losses.Loss):
             )
         if attack is not None and attack.targeted:
             raise ValueError(
-                "Argument `attack` must be untargeted: it is given the true labels. "
+                "Argument `attack` must be untargeted, because it receives the true labels. "
                 f"Received: attack={attack!r}"
             )
         self.mask = None if mask is None else as_mask(mask, np.shape(mask))
         if mask is not None and attack is None:
-            raise ValueError(
-                "Argument `mask` is for the `attack`, and needs one. Received: attack=None"
-            )
+            raise ValueError("Argument `mask` needs an `attack`. Received: attack=None")
         self.attack: Any = attack
         self.from_logits: Any = bool(from_logits) if attack is None else attack.from_logits
         self.loss = loss
         self._classification_loss = self._resolve(loss)
 
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        """Works outside of the gradient tape.
+        """Prepares a training step, outside the gradient tape.
 
         Args:
             model: the classifier.
             x: tensor, shape `(batch_size, ...)`.
             y: labels, as passed to `fit`.
-            seed: tensor, another one in each step.
+            seed: tensor, different in each step.
 
         Returns:
-            The images that the step's predictions shall be computed from, and anything that
-            `training_loss` will find as `step.prepared`.
+            The images on which to compute the step's predictions, and any data that `training_loss`
+            needs, which it finds in `step.prepared`.
         """
         return x, None
 
     def forward(self, step: Step) -> Any:
-        """The step's predictions, under the tape; may leave something in `step.kept`."""
+        """Computes the step's predictions under the tape. May store data in `step.kept`."""
         return step.predict(step.x)
 
     def trained_part(self, model: Any) -> Any:
-        """What a step runs in training mode: the model, or a layer of it."""
+        """Returns the model, or the layer of it, that a step runs in training mode."""
         return model
 
     def check(self, model: Any, x: Any, y: Any) -> None:
-        """Raises a `ValueError` for a first batch of arrays that cannot be trained on."""
+        """Raises a `ValueError` if the first batch, given as arrays, cannot be trained on."""
         if self.attack is not None:
             self.attack.check(model, x, y)
         if self.mask is not None:
             check_broadcasts("mask", self.mask.shape, x.shape[1:])
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
-        """The loss for each example, shape `(batch_size,)`; implemented by subclasses."""
+        """Returns the loss for each example, shape `(batch_size,)`. Subclasses implement it."""
         raise NotImplementedError(f"{type(self).__name__} must implement `training_loss`.")
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         step = current_step()
         if step is None or (step.training and step.loss is not self):
             raise ValueError(
-                f"{type(self).__name__} runs the model again and must know it: wrap the model and "
-                "pass the loss itself, `keras_robust.RobustModel(model).compile(loss=loss)`; train "
-                "it with `fit` or `train_on_batch`. Received: the loss in another model, or inside "
-                "of a function, a metric or another loss"
+                f"{type(self).__name__} runs the model again and needs a "
+                "`keras_robust.RobustModel`: wrap the model, pass the loss itself, "
+                "`keras_robust.RobustModel(model).compile(loss=loss)`, and train with `fit` or "
+                "`train_on_batch`. Received: the loss in another model, or inside a function, a "
+                "metric or another loss"
             )
         if step.training:
             return self.training_loss(step, y_true, y_pred)
         return self.classification_loss(y_true, y_pred)
 
     def current_attack(self, x: Any) -> Attack:
-        """The attack with its radii as they are in this step, to be run on `x`."""
+        """Returns the attack for `x`, with the radii of the current step."""
         step = current_step()
         return self.attack.at(None if step is None else step.iterations, as_working_dtype(x).dtype)
 
     def perturbed(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
-        """The adversarial images that the attack makes in this step."""
+        """Returns the attack's adversarial images for the current step."""
         return self.current_attack(x).perturb(model, x, y, seed, self.mask)
 
     def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
-        """The plain loss for each example, shape `(batch_size,)`."""
+        """Returns the plain loss for each example, shape `(batch_size,)`."""
         if self._classification_loss is not None:
             return plain_loss(self._classification_loss, y_true, y_pred)
         y_pred = class_scores(y_pred, self.from_logits)
@@ -170,7 +173,7 @@ class ModelLoss(Additive, keras.losses.Loss):
         )
 
     def _resolve(self, loss: Any) -> keras.losses.Loss | None:
-        """The loss as an object that agrees with the attack on what the model returns."""
+        """Returns the loss as an object that agrees with the attack on `from_logits`."""
         if loss is None:
             return None
         from_logits = self.from_logits
@@ -208,7 +211,7 @@ class ModelLoss(Additive, keras.losses.Loss):
 
     @property
     def saved_mask(self) -> Any:
-        """What a configuration has for the mask."""
+        """The mask as stored in the configuration."""
         return None if self.mask is None else self.mask.astype(int).tolist()
 
     @classmethod

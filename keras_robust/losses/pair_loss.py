@@ -1,4 +1,4 @@
-"""The base class of the losses that compare an image with its adversarial copy."""
+"""The base class of losses that compare an image with its adversarial copy."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from keras_robust.model.classifier import Classifier
 
 
 class PairLoss(ModelLoss):
-    """Base class: a loss of pairs, made by its attack, or given as `((x, x_a), y)`."""
+    """Base class of losses on pairs, computed by the attack or given as `((x, x_a), y)`."""
 
     needs_attack = False
     takes_pairs = True
 
     def pair(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
-        """The images and their adversarial copies: those of a pair, or the attack's."""
+        """Returns the images and their adversarial copies, given or computed by the attack."""
         if not self._is_pair(x):
             return x, self.perturbed(model, x, y, seed)
         x, x_a = x
@@ -31,14 +31,17 @@ class PairLoss(ModelLoss):
         Classifier.of(model).check(images, y, (None, self.from_logits))
 
     def _is_pair(self, x: Any) -> bool:
-        """Whether `x` is a pair, which it must be without an attack, and must not with one."""
+        """Returns whether `x` is a pair; raises a `ValueError` if that does not fit the attack.
+
+        Without an attack, `x` must be a pair. With an attack, it must not.
+        """
         if isinstance(x, tuple | list) != (self.attack is None):
             expected = (
                 "images to attack, `(x, y)`"
                 if self.attack is not None
-                else "pairs, `((x, x_a), y)`, or an argument `attack` that makes them"
+                else "pairs, `((x, x_a), y)`, or an `attack` that computes them"
             )
-            received = "pairs" if isinstance(x, tuple | list) else "images alone"
+            received = "pairs" if isinstance(x, tuple | list) else "images only"
             raise ValueError(
                 f"{type(self).__name__} with attack={self.attack!r} expects batches of "
                 f"{expected}. Received: {received}"
@@ -48,12 +51,12 @@ class PairLoss(ModelLoss):
         shapes = [tuple(part.shape) for part in x]
         if len(x) != 2 or len({len(shape) for shape in shapes}) > 1 or not _agree(*shapes):
             raise ValueError(
-                "A pair must have two tensors of one shape, images and their adversarial copies. "
-                f"Received: {len(x)} of shapes {shapes}"
+                "A pair must be two tensors of the same shape: images and their adversarial "
+                f"copies. Received: {len(x)} tensors of shapes {shapes}"
             )
         return True
 
 
 def _agree(shape: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    """Whether two shapes are equal as far as they are known."""
+    """Returns whether two shapes are equal in all known dimensions."""
     return all(a is None or b is None or a == b for a, b in zip(shape, other, strict=True))

@@ -16,23 +16,22 @@ from keras_robust.ops import kl_divergence, log_probabilities
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class StabilityTraining(ModelLoss):
-    """Asks for the same predictions on an image and on a noisy copy of it.
+    """Penalizes a difference between the predictions on an image and on a noisy copy of it.
 
         L = CE(p(x), y) + alpha KL(p(x) || p(x + n)),    n ~ N(0, stddev^2 I)
 
-    where `p` is the model's softmax. The loss's gradient flows through both `p(x)` and `p(x + n)`.
-    The noise is drawn anew in each step; noisy images are not clipped to any bounds. During `fit`,
-    `accuracy` is that on clean images. A step costs two forward and backward passes. Noise is no
-    attack: a model that is stable under it is in general not robust.
+    `p` is the model's softmax. The gradient flows through both `p(x)` and `p(x + n)`. Each step
+    draws new noise, and noisy images are not clipped to any bounds. During `fit`, `accuracy` is
+    clean accuracy. A step costs two forward and backward passes.
 
     Args:
-        weight: number from 0, `keras.Variable`, or
-            `keras.optimizers.schedules.LearningRateSchedule`. alpha.
+        weight: non-negative number, `keras.Variable`, or
+            `keras.optimizers.schedules.LearningRateSchedule`. The weight `alpha` of the divergence.
         stddev: float. Standard deviation of the noise, in units of `x`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
+        name: string. Defaults to `None`: derived from the class name.
 
     Raises:
         ValueError: if `weight` is negative, or `stddev` not positive; when called by a model that
@@ -47,15 +46,17 @@ class StabilityTraining(ModelLoss):
     >>> model.compile(optimizer="adam", loss=kr.losses.StabilityTraining(0.01, stddev=0.2))
     >>> history = model.fit(x, y, verbose=0)
 
-    Departure from the paper: where it writes out its divergence it is the cross-entropy of the two
-    predictions, `-sum_j p_j(x) log p_j(x + n)`. That is larger than KL by the entropy of `p(x)`,
-    and so also asks for predictions that are sure of themselves.
+    Noise is not an attack: a model that is stable under noise is in general not robust.
+
+    Departure from the paper: the paper writes its divergence out as the cross-entropy of the two
+    predictions, `-sum_j p_j(x) log p_j(x + n)`. The cross-entropy exceeds KL by the entropy of
+    `p(x)`, so it also rewards confident predictions.
 
     Reference:
 
     - [Zheng et al., 2016](https://arxiv.org/abs/1604.04326), section 3
     - Schwartz and Ditzler, Bolstering Adversarial Robustness with Latent Disparity
-      Regularization, section VI, where it is a rival: alphas from 0.0001 to 1
+      Regularization, section VI, which uses it as a baseline with alpha from 0.0001 to 1
     """
 
     needs_attack = False

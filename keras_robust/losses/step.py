@@ -1,9 +1,9 @@
 """The training step that a loss is part of.
 
-Keras calls a loss with labels and predictions alone. What a model-aware loss needs beside them
-(the model, the images, the result of its attack) is put here by `RobustModel` for as long as
-Keras computes the loss. A context variable, because `MirroredStrategy` runs each replica's step
-in a thread of its own.
+Keras calls a loss with labels and predictions only. A loss that runs the model again also needs
+the model, the images and the result of its attack. `RobustModel` provides them here while Keras
+computes the loss. They are kept in a context variable because `MirroredStrategy` runs each
+replica's step in its own thread.
 """
 
 import contextvars
@@ -17,17 +17,17 @@ from keras_robust.model.classifier import call_model
 
 @dataclasses.dataclass
 class Step:
-    """One batch on its way through a model.
+    """One batch that passes through a model.
 
     Args:
         model: the classifier, unwrapped.
-        x: the images that the model's predictions were computed from.
-        prepared: what the loss's `prepare` returned beside them.
-        training: bool. Whether this is a training step, rather than an evaluation.
-        iterations: int tensor, how many steps the optimizer has taken; of a training step.
-        losses: the penalties that the model's layers have added on `x`.
-        loss: the loss that prepared the step; of a training step.
-        kept: what the loss's `forward` has kept for its `training_loss`.
+        x: the images on which the model's predictions were computed.
+        prepared: the data that the loss's `prepare` returned with the images.
+        training: bool. Whether this is a training step rather than an evaluation.
+        iterations: int tensor. How many steps the optimizer has taken. Set in a training step.
+        losses: the penalties that the model's layers added on `x`.
+        loss: the loss that prepared the step. Set in a training step.
+        kept: data that the loss's `forward` stored for its `training_loss`.
     """
 
     model: Any = None
@@ -40,7 +40,7 @@ class Step:
     kept: Any = None
 
     def predict(self, x: Any) -> Any:
-        """The model's outputs in training mode."""
+        """Returns the model's outputs in training mode."""
         return call_model(self.model, x, training=True)
 
 
@@ -48,10 +48,10 @@ _step: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", defa
 
 
 def current_step() -> Step | None:
-    """The step that is being computed, if any."""
+    """Returns the step that is being computed, or `None`."""
     return _step.get()
 
 
 def step_scope(step: Step) -> AbstractContextManager[Step]:
-    """Makes `step` the current one."""
+    """Makes `step` the current step."""
     return scope(_step, step)

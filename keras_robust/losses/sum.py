@@ -15,35 +15,35 @@ from keras_robust.losses.step import Step, current_step
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class Sum(ModelLoss):
-    """A weighted sum of losses.
+    """Computes a weighted sum of losses.
 
         L = w_1 L_1 + ... + w_n L_n
 
-    `loss_1 + loss_2` is `Sum([loss_1, loss_2])`, where one of them is a loss of this package, and
-    `sum([loss_1, loss_2])` is too; `0.5 * loss` is `Sum([loss], [0.5])`. Each keeps what it is
-    alone: it prepares its own images, and has its own predictions on them. Losses that are
-    computed from the same images (the clean ones, say) share one pass through the model. So
-    `DeepDefense(...) + AdversarialTraining(FGSM(...))`, which is how the Deep Defense paper
-    combines the two, is
+    If one of the losses belongs to this package, `loss_1 + loss_2` and `sum([loss_1, loss_2])` are
+    the same as `Sum([loss_1, loss_2])`, and `0.5 * loss` is `Sum([loss], [0.5])`. Each loss
+    prepares its own images and computes its predictions on them. Losses on the same images, such as
+    the clean images, share one pass through the model. For example,
+    `DeepDefense(...) + AdversarialTraining(FGSM(...))`, the combination in the Deep Defense paper,
+    is
 
         CE(x, y) + lambda R(x, y) + CE(x_adv, y)
 
-    During `fit`, `accuracy` is that on the images of the first loss. `evaluate` and `val_loss`
-    are the first loss's classification loss.
+    During `fit`, `accuracy` is computed on the images of the first loss. `evaluate` and `val_loss`
+    report the first loss's classification loss.
 
     Args:
-        losses: sequence of `keras.losses.Loss`, of which those that run the model again need a
-            `kr.RobustModel`. Their own `reduction` is not used.
-        weights: sequence of a weight for each: a number from 0, a `keras.Variable` or a
-            `keras.optimizers.schedules.LearningRateSchedule`. Defaults to `None`: 1 for each.
+        losses: sequence of `keras.losses.Loss`. Losses that run the model again need a
+            `kr.RobustModel`. The `reduction` of the individual losses is not used.
+        weights: sequence with one weight for each loss: a non-negative number, a `keras.Variable`
+            or a `keras.optimizers.schedules.LearningRateSchedule`. Defaults to `None`: 1 for each.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
+        name: string. Defaults to `None`: derived from the class name.
 
     Raises:
-        ValueError: if there are no losses, or something else among them; if there are not as many
-            weights, or one is negative, NaN or infinite; if some expect logits and others
-            probabilities; when called by a model that is not a `kr.RobustModel`, if one of the
-            losses needs it.
+        ValueError: if `losses` is empty or contains anything but losses; if the number of weights
+            differs from the number of losses, or a weight is negative, NaN or infinite; if some
+            losses expect logits and others probabilities; when called by a model that is not a
+            `kr.RobustModel`, if one of the losses needs it.
 
     Example:
 
@@ -82,14 +82,14 @@ class Sum(ModelLoss):
             weights = [1.0] * len(losses)
         if not isinstance(weights, list | tuple) or len(weights) != len(losses):
             raise ValueError(
-                f"Argument `weights` must have one weight for each of {len(losses)} losses. "
+                f"Argument `weights` must have one weight for each of the {len(losses)} losses. "
                 f"Received: weights={weights!r}"
             )
         conventions = {from_logits_of(loss) for loss in losses} - {None}
         if len(conventions) > 1:
             raise ValueError(
-                "Argument `losses` must agree on `from_logits`: they are given the same model's "
-                f"outputs. Received: losses={losses!r}"
+                "The losses in argument `losses` must agree on `from_logits`, because they receive "
+                f"the outputs of the same model. Received: losses={losses!r}"
             )
         self.losses = losses
         self.weights = [weight.check_weight("weights", value) for value in weights]
@@ -106,12 +106,12 @@ class Sum(ModelLoss):
     def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
         prepared = [
             loss.prepare(model, given, y, seed) if isinstance(loss, ModelLoss) else (given, None)
-            for loss, given in self._given(x)
+            for loss, given in self._with_inputs(x)
         ]
         return prepared[0][0], prepared
 
-    def _given(self, x: Any) -> list[tuple[Any, Any]]:
-        """Each loss with what it is given of a batch: those that take no pairs, the images."""
+    def _with_inputs(self, x: Any) -> list[tuple[Any, Any]]:
+        """Returns each loss with its part of a batch: pairs if it takes them, else images."""
         images = x[0] if self.takes_pairs and isinstance(x, tuple | list) else x
         return [(v, x if getattr(v, "takes_pairs", False) else images) for v in self.losses]
 
@@ -122,12 +122,12 @@ class Sum(ModelLoss):
         return _forward(self.losses[0], step.kept[0])
 
     def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
-        outputs = {self._pass(0, step.kept[0].x): y_pred}
+        outputs = {self._pass_key(0, step.kept[0].x): y_pred}
         total: Any = 0.0
         for number, (loss, factor) in enumerate(zip(self.losses, self.weights, strict=True)):
             part = step.kept[number]
             part.losses = step.losses
-            key = self._pass(number, part.x)
+            key = self._pass_key(number, part.x)
             if key not in outputs:
                 outputs[key] = ops.cast(_forward(loss, part), y_pred.dtype)
             value = (
@@ -138,8 +138,8 @@ class Sum(ModelLoss):
             total = total + weight.current(factor) * value
         return total
 
-    def _pass(self, number: int, x: Any) -> tuple[str, int]:
-        """Names the pass through the model that a loss's predictions come from."""
+    def _pass_key(self, number: int, x: Any) -> tuple[str, int]:
+        """Identifies the pass through the model that a loss's predictions come from."""
         loss = self.losses[number]
         has_own = isinstance(loss, ModelLoss) and type(loss).forward is not ModelLoss.forward
         return ("loss", number) if has_own else ("images", id(x))
@@ -157,7 +157,7 @@ class Sum(ModelLoss):
         return plain_loss(first, y_true, y_pred)
 
     def check(self, model: Any, x: Any, y: Any) -> None:
-        for loss, given in self._given(x):
+        for loss, given in self._with_inputs(x):
             if isinstance(loss, ModelLoss):
                 loss.check(model, given, y)
 
@@ -177,7 +177,7 @@ class Sum(ModelLoss):
 
 
 def added(first: Any, second: Any) -> Sum:
-    """The sum of two losses, into which those of a sum come one by one."""
+    """Returns the sum of two losses. A `Sum` contributes its individual losses."""
     losses: list[Any] = []
     factors: list[Any] = []
     settings: dict[str, Any] = {}
@@ -193,7 +193,7 @@ def added(first: Any, second: Any) -> Sum:
 
 
 def scaled(loss: Any, factor: Any) -> Sum:
-    """A loss times a number from 0, a `keras.Variable` or a schedule."""
+    """Returns a loss times a non-negative number, a `keras.Variable` or a schedule."""
     return Sum([loss], [factor], loss.reduction)
 
 
@@ -202,5 +202,5 @@ Additive.scaled = staticmethod(scaled)
 
 
 def _forward(loss: Any, part: Step) -> Any:
-    """A loss's predictions on its own images."""
+    """Computes a loss's predictions on its own images."""
     return loss.forward(part) if isinstance(loss, ModelLoss) else part.predict(part.x)

@@ -21,32 +21,31 @@ class TRADES(ModelLoss):
 
         min_theta E_(x, y) [ L(p(x), y) + beta * max_{||x' - x|| <= epsilon} KL(p(x) || p(x')) ]
 
-    where `p` is the model's softmax. The maximum is taken by projected gradient ascent of the
-    divergence, on the model in inference mode, from `x + 0.001 N(0, 1)` (at `x` itself the
-    divergence has no gradient). The loss's own gradient flows through both `p(x)` and `p(x')`.
-    During `fit`, `accuracy` is that on clean images. A step costs the gradients of the attack
-    plus two forward and backward passes.
+    `p` is the model's softmax. Projected gradient ascent on the divergence approximates the
+    maximum, on the model in inference mode. The ascent starts from `x + 0.001 N(0, 1)`, because the
+    divergence has a zero gradient at `x` itself. The gradient of the loss flows through both `p(x)`
+    and `p(x')`. During `fit`, `accuracy` is clean accuracy. A step costs the gradients of the
+    attack plus two forward and backward passes.
 
     Args:
-        attack: `kr.attacks.PGD`, untargeted. Its ball, bounds, step size and number of steps are
-            used; where it starts is given by `start_stddev`, and it is run once.
-        beta: number from 0, `keras.Variable`, or
-            `keras.optimizers.schedules.LearningRateSchedule`. Weight of the divergence; 1 on
-            MNIST and 6 on CIFAR in the paper. Defaults to `6.0`.
+        attack: untargeted `kr.attacks.PGD` with a single restart. It provides the norm ball, the
+            bounds, the step size and the number of steps. `start_stddev` replaces its random start.
+        beta: non-negative number, `keras.Variable`, or
+            `keras.optimizers.schedules.LearningRateSchedule`. Weight of the divergence. The paper
+            uses 1 on MNIST and 6 on CIFAR. Defaults to `6.0`.
         loss: the classification loss: a `keras.losses.Loss`, or the name of one. Defaults to
-            `None`: cross-entropy, sparse or categorical as the labels are.
-        start_stddev: float. Standard deviation of the noise that the ascent starts with, in
+            `None`: cross-entropy, sparse or categorical depending on the labels.
+        start_stddev: float. Standard deviation of the noise added to the start of the ascent, in
             units of `x`. Defaults to `0.001`.
         reduction: as in `keras.losses.Loss`. Defaults to `"sum_over_batch_size"`.
-        name: string. Defaults to `None`: the class's name.
-        mask: array of 0 and 1 that broadcasts to one image, 1 where the attack may change it.
-            Defaults to `None`: everywhere.
+        name: string. Defaults to `None`: derived from the class name.
+        mask: array of 0s and 1s that broadcasts to one image. The attack may change only the
+            entries where the mask is 1. Defaults to `None`: all entries.
 
     Raises:
-        ValueError: if `attack` is not an untargeted `kr.attacks.PGD` with a single restart;
-            if `beta` is negative, or `start_stddev` not positive; if `loss` has another
-            `from_logits` than the attack; when called by a model that is not a
-            `kr.RobustModel`.
+        ValueError: if `attack` is not an untargeted `kr.attacks.PGD` with a single restart; if
+            `beta` is negative, or `start_stddev` not positive; if `loss` and `attack` disagree on
+            `from_logits`; when called by a model that is not a `kr.RobustModel`.
 
     Example:
 
@@ -77,8 +76,7 @@ class TRADES(ModelLoss):
         super().__init__(attack, loss=loss, reduction=reduction, name=name, mask=mask)
         if not isinstance(self.attack, PGD) or self.attack.num_restarts > 1:
             raise ValueError(
-                "Argument `attack` must be a `keras_robust.attacks.PGD` with a single restart, "
-                "which climbs the divergence instead of the cross-entropy. "
+                "Argument `attack` must be a `keras_robust.attacks.PGD` with a single restart. "
                 f"Received: attack={attack!r}"
             )
         self.beta = weight.check_weight("beta", beta)

@@ -1,4 +1,4 @@
-"""Weights of losses and radii of their attacks, which may change while a model is trained."""
+"""Weights of losses and radii of their attacks, which may change during training."""
 
 from typing import Any
 
@@ -10,25 +10,25 @@ from keras_robust.scheduled import saved as saved
 
 
 def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
-    """A finite number from 0 to `maximum`; a `keras.Variable` that holds one; or a schedule."""
+    """Checks a weight: a number from 0 to `maximum`, a `keras.Variable` of one, or a schedule."""
     return check_scheduled(name, value, maximum=maximum)
 
 
 def current(weight: Any, maximum: float = float("inf")) -> Any:
-    """The weight in the training step under way; NaN where it has left 0 to `maximum`."""
+    """Returns the weight in the current training step, or NaN if it is outside 0 to `maximum`."""
     if isinstance(weight, float):
         return weight
     step = current_step()
     if step is None:
         raise ValueError(
-            "A weight that is a `keras.Variable` or a schedule is known to a "
-            "`keras_robust.RobustModel` alone: wrap the model. Received: a loss in another model"
+            "A weight that is a `keras.Variable` or a schedule needs a "
+            "`keras_robust.RobustModel`: wrap the model. Received: a loss in another model"
         )
     return value_at(weight, step.iterations, maximum)
 
 
 def variables(loss: Any) -> list[keras.Variable]:
-    """The variables among a loss's weights and radii, and those of the losses in it."""
+    """Returns the variables among the weights and attack radii of a loss and its nested losses."""
     attack = getattr(loss, "attack", None)
     found = [value for value in vars(loss).values() if isinstance(value, keras.Variable)]
     found += [value for value in getattr(loss, "weights", []) if isinstance(value, keras.Variable)]

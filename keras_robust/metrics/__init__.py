@@ -1,1 +1,1 @@
-"""Figures of robustness, one a file; users find them in `kr.evaluation`."""
+"""Robustness metrics, one per file. They are public in `kr.evaluation`."""

@@ -1,4 +1,4 @@
-"""Accuracy under one attack."""
+"""Robust accuracy under a single attack."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,24 +27,33 @@ def attack_in_batches(
     needs_gradient: bool = True,
     mask: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, Callable[..., dict[str, np.ndarray]]]]:
-    """The examples that are still classified correctly, in batches, with what attacks them.
+    """Yields batches of the remaining examples, each with a function that attacks it.
 
-    The last batch is filled up with its last example, so that the model always sees batches of
-    one size. The seed of a batch depends on its number alone.
+    The last batch is padded with its last example, so the model always receives batches of the same
+    size. The seed of a batch depends only on the batch's number.
 
-    Where the model's answer to an example depends on the others in its batch, the batches are
-    those of all examples in their order, remaining or not, and each is attacked as a whole.
+    If predictions depend on the batch, the batches consist of all examples in order, remaining or
+    not, and each batch is attacked as a whole.
 
     Args:
-        remaining: bool array, shape `(num_examples,)`.
+        classifier: the model.
+        x: images.
+        labels: int array, shape `(num_examples,)`.
+        attack: the attack.
+        remaining: bool array, shape `(num_examples,)`: the examples to attack.
+        batch_size: int.
+        seed: int.
+        needs_gradient: bool. Whether a missing gradient is an error. Defaults to `True`.
         mask: bool array of the shape of `x`, or `None`.
 
     Yields:
-        The indices of a batch's examples, and a function that attacks them, with a journal if it is
-        given one. It returns arrays with one value for each: those of `kr.attacks.AttackResult`,
-        the norms by their names, `examples`, their indices, `images`, as they were, and `classes`,
-        what the model predicts, -1 where that is a matter of chance; and `without_gradient`, names,
-        where a gradient is not needed.
+        The indices of a batch's examples, and a function that attacks them. The function takes an
+        optional journal. It returns arrays with one value per example: the fields of
+        `kr.attacks.AttackResult`, with each norm under its own name; `examples`, the indices;
+        `images`, the clean images; and `classes`, the predicted classes of the adversarial images.
+        The class is -1 if the attack has succeeded but the model, which is random, predicts the
+        true class again. `without_gradient` holds names of attacks, and is empty if
+        `needs_gradient` is true.
     """
     is_joint = classifier.depends_on_batch
     indices = np.arange(len(x)) if is_joint else np.flatnonzero(remaining)
@@ -73,7 +82,7 @@ def attack_in_batches(
                 mask=None if mask is None else mask[batch],
             )
             classes = classifier.classes(result.x_adv, batch_size)
-            # A random model may recover when it is asked again: what the attack saw counts.
+            # A random model may be correct again in this new pass. The attack's judgement counts.
             classes[result.success & (classes == labels[batch])] = -1
             classes = np.where(result.success, classes, labels[batch])
             arrays = {**vars(result), **result.norms, "classes": classes}
@@ -85,7 +94,7 @@ def attack_in_batches(
         yield batch[places], attack_batch
 
 
-def attack_standing(
+def attack_remaining(
     classifier: Classifier,
     x: np.ndarray,
     labels: np.ndarray,
@@ -96,15 +105,22 @@ def attack_standing(
     seed: int,
     progress: Callable[[float], None] = lambda accuracy: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attacks the examples that are still classified correctly, and no others.
+    """Attacks only the remaining examples.
 
     Args:
+        classifier: the model.
+        x: images.
+        labels: int array, shape `(num_examples,)`.
         classes: int array, shape `(num_examples,)`: the classes predicted for `x`.
-        remaining: bool array, shape `(num_examples,)`.
-        progress: called after each batch with the share of it that still stands.
+        attack: the attack.
+        remaining: bool array, shape `(num_examples,)`: the examples to attack.
+        batch_size: int.
+        seed: int.
+        progress: function called after each batch with the share of its examples that were not
+            fooled.
 
     Returns:
-        The images, perturbed where an attack has succeeded, and the classes predicted for them.
+        The images, perturbed where the attack has succeeded, and the classes predicted for them.
     """
     x_adv, classes = x.copy(), classes.copy()
     batches = attack_in_batches(classifier, x, labels, attack, remaining, batch_size, seed)
@@ -126,25 +142,25 @@ def robust_accuracy(
     steps: int | None = None,
     mask: Any = None,
 ) -> float:
-    """Share of examples that are classified correctly, and still are after the attack.
+    """Computes the share of examples that are classified correctly before and after an attack.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
         attack: `kr.attacks.Attack`, untargeted.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the attack's random numbers. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        mask: array of 0 and 1 that broadcasts to all images, 1 where the attack may change them.
-            Defaults to `None`: everywhere.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the attack. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        mask: array of 0 and 1 that broadcasts to all images. The attack may change only the values
+            where it is 1. Defaults to `None`: it may change every value.
 
     Returns:
         Float from 0 to 1.
 
     Raises:
-        ValueError: as the attack, and if it is targeted.
+        ValueError: for the same reasons as the attack itself, and if it is targeted.
 
     Example:
 

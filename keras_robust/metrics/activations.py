@@ -1,4 +1,4 @@
-"""What the layers of a model compute."""
+"""Computes the outputs of a model's layers."""
 
 import functools
 from typing import Any
@@ -15,56 +15,56 @@ from keras_robust.model.classifier import Classifier
 
 
 def layer_calls(classifier: Classifier, x: Any) -> list[LayerCall]:
-    """Runs a Keras model in inference mode and notes the calls of its layers, in their order."""
+    """Runs a Keras model in inference mode and returns the calls of its layers, in order."""
     with noted_calls(classifier.model) as calls:
         classifier.outputs(x)
     return calls
 
 
 def calls_of_one(classifier: Classifier, x: np.ndarray) -> list[LayerCall]:
-    """Notes the calls in a run on one example, for the names of the layers."""
+    """Returns the layer calls of a run on one example, which give the names of the layers."""
     classifier.build(x)
     calls = layer_calls(classifier, ops.convert_to_tensor(x[:1]))
     if not calls:
         raise ValueError(
-            "No layers were found in argument `model`. It must be a Keras model that is made of "
-            "layers: functional, sequential, or subclassed with its layers as attributes. "
+            "No layers were found in argument `model`. It must be a Keras model made of layers: "
+            "functional, sequential, or subclassed with its layers as attributes. "
             f"Received: model={classifier.model!r}"
         )
     return calls
 
 
 def check_layer(layer: str, names: list[str]) -> str:
-    """A name among those of the model's layers."""
+    """Returns `layer` if the model has a layer of this name. Raises a `ValueError` otherwise."""
     if layer not in names:
         raise ValueError(
-            f"The model has no layer {layer!r} that it calls. Expected one of {names}. "
+            f"The model calls no layer {layer!r}. Expected one of {names}. "
             f"Received: layer={layer!r}"
         )
     return layer
 
 
 def features(model: Any, x: Any, layer: str | None = None, batch_size: int = 128) -> np.ndarray:
-    """What a layer of a model computes for each image.
+    """Computes the output of a layer for each image.
 
-    By default this is what enters the last layer that has weights: the deep features between
-    the network and its linear classifier, whether a softmax follows or not. Of
-    `kr.layers.TanhClassifier`, they are what its activation makes of its input.
+    By default, it returns the input of the last layer with weights: the deep features between the
+    network and its linear classifier, whether or not a softmax follows. For
+    `kr.layers.TanhClassifier`, it returns the features after the layer's activation.
 
     Args:
-        model: Keras model, `kr.RobustModel` (whose `base_model` is looked into).
+        model: Keras model, or `kr.RobustModel` (its `base_model` is used).
         x: images, shape `(num_examples, ...)`.
-        layer: string. Name of the layer whose output to give; a layer of a model inside of the
-            model goes by its path, `"encoder/conv2d"`. Defaults to `None`: the input of the last
-            layer that has weights.
-        batch_size: int. Defaults to `128`.
+        layer: string. Name of the layer whose output to return. A layer of a nested model is named
+            by its path, such as `"encoder/conv2d"`. Defaults to `None`: the input of the last layer
+            with weights.
+        batch_size: int. Number of images per batch. Defaults to `128`.
 
     Returns:
         Float32 array, shape `(num_examples, ...)`.
 
     Raises:
-        ValueError: if the model is not made of layers, or has no layer of that name, with the
-            names that it has.
+        ValueError: if the model is not made of layers, or has no layer of this name. The message
+            lists the names of its layers.
 
     Example:
 
@@ -76,8 +76,8 @@ def features(model: Any, x: Any, layer: str | None = None, batch_size: int = 128
 
     Reference:
 
-    - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
-      Minimization, section 4.1.3: "the 64D features from the layer before the softmax"
+    - Wang et al., 2018, "Adversarial Defense via Data Dependent Activation Function and Total
+      Variation Minimization", section 4.1.3: "the 64D features from the layer before the softmax"
     """
     classifier, x = Classifier.of(model), as_array(x)
     check_images(x)

@@ -1,10 +1,10 @@
-"""The optional library that the analyses need."""
+"""Checks for the optional library of the analyses."""
 
 import importlib.util
 
 
 def require_scikit_learn() -> None:
-    """Raises an `ImportError` that says what to install."""
+    """Raises an `ImportError` with installation instructions if scikit-learn is not installed."""
     if importlib.util.find_spec("sklearn") is None:
         raise ImportError(
             "This analysis needs scikit-learn. Install it with the extra `analysis`: "

@@ -1,4 +1,4 @@
-"""Accuracy against the radius of the ball."""
+"""Accuracy against the radius of the perturbation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.attacks.result import perturbation_norms
-from keras_robust.metrics.accuracy import attack_standing
+from keras_robust.metrics.accuracy import attack_remaining
 from keras_robust.metrics.radii import check_attack, with_radius
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
@@ -28,38 +28,37 @@ def robustness_curve(
     steps: int | None = None,
     verbose: int = 1,
 ) -> dict[float, float]:
-    """Accuracy under one attack at several radii.
+    """Computes the accuracy under an attack at several radii.
 
-    An attack with an `epsilon` is run at each radius. An image that it fools at one radius is
-    fooled at every larger one too, because the same perturbed image lies in the larger ball: it
-    is not attacked again, and the curve never rises. A step size that is given with the attack is
-    scaled with the radius.
+    An attack with an `epsilon` is run at each radius. An image that it fools at one radius counts
+    as fooled at every larger radius, because the larger ball contains the same perturbed image. It
+    is not attacked again, so the curve never rises. A given step size is scaled with the radius.
 
-    An attack without an `epsilon` (DeepFool, C&W), or with one that is `None` (FAB), looks for the
-    smallest perturbation, and is run once: the accuracy at a radius is the share of images that
-    are classified correctly and not fooled by a perturbation of at most that norm.
+    An attack without an `epsilon` (DeepFool, C&W, or FAB with `epsilon=None`) searches for the
+    smallest perturbation and is run once. The accuracy at a radius is the share of images that are
+    classified correctly and are not fooled by a perturbation of at most this norm.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
         attack: `kr.attacks.Attack`, untargeted.
-        epsilons: the radii, in units of `x`; or one of them.
-        norm: `"l1"`, `"l2"` or `"linf"`, the norm of the radii for an attack without an
-            `epsilon`. Defaults to `None`: the attack's own `norm`.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the attack's random numbers. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        epsilons: the radii, in units of `x`, or a single radius.
+        norm: `"l1"`, `"l2"` or `"linf"`. The norm of the radii for an attack without an `epsilon`.
+            Defaults to `None`: the `norm` of the attack.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the attack. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
 
     Returns:
         Mapping of radii, ascending, to accuracies from 0 to 1.
 
     Raises:
-        ValueError: as the attack, and if it is targeted or an ensemble, if `epsilons` is empty or
-            holds a negative number, or if `norm` is given with an attack that has an `epsilon`,
-            or is missing with one that has neither.
+        ValueError: for the same reasons as the attack itself; if the attack is targeted or
+            an ensemble; if `epsilons` is empty or contains a negative number; if `norm` is given
+            for an attack with an `epsilon`, or is missing for an attack that has no `norm` either.
 
     Example:
 
@@ -77,13 +76,13 @@ def robustness_curve(
     has_epsilon = "epsilon" in attack.given
     if hasattr(attack, "attacks"):
         raise ValueError(
-            "An ensemble has no radius of its own: draw a curve for each of its attacks. "
+            "An ensemble has no radius of its own: compute a curve for each of its attacks. "
             f"Received: attack={attack!r}"
         )
     if has_epsilon and norm is not None:
         raise ValueError(
-            "Argument `norm` must be None for an attack that has an `epsilon`: its own norm is "
-            f"that of the radii. Received: norm={norm!r}, attack={attack!r}"
+            "Argument `norm` must be None for an attack that has an `epsilon`: the radii are in "
+            f"the attack's own norm. Received: norm={norm!r}, attack={attack!r}"
         )
     if not has_epsilon:
         norm = norm or getattr(attack, "norm", None)
@@ -106,7 +105,7 @@ def robustness_curve(
         if epsilon > 0:
             scaled = with_radius(attack, epsilon)
             remaining = classes == labels
-            _, classes = attack_standing(
+            _, classes = attack_remaining(
                 classifier, x, labels, classes, scaled, remaining, batch_size, seed
             )
         curve[epsilon] = float((classes == labels).mean())
@@ -125,10 +124,13 @@ def _distances(
     seed: int,
     verbose: int,
 ) -> np.ndarray:
-    """The norm of what fools the model on each image: 0 without an attack, infinity if nothing."""
+    """Returns the norm of the perturbation that fools the model on each image.
+
+    It is 0 if the image is misclassified without an attack, and infinity if the attack fails.
+    """
     remaining = classes == labels
     bar = keras.utils.Progbar(-(-int(remaining.sum()) // batch_size) or None, verbose=verbose)
-    x_adv, classes = attack_standing(
+    x_adv, classes = attack_remaining(
         classifier, x, labels, classes, attack, remaining, batch_size, seed, lambda _: bar.add(1)
     )
     return np.where(classes == labels, np.inf, perturbation_norms(x, x_adv)[norm])

@@ -1,4 +1,4 @@
-"""Where images lie in a model's feature space."""
+"""Projects the features of clean and attacked images to two dimensions."""
 
 import dataclasses
 from typing import Any
@@ -18,12 +18,14 @@ class FeatureGeometry:
     """Features of clean and attacked images, reduced to two dimensions.
 
     Args:
-        clean: float array, shape `(num_examples, 2)`.
-        attacked: the same for the attacked images, on the same axes.
+        clean: float array, shape `(num_examples, 2)`: the features of the clean images.
+        attacked: float array, shape `(num_examples, 2)`: the features of the attacked images, on
+            the same axes.
         labels: int array, shape `(num_examples,)`: the true classes.
         clean_classes: int array, shape `(num_examples,)`: the classes predicted for the clean
             images.
-        attacked_classes: the same for the attacked images.
+        attacked_classes: int array, shape `(num_examples,)`: the classes predicted for the attacked
+            images.
         method: `"pca"` or `"tsne"`.
         explained_variance: float array, shape `(2,)`: for PCA, the share of the clean features'
             variance along each axis. `None` for t-SNE.
@@ -48,24 +50,23 @@ def feature_geometry(
     layer: str | None = None,
     batch_size: int = 128,
 ) -> FeatureGeometry:
-    """Reduces the features of clean and attacked images to two dimensions, to be drawn.
+    """Reduces the features of clean and attacked images to two dimensions, for plotting.
 
-    With `"pca"`, to the first two principal components of the clean images' features; the
-    attacked ones are projected to the same axes, so that one sees where the attack moves them.
-    With `"tsne"`, clean and attacked images are embedded together: which are neighbours can be
-    read from it, distances and directions cannot. It starts from principal components, not from
-    random numbers.
+    With `"pca"`, the axes are the first two principal components of the clean images' features. The
+    features of the attacked images are projected to the same axes, which shows where the attack
+    moves them. With `"tsne"`, the clean and attacked images are embedded together. A t-SNE plot
+    shows which images are neighbours, but its distances and directions have no meaning. The
+    embedding is initialized with principal components, not at random.
 
     Args:
-        model: Keras model, `kr.RobustModel` (whose `base_model` is looked into).
+        model: Keras model, or `kr.RobustModel` (its `base_model` is used).
         x: clean images, shape `(num_examples, ...)`, at least 4.
         y: integer or one-hot labels.
-        x_adv: the same images, attacked. (A call of an attack leaves the images as they were on
-            which it fails.)
+        x_adv: the same images, attacked. An attack returns images unchanged if it fails on them.
         method: `"pca"` or `"tsne"`. Defaults to `"pca"`.
-        layer: string. Name of the layer whose output to take, as for `kr.evaluation.features`.
-            Defaults to `None`: the input of the last layer that has weights.
-        batch_size: int. Defaults to `128`.
+        layer: string. Name of the layer whose output to use, as for `kr.evaluation.features`.
+            Defaults to `None`: the input of the last layer with weights.
+        batch_size: int. Number of images per batch. Defaults to `128`.
 
     Returns:
         `FeatureGeometry`, which `kr.evaluation.plot_geometry` draws.
@@ -86,13 +87,13 @@ def feature_geometry(
 
     Reference:
 
-    - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
-      Minimization, section 4.1.3 and Figure 5 (PCA). There each panel seems to have axes of its
-      own; here clean and attacked images share those of the clean ones.
-    - Wang et al., Graph Interpolating Activation Improves Both Natural and Robust Accuracies in
-      Data-Efficient Deep Learning, Figures 8 and 9 (PCA)
-    - Xu et al., Improve Adversarial Robustness via Weight Penalization on Classification Layer,
-      Figure 3 (t-SNE)
+    - Wang et al., 2018, "Adversarial Defense via Data Dependent Activation Function and Total
+      Variation Minimization", section 4.1.3 and Figure 5 (PCA). There, each panel seems to have its
+      own axes. Here, clean and attacked images share the axes of the clean images.
+    - Wang and Osher, 2019, "Graph Interpolating Activation Improves Both Natural and Robust
+      Accuracies in Data-Efficient Deep Learning", Figures 8 and 9 (PCA)
+    - Xu et al., 2020, "Improve Adversarial Robustness via Weight Penalization on Classification
+      Layer", Figure 3 (t-SNE)
     """
     require_scikit_learn()
     validation.check_choice("method", method, ("pca", "tsne"))

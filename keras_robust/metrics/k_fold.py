@@ -1,4 +1,4 @@
-"""Cross-validation."""
+"""Cross-validation with confidence intervals."""
 
 import dataclasses
 import hashlib
@@ -20,16 +20,16 @@ from keras_robust.model.classifier import Classifier
 
 @dataclasses.dataclass(frozen=True)
 class KFold:
-    """What a cross-validation has measured; made by `kr.evaluation.k_fold`.
+    """The results of a cross-validation, made by `kr.evaluation.k_fold`.
 
     Args:
-        folds: list of mappings of names to figures, one for each fold.
+        folds: list of mappings of names to figures, one mapping per fold.
     """
 
     folds: list[dict[str, float]]
 
     def values(self, name: str) -> np.ndarray:
-        """One figure in each fold."""
+        """Returns a figure's value in each fold."""
         if name not in self.folds[0]:
             raise ValueError(
                 f"Argument `name` must be one of {list(self.folds[0])}. Received: name={name!r}"
@@ -40,10 +40,10 @@ class KFold:
         return float(self.values(name).mean())
 
     def interval(self, name: str) -> tuple[float, float]:
-        """95% confidence interval of the mean: `mean -+ t s / sqrt(k)`.
+        """Returns the 95% confidence interval of the mean: `mean -+ t s / sqrt(k)`.
 
-        `s` is the standard deviation over the k folds, `t` the 97.5% quantile of Student's
-        distribution with k - 1 degrees of freedom.
+        `s` is the standard deviation over the k folds, and `t` the 97.5% quantile of Student's
+        t-distribution with k - 1 degrees of freedom.
         """
         import scipy.stats
 
@@ -53,7 +53,7 @@ class KFold:
         return self.mean(name) - half, self.mean(name) + half
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, ready for JSON."""
+        """Returns all figures in a form that can be written as JSON."""
         return {
             "num_folds": len(self.folds),
             "figures": {
@@ -84,39 +84,37 @@ def k_fold(
     steps: int | None = None,
     verbose: int = 1,
 ) -> KFold:
-    """Stratified cross-validation, with 95% confidence intervals over the folds.
+    """Runs a stratified cross-validation and computes 95% confidence intervals over the folds.
 
-    The examples are divided into `num_folds` parts in which each class has its share. In turn,
-    each part is what a model is measured on that has been fitted on all the others. Python's,
-    NumPy's and Keras's random numbers are seeded with `seed` plus the fold's number before each
-    fold, so that a run continued later gives what an uninterrupted one would have.
-
-    The intervals take the folds for independent, which they are not quite: each two share most
-    of their training images. They are somewhat too narrow for that.
+    The examples are divided into `num_folds` parts with the same share of each class. For each
+    part, a model is fitted on all other parts and evaluated on this part. Before each fold, the
+    random numbers of Python, NumPy and Keras are seeded with `seed` plus the fold's number. A
+    resumed run therefore gives the same result as an uninterrupted run.
 
     Args:
-        fit: `(x_train, y_train) -> model`, which makes a new model and trains it. What it returns
-            is only passed on to `measure`: it may be several models.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
-        measure: `(model, x_test, y_test) -> mapping` of names to finite numbers, the same names
-            in each fold. Defaults to `None`: the accuracy, as `"accuracy"`.
+        fit: function `(x_train, y_train) -> model` that creates and trains a new model. Its result
+            is only passed to `measure`, so it may also be several models.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
+        measure: function `(model, x_test, y_test) -> mapping` of names to finite numbers, with the
+            same names in each fold. Defaults to `None`: the accuracy, as `"accuracy"`.
         num_folds: int, at least 2. Defaults to `10`.
-        output: folder, made if need be, where each fold's figures are saved as they come. A fold
-            that is found there is not computed again; if the data, `num_folds` or `seed` are
-            other ones, that is an error. Changes of `fit` and `measure` are not noticed: they
-            need a new folder. Defaults to `None`: nothing is saved.
-        seed: int. Seed of the division and of the folds. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        output: path of a folder in which the figures of each fold are saved as soon as they are
+            known. It is created if it does not exist. Folds that are already in the folder are not
+            computed again. It is an error if they were made with different data, `num_folds` or
+            `seed`. Changes of `fit` and `measure` are not detected: use a new folder for them.
+            Defaults to `None`: nothing is saved.
+        seed: int. Random seed of the division and of the folds. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
 
     Returns:
-        `KFold`: `mean(name)`, `interval(name)` and the `folds`; as text, a table.
+        `KFold`: `mean(name)`, `interval(name)` and the `folds`. As a string, it is a table.
 
     Raises:
         ImportError: if scikit-learn is not installed.
-        ValueError: if an argument is not as described above, or a class has fewer examples than
+        ValueError: if an argument is not as described above, or if a class has fewer examples than
             there are folds.
 
     Example:
@@ -132,12 +130,15 @@ def k_fold(
     >>> len(result.folds)
     2
 
+    The intervals treat the folds as independent. Every two folds share most of their training
+    images, so the intervals are somewhat too narrow.
+
     Reference:
 
-    - Schwartz & Ditzler, Bolstering Adversarial Robustness with Latent Disparity
-      Regularization, section IV: "stratified ten-fold cross-validation" with "95% confidence
-      intervals, estimated over ten folds". How they are estimated is not said; Student's
-      distribution is what ten values with an unknown variance call for.
+    - Schwartz and Ditzler, 2020, "Bolstering Adversarial Robustness with Latent Disparity
+      Regularization", section IV: "stratified ten-fold cross-validation" with "95% confidence
+      intervals, estimated over ten folds". The paper does not say how they are estimated. Student's
+      t-distribution is the standard choice for ten values with an unknown variance.
     """
     require_scikit_learn()
     from sklearn.model_selection import StratifiedKFold
@@ -151,7 +152,7 @@ def k_fold(
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < num_folds:
         raise ValueError(
-            "Argument `num_folds` must be no more than the examples of each class. Received: "
+            "Every class must have at least `num_folds` examples. Received: "
             f"num_folds={num_folds}, {counts.min()} examples of class {classes[counts.argmin()]}"
         )
     folder = None if output is None else pathlib.Path(output)
@@ -185,7 +186,7 @@ def _accuracy(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def _checked(figures: Any, folds: list[dict[str, float]]) -> dict[str, float]:
-    """What `measure` returned: finite numbers under the same names as in the folds before."""
+    """Validates the result of `measure`: finite numbers, with the same names in every fold."""
     valid = isinstance(figures, Mapping) and len(figures) > 0
     if not valid or (folds and set(figures) != set(folds[0])):
         raise ValueError(
@@ -207,7 +208,7 @@ def _digest(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _check_folder(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Makes the folder, or sees to it that what it holds was made with the same settings."""
+    """Creates the folder, or checks that its contents were made with the same settings."""
     path = folder / "settings.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,12 +217,12 @@ def _check_folder(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     if found != settings:
         raise ValueError(
             "The folder in argument `output` holds the folds of another cross-validation. Pass a "
-            f"new one. Received: output={str(folder)!r}, made with {found}, not {settings}"
+            f"new folder. Received: output={str(folder)!r}, made with {found}, not {settings}"
         )
 
 
 def _write(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON so that the file is whole or not there."""
+    """Writes JSON to a temporary file and renames it, so the file is never incomplete."""
     temporary = path.with_suffix(".json.part")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""The training images that a model sees as closest to an image."""
+"""Finds the training images that are nearest to an image in feature space."""
 
 import dataclasses
 from typing import Any
@@ -15,15 +15,15 @@ from keras_robust.model.classifier import Classifier
 
 @dataclasses.dataclass(frozen=True)
 class NearestImages:
-    """The training images nearest to some images in feature space, the nearest first.
+    """The training images nearest to some images in feature space, nearest first.
 
     Args:
-        queries: the images asked about, shape `(num_examples, ...)`.
-        classes: int array, shape `(num_examples,)`: the classes predicted for them.
+        queries: the images whose neighbours were searched, shape `(num_examples, ...)`.
+        classes: int array, shape `(num_examples,)`: the classes predicted for the queries.
         images: training images, shape `(num_examples, k, ...)`.
-        labels: int array, shape `(num_examples, k)`: the training images' classes.
-        distances: float array, shape `(num_examples, k)`: Euclidean, between features.
-        indices: int array, shape `(num_examples, k)`: their places in the training set.
+        labels: int array, shape `(num_examples, k)`: the true classes of the training images.
+        distances: float array, shape `(num_examples, k)`: Euclidean distances between features.
+        indices: int array, shape `(num_examples, k)`: indices in the training set.
     """
 
     queries: np.ndarray
@@ -44,29 +44,28 @@ def nearest_images(
     layer: str | None = None,
     batch_size: int = 128,
 ) -> NearestImages:
-    """Finds the training images whose features are nearest to those of attacked images.
+    """Finds the training images whose features are nearest to the features of attacked images.
 
-    Where they are of an attacked image's true class although the model is fooled, what was
-    learnt is sound and the classifier on top of it is not.
+    If the neighbours belong to the true class of an attacked image although the model is fooled,
+    the features are sound, and the classifier on top of them is not.
 
     Args:
-        model: Keras model, `kr.RobustModel` (whose `base_model` is looked into).
-        x_adv: attacked (or any other) images, shape `(num_examples, ...)`.
+        model: Keras model, or `kr.RobustModel` (its `base_model` is used).
+        x_adv: attacked images (or any other images), shape `(num_examples, ...)`.
         x_train: training images, shape `(num_training_examples, ...)`.
-        y_train: their integer or one-hot labels.
-        k: int. How many to find for each image. Defaults to `5`.
-        layer: string. Name of the layer whose output to compare, as for
-            `kr.evaluation.features`. Defaults to `None`: the input of the last layer that has
-            weights.
-        batch_size: int. Defaults to `128`.
+        y_train: integer or one-hot labels of the training images.
+        k: int. Number of neighbours to find for each image. Defaults to `5`.
+        layer: string. Name of the layer whose output to compare, as for `kr.evaluation.features`.
+            Defaults to `None`: the input of the last layer with weights.
+        batch_size: int. Number of images per batch. Defaults to `128`.
 
     Returns:
         `NearestImages`, which `kr.evaluation.plot_nearest_images` draws.
 
     Raises:
         ImportError: if scikit-learn is not installed.
-        ValueError: if an argument is not as described above, `k` is larger than the training set,
-            or the model is not made of layers.
+        ValueError: if an argument is not as described above, if `k` is larger than the training
+            set, or if the model is not made of layers.
 
     Example:
 
@@ -79,8 +78,8 @@ def nearest_images(
 
     Reference:
 
-    - Wang et al., Graph Interpolating Activation Improves Both Natural and Robust Accuracies in
-      Data-Efficient Deep Learning, section 5.2 and Figure 10 (5 nearest)
+    - Wang and Osher, 2019, "Graph Interpolating Activation Improves Both Natural and Robust
+      Accuracies in Data-Efficient Deep Learning", section 5.2 and Figure 10 (5 nearest)
     """
     require_scikit_learn()
     from sklearn.neighbors import NearestNeighbors
@@ -89,8 +88,8 @@ def nearest_images(
     validation.check_count("k", k)
     if x_adv.shape[1:] != x_train.shape[1:] or len(x_train) != len(y_train) or k > len(x_train):
         raise ValueError(
-            "Arguments `x_adv` and `x_train` must hold images of one shape, `x_train` and "
-            "`y_train` the same examples, at least `k` of them. Received: "
+            "Arguments `x_adv` and `x_train` must hold images of the same shape. `x_train` and "
+            "`y_train` must hold the same examples, at least `k` of them. Received: "
             f"x_adv.shape={x_adv.shape}, x_train.shape={x_train.shape}, "
             f"y_train.shape={y_train.shape}, k={k}"
         )
@@ -99,7 +98,7 @@ def nearest_images(
         features(classifier, images, layer, batch_size).reshape(len(images), -1)
         for images in (x_adv, x_train)
     )
-    # A tree is of no use in so many dimensions.
+    # In this many dimensions, a tree is no faster.
     index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points)
     distances, indices = index.kneighbors(queries)
     return NearestImages(

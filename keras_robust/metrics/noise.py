@@ -1,4 +1,4 @@
-"""Accuracy on images with noise."""
+"""Accuracy on images with Gaussian noise."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from keras_robust.model.classifier import Classifier
 
 @dataclasses.dataclass(frozen=True)
 class NoiseAccuracy:
-    """Accuracy under noise of one strength.
+    """Accuracies under noise of a single strength.
 
     Args:
-        accuracies: float array, shape `(num_draws,)`: one for each draw of the noise.
+        accuracies: float array, shape `(num_draws,)`: the accuracy for each draw of the noise.
     """
 
     accuracies: np.ndarray
@@ -28,7 +28,7 @@ class NoiseAccuracy:
 
     @property
     def std(self) -> float:
-        """Standard deviation over the draws; not the error that comes of having few images."""
+        """Standard deviation over the draws. It does not include the error of having few images."""
         return float(self.accuracies.std(ddof=1))
 
 
@@ -45,36 +45,33 @@ def noise_accuracy(
     steps: int | None = None,
     verbose: int = 1,
 ) -> dict[float, NoiseAccuracy]:
-    """Accuracy under Gaussian noise of several strengths.
+    """Computes the accuracy under Gaussian noise of several strengths.
 
-    Share of images with `argmax_j z_j(x + n) = y`, where `n ~ N(0, sigma^2)` for each value of
-    each image. Within a draw the noise is the same at each strength but for its scale, so that
-    the strengths are compared on equal terms. It is drawn with NumPy: the same on every backend.
-
-    Noise is no attack: a model that withstands it may still be fooled by a perturbation many
-    times smaller.
+    It is the share of images with `argmax_j z_j(x + n) = y`, where `n ~ N(0, sigma^2)` for each
+    value of each image. Within a draw, all strengths use the same noise, scaled by `sigma`, so they
+    are compared on equal terms. NumPy draws the noise, so it is the same on every backend.
 
     Args:
         model: Keras model, or a callable `x -> logits` (or probabilities).
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
-        stddevs: the strengths `sigma`, in units of `x`; or one of them.
-        num_draws: int, at least 2. How many times to draw the noise. Defaults to `10`.
-        bounds: pair of floats, to which the noisy images are clipped. Defaults to `None`: they
-            are not clipped, as in the paper, which names no clipping; pass `(0.0, 1.0)` for
-            images that could be stored.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the noise. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
+        stddevs: the strengths `sigma`, in units of `x`, or a single strength.
+        num_draws: int, at least 2. Number of times that the noise is drawn. Defaults to `10`.
+        bounds: pair of floats to which the noisy images are clipped, such as `(0.0, 1.0)` for
+            images that can be stored. Defaults to `None`: they are not clipped. Schwartz and
+            Ditzler (2020) mention no clipping.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the noise. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
 
     Returns:
         Mapping of the strengths, ascending, to `NoiseAccuracy`: `mean` and `std` over the draws,
-        and the `accuracies` of each.
+        and the `accuracies` of the draws.
 
     Raises:
-        ValueError: if an argument is not as described above, or the model's outputs are not
+        ValueError: if an argument is not as described above, or if the model's outputs are not
             finite or do not match the labels.
 
     Example:
@@ -86,15 +83,18 @@ def noise_accuracy(
     >>> noisy[0.0].std
     0.0
 
+    Robustness to noise is not robustness to attacks: an adversarial perturbation many times smaller
+    may still fool the model.
+
     Reference:
 
-    - Schwartz & Ditzler, Bolstering Adversarial Robustness with Latent Disparity
-      Regularization, Figure 3
+    - Schwartz and Ditzler, 2020, "Bolstering Adversarial Robustness with Latent Disparity
+      Regularization", Figure 3
     """
     strengths = validation.check_several("stddevs", stddevs, validation.check_number)
     if validation.check_count("num_draws", num_draws) < 2:
         raise ValueError(
-            "Argument `num_draws` must be at least 2, to have a spread. "
+            "Argument `num_draws` must be at least 2, to estimate a standard deviation. "
             f"Received: num_draws={num_draws}"
         )
     if bounds is not None:

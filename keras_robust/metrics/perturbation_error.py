@@ -1,4 +1,4 @@
-"""How far a perturbation of the image moves what each layer computes."""
+"""Measures how much a perturbation of the image changes the output of each layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,28 +21,30 @@ def perturbation_error(
     layers: Sequence[str] | str | None = None,
     batch_size: int = 128,
 ) -> dict[str, float]:
-    """Relative change of each layer's output between images and their perturbed counterparts.
+    """Computes the relative change of each layer's output under a perturbation of the images.
 
         mean over x of |s_i(x) - s_i(x_a)| / |s_i(x)|
 
-    where `s_i` is the output of layer i and `|.|` the sum of absolute values over the outputs
-    for one image. For an image whose `s_i(x)` is 0 everywhere the ratio is 0 if `s_i(x_a)` is
-    0 too, else infinite.
+    `s_i` is the output of layer i, and `|.|` the sum of absolute values over the outputs for one
+    image. If all outputs `s_i(x)` of an image are 0, its ratio is 0 if all outputs `s_i(x_a)` are
+    also 0, and infinite otherwise.
 
     Args:
-        model: Keras model, `kr.RobustModel` (whose `base_model` is looked into).
+        model: Keras model, or `kr.RobustModel` (its `base_model` is used).
         x: images, shape `(num_examples, ...)`.
         x_adv: the same images, perturbed.
-        layers: names of the layers to give, or one name. Defaults to `None`: all of them. A layer
-            of a model inside of the model goes by its path, `"encoder/conv2d"`.
-        batch_size: int. Defaults to `128`.
+        layers: names of the layers to include, or a single name. A layer of a nested model is named
+            by its path, such as `"encoder/conv2d"`. Defaults to `None`: all layers, without the
+            layers that are made of other layers.
+        batch_size: int. Number of images per batch. Defaults to `128`.
 
     Returns:
-        Mapping of layer names, in the order in which the model calls them, to the errors.
+        Mapping of layer names to errors, in the order in which the model calls the layers, or in
+        the order of `layers`.
 
     Raises:
-        ValueError: if `x` and `x_adv` differ in shape or are not finite, if the model is not
-            made of layers, or has no layer of a name in `layers`.
+        ValueError: if `x` and `x_adv` have different shapes or are not finite, if the model is not
+            made of layers, or if it has no layer of a name in `layers`.
 
     Example:
 
@@ -56,8 +58,9 @@ def perturbation_error(
 
     Reference:
 
-    - Schwartz & Ditzler, Bolstering Adversarial Robustness with Latent Disparity
-      Regularization, Figure 6, which shows the hidden convolutions alone (`layers` chooses)
+    - Schwartz and Ditzler, 2020, "Bolstering Adversarial Robustness with Latent Disparity
+      Regularization", Figure 6, which shows only the hidden convolutions (select them with
+      `layers`)
     """
     classifier, x, x_adv = Classifier.of(model), as_array(x), as_array(x_adv, "x_adv")
     for images in (x, x_adv):
@@ -84,7 +87,7 @@ def perturbation_error(
 
 
 def _errors(classifier: Classifier, x: Any, x_adv: Any) -> list[Any]:
-    """For each call of a layer, the ratio of each example."""
+    """Returns the error of each example for each layer call."""
     pairs = zip(layer_calls(classifier, x), layer_calls(classifier, x_adv), strict=True)
     return [_ratio(clean.outputs, perturbed.outputs) for clean, perturbed in pairs]
 
@@ -101,7 +104,7 @@ def _ratio(clean: Any, perturbed: Any) -> Any:
 
 
 def _total(values: list[Any]) -> Any:
-    """The sum of absolute values for each example."""
+    """Returns the sum of absolute values for each example."""
     sums = [
         ops.sum(ops.reshape(ops.abs(value), (ops.shape(value)[0], -1)), axis=1) for value in values
     ]

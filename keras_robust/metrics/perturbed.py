@@ -1,4 +1,4 @@
-"""Perturbed images, whether they fool the model or not."""
+"""Perturbs images, whether or not they fool the model."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from keras_robust.model.classifier import Classifier
 
 
 def batch_seed(seed: int, number: int) -> int:
-    """The seed of a batch's attack."""
+    """Returns the random seed for attacking a batch."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
 
 
@@ -28,14 +28,19 @@ def perturbed_images(
     progress: Callable[[], None] = lambda: None,
     mask: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What an attack makes of all images: `attack.perturb`, in batches.
+    """Perturbs all images with `attack.perturb`, in batches.
 
-    Unlike `attack.run`, it leaves no image as it was: where the attack fails, this is the
-    strongest perturbation that it has found.
+    Unlike `attack.run`, it returns no unperturbed images. If the attack fails on an image, the
+    result is the strongest perturbation that it has found.
 
     Args:
+        classifier: the model.
+        x: images.
         labels: int array, shape `(num_examples,)`.
-        progress: called after each batch.
+        attack: the attack.
+        batch_size: int.
+        seed: int.
+        progress: function called after each batch.
         mask: bool array of the shape of `x`, or `None`.
     """
     has_mask = mask is not None
@@ -52,7 +57,7 @@ def perturbed_images(
     if not np.isfinite(x_adv.astype("float32")).all():
         raise ValueError(
             f"{attack!r} returned NaN or infinite values: the model's gradient is not finite "
-            "somewhere in its reach."
+            "somewhere in the ball of the attack."
         )
     return x_adv
 

@@ -1,4 +1,4 @@
-"""The attacks that robustness is measured by, and their radii."""
+"""The radii of the attacks that measure robustness."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from keras_robust.attacks import Attack
 
 
 def check_attack(attack: Any) -> Attack:
-    """An untargeted attack."""
+    """Returns the attack if it is untargeted. Raises a `ValueError` otherwise."""
     if not isinstance(attack, Attack) or attack.targeted:
         raise ValueError(
             "Robust accuracy needs an untargeted `keras_robust.attacks.Attack`. "
@@ -19,7 +19,10 @@ def check_attack(attack: Any) -> Attack:
 
 
 def radii(attack: Any) -> dict[str, float]:
-    """The largest radius that an attack may use in each norm; empty where there is no limit."""
+    """Returns the largest radius that an attack may use in each norm.
+
+    The mapping is empty if the attack has no limit.
+    """
     if "epsilon" in attack.given:
         return {getattr(attack, "norm", "linf"): radius(attack)}
     members = [radii(member) for member in getattr(attack, "attacks", ())]
@@ -27,12 +30,15 @@ def radii(attack: Any) -> dict[str, float]:
 
 
 def radius(attack: Attack) -> float:
-    """Its `epsilon`, or the largest of them where each value has its own."""
+    """Returns an attack's `epsilon`, or the largest one if each value has its own."""
     return float(np.max(attack.data["epsilon"]))
 
 
 def with_radius(attack: Attack, new: float) -> Attack:
-    """The attack at another radius; a step size, and the radii of values, are scaled with it."""
+    """Returns the attack at another radius.
+
+    A given step size and the radii of individual values are scaled by the same factor.
+    """
     old = radius(attack)
     is_scaled = np.ndim(attack.data["epsilon"]) > 0 and old > 0
     changes = {"epsilon": attack.data["epsilon"] * new / old if is_scaled else new}
@@ -42,7 +48,7 @@ def with_radius(attack: Attack, new: float) -> Attack:
 
 
 def union(all_radii: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The largest radius in each norm."""
+    """Returns the largest radius in each norm."""
     largest: dict[str, float] = {}
     for each in all_radii:
         for norm, radius in each.items():

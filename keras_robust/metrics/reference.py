@@ -1,4 +1,4 @@
-"""Accuracy at radii that are set by what fools a reference model."""
+"""Accuracy at radii relative to the radius that fools a reference model."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ import keras
 from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.attacks.plausible import largest_distance
-from keras_robust.metrics.accuracy import attack_standing
+from keras_robust.metrics.accuracy import attack_remaining
 from keras_robust.metrics.curves import robustness_curve
 from keras_robust.metrics.radii import check_attack, with_radius
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
 
-# Where the search begins, and where the bisection ends at the latest: shares of the largest radius.
+# The first radius of the search and the resolution of the bisection, relative to the largest
+# radius.
 _FIRST, _SMALLEST = 2.0**-6, 1e-6
 
 
@@ -33,41 +34,41 @@ def reference_epsilon(
     steps: int | None = None,
     verbose: int = 1,
 ) -> float:
-    """The smallest radius at which an attack fools a model on half of the images.
+    """Finds the smallest radius at which an attack fools a model on half of the images.
 
         epsilon_ref = min {epsilon : share of x in D that are misclassified within epsilon >= 0.5}
 
-    found by doubling the radius and then by bisection, with the attack run anew at each. An
-    image that the attack fools at one radius is fooled at every larger one too, because the same
-    perturbed image lies in the larger ball; without that, the error of a single-step attack may
-    fall again as the radius grows. Images that are misclassified to begin with are in the half.
-
-    In the paper the reference is not the undefended model but the authors' defended one: its
-    accuracy at `1.0 * epsilon_ref` is 50.00% in each row of their Table 1.
+    The radius is found by doubling and then by bisection, and the attack is run again at each
+    radius. An image that the attack fools at one radius counts as fooled at every larger radius,
+    because the larger ball contains the same perturbed image. Without this rule, the error of a
+    single-step attack could fall again as the radius grows. Images that are misclassified without
+    an attack count as fooled.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
-        attack: `kr.attacks.Attack` that has an `epsilon`, untargeted. The paper takes FGSM.
-        error_rate: float, greater than 0, at most 1. Defaults to `0.5`.
-        max_epsilon: float, the largest radius to try. Defaults to `None`: the width of the
-            attack's bounds, for the L1 norm times the number of values, for L2 its square root.
-        tolerance: float. The result is at most `1 + tolerance` times the radius looked for.
-            Defaults to `0.001`.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the attack's random numbers. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
+        attack: `kr.attacks.Attack` with an `epsilon`, untargeted. Yan et al. (2018) use FGSM.
+        error_rate: float, greater than 0, at most 1. The share of images to fool. Defaults to
+            `0.5`.
+        max_epsilon: float. The largest radius to try. Defaults to `None`: the width of the attack's
+            bounds, times the number of values for the L1 norm, or its square root for the L2 norm.
+        tolerance: float. The result is at most `1 + tolerance` times the exact radius. Defaults to
+            `0.001`.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the attack. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
 
     Returns:
-        Float, a radius at which that share is fooled; 0.0 if it is without an attack.
+        Float, a radius at which the attack fools the model on a share of `error_rate`. It is 0.0 if
+        this share is misclassified without an attack.
 
     Raises:
-        ValueError: as the attack, and if it is targeted or has no `epsilon`, or if that share of
-            the images is not fooled at `max_epsilon`, as can happen where a model's gradient is
-            masked.
+        ValueError: for the same reasons as the attack itself; if the attack is targeted or
+            has no `epsilon`; if it fools a smaller share than `error_rate` at `max_epsilon`, which
+            can happen if the gradient of the model is masked.
 
     Example:
 
@@ -80,11 +81,14 @@ def reference_epsilon(
     >>> 0 < epsilon < 1
     True
 
+    In Yan et al. (2018), the reference is not the undefended model but the authors' defended model:
+    its accuracy at `1.0 * epsilon_ref` is 50.00% in each row of Table 1.
+
     Reference:
 
-    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, section 4.1:
-      "the smallest epsilon such that 50% of the perturbed images are misclassified by our
-      regularized models"
+    - Yan, Guo and Zhang, 2018, "Deep Defense: Training DNNs with Improved Adversarial Robustness",
+      section 4.1: "the smallest epsilon such that 50% of the perturbed images are misclassified by
+      our regularized models"
     """
     if "epsilon" not in check_attack(attack).given:
         raise ValueError(f"Argument `attack` must have an `epsilon`. Received: attack={attack!r}")
@@ -102,11 +106,11 @@ def reference_epsilon(
     bar = keras.utils.Progbar(None, verbose=verbose)
 
     def classes_within(epsilon: float, classes: Any) -> Any:
-        """The classes at a radius, from those at a smaller one."""
+        """Returns the classes at a radius, given the classes at a smaller radius."""
         bar.add(1)
         attacked = with_radius(attack, epsilon)
         remaining = classes == labels
-        return attack_standing(
+        return attack_remaining(
             classifier, x, labels, classes, attacked, remaining, batch_size, seed
         )[1]
 
@@ -121,7 +125,7 @@ def reference_epsilon(
         if high == max_epsilon:
             raise ValueError(
                 f"The attack fools the model on {(found != labels).mean():.1%} of the images "
-                "within `max_epsilon`, on fewer than `error_rate`. Received: "
+                "within `max_epsilon`, which is less than `error_rate`. Received: "
                 f"max_epsilon={max_epsilon:g}, error_rate={error_rate:g}, attack={attack!r}"
             )
         low, high, classes = high, min(2 * high, max_epsilon), found
@@ -148,30 +152,30 @@ def accuracy_at(
     steps: int | None = None,
     verbose: int = 1,
 ) -> dict[float, float]:
-    """Accuracy under an attack at fractions of a radius, such as a reference model's.
+    """Computes the accuracy under an attack at fractions of a reference radius.
 
-    It is `kr.evaluation.robustness_curve` at `fraction * epsilon`: an image that is fooled at one
-    fraction counts as fooled at the larger ones.
+    This is `kr.evaluation.robustness_curve` at `fraction * epsilon`: an image that is fooled at one
+    fraction counts as fooled at larger fractions.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
-        attack: `kr.attacks.Attack`, untargeted. The paper takes FGSM.
-        epsilon: float, the radius, in units of `x`: what `kr.evaluation.reference_epsilon`
-            returns for the reference model.
-        fractions: the fractions, or one of them. Defaults to `(0.2, 0.5, 1.0)`.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the attack's random numbers. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
+        attack: `kr.attacks.Attack`, untargeted. Yan et al. (2018) use FGSM.
+        epsilon: float. The reference radius, in units of `x`: the result of
+            `kr.evaluation.reference_epsilon` for the reference model.
+        fractions: the fractions, or a single fraction. Defaults to `(0.2, 0.5, 1.0)`.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the attack. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
 
     Returns:
         Mapping of fractions, ascending, to accuracies from 0 to 1.
 
     Raises:
-        ValueError: as `kr.evaluation.robustness_curve`.
+        ValueError: for the same reasons as `kr.evaluation.robustness_curve`.
 
     Example:
 
@@ -184,8 +188,8 @@ def accuracy_at(
 
     Reference:
 
-    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, section 4.1
-      and Table 1, columns 6 to 8
+    - Yan, Guo and Zhang, 2018, "Deep Defense: Training DNNs with Improved Adversarial Robustness",
+      section 4.1 and Table 1, columns 6 to 8
     """
     epsilon = validation.check_number("epsilon", epsilon)
     parts = validation.check_several("fractions", fractions, validation.check_number)

@@ -36,46 +36,44 @@ def rho(
     steps: int | None = None,
     verbose: int = 1,
 ) -> float:
-    """Mean relative size of the perturbations that an attack needs.
+    """Computes the mean relative size of the perturbations that an attack needs.
 
         rho_p = 1 / |D| * sum over x in D of ||Delta_x||_p / ||x||_p
 
-    where `Delta_x` is the perturbation that a minimum-norm attack (DeepFool, C&W) finds for
-    `x`, overshoot included. The larger, the more robust. For an attack that is told a radius it
-    says little: such an attack has no reason to stay below it.
+    `Delta_x` is the perturbation that a minimum-norm attack (DeepFool, C&W) finds for `x`,
+    including its overshoot. A larger value means a more robust model. For an attack with a fixed
+    radius, rho says little, because such an attack has no reason to stay below its radius.
 
-    Every image counts, whether it is classified correctly or not: without `y` the attack leads
-    away from the class that the model predicts, as DeepFool is defined. With `y` it leads away
-    from the true class, so that an image which is misclassified to begin with counts as 0.
-
-    Where the attack fails, the strongest perturbation that it has found counts (it is `perturb`
-    that is measured), as in the paper, whose DeepFool has few steps; a warning then says for how
-    many images. Where they are many, the figure says what the attack did rather than what the
-    model withstands.
+    Every image counts, whether or not it is classified correctly. Without `y`, the attack moves
+    away from the class that the model predicts, as in the definition of DeepFool. With `y`, it
+    moves away from the true class, and an image that is misclassified without an attack counts as
+    0.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels, as for
-            `kr.evaluate`, whose labels are not used.
-        y: integer or one-hot labels to lead away from. Defaults to `None`: the classes that the
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`. The labels of a data set are not used.
+        y: integer or one-hot labels to move away from. Defaults to `None`: the classes that the
             model predicts.
         norm: `"l1"`, `"l2"` or `"linf"`. Defaults to `"l2"`.
-        attack: `kr.attacks.Attack`, untargeted, which looks for small perturbations. Defaults to
-            `None`, which is refused.
-        mean: number or array, subtracted from `x` in the denominator. Defaults to `0.0`. The
-            paper's networks take images that the mean of the training set was subtracted from;
-            for a model that does this itself, pass that mean to get the paper's figure.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the attack's random numbers. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        attack: untargeted `kr.attacks.Attack` that searches for small perturbations. Required.
+            Defaults to `None`, which raises a `ValueError`.
+        mean: number or array that is subtracted from `x` in the denominator. The networks of Yan
+            et al. (2018) take images from which the mean of the training set was subtracted. If
+            your model subtracts it itself, pass this mean to reproduce their figure. Defaults to
+            `0.0`.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the attack. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
 
     Returns:
         Float, not negative.
 
     Raises:
-        ValueError: as the attack, and if it is missing or targeted, or passed in the place of `y`;
-            or if all images, less `mean`, are 0.
+        ValueError: for the same reasons as the attack itself; if `attack` is missing,
+            targeted, or passed in the place of `y`; or if all images are 0 after `mean` is
+            subtracted.
 
     Example:
 
@@ -85,22 +83,28 @@ def rho(
     >>> 0 < kr.evaluation.rho(model, x, attack=kr.attacks.DeepFool(), verbose=0) < 1
     True
 
+    If the attack fails on an image, the strongest perturbation that it has found counts (the result
+    of `attack.perturb`), as in Yan et al. (2018), whose DeepFool takes few steps. A warning reports
+    how many images are affected. If there are many, rho describes the attack rather than the
+    robustness of the model.
+
     Departures from the paper:
 
-    - Images are clipped to the attack's `bounds`, which the paper's DeepFool is not; pass it wide
-      `bounds` to have none.
-    - `||x||_p` counts as at least a tenth of its mean over the images: a black one has no length
-      to measure by. A warning says for how many images. There is none in MNIST, Fashion-MNIST
-      or CIFAR-10.
+    - Images are clipped to the `bounds` of the attack. The paper's DeepFool does not clip: pass
+      wide `bounds` to the attack to disable clipping.
+    - `||x||_p` counts as at least a tenth of its mean over the images. The norm of a nearly black
+      image is close to zero, so a ratio to it would dominate the mean or be infinite. A warning
+      reports how many images are affected. MNIST, Fashion-MNIST and CIFAR-10 contain none.
 
     Reference:
 
-    - Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness, eq. 7
+    - Yan, Guo and Zhang, 2018, "Deep Defense: Training DNNs with Improved Adversarial Robustness",
+      eq. 7
     """
     if isinstance(y, Attack):
         raise ValueError(
             "The order of the arguments is `rho(model, x, y=None, norm='l2', *, attack=...)`: pass "
-            f"the attack by its name. Received: y={y!r}"
+            f"the attack by keyword. Received: y={y!r}"
         )
     attack = check_attack(attack)
     validation.check_choice("norm", norm, ("l1", "l2", "linf"))
@@ -118,14 +122,14 @@ def rho(
     sizes = perturbation_norms(np.broadcast_to(np.asarray(mean), x.shape), x)[norm]
     if not (sizes > 0).any():
         raise ValueError(
-            "Some image in argument `x`, less `mean`, must have a norm other than 0 to divide by. "
+            "At least one image in argument `x`, less `mean`, must have a norm other than 0. "
             f"Received: {len(x)} images with a norm of 0"
         )
     least = LEAST_SHARE * sizes.mean()
     if (sizes < least).any():
         warnings.warn(
-            f"{int((sizes < least).sum())} of {len(x)} images are all but equal to `mean` (black, "
-            "by default): their norms count in rho as a tenth of the mean norm.",
+            f"{int((sizes < least).sum())} of {len(x)} images are nearly equal to `mean` (black, "
+            "by default). In rho, their norms count as a tenth of the mean norm.",
             stacklevel=2,
         )
 
@@ -137,8 +141,8 @@ def rho(
     num_failed = int((classifier.classes(x_adv, batch_size) == labels).sum())
     if num_failed:
         warnings.warn(
-            f"{type(attack).__name__} has failed on {num_failed} of {len(x)} images: what it "
-            "tried on them counts in rho, but does not fool the model.",
+            f"{type(attack).__name__} failed on {num_failed} of {len(x)} images. Their "
+            "perturbations count in rho, although they do not fool the model.",
             stacklevel=2,
         )
     return float((perturbation_norms(x, x_adv)[norm] / np.maximum(sizes, least)).mean())

@@ -7,7 +7,7 @@ import keras
 
 from keras_robust import validation
 from keras_robust.attacks import Attack
-from keras_robust.metrics.accuracy import attack_standing
+from keras_robust.metrics.accuracy import attack_remaining
 from keras_robust.metrics.radii import check_attack
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
@@ -25,35 +25,35 @@ def steps_curve(
     steps: int | None = None,
     verbose: int = 1,
 ) -> dict[int, float]:
-    """Accuracy under one attack with several numbers of steps.
+    """Computes the accuracy under an attack with several numbers of steps.
 
-    Each number of steps is tried on its own, on every image that is classified correctly to
-    begin with, and the curve is left as it comes out. It should fall, or stay: where more steps
-    raise the accuracy by more than chance would, the attack does not climb what it should, and
-    the accuracy says nothing about the model. And where it still falls at its end, the attack was
-    not finished.
+    Every number of steps is run separately on all images that are classified correctly without an
+    attack. The curve is not made monotone. It should fall or stay level. If more steps raise the
+    accuracy by more than chance, the attack does not follow a useful gradient, and the accuracy
+    says nothing about the model. If the curve still falls at its end, the attack needs more steps.
 
-    A step size that is given with the attack is kept, so that more steps go further. One that the
-    attack derives from its number of steps becomes smaller as they become more.
+    A given step size is kept, so more steps move further. A step size that the attack derives from
+    its number of steps becomes smaller with more steps.
 
     Args:
         model: Keras model, or a callable `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
-        attack: `kr.attacks.Attack` that has a `num_steps`, untargeted.
-        num_steps: the numbers of steps, or one of them.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the attack's random numbers. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
+        attack: `kr.attacks.Attack` with a `num_steps`, untargeted.
+        num_steps: the numbers of steps, or a single number.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the attack. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
 
     Returns:
         Mapping of numbers of steps, ascending, to accuracies from 0 to 1.
 
     Raises:
-        ValueError: as the attack, and if it is targeted or has no `num_steps`, or if the argument
-            `num_steps` is empty or holds something else than positive integers.
+        ValueError: for the same reasons as the attack itself; if the attack is targeted or
+            has no `num_steps`; if the argument `num_steps` is empty or contains anything but
+            positive integers.
 
     Example:
 
@@ -68,8 +68,8 @@ def steps_curve(
 
     Reference:
 
-    - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
-      Minimization, Figure 6 (a)
+    - Wang et al., 2018, "Adversarial Defense via Data Dependent Activation Function and Total
+      Variation Minimization", Figure 6 (a)
     """
     if "num_steps" not in check_attack(attack).arguments:
         raise ValueError(f"Argument `attack` must have a `num_steps`. Received: attack={attack!r}")
@@ -85,7 +85,7 @@ def steps_curve(
     bar = keras.utils.Progbar(len(counts), verbose=verbose)
     curve = {}
     for count in counts:
-        _, classes = attack_standing(
+        _, classes = attack_remaining(
             classifier,
             x,
             labels,

@@ -1,4 +1,4 @@
-"""Adversarial examples of one model, classified by another."""
+"""Measures how adversarial examples of one model transfer to other models."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,13 +17,15 @@ from keras_robust.model.classifier import Classifier
 
 @dataclasses.dataclass(frozen=True)
 class TransferMatrix:
-    """Accuracies on the adversarial examples of others; made by `kr.evaluation.transfer_matrix`.
+    """Accuracies on the adversarial examples of other models.
+
+    `kr.evaluation.transfer_matrix` makes it.
 
     Args:
-        clean: mapping of models' names to their accuracies on clean images.
-        accuracy: `accuracy[source][target]` is the accuracy of `target` on the adversarial
-            examples that were made on `source`.
-        num_examples: int.
+        clean: mapping of model names to their accuracies on clean images.
+        accuracy: nested mapping: `accuracy[source][target]` is the accuracy of the model `target`
+            on the adversarial examples made on the model `source`.
+        num_examples: int, the number of examples.
     """
 
     clean: dict[str, float]
@@ -31,7 +33,7 @@ class TransferMatrix:
     num_examples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Returns all values in a form that can be written as JSON."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -57,38 +59,37 @@ def transfer_matrix(
     steps: int | None = None,
     verbose: int = 1,
 ) -> TransferMatrix:
-    """Makes adversarial examples on each of several models, and has all of them classify them.
+    """Makes adversarial examples on each model and evaluates all models on them.
 
-    A model that withstands its own adversarial examples better than those of another has a
-    gradient that misleads attacks: its own figure says little.
+    A model that is fooled more often by the adversarial examples of another model than by its own
+    has a gradient that misleads attacks. Its accuracy on its own adversarial examples says little.
 
-    As in the paper, all images are perturbed and counted: also those on which the attack fails,
-    as far as it got with them, and those that a model misclassifies to begin with. The diagonal
-    may therefore differ a little from `kr.evaluation.robust_accuracy`, where only images count
-    that are classified correctly before the attack too. The examples of a minimum-norm attack
-    (DeepFool, C&W without `confidence`) lie on the boundary of the model that they were made on,
-    and seldom fool another.
+    As in Wang et al. (2018), all images are perturbed and counted. This includes images on which
+    the attack fails (their strongest perturbation counts) and images that a model misclassifies
+    without an attack. The diagonal may therefore differ slightly from
+    `kr.evaluation.robust_accuracy`, which counts only images that are also classified correctly
+    before the attack.
 
     Args:
         models: mapping of names to Keras models, or callables `x -> logits`.
-        x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels,
-            as for `kr.evaluate`.
-        y: integer or one-hot labels. Defaults to `None`, for a data set.
-        attack: `kr.attacks.Attack`, untargeted, or a mapping with one for each name in `models`:
-            where some of them return logits and others probabilities, say, each needs one with
-            its own `from_logits`.
-        batch_size: int. Defaults to `128`.
-        seed: int. Seed of the attack's random numbers. Defaults to `0`.
-        steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
-        verbose: int. 1 shows a progress bar, 0 nothing. Defaults to `1`.
+        x: images, shape `(num_examples, ...)`, or a data set of (image, label) pairs, as for
+            `kr.evaluate`.
+        y: integer or one-hot labels. Omit it if `x` is a data set. Defaults to `None`.
+        attack: `kr.attacks.Attack`, untargeted, or a mapping with one attack for each name in
+            `models`. A mapping is needed if, for example, some models return logits and others
+            probabilities: each attack then has its own `from_logits`.
+        batch_size: int. Number of images per batch. Defaults to `128`.
+        seed: int. Random seed of the attack. Defaults to `0`.
+        steps: int. Number of batches to read from a data set. Defaults to `None`: all of them.
+        verbose: int. 1 shows a progress bar, 0 shows nothing. Defaults to `1`.
 
     Returns:
-        `TransferMatrix`: `accuracy[source][target]`, the `clean` accuracies; as text, a table;
-        `kr.evaluation.plot_transfer_matrix` draws it.
+        `TransferMatrix` with `accuracy[source][target]` and the `clean` accuracies. As a string, it
+        is a table. `kr.evaluation.plot_transfer_matrix` draws it.
 
     Raises:
-        ValueError: as the attack, and if it is targeted, if `models` is empty, or if `attack`
-            holds other names.
+        ValueError: for the same reasons as an attack itself; if an attack is targeted; if
+            `models` is empty; or if `attack` has other names than `models`.
 
     Example:
 
@@ -101,10 +102,13 @@ def transfer_matrix(
     >>> matrix.accuracy["first"]["first"]
     0.0
 
+    The adversarial examples of a minimum-norm attack (DeepFool, C&W without `confidence`) lie on
+    the decision boundary of their source model and rarely fool another model.
+
     Reference:
 
-    - Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation
-      Minimization, section 4.1.1, Tables 2 and 3 ("mutual classification accuracy")
+    - Wang et al., 2018, "Adversarial Defense via Data Dependent Activation Function and Total
+      Variation Minimization", section 4.1.1, Tables 2 and 3 ("mutual classification accuracy")
     """
     if not isinstance(models, Mapping) or not models:
         raise ValueError(
@@ -114,7 +118,7 @@ def transfer_matrix(
     attacks = attack if isinstance(attack, Mapping) else dict.fromkeys(models, attack)
     if set(attacks) != set(models):
         raise ValueError(
-            "A mapping passed as `attack` must have the names in `models`. "
+            "A mapping passed as `attack` must have the same names as `models`. "
             f"Received: {sorted(attacks)} for {sorted(models)}"
         )
     x, y = as_arrays(x, y, steps)

@@ -1,4 +1,4 @@
-"""Data of any kind as arrays, and the checks of images and labels."""
+"""Conversion of data of any kind to arrays, and checks of images and labels."""
 
 import contextlib
 import functools
@@ -23,14 +23,18 @@ _ONE_OUTPUT = "Labels in argument `y` must be 0 and 1, to match the model's one 
 
 
 def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels as arrays, from anything that Keras's `fit` takes.
+    """Converts images and labels to arrays, from anything that Keras's `fit` accepts.
 
     Args:
-        x: arrays or tensors; or a `tf.data.Dataset` or `kr.datasets.ArrayDataset` (batched or
-            not), `keras.utils.PyDataset`, torch `DataLoader` or generator of `(images, labels)`.
-        y: labels, where `x` is an array or tensor.
-        steps: int. How many batches to read; all by default. A generator needs it, as does a data
-            set that repeats for ever.
+        x: array or tensor of images; or a data set of `(images, labels)`: a `tf.data.Dataset` or
+            `kr.datasets.ArrayDataset` (batched or not), a `keras.utils.PyDataset`, a torch
+            `DataLoader` or a generator.
+        y: labels, if `x` is an array or a tensor.
+        steps: int. Number of batches to read. Required for a generator and for a data set that
+            repeats forever. Defaults to `None`: all batches.
+
+    Returns:
+        The images and the labels.
     """
     if not is_data_set(x):
         if y is None:
@@ -44,8 +48,8 @@ def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarr
     pairs = [_pair(element, x) for element in _elements(x, steps)]
     if not pairs:
         raise ValueError(
-            "A data set passed as `x` must hold at least one pair of images and labels, each time "
-            f"that it is read. Received: x={x}"
+            "A data set passed as `x` must hold at least one pair of images and labels every time "
+            f"it is read. Received: x={x}"
         )
     is_batched = _is_batched(x, *pairs[0])
     check_one_size(images.shape[1:] if is_batched else images.shape for images, _ in pairs)
@@ -56,9 +60,10 @@ def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarr
 def as_images(
     x: Any, y: Any = None, steps: int | None = None
 ) -> tuple[np.ndarray | Images, np.ndarray]:
-    """`as_arrays`, but for the images of a data set that is the same each time that it is read.
+    """Converts images and labels like `as_arrays`, but reads repeatable data sets lazily.
 
-    They are not held in memory.
+    A data set that holds the same images each time it is read is returned as `Images`, which hold
+    one batch at a time in memory.
     """
     if isinstance(x, Images):
         return x, as_array(y, "y")
@@ -71,18 +76,22 @@ def as_images(
 
 
 def is_data_set(x: Any) -> bool:
-    """Whether `x` brings its own labels, rather than being an array or a structure of arrays."""
+    """Returns whether `x` holds its own labels: it is no array or structure of arrays."""
     is_plain = isinstance(x, np.ndarray | list | tuple | Mapping) or hasattr(x, "__array__")
     return not is_plain and (hasattr(x, "__iter__") or isinstance(x, keras.utils.PyDataset))
 
 
 def as_array(value: Any, name: str = "x") -> np.ndarray:
-    """One array, also out of a list or a dict of one."""
+    """Converts a value to one array. It may be a list or a dict that holds one array."""
     return ops.convert_to_numpy(single(value, name))
 
 
 def single(value: Any, name: str = "x") -> Any:
-    """What a list, tuple or dict of one array holds; an array as it is."""
+    """Returns the one array in a list, tuple or dict. An array is returned as it is.
+
+    Raises:
+        ValueError: if there are several arrays.
+    """
     if isinstance(value, Mapping) or (
         isinstance(value, list | tuple) and any(len(getattr(v, "shape", ())) > 0 for v in value)
     ):
@@ -90,7 +99,7 @@ def single(value: Any, name: str = "x") -> Any:
         if len(parts) != 1:
             raise ValueError(
                 f"Argument `{name}` must be one array or tensor: models with several inputs or "
-                "outputs cannot be attacked. Make a model of one input and one output, "
+                "outputs cannot be attacked. Make a model with one input and one output, as in "
                 '`keras.Model(m.input, m.output["logits"])`. '
                 f"Received: {name} with {len(parts)} parts"
             )
@@ -99,25 +108,25 @@ def single(value: Any, name: str = "x") -> Any:
 
 
 def first_batch(x: Any, y: Any = None) -> tuple[Any, Any, Any]:
-    """The images and labels of the first batch, and `x` to be read from its beginning again.
+    """Returns the images and labels of the first batch, and `x` rewound to its start.
 
-    `None` for images and labels where there are none to look at.
+    An array is returned in full. Images and labels are `None` if they cannot be read here.
     """
     if not is_data_set(x):
         return x, y, x
     again = x
     if isinstance(x, Iterator):
         first = next(x, None)
-        # What Keras takes is a generator.
+        # A generator, because Keras accepts no other iterators.
         again = (element for element in itertools.chain([] if first is None else [first], x))
     elif isinstance(x, keras.utils.PyDataset):
         first = None if x.num_batches == 0 else x[0]
     elif hasattr(x, "take"):
         first = next(iter(x.take(1)), None)
-    elif hasattr(x, "element_spec"):  # Distributed to several devices: each has its own part.
+    elif hasattr(x, "element_spec"):  # A distributed data set: each device has its own part.
         return None, None, x
     else:
-        with _torch_numbers_kept():
+        with _torch_random_state_restored():
             first = next(iter(x), None)
     if first is None:
         raise ValueError("Argument `x` must not be empty. Received: an empty data set")
@@ -125,7 +134,7 @@ def first_batch(x: Any, y: Any = None) -> tuple[Any, Any, Any]:
 
 
 def can_be_read_again(x: Any, steps: int | None = None) -> bool:
-    """Whether `batches` can read a data set from its beginning, and comes to an end."""
+    """Returns whether `batches` can read a data set repeatedly, each time to an end."""
     is_distributed = hasattr(x, "element_spec") and not hasattr(x, "take")
     if isinstance(x, Iterator) or is_distributed:
         return False
@@ -133,61 +142,64 @@ def can_be_read_again(x: Any, steps: int | None = None) -> bool:
 
 
 def batches(x: Any, steps: int | None = None) -> Iterator[tuple[Any, Any]]:
-    """The images and labels of each batch of a data set that `fit` takes.
+    """Yields the images and labels of each batch of a data set that `fit` accepts.
 
     Args:
-        x: data set that `can_be_read_again`.
-        steps: int. How many batches to read, if there are as many; all by default.
+        x: data set for which `can_be_read_again` is true.
+        steps: int. Largest number of batches to read. Defaults to `None`: all batches.
     """
     if isinstance(x, keras.utils.PyDataset) and steps is not None and x.num_batches is not None:
         steps = min(steps, x.num_batches)
-    with _torch_numbers_kept():
+    with _torch_random_state_restored():
         for element in _elements(x, steps):
             yield _images_and_labels(element)
 
 
 def _images_and_labels(element: Any) -> tuple[Any, Any]:
-    """The parts of a data set's element, as Keras's `fit` takes it."""
+    """Returns the images and labels in an element of a data set, as `fit` reads it."""
     return keras.utils.unpack_x_y_sample_weight(
         tuple(element) if isinstance(element, list) else element
     )[:2]
 
 
 def _elements(x: Any, steps: int | None, first: int = 0) -> Iterator[Any]:
-    """The elements of a data set, as many as are to be read, without the first ones."""
+    """Returns an iterator over elements `first` to `steps` of a data set."""
     if steps is not None:
         steps = validation.check_count("steps", steps)
     elif _is_endless(x):
-        raise ValueError(_endless(x))
+        raise ValueError(_endless_message(x))
     if isinstance(x, keras.utils.PyDataset):
         return map(x.__getitem__, range(first, x.num_batches if steps is None else steps))
-    # A data set of TensorFlow is not read beyond what is needed.
+    # `take` keeps a `tf.data.Dataset` from reading ahead.
     source = x.take(-1 if steps is None else steps) if hasattr(x, "take") else x
     return itertools.islice(iter(source), first, steps)
 
 
 def _read(x: Any, steps: int | None, first: int) -> Iterator[Pair]:
-    """The batches of a data set from the first-th on; an example by itself is one."""
+    """Returns an iterator over the batches of a data set, starting at batch `first`.
+
+    In a data set of single examples, each example becomes a batch of one.
+    """
 
     def batch(element: Any) -> Pair:
         images, labels = _pair(element, x)
         return (images, labels) if _is_batched(x, images, labels) else (images[None], labels[None])
 
-    # Not a generator, which would hold a batch while the next is made.
+    # A generator would hold each batch in memory while the next one is read; `map` does not.
     return map(batch, _elements(x, steps, first))
 
 
 def _is_endless(x: Any) -> bool:
-    """Whether a data set repeats for ever, or may do so, as a generator."""
+    """Returns whether a data set repeats forever, or may do so, as a generator may."""
     if isinstance(x, keras.utils.PyDataset):
         return x.num_batches is None
     return isinstance(x, Iterator) or (hasattr(x, "cardinality") and int(x.cardinality()) == -1)
 
 
-def _endless(x: Any) -> str:
+def _endless_message(x: Any) -> str:
     return (
-        "A data set that has no end is read for `steps` batches: pass `steps`, or a data set that "
-        f"ends. Received: x={x!r}, steps=None"
+        "A data set without an end needs `steps`, the number of batches to read. Pass `steps`, or "
+        f"a data set that ends. Received: x={x!r}, steps=None"
     )
 
 
@@ -201,26 +213,34 @@ def _pair(element: Any, x: Any) -> Pair:
 
 
 def _is_batched(x: Any, images: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether an element is a batch, rather than a single image and its label."""
+    """Returns whether an element is a batch, rather than one image and its label."""
     if isinstance(x, ArrayDataset):
         return x.is_batched
     if not hasattr(x, "element_spec"):
         return True
     if images.ndim == 0 or labels.ndim == 0 or len(images) != len(labels):
         return False
-    # An image of as many rows as there are classes, with a one-hot label, looks like a batch.
+    # A single image with a one-hot label looks like a batch if it has as many rows as there are
+    # classes.
     may_be_one_image = images.ndim == 3 and labels.ndim == 1 and labels.dtype.kind == "f"
     return not (may_be_one_image and keras.tree.flatten(x.element_spec)[0].shape[0] is not None)
 
 
-def _torch_numbers_kept() -> AbstractContextManager[Any]:
-    """Restores torch's random numbers on exit, from which a `DataLoader` draws its order."""
+def _torch_random_state_restored() -> AbstractContextManager[Any]:
+    """Restores torch's random state on exit.
+
+    A torch `DataLoader` draws the order of its examples from it.
+    """
     torch = sys.modules.get("torch")
     return contextlib.nullcontext() if torch is None else torch.random.fork_rng(devices=[])
 
 
 def sparse(y: np.ndarray) -> np.ndarray:
-    """Integer labels, shape `(num_examples,)`; a `ValueError` for what is not one class each."""
+    """Converts labels to integers of shape `(num_examples,)`.
+
+    Raises:
+        ValueError: if the labels do not give each example one class.
+    """
     check_one_class(y)
     if is_one_hot(y):
         return y.argmax(axis=1)
@@ -228,14 +248,17 @@ def sparse(y: np.ndarray) -> np.ndarray:
 
 
 def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Batches of one size, so that each function is compiled once: the last index fills up."""
+    """Splits indices into batches of one size, so that each function is compiled once.
+
+    The last batch is filled up with its last index.
+    """
     count = -(-len(indices) // batch_size)
     padding = np.repeat(indices[-1:], count * batch_size - len(indices))
     return np.split(np.concatenate([indices, padding]), count) if count else []
 
 
 def check_images(x: np.ndarray | Images) -> tuple[float, float]:
-    """Raises a `ValueError` for images that are not floating, empty or not finite.
+    """Raises a `ValueError` if images are not floating, are empty or are not finite.
 
     Returns:
         The smallest and the largest value.
@@ -254,17 +277,17 @@ def check_images(x: np.ndarray | Images) -> tuple[float, float]:
 
 
 def check_floating(x: Any) -> None:
-    """Raises a `ValueError` for an array or tensor of integers."""
+    """Raises a `ValueError` if an array or a tensor is not floating."""
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
         raise ValueError(
-            "Argument `x` must be floating: an attack moves it by fractions of its unit. Convert "
+            "Argument `x` must be floating: an attack changes it by fractions of a unit. Convert "
             "integer images with `x.astype('float32')` (and divide by 255 for bounds of "
             f"(0.0, 1.0)). Received: x.dtype={x.dtype}"
         )
 
 
 def check_range(x: np.ndarray | Images, bounds: tuple[Any, Any]) -> None:
-    """Raises a `ValueError` for images that leave `bounds`, but for rounding."""
+    """Raises a `ValueError` if images exceed `bounds` by more than rounding errors."""
     shapes = [np.shape(bound) for bound in bounds]
     if any(shapes):
         check_broadcasts("bounds", np.broadcast_shapes(*shapes), x.shape[1:])
@@ -283,7 +306,7 @@ def check_range(x: np.ndarray | Images, bounds: tuple[Any, Any]) -> None:
 
 
 def check_broadcasts(name: str, shape: tuple[int, ...], example: tuple[int, ...]) -> None:
-    """Raises a `ValueError` for an array that does not broadcast to one example."""
+    """Raises a `ValueError` if an array does not broadcast to one example."""
     try:
         fits = np.broadcast_shapes(shape, example) == tuple(example)
     except ValueError:
@@ -296,7 +319,7 @@ def check_broadcasts(name: str, shape: tuple[int, ...], example: tuple[int, ...]
 
 
 def check_one_class(y: np.ndarray) -> None:
-    """Raises a `ValueError` for labels that do not give each example one class."""
+    """Raises a `ValueError` if labels do not give each example one class."""
     if y.ndim not in (1, 2):
         raise no_classifier(
             "Argument `y` must be integer labels of shape `(batch_size,)`, or one-hot labels.",
@@ -325,9 +348,10 @@ def _is_0_or_1(y: np.ndarray) -> bool:
 
 
 def check_labels(y: np.ndarray, num_examples: int, num_outputs: int) -> None:
-    """Raises a `ValueError` for labels that do not match the images and the model.
+    """Raises a `ValueError` if labels do not match the images and the model.
 
-    They are integers in range, or one-hot rows; for a model of one output 0 and 1, of any dtype.
+    They must be integers in range or one-hot rows. For a model with one output, they must be 0 and
+    1, of any dtype.
     """
     if num_outputs == 1 and y.dtype.kind in "if" and (y == -1).any() and np.isin(y, (-1, 1)).all():
         raise ValueError(f"{_ONE_OUTPUT}, not -1 and 1: pass `(y + 1) // 2`. Received: y.min()=-1")

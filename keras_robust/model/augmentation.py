@@ -1,4 +1,4 @@
-"""Augmentation layers inside a model that is trained on attacked images."""
+"""Augmentation layers inside a model that is trained on adversarial examples."""
 
 import contextlib
 import contextvars
@@ -15,21 +15,22 @@ from keras_robust.backend.scope import scope
 from keras_robust.model.layers import Augments, all_layers, held_by
 from keras_robust.model.patching import replaced, wrapped_call
 
-# The seed of each layer's draws. A context variable, because the replicas of `MirroredStrategy`
-# share the layers and run in threads that interleave, each with a seed of its own.
+# The seed of each layer, by the layer's id. A context variable, because the replicas of
+# `MirroredStrategy` share the layers and run in threads that interleave, each with its own seed.
 _seeds: contextvars.ContextVar[dict[int, Any] | None] = contextvars.ContextVar(
     "augmentation_seeds", default=None
 )
-# How many times the images of a batch are in it, one copy after the other.
+# The number of copies of the images in a batch. The copies follow each other.
 _copies: contextvars.ContextVar[int | None] = contextvars.ContextVar("copies", default=None)
 
 
 @contextlib.contextmanager
 def same_augmentation(model: Any, seed: Any) -> Iterator[None]:
-    """Makes each augmentation layer transform a batch in the same way whenever it is called.
+    """Makes each augmentation layer transform a batch in the same way at every call.
 
-    It does so in inference mode too: an attack then climbs the images that the training step will
-    see. What a layer draws follows from `seed`; its own generator stays as it is.
+    The layers transform images in inference mode too, so that an attack optimizes the images that
+    the training step sees. Their draws are derived from `seed`. Their own generators keep their
+    state.
     """
     layers = [layer for layer in all_layers(model) if isinstance(layer, Augments)]
     seeds = {id(layer): backend.fold_in(seed, number) for number, layer in enumerate(layers)}
@@ -41,7 +42,7 @@ def same_augmentation(model: Any, seed: Any) -> Iterator[None]:
 
 
 def copies_in_batch(count: int) -> AbstractContextManager[int]:
-    """Says that a batch is `count` copies of its images, to be transformed alike."""
+    """Declares that a batch holds `count` copies of its images, transformed alike."""
     return scope(_copies, count)
 
 

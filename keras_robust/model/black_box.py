@@ -10,43 +10,40 @@ from keras_robust import validation
 
 
 class BlackBox:
-    """Wraps a function of NumPy arrays, so that attacks without gradients can ask it.
+    """Wraps a function of NumPy arrays, so that attacks without gradients can query it.
 
         logits = function(images)
 
     The function may do anything: call a service, an ONNX or TFLite model, scikit-learn, or
-    `model.predict`. Attacks that need no gradient (`kr.attacks.Square`,
-    `kr.attacks.HopSkipJump`, `kr.attacks.GaussianNoise`), `kr.evaluate` and the metrics take it in
-    place of a model. An attack by gradients takes it with an `objective`, a surrogate to
+    `model.predict`. Attacks that need no gradient (`kr.attacks.Square`, `kr.attacks.HopSkipJump`,
+    `kr.attacks.GaussianNoise`), `kr.evaluate` and the metrics accept a `BlackBox` in place of a
+    model. A gradient-based attack accepts it together with an `objective`, a surrogate to
     differentiate.
 
-    A function that tells the predicted class and nothing else is wrapped with the number of
-    classes:
+    For a function that returns only the predicted class, pass the number of classes:
 
         classes = function(images)
 
-    `kr.attacks.HopSkipJump` is made for it. `kr.attacks.Square` needs scores.
-
-    A function that can be written with `keras.ops` needs no `BlackBox`: attacks then have its
-    gradient, and compile it.
+    `kr.attacks.HopSkipJump` needs no more than that. `kr.attacks.Square` needs scores.
 
     Args:
-        function: callable, from a float array of shape `(batch_size, ...)` to an array of shape
-            `(batch_size, num_classes)`: logits, or probabilities where the attack has
-            `from_logits=False`. Of two classes also one score, `(batch_size,)` or
-            `(batch_size, 1)`, of class 1 against class 0: scikit-learn's `decision_function(x)`
-            is a logit, `predict_proba(x)[:, 1]` a probability. With `num_classes`, to integers of
-            shape `(batch_size,)`: the predicted classes. It must answer to each image alone.
-        num_classes: int. How many classes there are, where `function` returns the predicted class
-            rather than scores; the model's outputs are then one-hot, and fit attacks of either
-            `from_logits`. Defaults to `None`: it returns scores.
+        function: callable that takes a float array of shape `(batch_size, ...)` and returns an
+            array of shape `(batch_size, num_classes)`: logits, or probabilities for attacks with
+            `from_logits=False`. For two classes it may also return one score per image, of class 1
+            against class 0, with shape `(batch_size,)` or `(batch_size, 1)`: scikit-learn's
+            `decision_function(x)` is a logit, `predict_proba(x)[:, 1]` a probability. With
+            `num_classes`, it returns the predicted classes, integers of shape `(batch_size,)`. The
+            result for an image must not depend on the other images in the batch.
+        num_classes: int. Number of classes, if `function` returns the predicted class rather than
+            scores. The outputs of the `BlackBox` are then one-hot, and suit attacks with either
+            `from_logits`. Defaults to `None`: `function` returns scores.
 
     Attributes:
-        num_queries: int. How many images the function has been asked about so far.
+        num_queries: int. Number of images that the function has been queried for so far.
 
     Raises:
-        ValueError: if `function` is no callable, or `num_classes` is below 2; when called, if the
-            function returns classes without `num_classes`, or something else with it.
+        ValueError: if `function` is not callable, or `num_classes` is below 2; when called, if the
+            function returns classes without `num_classes`, or anything else with it.
 
     Example:
 
@@ -60,6 +57,9 @@ class BlackBox:
     >>> model = kr.BlackBox(
     ...     lambda x: (x.reshape(len(x), -1) @ weights).argmax(axis=1), num_classes=10)
     >>> result = kr.attacks.HopSkipJump(num_queries=200).run(model, x, y, seed=0)
+
+    A function that is written with `keras.ops` needs no `BlackBox`: attacks compile it and use its
+    gradient.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class BlackBox:
         self.num_queries = 0
 
     def __call__(self, x: Any) -> Any:
-        """Asks the function; takes and returns tensors."""
+        """Queries the function. Takes and returns tensors."""
         images = ops.convert_to_numpy(x)
         outputs = np.asarray(self.function(images))
         self.num_queries += len(images)
@@ -84,8 +84,8 @@ class BlackBox:
             outputs = _one_hot(outputs, len(images), self.num_classes)
         elif outputs.shape == (len(images),) and outputs.dtype.kind in "iu":
             raise ValueError(
-                "A function that returns the predicted classes must be wrapped with their number, "
-                "as `keras_robust.BlackBox(function, num_classes=10)`. "
+                "A function that returns the predicted classes must be wrapped with the number of "
+                "classes, as in `keras_robust.BlackBox(function, num_classes=10)`. "
                 f"Received: outputs of shape {outputs.shape}, dtype {outputs.dtype}"
             )
         return ops.convert_to_tensor(outputs)
@@ -96,7 +96,7 @@ class BlackBox:
 
 
 def _one_hot(classes: np.ndarray, num_examples: int, num_classes: int) -> np.ndarray:
-    """Predicted classes as class scores: 1 for the class, 0 for the others."""
+    """Converts predicted classes to class scores: 1 for the class, 0 for the others."""
     if classes.shape != (num_examples,) or classes.dtype.kind not in "iu":
         raise ValueError(
             "With `num_classes`, the function of a `keras_robust.BlackBox` must return the "

@@ -1,4 +1,4 @@
-"""What the layers of a model compute while it runs."""
+"""Recording of the calls of a model's layers while it runs."""
 
 import contextlib
 import contextvars
@@ -15,11 +15,11 @@ class LayerCall:
     """One call of a layer.
 
     Args:
-        name: string, the layer's path; of its second call `"dense:1"`.
+        name: string, the layer's path. The second call of a layer has a suffix, as `"dense:1"`.
         layer: the layer.
-        inputs: its first argument.
-        outputs: what it returned.
-        is_whole: bool, whether it is a layer that is made of layers, whose calls are noted too.
+        inputs: the first argument of the call.
+        outputs: the value that the call returned.
+        is_whole: bool, whether the layer is made of other layers, whose calls are recorded too.
     """
 
     name: str
@@ -38,31 +38,32 @@ _names_and_calls: contextvars.ContextVar[tuple[dict[int, str], list[LayerCall]] 
 
 @contextlib.contextmanager
 def noted_calls(model: Any) -> Iterator[list[LayerCall]]:
-    """Notes the calls of a Keras model's layers, as they return, in the list that it yields.
+    """Records the calls of a Keras model's layers.
 
-    Layers go by their path, `"encoder/conv2d"`, in models and in layers that are made of layers;
-    the second call of a layer is `"dense:1"`. It is the calls that are noted, not a functional
-    graph: this works for subclassed models too, as far as they use layers that they hold as
-    attributes, in lists or in dicts. For a `kr.RobustModel` the layers are those of its
-    `base_model`.
+    It yields a list, to which each call is added when it returns. A layer's name is its path in
+    models and in layers that are made of layers, such as `"encoder/conv2d"`. The second call of a
+    layer is `"dense:1"`. The layers of a `kr.RobustModel` are those of its `base_model`.
+
+    Calls are recorded while the model runs, rather than read from a functional graph. Subclassed
+    models therefore work too, if they hold their layers as attributes, in lists or in dicts.
     """
     model = getattr(model, "base_model", model)
     names = {id(layer): name for name, layer in named_layers(model).items()}
     calls: list[LayerCall] = []
     with contextlib.ExitStack() as stack:
         for layer in named_layers(model).values():
-            stack.enter_context(wrapped_call(layer, _note))
+            stack.enter_context(wrapped_call(layer, _record))
         token = _names_and_calls.set((names, calls))
         stack.callback(_names_and_calls.reset, token)
         yield calls
 
 
 def parts(calls: list[LayerCall]) -> list[LayerCall]:
-    """The calls of layers that are not made of others."""
+    """Returns the calls of layers that are not made of other layers."""
     return [call for call in calls if not call.is_whole]
 
 
-def _note(layer: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+def _record(layer: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
     outputs = call(*args, **kwargs)
     names, calls = _names_and_calls.get() or ({}, [])
     if id(layer) in names:

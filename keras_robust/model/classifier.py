@@ -1,4 +1,4 @@
-"""One model under test: everything that the library knows of it, found out once."""
+"""The model under test, with all that the library needs to know about it."""
 
 import functools
 import weakref
@@ -26,22 +26,24 @@ from keras_robust.ops.logits import EXPECTED_OUTPUTS, class_scores, probabilitie
 from keras_robust.ops.precision import working_dtype
 from keras_robust.validation import no_classifier
 
-# Outputs are looked at on so many images.
+# Number of images on which the outputs are examined.
 _NUM_PROBED = 8
-# What adds up to 1 but for rounding, in half precision too.
+# Tolerance for a sum of probabilities, large enough for half precision.
 _ROUNDED = 1e-2
 _PRECISIONS = ("bfloat16", "float16", "float32", "float64")
 Setting = tuple[tuple[float, float] | None, bool | None]
 
 
 class Classifier:
-    """A model as it is now, in inference mode.
+    """A model in inference mode, and what is known about it.
 
-    It is made once for an evaluation, an attack or a training run, and handed down. A model that
-    changes afterwards (another layer, another activation) needs another one; new weights do not.
+    One instance is made for an evaluation, an attack or a training run, and passed on. It stays
+    valid when the weights change. Any other change of the model (another layer, another activation)
+    needs a new instance.
 
-    One output z is that of two classes, whose logits are `(0, z)`; a probability p of class 1 is
-    `(1 - p, p)`. `outputs` and `predict` give it as it is, everything else knows of two scores.
+    A model with one output stands for two classes. A logit z means the logits `(0, z)`, and a
+    probability p of class 1 means `(1 - p, p)`. `outputs` and `predict` return the single output.
+    All other methods work with two scores.
 
     Args:
         model: Keras model, `kr.RobustModel`, `kr.BlackBox`, or a callable `x -> outputs`.
@@ -51,30 +53,31 @@ class Classifier:
         self.model = model
         self.is_keras = isinstance(model, keras.layers.Layer)
         self.is_black_box = isinstance(model, BlackBox)
-        self.num_classes = 0  # As `check` finds it.
-        self.has_one_output = False  # As `logits` and `scores` find it.
-        # Of one output: the activation that a run has shown, or else what its values look like.
+        self.num_classes = 0  # Set by `check`.
+        self.has_one_output = False  # Set by `logits` and `scores`.
+        # For a model with one output: the final activation that a run has shown. If it has shown
+        # none, the values for the first images decide whether they are probabilities.
         self._last_activation: str | None = None
         self._looks_like_probability: bool | None = None
 
     @classmethod
     def of(cls, model: Any) -> "Classifier":
-        """The classifier of a model; one that is a classifier already, as it is."""
+        """Returns the classifier of a model. A `Classifier` is returned as it is."""
         return model if isinstance(model, cls) else cls(model)
 
     @functools.cached_property
     def layers(self) -> list[Any]:
-        """The model and all layers inside of it."""
+        """The model and all layers inside it."""
         return all_layers(self.model)
 
     @functools.cached_property
     def switched(self) -> list[HasSwitch]:
-        """Those of them that compute one of several things."""
+        """The layers that have a switch between several functions."""
         return [layer for layer in self.layers if hasattr(type(layer), "switch")]
 
     @functools.cached_property
     def structure(self) -> Hashable:
-        """What a function of the model is compiled for: all but the values of variables."""
+        """The key of a compiled function: it covers all but the values of variables."""
         return value_key(self.model)
 
     @functools.cached_property
@@ -93,7 +96,7 @@ class Classifier:
 
     @functools.cached_property
     def precision(self) -> str:
-        """The name of the least precise dtype that it computes in, as far as that is known."""
+        """The name of the least precise dtype that the model computes in, as far as known."""
         found = {getattr(layer, "compute_dtype", None) for layer in self.layers}
         if "float64" not in found:
             found.add(backend.product_precision())
@@ -101,21 +104,21 @@ class Classifier:
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether the answer to one example depends on the others in its batch."""
+        """Whether the prediction for an example depends on the other examples in its batch."""
         return any(getattr(layer, "depends_on_batch", False) for layer in self.layers)
 
     @property
     def returns_classes(self) -> bool:
-        """Whether its outputs tell the predicted class and nothing else."""
+        """Whether the outputs tell only the predicted class."""
         return self.is_black_box and self.model.num_classes is not None
 
     @property
     def takes_any_batch_size(self) -> bool:
-        """Whether a function of the model that is compiled once takes batches of every size."""
+        """Whether a function of the model, compiled once, accepts any batch size."""
         return self.is_black_box or (backend.DYNAMIC_BATCH and self.is_keras)
 
     def outputs(self, x: Any) -> Any:
-        """The outputs on a tensor, in the precision of `x`, or float32 where that is lower."""
+        """Returns the outputs for a tensor, in the precision of `x` but at least in float32."""
         if self.is_keras:
             with convolutions_for_loops(self.layers if backend.is_tracing(x) else []):
                 outputs = call_model(self.model, x, training=False)
@@ -127,11 +130,12 @@ class Classifier:
         return ops.cast(outputs, dtype) if outputs.dtype != dtype else outputs
 
     def logits(self, x: Any, from_logits: bool) -> Any:
-        """What `outputs` returns, as logits.
+        """Returns the logits for a tensor.
 
-        A saturated softmax or sigmoid has lost them: its outputs are exactly 0 and 1 and its
-        gradient is 0. Where it is the last thing that a Keras model does, it is left out;
-        elsewhere (a callable, a subclassed model) the logarithm of the probabilities is taken.
+        With `from_logits=False`, a saturated softmax or sigmoid would hide the logits: its outputs
+        are exactly 0 and 1, and its gradient is 0. If the activation is the last operation of a
+        Keras model, it is left out. Otherwise (in a callable or a subclassed model), the logarithm
+        of the probabilities is taken.
         """
         if from_logits:
             return self._two_scores(self.outputs(x), from_logits=True)
@@ -141,14 +145,14 @@ class Classifier:
         return scores if left_out else probabilities_to_logits(scores)
 
     def probabilities(self, logits: Any) -> Any:
-        """The class scores in the outputs where `logits(x, from_logits=False)` returns these."""
+        """Converts logits that `logits(x, from_logits=False)` returned to class scores."""
         activation = self._final_activation()
         if activation == "softmax" or (activation == "sigmoid" and self.has_one_output):
             return ops.softmax(logits)
         return ops.sigmoid(logits) if activation == "sigmoid" else ops.exp(logits)
 
     def while_loop(self, condition: Any, body: Any, state: Any, **options: Any) -> Any:
-        """`keras.ops.while_loop`; around a black box a loop of Python."""
+        """Runs `keras.ops.while_loop`. For a black box, runs a Python loop."""
         if not self.is_black_box:
             return ops.while_loop(condition, body, state, **options)
         count = options.get("maximum_iterations")
@@ -158,7 +162,7 @@ class Classifier:
         return state
 
     def fori_loop(self, lower: int, upper: int, body: Any, state: Any) -> Any:
-        """`keras.ops.fori_loop`; around a black box a loop of Python."""
+        """Runs `keras.ops.fori_loop`. For a black box, runs a Python loop."""
         if not self.is_black_box:
             return ops.fori_loop(lower, upper, body, state)
         for number in range(lower, upper):
@@ -166,7 +170,7 @@ class Classifier:
         return state
 
     def cond(self, condition: Any, if_true: Any, if_false: Any) -> Any:
-        """`keras.ops.cond`; around a black box a choice of Python."""
+        """Runs `keras.ops.cond`. For a black box, runs a Python conditional."""
         if not self.is_black_box:
             return ops.cond(condition, if_true, if_false)
         return if_true() if condition else if_false()
@@ -174,14 +178,14 @@ class Classifier:
     def compiled(
         self, key: Hashable, function: Callable[..., Any], num_batched: int = 0
     ) -> Callable[..., Any]:
-        """`function(classifier, *tensors)`, compiled once for each key, structure and shapes.
+        """Returns `function(classifier, *tensors)`, compiled once per key, structure and shapes.
 
-        The first axis of the first `num_batched` tensors may have any size, on TensorFlow. A black
-        box is not compiled.
+        On TensorFlow, the first axis of the first `num_batched` tensors may have any size. For a
+        black box, nothing is compiled.
         """
         if self.is_black_box:
             return lambda *args: function(self, *map(ops.convert_to_tensor, args))
-        # What is kept must not hold the model, or it would never be freed.
+        # A cached function that held the model would keep it alive forever.
         reference = weakref.ref(self)
         positions = tuple(layer.switch for layer in self.switched)
 
@@ -196,16 +200,16 @@ class Classifier:
         return functools.partial(_run_with, self, run)
 
     def build(self, x: Any) -> None:
-        """Creates a Keras model's weights, which cannot be done while a function is compiled."""
+        """Creates a Keras model's weights, which is impossible while a function is compiled."""
         if self.is_keras and not self.model.built:
             call_model(self.model, ops.convert_to_tensor(x[:1]), training=False)
             for name in ("layers", "switched", "structure", "random_state", "precision"):
                 vars(self).pop(name, None)
 
     def predict(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
-        """The outputs on one batch, by a function compiled once.
+        """Returns the outputs on one batch, by a function that is compiled once.
 
-        A random model draws from `seed`, and its own generators stay as they are.
+        Random layers draw from `seed`. The model's own generators keep their state.
         """
         self.build(x)
         num_batched = int(self.takes_any_batch_size)
@@ -213,7 +217,7 @@ class Classifier:
         return ops.convert_to_numpy(function(ops.convert_to_tensor(x), backend.make_seed(seed)))
 
     def scores(self, x: np.ndarray, seed: int = 0) -> np.ndarray:
-        """What `predict` returns, checked, as a row of class scores for each example."""
+        """Returns the outputs of `predict`, checked, as a row of class scores per example."""
         outputs = self.predict(x, seed)
         check_outputs(outputs, len(x))
         if outputs.ndim == 2 and outputs.shape[1] > 1:
@@ -222,28 +226,28 @@ class Classifier:
         return ops.convert_to_numpy(self._two_scores(outputs, is_logit))
 
     def classes(self, x: np.ndarray | Images, batch_size: int) -> np.ndarray:
-        """The class with the highest score for each example."""
+        """Returns the class with the highest score for each example."""
         classes = []
         for indices in self.batches(np.arange(len(x)), batch_size):
             classes.append(self.scores(x[indices]).argmax(axis=1))
         return np.concatenate(classes)[: len(x)]
 
     def batches(self, indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-        """Batches of one size, filled up by their last index.
+        """Splits indices into batches of one size. The last one is filled up with its last index.
 
-        Where answers depend on the batch, or cost queries, nothing is added.
+        It is not filled up if predictions depend on the batch, or if they cost queries.
         """
         if self.depends_on_batch or self.is_black_box:
             return np.split(indices, range(batch_size, len(indices), batch_size))
         return padded_batches(indices, batch_size)
 
     def check(self, x: np.ndarray | Images, y: np.ndarray, *settings: Setting) -> int:
-        """Raises a `ValueError` for images, labels or outputs that no classifier can have.
+        """Raises a `ValueError` if images, labels or outputs are not valid for a classifier.
 
         Args:
             x: images.
             y: labels.
-            *settings: pairs of `bounds` and `from_logits` that must be true.
+            *settings: pairs `(bounds, from_logits)` to check. `None` is not checked.
 
         Returns:
             The number of classes.
@@ -262,17 +266,17 @@ class Classifier:
         return self.num_classes
 
     def check_structure(self) -> None:
-        """Raises a `ValueError` for a Keras model of several inputs or outputs."""
+        """Raises a `ValueError` if a Keras model has several inputs or outputs."""
         for name in ("inputs", "outputs"):
             tensors = getattr(self.model, name, None) if self.is_keras else None
             if isinstance(tensors, list | tuple) and len(tensors) > 1:
                 raise ValueError(several(name, [tensor.name for tensor in tensors]))
 
     def check_from_logits(self, outputs: np.ndarray, from_logits: bool) -> None:
-        """Raises a `ValueError` where the outputs are not what `from_logits` says.
+        """Raises a `ValueError` if the outputs contradict `from_logits`.
 
-        The activation of the last layer decides; where that is not known, `outputs`, which are
-        those of `scores`, do. One-hot classes do as either.
+        The activation of the last layer decides. If it is unknown, the values in `outputs`, as
+        returned by `scores`, decide. One-hot predicted classes pass as either.
         """
         if self.returns_classes:
             return
@@ -289,25 +293,25 @@ class Classifier:
             outputs = outputs[:, 1:] if self.has_one_output else outputs
             sums = outputs.astype("float64").sum(axis=1)
             raise ValueError(
-                "`from_logits=False` was given, but the model's outputs are no probabilities. "
+                "`from_logits=False` was given, but the model's outputs are not probabilities. "
                 f"Pass `from_logits=True`. Received: outputs from {outputs.min():g} to "
                 f"{outputs.max():g}, row sums from {sums.min():g} to {sums.max():g}"
             )
 
     def _final_activation(self) -> str | None:
-        """That of a Keras model, as far as its last layer says."""
+        """Returns a Keras model's final activation, if it is known."""
         return (final_activation(self.model) if self.is_keras else None) or self._last_activation
 
     def _two_scores(self, outputs: Any, from_logits: bool) -> Any:
-        """The class scores in outputs, which may be one."""
+        """Returns the class scores in the outputs. A single output becomes two scores."""
         scores = class_scores(outputs, from_logits)
         self.has_one_output = scores is not outputs
         return scores
 
     def _are_probabilities(self, x: np.ndarray, output: np.ndarray) -> bool:
-        """Whether a model's one output is the probability of class 1, rather than its logit.
+        """Returns whether a single output is the probability of class 1 rather than its logit.
 
-        Where the activation of the last layer does not say, the first images decide.
+        If the activation of the last layer is unknown, the values for the first images decide.
         """
         is_first = self._looks_like_probability is None
         if self.is_keras and is_first and self._final_activation() is None:
@@ -324,14 +328,14 @@ class Classifier:
         if self._looks_like_probability and not is_inside:
             raise ValueError(
                 "The model's one output was from 0 to 1 for the first images, as a probability "
-                f"is. Received: outputs from {output.min():g} to {output.max():g} for others"
+                f"is. Received: outputs from {output.min():g} to {output.max():g} for later images"
             )
         if is_first:
             self._looks_like_probability = is_inside
         return bool(self._looks_like_probability)
 
     def _activation_in_a_run(self, x: np.ndarray) -> str | None:
-        """That of the layer whose output is the model's when it is run, as far as it says."""
+        """Returns the activation of the layer that computes the output, found by a run."""
         drawn = backend.seeded(self.random_state, backend.make_seed(0))
         with drawn, noted_calls(self.model) as calls:
             output = call_model(self.model, ops.convert_to_tensor(x[:1]), training=False)
@@ -339,23 +343,26 @@ class Classifier:
         return next(filter(None, found), None)
 
     def _traced(self, x: Any) -> Any:
-        """A callable's outputs on a symbol; one of NumPy arrays is told what it should be."""
+        """Calls a callable on a symbolic tensor. If that fails, advises `kr.BlackBox`."""
         try:
             return self.model(x)
         except (ValueError, backend.NoGradientError):
             raise
-        except Exception as error:  # whatever the callable makes of a symbol
+        except Exception as error:  # NumPy code can raise any error on a symbolic tensor.
             raise ValueError(
-                f"The function {self.model!r} cannot be compiled: it must be made of operations "
-                "of `keras.ops` or Keras models. A function of NumPy arrays is attacked as "
+                f"The function {self.model!r} cannot be compiled: it must consist of operations "
+                "of `keras.ops` or Keras models. Wrap a function of NumPy arrays, as in "
                 f"`keras_robust.BlackBox(function)`. {type(error).__name__}: {error}"
             ) from error
 
 
 def call_model(model: Any, x: Any, training: bool | None) -> Any:
-    """The one output of a Keras model on one tensor, whatever structure the model has them in."""
+    """Returns the one output of a Keras model for one tensor.
+
+    The model may take its input in a dict, and return its output in a list or a dict.
+    """
     try:
-        structure = model.input  # A functional model's, as the user has given it.
+        structure = model.input  # Functional models have one.
     except (AttributeError, ValueError):
         structure = None
     is_dict_of_one = isinstance(structure, dict) and len(structure) == 1
@@ -364,7 +371,7 @@ def call_model(model: Any, x: Any, training: bool | None) -> Any:
 
 
 def single_output(outputs: Any) -> Any:
-    """The one tensor among a model's outputs, which may be in a list or a dict."""
+    """Returns the one tensor in a model's outputs, which may be a list or a dict."""
     if hasattr(outputs, "shape"):
         return outputs
     tensors = keras.tree.flatten(outputs)
@@ -375,16 +382,17 @@ def single_output(outputs: Any) -> Any:
 
 
 def several(what: str, names: list[str]) -> str:
-    """The message for a model of several inputs or outputs."""
+    """Returns the error message for a model with several inputs or outputs."""
     return (
-        "The model must have one input and one output, the class scores. Pick the output, as in "
-        '`keras.Model(m.input, m.output["logits"])`, and fix other inputs in a model of one. '
+        "The model must have one input and one output, the class scores. Select the output, as in "
+        '`keras.Model(m.input, m.output["logits"])`. Wrap a model with several inputs in one that '
+        "keeps all but one of them fixed. "
         f"Received: a model with {len(names)} {what}, {names}"
     )
 
 
 def check_outputs(outputs: np.ndarray, num_examples: int) -> None:
-    """A classifier's outputs: one row of finite numbers, or one number, for each example."""
+    """Raises a `ValueError` unless each example has a row of finite numbers, or one number."""
     if outputs.ndim not in (1, 2) or len(outputs) != num_examples or outputs.size == 0:
         raise no_classifier(
             EXPECTED_OUTPUTS, f"outputs of shape {outputs.shape} for {num_examples} examples"
@@ -398,19 +406,19 @@ def check_outputs(outputs: np.ndarray, num_examples: int) -> None:
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:
-    """Whether outputs look like those of a softmax."""
+    """Returns whether outputs look like those of a softmax."""
     sums = outputs.astype("float64").sum(axis=1)
     return bool((outputs >= 0).all() and (abs(sums - 1) < _ROUNDED).all())
 
 
 _NOT_LOGITS = (
     "`from_logits=True` was given, but the model ends in a {activation}: its outputs are "
-    "probabilities. Pass `from_logits=False`, or (better: no precision is lost) remove the "
+    "probabilities. Pass `from_logits=False`. Better, so that no precision is lost, remove the "
     "{activation} from the model's end."
 )
 _MAY_BE_A_LOGIT = (
     "`from_logits=True` was given, but the model's one output is from 0 to 1 for the first images, "
-    "as a probability is. Pass `from_logits=False`; or, if it is a logit z, return two, `(0, z)`."
+    "as a probability is. Pass `from_logits=False`. If it is a logit z, return two: `(0, z)`."
 )
 
 
@@ -420,5 +428,5 @@ def _seeded_outputs(classifier: Classifier, x: Any, seed: Any) -> Any:
 
 
 def _run_with(classifier: Classifier, run: Callable[..., Any], *args: Any) -> Any:
-    """Runs what was compiled; holds the classifier, which tracing needs, as long as it can run."""
+    """Runs a compiled function, and keeps the classifier alive, which tracing needs."""
     return run(*args)

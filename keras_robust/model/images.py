@@ -1,4 +1,4 @@
-"""The images of a data set that need not fit into memory."""
+"""Images of a data set that need not fit into memory."""
 
 import hashlib
 import itertools
@@ -9,29 +9,29 @@ from typing import Any
 import numpy as np
 
 Pair = tuple[np.ndarray, np.ndarray]
-# Batches of a data set that are looked at twice before it is relied on.
+# Number of batches that `is_steady` reads again.
 _NUM_COMPARED = 8
 
 
 class Images:
-    """The images of a data set, indexed as one array of them; one batch at a time is in memory.
+    """Indexes the images of a data set as one array, with one batch in memory at a time.
 
-    The data set is read from end to end when this is made, and again as images are asked for: once
-    by whoever asks for them in their order.
+    The data set is read completely when this object is created, and again when images are indexed.
+    Indexing them in order reads it only once more.
 
     Args:
-        read: function of a number n that yields the data set's batches from the n-th on, pairs of
-            arrays of images and labels.
-        in_order: bool. Whether `read(n)` has to read what comes before the n-th batch too.
+        read: function that maps an int n to an iterator over the data set's batches, starting at
+            batch n. Each batch is a pair of arrays, `(images, labels)`.
+        in_order: bool. Whether `read(n)` has to read the first n batches too.
 
     Attributes:
-        labels: array, those of all images.
-        shape, dtype: those of one array of all images.
+        labels: array of the labels of all images.
+        shape, dtype: shape and dtype of the array of all images.
         content: string, a hash of that array's bytes.
 
     Raises:
-        ValueError: if there are none, or they have several sizes; when indexed, if a batch is not
-            what it was.
+        ValueError: if there are no images, or images of several sizes; when indexed, if a batch has
+            changed.
     """
 
     def __init__(self, read: Callable[[int], Iterator[Pair]], in_order: bool) -> None:
@@ -50,11 +50,11 @@ class Images:
                 lowest = np.minimum(lowest, images.min(axis=0))
                 highest = np.maximum(highest, images.max(axis=0))
             content.update(as_bytes(images))
-            del images  # Not two batches at a time.
+            del images  # Otherwise two batches would be in memory at a time.
         if not labels:
             raise ValueError(
                 "A data set passed as `x` must hold at least one pair of images and labels. "
-                "Received: an empty one"
+                "Received: an empty data set"
             )
         check_one_size(sizes)
         self.labels = np.concatenate(labels)
@@ -62,7 +62,7 @@ class Images:
         self._lowest, self._highest = lowest, highest
         self._ends, self._checksums = np.cumsum(lengths), np.array(checksums, "uint32")
         self.shape = (int(self._ends[-1]), *sizes.pop())
-        # The batch that was read last, and those that follow it.
+        # The last batch that was read, its number, and the batches that follow it.
         self._number, self._batch = -1, np.empty(0)
         self._following: Iterator[Pair] = read(0)
 
@@ -75,30 +75,30 @@ class Images:
         return int(np.prod(self.shape))
 
     def min(self, axis: int | None = None) -> Any:
-        """The smallest value; for an `axis` of 0, of all images at each place."""
+        """Returns the smallest value of all images; with `axis=0`, that at each position."""
         return float(self._lowest.min()) if axis is None else self._lowest
 
     def max(self, axis: int | None = None) -> Any:
-        """The largest value; for an `axis` of 0, of all images at each place."""
+        """Returns the largest value of all images; with `axis=0`, that at each position."""
         return float(self._highest.max()) if axis is None else self._highest
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """One image, or an array of some, as of an array of all."""
+        """Returns one image or an array of images, as an array of all images would."""
         indices = np.arange(len(self))[index]
         rows = np.atleast_1d(indices)
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
         numbers = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(numbers):
             places = np.flatnonzero(numbers == number)
-            # Counted from the end, since the batch ends where it does among all images.
+            # The positions are negative: they count from the end of the batch.
             found[places] = self._batch_of(number)[rows[places] - self._ends[number]]
         return found if np.ndim(indices) else found[0]
 
     def is_steady(self) -> bool:
-        """Whether the first batches are still what they were."""
+        """Returns whether the first batches are the same when they are read again."""
         try:
             for number in range(min(_NUM_COMPARED, len(self._ends))):
                 self._batch_of(number)
@@ -117,31 +117,31 @@ class Images:
         if _checksum(images) != self._checksums[number]:
             raise ValueError(
                 "A data set passed as `x` must hold the same images in the same order each time "
-                "that it is read. Leave out what draws random numbers, such as `shuffle`, or pass "
-                f"arrays. Received: one whose batch {number} has changed"
+                "it is read. Remove random operations, such as `shuffle`, or pass arrays. "
+                f"Received: a data set whose batch {number} has changed"
             )
         self._number, self._batch = number, images
         return images
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """The bytes of an array, in its order."""
+    """Returns the bytes of an array in row-major order."""
     return np.ascontiguousarray(array).reshape(-1).view("uint8").data
 
 
 def content_of(images: np.ndarray | Images) -> str:
-    """A hash of the bytes of an array, or of what `Images` stand for."""
+    """Returns a hash of the bytes of an array of images, or of `Images`."""
     if isinstance(images, Images):
         return images.content
     return hashlib.sha256(as_bytes(images)).hexdigest()
 
 
 def check_one_size(sizes: Iterable[tuple[int, ...]]) -> None:
-    """Raises a `ValueError` for images of several sizes."""
+    """Raises a `ValueError` if images have several sizes."""
     found = sorted(set(sizes))
     if len(found) > 1:
         raise ValueError(
-            "A data set passed as `x` must hold images of one size: bring them to one with `map`. "
+            "A data set passed as `x` must hold images of one size: resize them with `map`. "
             f"Received: images of shapes {', '.join(map(str, found[:3]))}"
         )
 

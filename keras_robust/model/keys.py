@@ -1,4 +1,4 @@
-"""Keys that say by value what is baked into a compiled function."""
+"""Keys that describe by value what a compiled function depends on."""
 
 import enum
 import functools
@@ -14,12 +14,13 @@ from typing import Any
 import keras
 import numpy as np
 
-# Their code is what it is: no globals of it are looked up.
+# Packages whose functions are described without the globals that they name.
 _LIBRARIES = {"jax", "jaxlib", "keras", "keras_robust", "numpy", "tensorflow"}
-# Their objects (compiled functions, data sets) keep caches, which are no part of what they are.
+# Packages whose objects (compiled functions, data sets) are compared by identity, because they
+# keep caches.
 _WITH_CACHES = {"jax", "jaxlib", "tensorflow"}
-# By identity: symbolic, or of use only before a model is built, or their state is variables, or
-# what they refer to is the whole program.
+# Types whose objects are compared by identity: they are symbolic, are used only before a model is
+# built, hold their state in variables, or refer to the whole program.
 _OPAQUE = (
     keras.KerasTensor,
     keras.initializers.Initializer,
@@ -32,10 +33,10 @@ _OPAQUE = (
 _NUMBERS_AND_TEXT = (int, float, complex, str, bytes, bytearray)
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
-# Of what every layer has, that which decides what it computes.
+# Attributes of every layer that decide what it computes.
 _SETTINGS = ("activity_regularizer", "autocast", "dtype_policy", "supports_masking", "trainable")
-# What `compile`, `fit`, `evaluate`, `predict` and `train_on_batch` add to a model. Those with an
-# underscore are private: Keras has no list of what it adds.
+# Attributes that `compile`, `fit`, `evaluate`, `predict` and `train_on_batch` add to a model. Names
+# with an underscore are private: Keras has no public list of them.
 _TRAINING = {
     "history",
     "optimizer",
@@ -47,7 +48,7 @@ _TRAINING = {
     "_eval_epoch_iterator",
     "_jax_state",
 }
-# What `load_weights` and `export` add to a layer: as good as none.
+# Attributes that `load_weights` and `export` add to a layer. With these values they have no effect.
 _BLANK = {
     "is_awq_calibrated": False,
     "is_gptq_calibrated": False,
@@ -55,26 +56,26 @@ _BLANK = {
     "test_function": None,
     "train_function": None,
 }
-# Begins the names that TensorFlow adds to what holds other objects, in order to save them; they
-# are private too.
+# Prefix of the private attributes that TensorFlow adds to objects in order to save them.
 _TRACKING = "_self_"
 
 
 def value_key(value: Any) -> Hashable:
-    """A key of `value`: where two are equal, the same function would be traced.
+    """Returns a key of `value`. Values with equal keys give the same traced function.
 
-    Numbers, text, arrays, containers, functions (with the globals that they name) and other
-    objects count by what is in them; variables, classes and modules by identity; layers as in
-    `structure_key`.
+    Numbers, strings, arrays, containers, functions (with the globals that they name) and other
+    objects are compared by their content. Variables, classes and modules are compared by identity,
+    and layers as in `structure_key`.
     """
     return _Walk(value).key
 
 
 def structure_key(layer: Any) -> Hashable:
-    """A key of the structure of a layer or model, which changes with all but its weights.
+    """Returns a key of the structure of a layer or a model.
 
-    It is the layers, wherever they sit, their variables, and the attributes that decide what
-    they compute. What Keras keeps of calls and of training is no part of it.
+    It changes with everything but the values of the weights. It covers the layers at any depth,
+    their variables, and the attributes that decide what they compute. It leaves out what Keras
+    stores about calls and training.
     """
     return _Walk(layer).key
 
@@ -83,7 +84,7 @@ class Same:
     """The identity of an object, as a key that does not keep the object alive.
 
     Args:
-        value: the object. One that cannot be referenced weakly is kept alive.
+        value: the object. It is kept alive if it does not support weak references.
     """
 
     __slots__ = ("_hash", "_reference")
@@ -106,19 +107,21 @@ class Same:
 
 
 class _Walk:
-    """A walk through a value and all that it refers to.
+    """Describes a value and everything that it refers to.
 
-    What may refer to itself is numbered when it is met, and described once, in that order.
+    Objects that may refer to themselves are numbered when they are first met. Each of them is
+    described once, in that order.
     """
 
     def __init__(self, value: Any) -> None:
         self._numbers: dict[int, int] = {}
-        self._met: list[Any] = []  # It grows below. It also keeps ids from being used again.
-        root = self._of(value)
+        # It grows while `map` reads it below. It also keeps ids from being reused.
+        self._met: list[Any] = []
+        root = self._reference(value)
         self.key = (root, *map(self._description, self._met))
 
-    def _of(self, value: Any) -> Hashable:
-        """What stands for `value` where it is referred to."""
+    def _reference(self, value: Any) -> Hashable:
+        """Returns the key of a reference to `value`: its content or its number."""
         kind = type(value)
         if value is None or kind is str:
             return value
@@ -127,27 +130,27 @@ class _Walk:
         if isinstance(value, type | Same):
             return value
         if isinstance(value, enum.Enum):
-            return kind, value.name, self._of(value.value)
+            return kind, value.name, self._reference(value.value)
         if isinstance(value, _NUMBERS_AND_TEXT) and not isinstance(value, np.generic):
             base = next(base for base in _NUMBERS_AND_TEXT if isinstance(value, base))
             return kind, base.__repr__(value)
         if kind is tuple or _family(value) is tuple:
-            return (tuple, *map(self._of, value))
+            return (tuple, *map(self._reference, value))
         number = self._numbers.setdefault(id(value), len(self._met))
         if number == len(self._met):
             self._met.append(value)
         return "number", number
 
-    def _all(self, values: Any) -> Hashable:
-        return tuple(map(self._of, values))
+    def _references(self, values: Any) -> Hashable:
+        return tuple(map(self._reference, values))
 
-    def _named(self, values: Mapping[str, Any]) -> Hashable:
-        return tuple((name, self._of(values[name])) for name in sorted(values))
+    def _named_references(self, values: Mapping[str, Any]) -> Hashable:
+        return tuple((name, self._reference(values[name])) for name in sorted(values))
 
     def _description(self, value: Any) -> Hashable:
         if isinstance(value, keras.Operation):
             return self._operation(value)
-        if isinstance(value, keras.Variable) or (  # Or one of TensorFlow's.
+        if isinstance(value, keras.Variable) or (  # Or a `tf.Variable`.
             hasattr(value, "assign") and keras.ops.is_tensor(value)
         ):
             return Same(value), str(value.shape), str(value.dtype)
@@ -156,13 +159,17 @@ class _Walk:
         if isinstance(value, types.CodeType):
             return self._code(value)
         if isinstance(value, types.MethodType):
-            return types.MethodType, self._of(value.__func__), self._of(value.__self__)
+            return (
+                types.MethodType,
+                self._reference(value.__func__),
+                self._reference(value.__self__),
+            )
         if isinstance(value, types.BuiltinMethodType):
             owner = value.__self__
             is_bound = owner is not None and not isinstance(owner, types.ModuleType)
-            return (value.__name__, self._of(owner)) if is_bound else value
+            return (value.__name__, self._reference(owner)) if is_bound else value
         if isinstance(value, functools.partial):
-            return type(value), self._all([value.func, value.args, value.keywords])
+            return type(value), self._references([value.func, value.args, value.keywords])
         if isinstance(value, np.ndarray | np.generic) or keras.ops.is_tensor(value):
             return self._array(value)
         if isinstance(value, _OPAQUE) or _root(type(value).__module__) in _WITH_CACHES:
@@ -170,25 +177,25 @@ class _Walk:
         return self._object(value)
 
     def _operation(self, value: Any) -> Hashable:
-        """A layer, or another node of a functional model."""
-        kept = next(names for kind, names in _kept_by_keras() if isinstance(value, kind))
+        """Describes a layer, or another operation in a functional model."""
+        ignored = next(names for kind, names in _attributes_of_keras() if isinstance(value, kind))
         parts = []
         if isinstance(value, keras.Model):
-            kept = kept | _TRAINING
+            ignored = ignored | _TRAINING
             parts = [value.layers, getattr(value, "operations", None)]
         attributes = {
             name: attribute
             for name, attribute in vars(value).items()
-            if name not in kept and not name.startswith(_TRACKING)
+            if name not in ignored and not name.startswith(_TRACKING)
             if _BLANK.get(name, _BLANK) is not attribute
         }
         return (
             Same(value),
             type(value),
-            self._all(getattr(value, name, None) for name in _SETTINGS),
-            self._all(getattr(value, "variables", ())),
-            self._all(parts),
-            self._named(attributes),
+            self._references(getattr(value, name, None) for name in _SETTINGS),
+            self._references(getattr(value, "variables", ())),
+            self._references(parts),
+            self._named_references(attributes),
         )
 
     def _function(self, value: Any) -> Hashable:
@@ -200,10 +207,10 @@ class _Walk:
                 used[name] = Same(other)
         return (
             types.FunctionType,
-            self._of(value.__code__),
-            self._all([value.__defaults__, value.__kwdefaults__, vars(value)]),
-            self._all(map(_content, value.__closure__ or ())),
-            self._named(used),
+            self._reference(value.__code__),
+            self._references([value.__defaults__, value.__kwdefaults__, vars(value)]),
+            self._references(map(_content, value.__closure__ or ())),
+            self._named_references(used),
         )
 
     def _code(self, value: Any) -> Hashable:
@@ -214,19 +221,19 @@ class _Walk:
             value.co_flags,
             (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount),
             (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars),
-            self._all(value.co_consts),
+            self._references(value.co_consts),
         )
 
     def _array(self, value: Any) -> Hashable:
         try:
             array = np.asarray(value)
-        except (TypeError, RuntimeError):  # It is being traced.
+        except (TypeError, RuntimeError):  # A symbolic tensor.
             return Same(value)
         if not array.dtype.hasobject:
             content: Hashable = hashlib.sha256(array.tobytes()).digest()
         elif isinstance(value, np.ndarray):
-            content = self._of(array.tolist())
-        else:  # Ragged, sparse or of text: it cannot be changed.
+            content = self._reference(array.tolist())
+        else:  # A ragged, sparse or string tensor, which is immutable.
             return Same(value)
         return type(value), str(array.dtype), array.shape, content
 
@@ -235,18 +242,18 @@ class _Walk:
         content: Any = None
         attributes, are_all = _attributes(value) if kind not in _CONTAINERS else ({}, True)
         if isinstance(value, Mapping):
-            content = tuple((self._of(key), self._of(value[key])) for key in value)
+            content = tuple((self._reference(key), self._reference(value[key])) for key in value)
         elif isinstance(value, Set):
-            content = frozenset(map(self._of, value))
+            content = frozenset(map(self._reference, value))
         elif isinstance(value, list | tuple | deque):
-            content = self._all(value)
+            content = self._references(value)
         elif not are_all:
             content = Same(value)
-        return kind, content, self._named(attributes)
+        return kind, content, self._named_references(attributes)
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The names that the code, or code in it, looks up."""
+    """Returns the names that code looks up, including those in nested code."""
     inner = [_names(const) for const in code.co_consts if isinstance(const, types.CodeType)]
     return {*code.co_names}.union(*inner)
 
@@ -254,7 +261,7 @@ def _names(code: types.CodeType) -> set[str]:
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # It is empty yet.
+    except ValueError:  # The cell is still empty.
         return cell
 
 
@@ -263,7 +270,10 @@ def _root(module: str | None) -> str:
 
 
 def _family(value: Any) -> type:
-    """Its type; that of a plain container for one in which Keras or TensorFlow tracks changes."""
+    """Returns a value's type, or the plain type of a tracked container.
+
+    Keras and TensorFlow wrap lists and dicts in classes of their own to track changes.
+    """
     kind = type(value)
     if _root(kind.__module__) in ("keras", "tensorflow"):
         return next((plain for plain in _CONTAINERS if isinstance(value, plain)), kind)
@@ -271,9 +281,10 @@ def _family(value: Any) -> type:
 
 
 def _attributes(value: Any) -> tuple[dict[str, Any], bool]:
-    """An object's own attributes, in a `__dict__` or in slots; whether it has no other state.
+    """Returns an object's attributes, from `__dict__` and slots, and whether it has no other state.
 
-    The latter as `pickle` finds it out: what is in C takes more room than pointers to attributes.
+    Like `pickle`, it detects other state, which C code holds, by the object's size: attributes
+    take up one pointer each.
     """
     kind = type(value)
     slots = {
@@ -289,8 +300,8 @@ def _attributes(value: Any) -> tuple[dict[str, Any], bool]:
 
 
 @functools.cache
-def _kept_by_keras() -> list[tuple[type, frozenset[str]]]:
-    """The attributes that every model, layer or operation has, the most special class first."""
+def _attributes_of_keras() -> list[tuple[type, frozenset[str]]]:
+    """Returns the attributes of every model, layer or operation, the most specific class first."""
     x = keras.Input((1,), name="x")
     samples = (
         keras.Model(x, x, name="functional"),

@@ -1,4 +1,4 @@
-"""The layers of a model, wherever they sit: in models, in other layers, in lists and dicts."""
+"""The layers of a model at any depth: in models, in other layers, in lists and dicts."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,16 +10,16 @@ import keras
 
 @runtime_checkable
 class HasSurrogate(Protocol):
-    """A layer that attacks may differentiate through something else, as `kr.layers.WNLLHead`."""
+    """A layer that attacks may differentiate by a surrogate, like `kr.layers.WNLLHead`."""
 
     def attacked_as(self, surrogate: str | None = None) -> AbstractContextManager[bool]:
-        """Makes the layer compute a surrogate; yields whether it differs from the output."""
+        """Makes the layer compute a surrogate. Yields whether the output differs from its own."""
         ...
 
 
 @runtime_checkable
 class Augments(Protocol):
-    """A layer that transforms images at random in training, as `keras.layers.RandomFlip` does."""
+    """A layer that transforms images at random in training, like `keras.layers.RandomFlip`."""
 
     def get_random_transformation(self, data: Any, training: bool = True, seed: Any = None) -> Any:
         """Draws the transformation of a batch."""
@@ -27,35 +27,35 @@ class Augments(Protocol):
 
 
 class DependsOnBatch(Protocol):
-    """A layer whose answer to one example depends on the others in its batch."""
+    """A layer whose result for one example depends on the other examples in its batch."""
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether it does now."""
+        """Whether the result depends on the batch in the layer's present state."""
         ...
 
 
 class HasSwitch(Protocol):
-    """A layer that computes one of several things, as a variable says.
+    """A layer that computes one of several functions, selected by a variable.
 
-    A compiled function is built for one of them: `fixed_switch` is its number meanwhile, and `None`
-    where the layer must look at the variable.
+    A compiled function is built for one of them. While it is traced, `fixed_switch` is the number
+    of that one. Otherwise it is `None`, and the layer reads the variable.
     """
 
     fixed_switch: int | None
 
     @property
     def switch(self) -> int:
-        """The number of what the layer computes now."""
+        """The number of the function that the layer computes now."""
         ...
 
 
-# Most attributes are none that hold layers.
+# Types of most attributes. They hold no layers.
 _PLAIN = {bool, float, int, str, type(None)}
 
 
 def all_layers(model: Any) -> list[Any]:
-    """A model or callable, and all layers inside of it, each once, from the outside in."""
+    """Returns a model or callable and all layers inside it, each once, outermost first."""
     found: dict[int, Any] = {}
 
     def visit(layer: Any) -> None:
@@ -69,17 +69,21 @@ def all_layers(model: Any) -> list[Any]:
 
 
 def sublayers(layer: Any) -> list[Any]:
-    """The layers that a layer holds itself: a model's layers, then those among its attributes."""
+    """Returns the layers that a layer holds directly, in `layers` or among its attributes."""
     if not isinstance(layer, keras.layers.Layer):
         return []
     held = list(layer.layers) if isinstance(layer, keras.Model) else []
-    if not isinstance(layer, keras.Sequential):  # It holds a functional model of the same layers.
+    # A `Sequential` also holds a functional model of the same layers.
+    if not isinstance(layer, keras.Sequential):
         held += held_by(layer, keras.layers.Layer)
     return list({id(part): part for part in held if part is not layer}.values())
 
 
 def held_by(layer: Any, kind: type) -> list[Any]:
-    """The objects of a kind among a layer's attributes, also in lists, tuples, sets and dicts."""
+    """Returns the objects of type `kind` among a layer's attributes.
+
+    Those in lists, tuples, sets and dicts are included.
+    """
 
     def among(values: Iterable[Any]) -> Iterator[Any]:
         for value in values:
@@ -96,22 +100,23 @@ def held_by(layer: Any, kind: type) -> list[Any]:
 
 
 def is_made_of_layers(layer: Any) -> bool:
-    """Whether a layer does nothing but call others: a user's block, not one of Keras's or ours.
+    """Returns whether a layer only calls other layers, as a user's own block does.
 
-    Keras's own wrappers call their layers in loops, where nothing can be noted; a layer with
-    weights of its own does more than its parts.
+    Layers of Keras and of this package do not count: Keras's wrappers call their layers in loops,
+    where calls cannot be recorded. A layer with weights of its own does not count either, because
+    it does more than its parts.
     """
     parts = sublayers(layer)
     if not parts or type(layer).__module__.partition(".")[0] in ("keras", "keras_robust"):
         return False
-    theirs = {id(weight) for part in parts for weight in part.weights}
-    return all(id(weight) in theirs for weight in layer.weights)
+    weights_of_parts = {id(weight) for part in parts for weight in part.weights}
+    return all(id(weight) in weights_of_parts for weight in layer.weights)
 
 
 def named_layers(model: Any) -> dict[str, Any]:
-    """The layers inside of a model, but for models, each once, by paths: `"encoder/conv2d"`.
+    """Returns the layers inside a model, each once, by their paths: `"encoder/conv2d"`.
 
-    A layer that is made of layers comes with its parts.
+    Models are left out. A layer that is made of layers is included, and so are its parts.
     """
     found: dict[str, Any] = {}
     seen: set[int] = set()
@@ -137,7 +142,7 @@ def named_layers(model: Any) -> dict[str, Any]:
 
 
 def output_layer(model: Any) -> Any:
-    """The layer that the model's outputs come from; `None` where that cannot be told."""
+    """Returns the layer that computes the model's outputs; `None` if it is unknown."""
     if hasattr(model, "base_model"):
         return output_layer(model.base_model)
     if isinstance(model, keras.Sequential):

@@ -1,4 +1,4 @@
-"""Replacing what a layer does while a function is traced or run."""
+"""Temporary replacement of what a layer does, while a function is traced or run."""
 
 import contextlib
 import functools
@@ -13,7 +13,8 @@ from keras_robust import backend
 from keras_robust.model.layers import HasSurrogate, HasSwitch, all_layers, output_layer
 
 _lock = threading.RLock()
-# For each layer that is inside of `wrapped_call`: how many times, and what undoes it.
+# For each layer and wrapper: the number of open `wrapped_call` contexts, and a function that undoes
+# the wrapping.
 _wrapped: dict[tuple[int, Any], tuple[int, Callable[[], None]]] = {}
 
 
@@ -29,7 +30,7 @@ def replaced(layer: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _replace(layer: Any, name: str, value: Any) -> Callable[[], None]:
-    """Sets an attribute; returns what sets it back."""
+    """Sets an attribute, and returns a function that restores it."""
     own = name in vars(layer)
     before = getattr(layer, name)
     setattr(layer, name, value)
@@ -38,11 +39,11 @@ def _replace(layer: Any, name: str, value: Any) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def wrapped_call(layer: Any, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Makes each call of the layer `wrapper(layer, call, ...)`, in all threads.
+    """Replaces each call of the layer by `wrapper(layer, call, ...)`, in all threads.
 
-    Unlike `replaced` it may last over points at which threads wait for each other, as the
-    replicas of `MirroredStrategy` do at a synchronized batch norm: they may be inside together,
-    and the call is wrapped once.
+    Unlike `replaced`, several threads may use it at the same time; the call is wrapped only once.
+    The context may therefore last over points at which threads wait for each other, as the replicas
+    of `MirroredStrategy` do at a synchronized batch norm.
     """
     key = (id(layer), wrapper)
     with _lock:
@@ -66,7 +67,7 @@ def wrapped_call(layer: Any, wrapper: Callable[..., Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_batch_norm(model: Any) -> Iterator[None]:
-    """Makes batch norm use and keep its moving statistics, in training mode too."""
+    """Makes batch norm use its moving statistics, without updates, in training too."""
     with contextlib.ExitStack() as stack:
         for layer in all_layers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
@@ -79,9 +80,9 @@ def _in_inference(layer: Any, call: Any, inputs: Any, training: Any = None, **kw
 
 
 def final_activation(model: Any) -> str | None:
-    """`"softmax"`, `"sigmoid"` or `"linear"`, as the model's last layer says.
+    """Returns `"softmax"`, `"sigmoid"` or `"linear"`, the activation of the model's last layer.
 
-    `None` where that cannot be told: a layer without weights may hand on a softmax's outputs.
+    Returns `None` if it is unknown: a layer without weights may pass on the outputs of a softmax.
     """
     layer = output_layer(model)
     if isinstance(layer, keras.layers.Softmax):
@@ -96,7 +97,7 @@ def final_activation(model: Any) -> str | None:
 
 @contextlib.contextmanager
 def without_final_activation(model: Any) -> Iterator[bool]:
-    """Leaves out a softmax or sigmoid that ends the model; yields whether there is one."""
+    """Removes a softmax or sigmoid at the model's end. Yields whether there is one."""
     layer = output_layer(model)
     if final_activation(model) not in ("softmax", "sigmoid"):
         yield False
@@ -110,7 +111,7 @@ def without_final_activation(model: Any) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def convolutions_for_loops(layers: list[Any]) -> Iterator[None]:
-    """Replaces the convolutions of layers by ones that are fast in loops too, where needed."""
+    """Replaces convolutions by ones that are fast in loops, if the backend needs it."""
     convolve = backend.convolution_for_loops()
     with contextlib.ExitStack() as stack:
         if convolve is not None:
@@ -138,7 +139,7 @@ def _convolution_op(layer: Any, convolve: Callable[..., Any], inputs: Any, kerne
 
 @contextlib.contextmanager
 def attacked_as(model: Any, surrogate: str | None = None) -> Iterator[bool]:
-    """Makes layers that have a surrogate compute it; yields whether the output is another."""
+    """Makes layers with a surrogate compute it. Yields whether any of their outputs differs."""
     layers = [layer for layer in all_layers(model) if isinstance(layer, HasSurrogate)]
     with contextlib.ExitStack() as stack:
         differs = [stack.enter_context(layer.attacked_as(surrogate)) for layer in layers]
@@ -147,7 +148,7 @@ def attacked_as(model: Any, surrogate: str | None = None) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def fixed_switches(layers: list[HasSwitch], positions: tuple[int, ...]) -> Iterator[None]:
-    """Makes layers with a switch compute what it says in `positions`, and nothing else."""
+    """Fixes the switches of layers at `positions`, one for each layer."""
     with contextlib.ExitStack() as stack:
         for layer, position in zip(layers, positions, strict=True):
             stack.enter_context(replaced(layer, "fixed_switch", position))

@@ -12,44 +12,40 @@ from keras_robust.model.patching import final_activation
 from keras_robust.ops.logits import class_scores
 from keras_robust.ops.precision import working_dtype
 
-# How often a vote by chance may look like an attack's success.
+# Probability that chance alone makes a vote look like an attack's success.
 _CHANCE = 1e-4
-# The standard deviation of the noise, in steps of the grid, is from 2^8 to 2^9.
+# The standard deviation of the noise is from 2^8 to 2^9 steps of the grid.
 _STEPS_IN_STDDEV = 8
 
 
 def grid_step(stddev: float) -> float:
-    """The step of the grid that noisy images are rounded to, a power of 2."""
+    """Returns the step of the grid that noisy images are rounded to, a power of 2."""
     return math.ldexp(1.0, math.frexp(stddev)[1] - 1 - _STEPS_IN_STDDEV)
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class SmoothedClassifier(keras.Model):
-    """The classifier that `kr.evaluation.certify` certifies, so that it can be attacked.
+    """Classifies by a vote of a model over noisy copies of each image.
 
         g(x) = argmax_c P(f(x + n) = c),    n ~ N(0, stddev^2)
 
-    It draws `num_votes` noisy copies of each image, anew in each call, and lets the model vote. Its
-    outputs are `2 k_c / num_votes - 1`, where `k_c` copies were given to class c: 1 for all votes,
-    -1 for none.
+    This is the classifier that `kr.evaluation.certify` certifies, as a model that can be attacked.
+    Each call draws `num_votes` new noisy copies of each image. If the model classifies k_c of them
+    as class c, the output for class c is `2 k_c / num_votes - 1`: 1 for all votes, -1 for none.
 
-    Votes have no gradient. An attack by gradients follows that of the model on a noisy copy, with
-    `objective=kr.evaluation.noisy_logits`, averaged over `num_samples` of them (expectation over
-    transformation):
+    Votes have no gradient. A gradient-based attack therefore needs
+    `objective=kr.evaluation.noisy_logits`, the model's logits on a noisy copy. It averages their
+    gradient over `num_samples` copies (expectation over transformation):
 
         kr.attacks.PGD(0.5, norm="l2", num_samples=16, objective=kr.evaluation.noisy_logits)
 
-    Its success is judged by `num_votes * num_samples` votes over other noise. It counts where the
-    other class leads by more than chance explains (Hoeffding's inequality, at 1 in 10,000 for each
-    image that is judged), so that no attack succeeds by asking again and again.
-
     Args:
-        model: Keras model, the one to be smoothed.
+        model: Keras model to be smoothed.
         stddev: float. Standard deviation of the noise, in units of the images.
-        num_votes: int. How many votes a call counts. Judging an attack takes `num_samples` times as
-            many. Defaults to `100`.
+        num_votes: int. Number of votes in a call. To judge an attack, `num_samples` times as many
+            are counted. Defaults to `100`.
         seed: int. Seed of the noise. Defaults to `None`: a random one.
-        **kwargs: `name` and the like, as for any Keras model.
+        **kwargs: other arguments of a Keras model, such as `name`.
 
     Call arguments:
         inputs: tensor of images, shape `(batch_size, ...)`.
@@ -58,7 +54,7 @@ class SmoothedClassifier(keras.Model):
         Tensor of shape `(batch_size, num_classes)`.
 
     Raises:
-        ValueError: if `model` is no Keras model, or another argument is out of its range.
+        ValueError: if `model` is not a Keras model, or another argument is out of range.
 
     Example:
 
@@ -68,6 +64,11 @@ class SmoothedClassifier(keras.Model):
     >>> x = np.random.rand(4, 8, 8, 1).astype("float32")
     >>> smoothed(x).shape[1]
     10
+
+    The success of an attack is judged by `num_votes * num_samples` votes with new noise. An image
+    counts as fooled only if another class leads by more than chance explains (Hoeffding's
+    inequality, at 1 in 10,000 for each image that is judged). An attack therefore cannot succeed by
+    repeating its queries.
 
     Reference:
 
@@ -117,14 +118,17 @@ class SmoothedClassifier(keras.Model):
         return 2 * total / self.num_votes - 1
 
     def noisy_logits(self, x: Any) -> Any:
-        """The model's logits on one noisy copy of each image."""
+        """Returns the model's logits on one noisy copy of each image."""
         classifier, seed = Classifier.of(self.model), self.seed_generator.next()
         from_logits = final_activation(self.model) not in ("softmax", "sigmoid")
         noisy = self._noisy(x, backend.fold_in(seed, 0))
         return classifier.logits(noisy, from_logits)
 
     def largest_chance(self, num_samples: int, num_classes: int) -> float:
-        """By how much one output may lead another by chance, in the mean of so many calls."""
+        """Returns the largest lead of one output over another that chance explains.
+
+        The outputs are means over `num_samples` calls.
+        """
         num_votes = self.num_votes * num_samples
         return math.sqrt(8 * math.log(num_classes / _CHANCE) / num_votes)
 
@@ -147,8 +151,8 @@ class SmoothedClassifier(keras.Model):
         scores = class_scores(outputs, from_logits=activation != "sigmoid")
         if scores is not outputs and activation is None:
             raise ValueError(
-                "The last layer of a model of one output must say whether that is a logit or a "
-                "probability: end it in a `Dense` layer, with a sigmoid or without. "
+                "The last layer of a model with one output must tell whether the output is a logit "
+                "or a probability: end the model in a `Dense` layer, with a sigmoid or without. "
                 f"Received: model={self.model!r}"
             )
         return scores
@@ -161,21 +165,22 @@ class SmoothedClassifier(keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 def noisy_logits(model: Any, x: Any, y: Any) -> Any:
-    """What attacks on a `kr.evaluation.SmoothedClassifier` follow, passed as their `objective`.
+    """Returns the logits on a noisy copy of each image, as the `objective` of an attack.
 
-    The logits `z(x + n)` of the model that is smoothed, on one noisy copy of each image. Each of
-    the attack's `num_samples` draws other noise.
+    The logits are `z(x + n)`, for the model that a `kr.evaluation.SmoothedClassifier` smooths.
+    Gradient-based attacks on a `SmoothedClassifier` need this objective. Each of the attack's
+    `num_samples` draws new noise.
 
     Args:
         model: `kr.evaluation.SmoothedClassifier`.
         x: tensor of images, shape `(batch_size, ...)`.
-        y: labels, which it does not need.
+        y: labels, which are not used.
 
     Returns:
         Tensor of logits, shape `(batch_size, num_classes)`.
 
     Raises:
-        ValueError: if the model is another one.
+        ValueError: if `model` is not a `SmoothedClassifier`.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours."""
+"""Exact nearest-neighbour search."""
 
 from typing import Any
 
@@ -13,17 +13,19 @@ _BATCH = 1024
 
 
 class ExactIndex:
-    """Finds the nearest of a set of points by comparing with all of them.
+    """Finds the nearest of a set of points by comparing each query with all of them.
 
-    Squared distances come from blocked matrix products, and of each block only the nearest
-    points are kept: memory beyond the points themselves is bounded, however many there are.
+    Squared distances come from matrix products with blocks of points, of which only the nearest
+    points are kept. Apart from the points themselves, memory is therefore bounded whatever their
+    number.
 
     Args:
         points: float array, shape `(num_points, dimensions)`.
 
     Raises:
         ValueError: if `points` is not such an array, or holds values that are NaN, infinite or so
-            large that a square overflows; by `search`, if the queries do, or do not fit it.
+            large that a square overflows. `search` raises it for such queries, for queries of other
+            dimensions, and if there are fewer points than neighbours.
 
     Example:
 
@@ -36,15 +38,15 @@ class ExactIndex:
 
     def __init__(self, points: Any) -> None:
         self.points = check_points("points", points)
-        # Far from the origin, squared distances by products would be rounding errors.
+        # Far from the origin, rounding errors would dominate squared distances from products.
         self._center = self.points.mean(axis=0)
 
     def search(self, queries: Any, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
-        """The points nearest to each query, in ascending order of the distance.
+        """Finds the points nearest to each query, in ascending order of the distance.
 
         Args:
             queries: float array, shape `(num_queries, dimensions)`.
-            num_neighbors: int.
+            num_neighbors: int. The number of points to return for each query.
 
         Returns:
             Squared Euclidean distances and indices, both of shape `(num_queries, num_neighbors)`.
@@ -59,7 +61,7 @@ class ExactIndex:
         )
         points = ops.convert_to_tensor(self.points - self._center)
         batch = min(_BATCH, len(queries))
-        # Batches of one size, for which the search is compiled once.
+        # All batches have the same size, so that the search is compiled only once.
         padded = np.resize(queries, (-(-len(queries) // batch) * batch, queries.shape[1]))
         found = [search(padded[row : row + batch], points) for row in range(0, len(padded), batch)]
         distances, indices = (

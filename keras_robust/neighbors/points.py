@@ -1,4 +1,4 @@
-"""What the indices accept."""
+"""Validation of the arguments of the indices."""
 
 from typing import Any
 
@@ -9,9 +9,10 @@ from keras_robust.ops.nearest import check_distances_exist, dtype_name
 
 
 def check_points(name: str, points: Any, width: int | None = None, dtype: Any = None) -> np.ndarray:
-    """The points as a float array, shape `(num_points, dimensions)`.
+    """Converts the points to a float array, shape `(num_points, dimensions)`.
 
-    In `dtype`; where that is `None`, in float64 if they and the backend have it, else in float32.
+    Its dtype is `dtype`. If that is `None`, it is float64 if the points are in float64 and the
+    backend supports it, else float32.
     """
     points = ops.convert_to_numpy(points)
     if points.ndim != 2 or not points.size or width not in (None, points.shape[1]):
@@ -29,7 +30,7 @@ def check_points(name: str, points: Any, width: int | None = None, dtype: Any = 
 
 
 def check_num_neighbors(count: int, num_points: int) -> None:
-    """Raises a `ValueError` if more neighbours are asked for than there are points."""
+    """Raises a `ValueError` if there are fewer points than neighbours."""
     if count > num_points:
         raise ValueError(
             "Argument `num_neighbors` must be at most the number of points in the index, "

@@ -1,4 +1,4 @@
-"""Approximate nearest neighbours by ScaNN."""
+"""Approximate nearest-neighbour search by ScaNN."""
 
 from typing import Any
 
@@ -9,26 +9,27 @@ from keras_robust import validation
 from keras_robust.neighbors.exact import ExactIndex
 from keras_robust.neighbors.points import check_num_neighbors, check_points
 
-# Below this number of points ScaNN's own advice is to compare with all of them.
+# Below this number of points ScaNN's documentation recommends comparing with all of them.
 _MIN_PARTITIONED = 20_000
 _TRAINING_SAMPLE = 250_000
 
 
 class ScannIndex:
-    """Finds nearest points approximately, by ScaNN: a tree of partitions, then exact distances.
+    """Finds nearest points approximately by ScaNN.
 
-    The points are partitioned into about `2 sqrt(num_points)` leaves, of which `search_share`
-    are looked into, compared by quantized distances, and the best candidates (at least
-    `1.5 sqrt(num_points)`) are reordered by exact ones. With fewer than 20,000 points all are
-    compared. `recall(queries)` tells how many of the true neighbours it finds.
+    The points are partitioned into about `2 sqrt(num_points)` leaves. A search compares the points
+    in a share of the leaves, `search_share`, by quantized distances, and then reorders the best
+    candidates (at least `1.5 sqrt(num_points)`) by exact distances. With fewer than 20,000 points,
+    all points are compared exactly. `recall(queries)` measures the share of true neighbours found.
 
-    Runs on the TensorFlow backend, on Linux, where the package `scann` is installed (the extra
-    `scann`, which brings the TensorFlow that it was built for).
+    The index requires the TensorFlow backend, Linux, and the package `scann` (the extra `scann`,
+    which installs the version of TensorFlow that it was built for).
 
     Args:
         points: float array, shape `(num_points, dimensions)`.
-        num_neighbors: int. How many neighbours `search` returns unless told. Defaults to `30`.
-        search_share: float. Share of the leaves that are looked into. Defaults to `0.05`.
+        num_neighbors: int. The number of neighbours that `search` returns by default. Defaults to
+            `30`.
+        search_share: float. Share of the leaves that are searched. Defaults to `0.05`.
 
     Raises:
         ValueError: if `points` is not such an array, or an argument is out of its range.
@@ -70,11 +71,11 @@ class ScannIndex:
     def search(
         self, queries: Any, num_neighbors: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The points nearest to each query, in ascending order of the distance.
+        """Finds the points nearest to each query, in ascending order of the distance.
 
         Args:
             queries: float array, shape `(num_queries, dimensions)`.
-            num_neighbors: int. Defaults to `None`: as the index was made for.
+            num_neighbors: int. Defaults to `None`: the `num_neighbors` of the index.
 
         Returns:
             Squared Euclidean distances and indices, both of shape `(num_queries, num_neighbors)`.
@@ -90,7 +91,7 @@ class ScannIndex:
         return np.maximum(distances, 0), indices.astype("int32")
 
     def recall(self, queries: Any, num_neighbors: int | None = None) -> float:
-        """The share of the queries' true nearest neighbours that `search` finds."""
+        """Measures the share of the queries' true nearest neighbours that `search` finds."""
         count = self.num_neighbors if num_neighbors is None else num_neighbors
         found = self.search(queries, count)[1]
         true = ExactIndex(self.points).search(queries, count)[1]
@@ -98,10 +99,11 @@ class ScannIndex:
         return float(np.sum(hits) / true.size)
 
     def _num_candidates(self, count: int) -> int:
-        """How many points are compared exactly to find the `count` nearest.
+        """Returns how many points are compared exactly to find the `count` nearest.
 
-        The denser the points lie, the less can quantized distances tell neighbours apart: with a
-        fixed number recall would fall as the points grow more.
+        The number grows with the number of points: the denser the points lie, the less well
+        quantized distances distinguish neighbours, and with a fixed number the recall would
+        decrease.
         """
         return min(max(5 * count, 200, int(1.5 * len(self.points) ** 0.5)), len(self.points))
 
@@ -109,16 +111,17 @@ class ScannIndex:
 def _scann() -> Any:
     if keras.backend.backend() != "tensorflow":
         raise ImportError(
-            "ScaNN is used on the TensorFlow backend alone: use `neighbors='exact'`, or "
-            "`keras_robust.neighbors.ExactIndex`. Received: "
+            "ScaNN requires the TensorFlow backend. Use `neighbors='exact'` or "
+            "`keras_robust.neighbors.ExactIndex` instead. Received: "
             f"backend={keras.backend.backend()!r}"
         )
     try:
         import scann
-    except Exception as error:  # An undefined symbol is none of Python's import errors.
+    except Exception as error:  # An undefined symbol does not raise an `ImportError`.
         raise ImportError(
-            "ScaNN could not be imported. It comes with `pip install 'keras_robust[scann]'`, on "
-            "Linux, with the version of TensorFlow that it was built for: beside another one its "
-            f"operations cannot be loaded. The error was: {error}"
+            "ScaNN could not be imported. On Linux, install it by "
+            "`pip install 'keras_robust[scann]'`, which also installs the version of TensorFlow "
+            "that it was built for. Its operations cannot be loaded with another version. "
+            f"The error was: {error}"
         ) from error
     return scann

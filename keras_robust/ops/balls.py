@@ -1,4 +1,4 @@
-"""Norm balls around a batch of images: a random point, the steepest direction, the projection."""
+"""Norm balls around a batch of images: random points, steepest directions, projections."""
 
 import math
 from collections.abc import Callable
@@ -9,39 +9,42 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.ops.precision import working_dtype
 
-# A length of an example that others are measured by counts as at least this share of its mean over
-# the examples. An image that is all but black has no length to measure by: the ratio would outweigh
-# all others, or be infinite. No image of MNIST, Fashion-MNIST or CIFAR-10 is that short.
+# Norms of examples that serve as denominators are raised to at least this share of their mean over
+# the examples. The norm of a nearly black image is close to zero, so a ratio to it would dominate
+# the mean or be infinite. No image of MNIST, Fashion-MNIST or CIFAR-10 has so small a norm.
 LEAST_SHARE = 0.1
-# A length to divide by, where both the length and the radius are 0.
+# Divisor where a length, and possibly the radius, is 0.
 _SMALLEST = 1e-30
-# A change of a value by this share of the radius may be rounding.
+# A change of a value by less than this share of the radius may be a rounding error.
 NEGLIGIBLE = 1e-6
-# How often `bisected` halves: what is left is below the rounding of each dtype.
+# The number of halvings in `bisected`, after which the interval is below each dtype's rounding.
 _NUM_HALVINGS = {"float32": 30, "float64": 60}
-# To which share of the radius the projection in L1 is exact in each dtype, by which share
-# neighbouring numbers differ, and after how many steps it ends at the latest.
+# The projection in L1: its error as a share of the radius, the relative spacing of numbers in each
+# dtype, and the maximum number of steps.
 _PRECISION, _ROUNDING = {"float32": 1e-6, "float64": 1e-14}, {"float32": 1e-7, "float64": 2e-16}
-_MOST_STEPS = 200
+_MAX_STEPS = 200
 
 
 def per_example(values: Any, like: Any) -> Any:
-    """Shape `(batch_size,)` to `(batch_size, 1, ..., 1)`, to go with `like`."""
+    """Reshapes `(batch_size,)` to `(batch_size, 1, ..., 1)`, to broadcast with `like`."""
     return ops.reshape(values, (-1,) + (1,) * (len(like.shape) - 1))
 
 
 def per_example_where(condition: Any, x: Any, otherwise: Any) -> Any:
-    """`x` for the examples for which the condition holds, else the other."""
+    """Selects `x` for the examples that meet the condition, else `otherwise`."""
     return ops.where(per_example(condition, x), x, otherwise)
 
 
 def maximum_norm(delta: Any) -> Any:
-    """L-infinity norm per example."""
+    """Computes the L-infinity norm of each example."""
     return ops.max(ops.reshape(ops.abs(delta), (ops.shape(delta)[0], -1)), axis=1)
 
 
 def euclidean_norm(delta: Any) -> Any:
-    """L2 norm per example, scaled by the largest entry: squares neither under- nor overflow."""
+    """Computes the L2 norm of each example.
+
+    Values are scaled by the largest entry, so that their squares neither underflow nor overflow.
+    """
     largest = maximum_norm(delta)
     safe = ops.where(largest > 0, largest, ops.ones_like(largest))
     scaled = ops.reshape(delta / per_example(safe, delta), (ops.shape(delta)[0], -1))
@@ -49,7 +52,7 @@ def euclidean_norm(delta: Any) -> Any:
 
 
 def absolute_norm(delta: Any) -> Any:
-    """L1 norm per example."""
+    """Computes the L1 norm of each example."""
     return _sum(ops.abs(delta))
 
 
@@ -58,36 +61,41 @@ def _sum(values: Any) -> Any:
 
 
 def bisected(surplus: Callable[[Any], Any], high: Any, enough: float = 0.0) -> tuple[Any, Any]:
-    """Two neighbouring thresholds per example: `surplus >= 0` at the first, `< 0` at the second.
+    """Bisects for the threshold at which `surplus` changes its sign, for each example.
 
-    On both backends it is several times as fast as sorting, even if it sums over all values in
-    each step, and exact but for rounding where its result is interpolated.
+    Returns two adjacent thresholds, with `surplus >= 0` at the first and `surplus < 0` at the
+    second. Even if `surplus` sums over all values in each step, bisection is several times as fast
+    as sorting on both backends. It is exact up to rounding if the result is interpolated.
 
     Args:
-        surplus: function of thresholds, shape `(batch_size,)`, that falls with them. Where it is
-            negative even at 0, the first threshold is 0.
-        high: tensor, shape `(batch_size,)`, above which it is negative.
-        enough: ends before, once `surplus` is smaller than this at each example's first threshold.
+        surplus: decreasing function of thresholds, shape `(batch_size,)`. Where it is negative even
+            at 0, the first threshold is 0.
+        high: tensor, shape `(batch_size,)`: thresholds at which `surplus` is negative.
+        enough: the bisection stops early once `surplus` is smaller than this at the first threshold
+            of every example.
     """
     num_halvings = _NUM_HALVINGS[working_dtype(high.dtype)]
 
-    def halve(number: Any, low: Any, high: Any, left: Any) -> tuple[Any, ...]:
+    def halve(step: Any, low: Any, high: Any, at_low: Any) -> tuple[Any, ...]:
         middle = (low + high) / 2
         value = surplus(middle)
         is_low = value >= 0
         low, high = ops.where(is_low, middle, low), ops.where(is_low, high, middle)
-        return number + 1, low, high, ops.where(is_low, value, left)
+        return step + 1, low, high, ops.where(is_low, value, at_low)
 
-    def is_open(number: Any, low: Any, high: Any, left: Any) -> Any:
-        return ops.logical_and(number < num_halvings, ops.any(left >= enough))
+    def unfinished(step: Any, low: Any, high: Any, at_low: Any) -> Any:
+        return ops.logical_and(step < num_halvings, ops.any(at_low >= enough))
 
     low = ops.zeros_like(high)
-    _, low, high, _ = ops.while_loop(is_open, halve, (0, low, high, low + float("inf")))
+    _, low, high, _ = ops.while_loop(unfinished, halve, (0, low, high, low + float("inf")))
     return low, high
 
 
 def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
-    """How many values of an example can change: a number, or where bounds are tensors a tensor."""
+    """Counts the values of an example that can change.
+
+    Returns a number, or a tensor with one number for each example if the bounds are tensors.
+    """
     if not len(getattr(bounds[0], "shape", ())):
         return math.prod(x.shape[1:])
     free = ops.cast(bounds[1] > bounds[0], x.dtype)
@@ -97,8 +105,8 @@ def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
 def movable(gradient: Any, x: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any:
     """Masks the values that can still move in the direction of the gradient.
 
-    A value within a millionth of the radius `epsilon` of a bound counts as being at it, because of
-    rounding. A gradient that is NaN points to no bound.
+    A value whose distance to a bound is at most a millionth of the radius `epsilon` counts as
+    being at the bound, because of rounding. NaN gradients count as movable.
     """
     least = NEGLIGIBLE * epsilon
     at_upper = ops.logical_and(gradient > 0, bounds[1] - x <= least)
@@ -107,13 +115,15 @@ def movable(gradient: Any, x: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any
 
 
 def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = True) -> Any:
-    """The point of the unit ball that has the largest inner product with `gradient`.
+    """Returns the point of the unit ball that has the largest inner product with `gradient`.
 
     `argmax_{||d|| <= 1} <d, g>`: sign(g) for `"linf"`, g / ||g||_2 for `"l2"`; 0 where g is 0.
-    For `"l1"` it is one value, that with the largest `|g_i|`. With a `count`, a number or one for
-    each example, so many values share the length: `sign(g_i) / count` for the `count` largest of
-    those that are `movable`. Others with a `|g_i|` as large are pushed as far beyond their bounds:
-    the projection, which takes away the same from each value, then leaves them there.
+
+    For `"l1"` only the value with the largest `|g_i|` is nonzero. With `count`, a number or one
+    number for each example, the `count` largest `|g_i|` among the `movable` values share the
+    length: `sign(g_i) / count`. Values that are not movable and whose `|g_i|` is at least as large
+    as the smallest of these get the same step, beyond their bounds. The projection reduces the step
+    of each value by the same amount, so it leaves them at their bounds.
     """
     if norm == "linf":
         return ops.sign(gradient)
@@ -126,12 +136,12 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = 
             return _sum(ops.cast(counted >= per_example(least, size), size.dtype)) - count
 
         largest = maximum_norm(gradient)
-        # The `count` largest, rounded up, are found once fewer than one are too many.
+        # Below a surplus of 1 the threshold selects the `count` largest, rounded up.
         least, _ = bisected(surplus, largest, enough=1.0)
         chosen = ops.where(counted >= per_example(least, size), counted, per_example(largest, size))
         least = ops.min(ops.reshape(chosen, (ops.shape(size)[0], -1)), axis=1)
         signs = ops.sign(gradient)
-        # What is NaN is no smaller than anything, and stays.
+        # A NaN gradient is not smaller than `least`, so the result stays NaN.
         signs = ops.where(size < per_example(least, size), ops.zeros_like(signs), signs)
         can_move = ops.cast(counted >= 0, signs.dtype)
         return signs / per_example(ops.maximum(absolute_norm(signs * can_move), 1.0), signs)
@@ -141,9 +151,9 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = 
 
 
 def steepest_step(gradient: Any, size: Any, norm: str, count: Any = 1, movable: Any = True) -> Any:
-    """`argmax <d, g>` subject to `||d / size|| <= 1`; in L1 as in `steepest_direction`.
+    """Returns `argmax <d, g>` subject to `||d / size|| <= 1`; for L1 see `steepest_direction`.
 
-    `size` is a number, or a tensor that broadcasts to `gradient`, one size for each value.
+    `size` is a number, or a tensor that broadcasts to `gradient`, with one size for each value.
     """
     if not len(getattr(size, "shape", ())):
         return size * steepest_direction(gradient, norm, count, movable)
@@ -151,20 +161,20 @@ def steepest_step(gradient: Any, size: Any, norm: str, count: Any = 1, movable: 
 
 
 def projection(x: Any, epsilon: Any, norm: str, bounds: tuple[Any, Any]) -> Callable[[Any], Any]:
-    """The projection to the ball of radius `epsilon` around `x`, then to `bounds`.
+    """Returns the projection to the ball of radius `epsilon` around `x` and to `bounds`.
 
-    For `"linf"` and `"l1"` it is `argmin ||z - x_adv||_2` over the intersection of both. For
-    `"l2"` it is each projection once: the result lies in both, since clipping to an interval
-    that contains `x` brings no coordinate further away from it. `bounds` are numbers, or tensors of
-    the shape of `x`.
+    For `"linf"` and `"l1"` it computes `argmin ||z - x_adv||_2` over the intersection of ball and
+    bounds. For `"l2"` it projects to the ball and then to the bounds. The result lies in both,
+    because clipping to an interval that contains `x` moves no coordinate away from `x`. `bounds`
+    are numbers, or tensors of the shape of `x`.
 
     In L1, with `u = x_adv - x` and the room `r_i` from `x_i` to the bound in the direction of
     `u_i`,
 
         z_i = x_i + sign(u_i) * min(max(|u_i| - lambda, 0), r_i)
 
-    for the least `lambda >= 0` with which `||z - x||_1 <= epsilon`. The sum is piecewise linear
-    and falls with `lambda`: Newton's method finds the root in a few steps.
+    for the smallest `lambda >= 0` with `||z - x||_1 <= epsilon`. This norm is piecewise linear and
+    decreasing in `lambda`, and Newton's method finds the root in a few steps.
     """
     if norm == "linf":
         lower = ops.maximum(x - epsilon, bounds[0])
@@ -193,22 +203,22 @@ def _project_l1(x: Any, x_adv: Any, epsilon: Any, bounds: tuple[Any, Any]) -> An
         return ops.minimum(ops.maximum(size - per_example(threshold, size), 0), room)
 
     new = shrunk(_threshold(size, room, shrunk, epsilon))
-    # Rounding may have left a little too much: what is not at its bound gives it up.
+    # Rounding may leave the norm slightly above `epsilon`: shrink the values not at their bound.
     at_limit = new >= room
     rest = absolute_norm(ops.where(at_limit, ops.zeros_like(new), new))
     excess_share = (absolute_norm(new) - epsilon) / ops.maximum(rest, _SMALLEST)
     factor = 1 - ops.clip(excess_share, 0, 1)
     z = ops.clip(x + ops.sign(delta) * new * per_example(factor, new), *bounds)
-    # `x + (limit - x)` may be just off the limit.
+    # `x + (limit - x)` may differ from the limit by rounding.
     return ops.where(ops.logical_and(at_limit, new > 0), limit, z)
 
 
 def _threshold(size: Any, room: Any, shrunk: Callable[[Any], Any], epsilon: Any) -> Any:
-    """`lambda` of the projection in L1: 0 where nothing has to be taken away.
+    """Finds `lambda` of the projection in L1; it is 0 where the norm is small enough already.
 
-    Newton's method from below, where it stays within what is known of the root's place, and the
-    secant elsewhere. Every third step bisects: where all values are as far as their bounds, the
-    slope says nothing.
+    Uses Newton's method from below where its iterate stays inside the bracket, and the secant
+    elsewhere. Every third step bisects, because the slope is 0 where all values are at their
+    bounds.
     """
     dtype = working_dtype(size.dtype)
     precision, rounding = _PRECISION[dtype], _ROUNDING[dtype]
@@ -220,7 +230,7 @@ def _threshold(size: Any, room: Any, shrunk: Callable[[Any], Any], epsilon: Any)
         # False for NaN.
         wide = ends[1] - ends[0] > rounding * ends[1]
         far = ops.logical_and(values[0] > precision * epsilon, -values[1] > precision * epsilon)
-        return ops.logical_and(ops.logical_and(wide, far), step < _MOST_STEPS)
+        return ops.logical_and(ops.logical_and(wide, far), step < _MAX_STEPS)
 
     def narrow(step: Any, ends: Any, values: Any) -> tuple[Any, ...]:
         (low, high), (above, below) = ends, values
@@ -250,7 +260,8 @@ def _threshold(size: Any, room: Any, shrunk: Callable[[Any], Any], epsilon: Any)
 def random_in_ball(x: Any, epsilon: Any, norm: str, seed: Any, bounds: tuple[Any, Any]) -> Any:
     """Draws uniformly from the ball of radius `epsilon` around each `x`.
 
-    Values whose bounds, tensors, leave them no room are fixed: the ball has fewer dimensions.
+    If the bounds are tensors, values whose two bounds are equal are fixed, and the ball has fewer
+    dimensions.
     """
     shape = ops.shape(x)
     if norm == "linf":

@@ -1,4 +1,4 @@
-"""Projection to the part of a hyperplane that lies in the bounds."""
+"""Projection to the part of a hyperplane that lies within the bounds."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from keras_robust.ops.balls import absolute_norm, bisected, maximum_norm, per_ex
 def to_hyperplane(
     x: Any, normal: Any, distance: Any, norm: str, bounds: tuple[float, float]
 ) -> Any:
-    """The smallest step from `x` to a hyperplane that does not leave the bounds.
+    """Computes the smallest step from `x` to a hyperplane that stays within the bounds.
 
-    `argmin ||d||` subject to `<w, d> = c` and `low <= x + d <= high`. Where no such `d` exists,
-    the one within the bounds that has the inner product with `w` nearest to `c`.
+    `argmin ||d||` subject to `<w, d> = c` and `low <= x + d <= high`. If no such `d` exists, the
+    step within the bounds whose inner product with `w` is nearest to `c`.
 
     With `s_i = 1` for `"linf"`, `|w_i|` for `"l2"`, and `r_i` the room between `x_i` and the
     bound in the direction of `sign(c w_i)`, the solution is
@@ -21,23 +21,24 @@ def to_hyperplane(
         d_i = sign(c w_i) * min(t s_i, r_i)    with    phi(t) = sum_i |w_i| min(t s_i, r_i) = |c|
 
     (Croce and Hein, 2020, arXiv 1907.02044, who solve the equation by sorting). `phi` is
-    increasing, concave and piecewise linear, so Newton's iterates from `t = 0` increase to the
-    solution, and reach it in a finite number of steps: 4 to 8 where it is far from the bounds,
-    up to about 30 where nearly all values have to stop at them.
+    increasing, concave and piecewise linear. Newton's iterates from `t = 0` therefore increase to
+    the solution and reach it in a finite number of steps: 4 to 8 if it is far from the bounds, and
+    up to about 30 if nearly all values have to stop at them.
 
-    For `"l1"` the values with the largest `|w_i|` go to their bounds, until `|c|` is reached: those
-    with `|w_i| > tau`, and the ones at `tau` as far as is still needed. `tau` is bisected.
+    For `"l1"`, the values with the largest `|w_i|` move to their bounds until `|c|` is reached. The
+    values with `|w_i| > tau` move all the way, and those at `tau` as far as needed. `tau` is found
+    by bisection.
 
     Args:
         x: tensor, shape `(batch_size, ...)`, inside `bounds`.
-        normal: tensor like `x`, `w`. Where it is 0, so is the step.
-        distance: tensor, shape `(batch_size,)`, `c`.
+        normal: tensor like `x`: `w`. Where it is 0, the step is 0.
+        distance: tensor, shape `(batch_size,)`: `c`.
         norm: `"linf"`, `"l2"` or `"l1"`.
         bounds: pair of floats.
     """
     largest = maximum_norm(normal)
     largest = ops.where(largest > 0, largest, ops.ones_like(largest))
-    normal = normal / per_example(largest, x)  # Squares then neither under- nor overflow.
+    normal = normal / per_example(largest, x)  # Keeps squares from under- or overflow.
     target = ops.abs(distance) / largest
 
     direction = ops.sign(normal) * per_example(ops.sign(distance), x)
@@ -67,10 +68,10 @@ def to_hyperplane(
 
 
 def _filled(size: Any, room: Any, target: Any) -> Any:
-    """The cheapest steps, at most `room`, with `sum_i size_i step_i = target`."""
+    """Computes the cheapest steps, at most `room`, with `sum_i size_i step_i = target`."""
     zeros = ops.zeros_like(size)
     safe = ops.where(size > 0, size, ops.ones_like(size))
-    # No value has to go further than where it alone would reach the target.
+    # No value needs to move further than the step with which it alone reaches the target.
     room = ops.where(size > 0, ops.minimum(room, per_example(target, size) / safe), zeros)
     gains = size * room
 

@@ -1,4 +1,4 @@
-"""Interpolation on a weighted graph: the linear system of WNLL, and its adjoint."""
+"""Interpolation on a weighted graph: the linear system of WNLL and its adjoint."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from keras import ops
 from keras_robust.ops.nearest import dtype_name
 from keras_robust.ops.neighbor_graph import Edges
 
-# Beyond, conjugate gradients take the place of a Cholesky decomposition.
+# Above this number of points, conjugate gradients replace the Cholesky decomposition.
 MAX_DENSE = 3000
-# How firmly every point is tied to the prior, relative to its edges: what a component of the
-# graph without any known point is left to.
+# The weight that ties every point to the mean of the known values, relative to the weight of its
+# edges. It determines u in components of the graph without any known point.
 _TIE = {"float32": 2e-6, "float64": 1e-13}
 _TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 _MAX_ITERATIONS = 1000
@@ -31,21 +31,24 @@ def interpolate(
 
         sum_y (w(x, y) + w(y, x)) (u(x) - u(y)) + gamma sum_{y known} w(y, x) (u(x) - g(y)) = 0.
 
-    A component without any known point, for which the system is singular, gets the mean of the
-    known values: every point is tied to it by a weight that is negligible elsewhere.
+    The system is singular for a component of the graph without any known point. Every point is
+    therefore tied to the mean of the known values, by a weight that is negligible elsewhere. Such a
+    component gets this mean.
 
-    Differentiable in the weights and in the values. The gradient comes from the adjoint system,
-    which is the same one: with `U_bar` the gradient in u, `Lambda = S^-1 U_bar` and
+    The result is differentiable in the weights and in the values. The gradient comes from the
+    adjoint system, which has the same matrix S: with `U_bar` the gradient in u,
+    `Lambda = S^-1 U_bar` and
 
         w_bar(i, j) = c(i, j) sum_k (Lambda_ik - Lambda_jk) (u_jk - u_ik),
 
-    where `Lambda` is 0 on known points and c is `1 + gamma` from known to unknown points.
+    where `Lambda` is 0 on known points, and c is `1 + gamma` from known to unknown points and 1
+    elsewhere.
 
     Args:
         edges: the graph.
-        values: tensor, shape `(num_points, num_classes)`: g where it is known.
+        values: tensor, shape `(num_points, num_classes)`: g on the known points.
         is_known: bool tensor, shape `(num_points,)`.
-        size: int: unknown are none but the first `size` points.
+        size: int. Only the first `size` points may be unknown.
         template_weight: gamma, a number or a scalar tensor.
         joint: bool. Whether unknown points have edges between them. Defaults to `True`.
 
@@ -60,14 +63,14 @@ def interpolate(
         ops.where(from_known, ops.ones_like(weight) + template_weight, ops.ones_like(weight)),
     )
     is_mixed = ops.logical_xor(from_known, to_known)
-    # Of an edge between a known and an unknown point, which is which.
+    # For an edge between a known and an unknown point: `row` is the unknown one, `other` the known.
     row = ops.where(ops.logical_and(is_mixed, to_known), source, target)
     row = ops.where(row < size, row, ops.zeros_like(row))
     other = ops.where(to_known, target, source)
     is_unknown = ops.logical_not(is_known[:size])[:, None]
     num_points = ops.shape(values)[0]
 
-    # All tensors are arguments: on JAX, one of a branch of `ops.switch` cannot be captured.
+    # All tensors are arguments, because on JAX those of an `ops.switch` branch cannot be captured.
     @ops.custom_gradient
     def solve(
         weight: Any, values: Any, source: Any, target: Any, row: Any, other: Any, is_mixed: Any,
@@ -77,7 +80,7 @@ def interpolate(
         inner = ops.where(is_mixed, ops.zeros_like(weight), weight)
         solver = _solver(source, target, inner, outer, row, is_unknown, size, joint)
         pull = outer[:, None] * ops.take(values, other, axis=0)
-        # `scatter` adds, as `segment_sum` does, which TensorFlow takes longer for on CPUs.
+        # `scatter` adds like `segment_sum`, but is faster with TensorFlow on CPUs.
         pull = ops.scatter(row[:, None], pull, (size, ops.shape(values)[1]))
         share = ops.cast(is_known, values.dtype)[:, None]
         prior = ops.sum(share * values, axis=0) / ops.maximum(ops.sum(share), 1.0)
@@ -116,7 +119,10 @@ def _solver(
     size: Any,
     joint: bool,
 ) -> Callable[[Any, Any], Any]:
-    """A function of the right-hand side and the prior that solves for the first `size` points."""
+    """Returns a function that solves the system for the first `size` points.
+
+    Its arguments are the right-hand side and the mean of the known values.
+    """
     degree = ops.segment_sum(outer, row, num_segments=size)
     for end in (source, target):
         inside = ops.where(end < size, end, ops.zeros_like(end))
@@ -151,7 +157,7 @@ def _dense(source: Any, target: Any, inner: Any, diagonal: Any, size: Any) -> Ca
 def _iterative(
     source: Any, target: Any, inner: Any, diagonal: Any, size: int
 ) -> Callable[[Any], Any]:
-    """Conjugate gradients, preconditioned by the diagonal, for all columns at once."""
+    """Solves for all columns at once by conjugate gradients, preconditioned by the diagonal."""
     is_inside = ops.logical_and(source < size, target < size)
     weight = ops.where(is_inside, inner, ops.zeros_like(inner))[:, None]
     source = ops.where(is_inside, source, ops.zeros_like(source))

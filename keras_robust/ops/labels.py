@@ -1,4 +1,4 @@
-"""Class labels in the two forms that Keras takes."""
+"""Class labels in the two forms that Keras accepts."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def is_one_hot(y: Any) -> bool:
 
 
 def sparse_labels(y: Any) -> Any:
-    """Integer labels, shape `(batch_size,)`, from integers or one-hot rows.
+    """Converts integer labels or one-hot rows to integer labels, shape `(batch_size,)`.
 
     Args:
         y: tensor, shape `(batch_size,)`, `(batch_size, 1)` or `(batch_size, num_classes)`.

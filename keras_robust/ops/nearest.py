@@ -1,4 +1,4 @@
-"""Nearest neighbours, exactly."""
+"""Exact search for nearest neighbours."""
 
 from typing import Any
 
@@ -8,49 +8,53 @@ from keras import ops
 
 from keras_robust import backend
 
-# Points compared with the queries at once, and how many of them form a group in `smallest`.
+# The number of points compared with the queries at once, and the size of a group in `smallest`.
 _BLOCK, _GROUP = 32768, 16
+# The number of queries processed at once.
 _MAX_ROWS = 2048
 # Squared distances below this share of the squared norms are rounding errors of zero.
 _ROUNDING = {"float32": 1e-6, "float64": 1e-14}
 
 
 def squared_distances(x: Any, y: Any) -> Any:
-    """`||x_i - y_j||_2^2`, shape `(len(x), len(y))`: exactly 0 where rounding cannot tell."""
+    """Computes `||x_i - y_j||_2^2`, shape `(len(x), len(y))`.
+
+    Distances below the rounding error of the computation are set to exactly 0.
+    """
     norms = ops.sum(ops.square(x), axis=1)[:, None] + ops.sum(ops.square(y), axis=1)
     distances = norms - 2 * backend.matmul(x, ops.transpose(y))
-    # In this order NaN stays NaN.
+    # The comparison is False for NaN, so that NaN stays NaN.
     is_rounding = distances <= _ROUNDING[dtype_name(x)] * norms
     return ops.where(is_rounding, ops.zeros_like(norms), distances)
 
 
 def has_distances(points: Any) -> Any:
-    """Whether each point's squared distances to others of this kind are finite, shape `(rows,)`.
+    """Tests whether each point has finite squared distances to other such points, shape `(rows,)`.
 
-    Not where a value is NaN, infinite, or so large that squares overflow.
+    It does not if a value is NaN, infinite, or so large that squares overflow.
     """
     # ||x - y||^2 is at most 4 times the larger of ||x||^2 and ||y||^2.
     return ops.isfinite(4 * ops.sum(ops.square(points), axis=1))
 
 
 def check_distances_exist(name: str, points: np.ndarray) -> None:
-    """Raises a `ValueError` for points some of whose squared distances would not be finite."""
+    """Raises a `ValueError` if squared distances of some points would not be finite."""
     points = points if points.dtype == np.float64 else points.astype("float32", copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
         is_good = np.isfinite(4 * np.einsum("ij,ij->i", points, points))
     if not is_good.all():
         raise ValueError(
-            f"Argument `{name}` must hold finite numbers, whose squares are finite in "
-            f"{points.dtype}, too. Received: {name} with {int((~is_good).sum())} rows that hold "
-            "NaN, infinite or larger values"
+            f"Argument `{name}` must hold finite numbers whose squares are also finite in "
+            f"{points.dtype}. Received: {name} with {int((~is_good).sum())} rows that hold NaN, "
+            "infinite or too large values"
         )
 
 
 def smallest(values: Any, count: int) -> tuple[Any, Any]:
-    """The `count` smallest values of each row in ascending order, and their columns.
+    """Returns the `count` smallest values of each row in ascending order, and their columns.
 
     A long row is cut into groups. The `count` smallest values lie in the `count` groups with the
-    smallest minima, so that only these need to be sorted.
+    smallest minima, so that only these groups need to be sorted.
     """
     width = values.shape[1]
     if width is None or width < 3 * count * _GROUP:
@@ -72,22 +76,22 @@ def smallest(values: Any, count: int) -> tuple[Any, Any]:
 def nearest(
     queries: Any, points: Any, count: int, first: Any = None, is_point: Any = None
 ) -> tuple[Any, Any]:
-    """The `count` points nearest to each query, in ascending order of the distance.
+    """Finds the `count` points nearest to each query, in ascending order of the distance.
 
-    Memory does not grow with the number of points, beyond the points themselves.
+    Apart from the points themselves, memory does not grow with their number.
 
     Args:
         queries: tensor, shape `(num_queries, dimensions)`.
         points: tensor, shape `(num_points, dimensions)`.
         count: int.
-        first: int. Query i is point `first + i`, which is left out. Defaults to `None`: the
-            queries are not among the points.
-        is_point: bool tensor, shape `(num_points,)`: the others are no one's neighbours. Defaults
-            to `None`: all are points.
+        first: int. Query i is point `first + i`, which is excluded from its own neighbours.
+            Defaults to `None`: the queries are not among the points.
+        is_point: bool tensor, shape `(num_points,)`. Points where it is False are excluded.
+            Defaults to `None`: all points are included.
 
     Returns:
-        Squared distances and indices, both of shape `(num_queries, count)`. Where there are fewer
-        points, the distances are infinite and the indices 0.
+        Squared distances and indices, both of shape `(num_queries, count)`. If there are fewer than
+        `count` points, the remaining distances are infinite and their indices 0.
     """
     return _in_row_blocks(
         queries,
@@ -99,11 +103,13 @@ def nearest(
 def nearest_in_two_ways(
     queries: Any, points: Any, count: int, scale: Any, scaled_count: int
 ) -> tuple[Any, Any, Any, Any]:
-    """The nearest points, and those nearest in `||x - y||^2 / scale(y)`, from one pass over all.
+    """Finds the points nearest by distance and those nearest by scaled distance, in one pass.
+
+    The scaled distance is `||x - y||^2 / scale(y)`.
 
     Returns:
-        What `nearest` returns, and the same of the second kind: squared distances, unscaled, and
-        indices, shape `(num_queries, scaled_count)`.
+        The two tensors that `nearest` returns, and the same for the scaled distance: squared
+        distances, not scaled, and indices, both of shape `(num_queries, scaled_count)`.
     """
     return _in_row_blocks(
         queries,
@@ -124,7 +130,7 @@ def _in_row_blocks(queries: Any, first: Any, search: Any) -> Any:
 
 
 class _Search:
-    """The search among the points of one block after the other; arguments as of the functions."""
+    """Searches the points block by block; arguments as in `nearest` and `nearest_in_two_ways`."""
 
     def __init__(
         self, queries: Any, points: Any, first: Any, scale: Any = None, is_point: Any = None
@@ -140,11 +146,11 @@ class _Search:
             found = self.block(counts, 0, num_points, 0)
         else:
             blocks = -(-num_points // _BLOCK)
-            # Blocks of one size, whole groups, that overlap as little as possible.
+            # Blocks have equal size, consist of whole groups, and overlap as little as possible.
             size = _GROUP * -(-num_points // (blocks * _GROUP))
 
             def merge(number: Any, found: Any) -> Any:
-                # The last block overlaps the one before it, whose points are left out in it.
+                # The last block may overlap the one before it. It leaves out the shared points.
                 begin = number * size
                 start = ops.minimum(begin, num_points - size)
                 new = self.block(counts, start, size, begin)
@@ -161,9 +167,9 @@ class _Search:
         return tuple(parts)
 
     def block(self, counts: Any, start: Any, size: int | None, begin: Any) -> list[Any]:
-        """Among the `size` points from number `start` on, without those before number `begin`.
+        """Searches the `size` points from index `start` on, except those before index `begin`.
 
-        Distances and indices, of the two kinds where there is a scale.
+        Returns distances and indices, and with a scale also those by scaled distance.
         """
         block = self.points
         if size is not None:
@@ -193,7 +199,10 @@ class _Search:
         return parts
 
     def _rounded(self, distances: Any, indices: Any) -> Any:
-        """0 where rounding cannot tell; infinite where there is no point."""
+        """Sets distances below the rounding error to 0.
+
+        Infinite distances, where there is no point, stay infinite.
+        """
         others = ops.take(ops.sum(ops.square(self.points), axis=1), indices)
         is_rounding = distances <= _ROUNDING[dtype_name(distances)] * (self.norms + others)
         return ops.where(is_rounding, ops.zeros_like(distances), distances)
@@ -212,5 +221,5 @@ def _best(values: Any, columns: Any, count: int) -> tuple[Any, Any]:
 
 
 def dtype_name(x: Any) -> str:
-    """`"float32"` or `"float64"`."""
+    """Returns the dtype as a string, `"float32"` or `"float64"`."""
     return keras.backend.standardize_dtype(x.dtype)

@@ -1,4 +1,4 @@
-"""The directed graph of nearest neighbours, with weights that fall with the distance."""
+"""The directed graph of nearest neighbours, with weights that decrease with the distance."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ from keras import ops
 from keras_robust.ops.nearest import has_distances, nearest, smallest
 
 KERNELS = ("gaussian", "quartic")
-# Rows whose neighbours are gathered at once.
+# The number of rows whose neighbours are gathered at once.
 _MAX_ROWS = 1024
 
 
 class Edges(NamedTuple):
-    """Directed edges, `w(source, target)`: tensors of shape `(num_edges,)`."""
+    """Directed edges with weights `w(source, target)`: tensors of shape `(num_edges,)`."""
 
     source: Any
     target: Any
@@ -21,10 +21,11 @@ class Edges(NamedTuple):
 
 
 class ListRadii(NamedTuple):
-    """What each template point's own list says of who may enter it: tensors, shape `(t,)`.
+    """Radii of each template point's own list of neighbours, which decide what may enter it.
 
-    The squared distances to its neighbours number n - 1, n and m, in the template alone; where
-    there are fewer than n, `below` is the last one's and `sigma` infinite.
+    `below`, `sigma` and `farthest` are the squared distances to its neighbours number n - 1, n and
+    m within the template, tensors of shape `(t,)`. With fewer than n neighbours, `below` is the
+    distance to the last one and `sigma` is infinite.
     """
 
     below: Any
@@ -32,24 +33,27 @@ class ListRadii(NamedTuple):
     farthest: Any
 
     def scale(self) -> Any:
-        """`sigma`, finite for all points."""
+        """Returns `sigma`, or the finite `below` where `sigma` is infinite."""
         return ops.where(self.sigma < float("inf"), self.sigma, self.below)
 
 
 def kernel_weights(distances: Any, sigma: Any, kernel: str) -> Any:
-    """`exp(-d^2 / sigma^2)`, or `exp(-d^4 / sigma^4)`; 0 where the distance is infinite."""
+    """Computes `exp(-d^2 / sigma^2)` or `exp(-d^4 / sigma^4)`; 0 where the distance is infinite.
+
+    `distances` holds `d^2`, and `sigma` holds `sigma^2`.
+    """
     is_edge = distances < float("inf")
-    # Twice `where`: a gradient of infinity times 0 would be NaN.
+    # `where` is applied before and after: a gradient of infinity times 0 would be NaN.
     ratio = ops.where(is_edge, distances, ops.zeros_like(distances)) / sigma
     ratio = ratio if kernel == "gaussian" else ops.square(ratio)
     return ops.where(is_edge, ops.exp(-ratio), ops.zeros_like(ratio))
 
 
 def own_sigma(distances: Any, sigma_neighbor: int) -> Any:
-    """The squared distance to neighbour number n, shape `(rows, 1)`, from sorted lists.
+    """Returns the squared distance to neighbour number n from sorted lists, shape `(rows, 1)`.
 
-    Where that is 0, among duplicates, the first positive one; 1 where there is none. Where the
-    list is shorter, its last.
+    If a list is shorter than n, it is the last distance of the list. If it would be 0 because of
+    duplicate points, it is the smallest positive distance of the list, or 1 if there is none.
     """
     is_edge = distances < float("inf")
     finite = ops.where(is_edge, distances, ops.zeros_like(distances))
@@ -63,7 +67,7 @@ def own_sigma(distances: Any, sigma_neighbor: int) -> Any:
 
 
 def center_of(points: Any) -> Any:
-    """The points' mean, without gradient; NaN where there is a point that has no distances."""
+    """Computes the mean of the points, without gradient; NaN if a point has no finite distances."""
     points = ops.stop_gradient(points)
     center = ops.mean(points, axis=0)
     nan = ops.full_like(center, float("nan"))
@@ -71,7 +75,10 @@ def center_of(points: Any) -> Any:
 
 
 def measurable(points: Any) -> tuple[Any, Any]:
-    """The points, those that have no distances at 0; and which have, shape `(num_points,)`."""
+    """Sets points that have no finite distances to 0.
+
+    Returns the points and a mask of those with finite distances, shape `(num_points,)`.
+    """
     is_point = has_distances(points)
     return ops.where(is_point[:, None], points, ops.zeros_like(points)), is_point
 
@@ -79,7 +86,10 @@ def measurable(points: Any) -> tuple[Any, Any]:
 def union_edges(
     points: Any, num_neighbors: int, sigma_neighbor: int, kernel: str, is_point: Any
 ) -> Edges:
-    """Each point's edges to its m nearest among all points; none of those that are no points."""
+    """Builds each point's edges to its m nearest among all points.
+
+    Rows where `is_point` is False have no edges.
+    """
     fixed = ops.stop_gradient(points)
     found, indices = nearest(fixed, fixed, num_neighbors, 0, is_point)
     distances = recorded_distances(points, points, found, indices)
@@ -89,7 +99,7 @@ def union_edges(
 
 
 def template_radii(template: Any, num_neighbors: int, sigma_neighbor: int) -> ListRadii:
-    """The radii of the template points' own lists, without any query."""
+    """Computes the radii of the template points' own lists, without any query."""
     fixed = ops.stop_gradient(template)
     num_rows = template.shape[0]
     step = _MAX_ROWS if num_rows is not None and num_rows > _MAX_ROWS else num_rows
@@ -103,7 +113,7 @@ def template_radii(template: Any, num_neighbors: int, sigma_neighbor: int) -> Li
 
 
 def radii_of_lists(distances: Any, sigma_neighbor: int) -> ListRadii:
-    """The radii, from the squared distances in the points' lists, in ascending order."""
+    """Computes the radii from lists of squared distances in ascending order."""
     distances = ops.convert_to_tensor(distances)
     sigma = own_sigma(distances, sigma_neighbor)[:, 0]
     below = distances[:, max(sigma_neighbor - 2, 0)] if sigma_neighbor > 1 else 0 * sigma
@@ -123,23 +133,23 @@ def edges_to_template(
     joint: bool,
     is_query: Any,
 ) -> Edges:
-    """The edges that touch a query, from lists that were searched for in the template alone.
+    """Builds the edges that touch a query, from lists that were searched for in the template alone.
 
-    With `joint=False` each query forms a graph with the template by itself, and the edges are
-    those of that graph: the query may enter a template point's list, and move its sigma. With
-    `joint=True` the queries have edges to each other, too, and then this is an approximation:
-    they do not push one another out of a template point's list, nor do they move its sigma.
+    With `joint=False` each query forms a separate graph with the template, and the edges are
+    exactly those of that graph: the query may enter a template point's list and change its sigma.
+    With `joint=True` the queries also have edges to each other, and the result is an approximation:
+    queries neither push one another out of a template point's list nor change its sigma.
 
     Args:
         queries: tensor, shape `(q, dimensions)`.
         template: tensor, shape `(t, dimensions)`.
         radii: `ListRadii` of the template.
-        found: what `nearest_in_two_ways` returns with `radii.scale()`: each query's
-            nearest template points, and those into whose lists it may come.
+        found: the result of `nearest_in_two_ways` with `radii.scale()`: each query's nearest
+            template points, and the template points whose lists it may enter.
         sigma_neighbor: int, n.
         kernel: one of `KERNELS`.
         joint: bool.
-        is_query: bool tensor, shape `(q,)`: the others have no edges.
+        is_query: bool tensor, shape `(q,)`. Rows where it is False have no edges.
     """
     num_queries = ops.shape(queries)[0]
     distances = recorded_distances(queries, template, found[0], found[1])
@@ -177,18 +187,19 @@ def edges_of_union(
     kernel: str,
     is_query: Any,
 ) -> Edges:
-    """The edges of `union_edges` on queries and template that touch a query.
+    """Builds those edges of `union_edges` on queries and template that touch a query.
 
-    The template points' lists among themselves are known: with the queries, the nearest of both
-    are in the list. So nothing that is not near a query needs to be searched for.
+    The template points' lists within the template are known. The list of a template point in the
+    union holds the nearest points of its known list and the queries. Only the neighbours of queries
+    and the queries near a template point need to be searched for.
 
     Args:
         queries: tensor, shape `(q, dimensions)`.
         template: tensor, shape `(t, dimensions)`.
-        lists: tensor, shape `(t, m)`: the squared distances from each template point to its
-            nearest others, in ascending order; infinite where there are fewer.
+        lists: tensor, shape `(t, m)`: the squared distances from each template point to its nearest
+            other template points, in ascending order; infinite where there are fewer.
         sigma_neighbor, kernel: n, and one of `KERNELS`.
-        is_query: bool tensor, shape `(q,)`: the others have no edges.
+        is_query: bool tensor, shape `(q,)`. Rows where it is False have no edges.
     """
     num_queries, num_neighbors = ops.shape(queries)[0], lists.shape[1]
     points = ops.concatenate([queries, template])
@@ -204,8 +215,8 @@ def edges_of_union(
         ops.stop_gradient(template), ops.stop_gradient(queries), count, None, is_query
     )
     near = recorded_distances(template, queries, near, visitors)
-    # The query that is number j by distance, from 0 on, is among the m nearest of both if no more
-    # than m - 1 - j of the others are nearer.
+    # The j-th nearest query (from 0) is in the merged list if at most m - 1 - j template points are
+    # nearer than it.
     is_edge = near <= ops.flip(lists, axis=1)[:, :count]
     sigma = _sigma_of_both(lists, near, sigma_neighbor)
     back_weight = ops.where(is_edge, kernel_weights(near, sigma, kernel), ops.zeros_like(near))
@@ -214,11 +225,15 @@ def edges_of_union(
 
 
 def _sigma_of_both(first: Any, second: Any, sigma_neighbor: int) -> Any:
-    """`own_sigma` of two sorted lists put together, of which the first has at least n entries."""
+    """Computes `own_sigma` of two sorted lists merged into one.
+
+    The first list must have at least n entries.
+    """
     zero = ops.zeros_like(first[:, :1])
     parts = [ops.concatenate([zero, part[:, :sigma_neighbor]], axis=1) for part in (first, second)]
-    # With j of the second among the n nearest, these reach as far as the farther of number n - j
-    # of the first and number j of the second: number n of both is the least of that over j.
+    # If j of the n nearest come from the second list, their largest distance is the larger of entry
+    # n - j of the first list and entry j of the second. Entry n of the merged list is the minimum
+    # of this over j.
     width = parts[1].shape[1]
     reached = ops.maximum(ops.flip(parts[0], axis=1)[:, :width], parts[1])
     sigma = ops.min(reached, axis=1, keepdims=True)
@@ -237,7 +252,10 @@ def _where_rows(is_row: Any, values: Any) -> Any:
 
 
 def _joined(indices: Any, weight: Any, ends: tuple[Any, Any], back_weight: Any) -> Edges:
-    """The queries' own edges, and those that come back, from their two `ends`."""
+    """Joins the queries' own edges with the edges from template points to queries.
+
+    `ends` holds the sources and the targets of the latter.
+    """
     sources, targets = (ops.reshape(end, (-1,)) for end in ends)
     return Edges(
         ops.concatenate([_rows(indices), sources]),
@@ -249,12 +267,15 @@ def _joined(indices: Any, weight: Any, ends: tuple[Any, Any], back_weight: Any) 
 def recorded_distances(
     x: Any, points: Any, distances: Any, indices: Any, num_derivatives: int = 2
 ) -> Any:
-    """The distances from a search, with their gradient in both points; none where infinite."""
+    """Gives the distances from a search a gradient in both points; 0 where they are infinite.
+
+    They can be differentiated `num_derivatives` times.
+    """
     if num_derivatives == 0:
         return distances
     distances, indices = ops.stop_gradient(distances), ops.stop_gradient(indices)
 
-    # All tensors are arguments: on JAX, one of a branch of `ops.switch` cannot be captured.
+    # All tensors are arguments, because on JAX those of an `ops.switch` branch cannot be captured.
     @ops.custom_gradient
     def record(x: Any, points: Any, distances: Any, indices: Any) -> tuple[Any, Callable[..., Any]]:
         def gradient(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
@@ -267,7 +288,7 @@ def recorded_distances(
             push = ops.segment_sum(flat, ops.reshape(indices, (-1,)), num_segments=num_points)
             return ops.sum(pull, axis=1), -push, None, None
 
-        # JAX's second derivative is that of what is returned here, not of its gradient.
+        # JAX computes the second derivative from the value returned here, not from `gradient`.
         again = recorded_distances(x, points, distances, indices, num_derivatives - 1)
         return again, gradient
 
@@ -275,6 +296,6 @@ def recorded_distances(
 
 
 def _rows(indices: Any) -> Any:
-    """The row of each entry, in one dimension."""
+    """Returns the row number of each entry, flattened."""
     rows = ops.arange(ops.shape(indices)[0], dtype="int32")[:, None]
     return ops.reshape(rows + ops.zeros_like(indices), (-1,))

@@ -1,4 +1,4 @@
-"""The precision that results are computed in."""
+"""The precision in which results are computed."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloa
 
 
 def working_dtype(dtype: Any) -> str:
-    """float64 for float64; float32 for everything else, so that half precision is left.
+    """Returns float64 for float64 and float32 for every other dtype, also for half precision.
 
-    `keras.backend.result_type` has no float64 on JAX, where it may be switched on.
+    `keras.backend.result_type` never returns float64 on JAX, where float64 may be enabled.
     """
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"

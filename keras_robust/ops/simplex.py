@@ -4,10 +4,10 @@ import numpy as np
 
 
 def simplex_gram(num_classes: int, scale: float) -> np.ndarray:
-    """Gram matrix of the K vertices of a regular simplex of radius `scale` around 0.
+    """Computes the Gram matrix of the K vertices of a regular simplex of radius `scale` around 0.
 
-    `Sigma_ij = s^2` where `i = j`, else `s^2 / (1 - K)` (paper 003, eq. 3.7): of all sets of K
-    vectors of length s, these have the largest smallest angle.
+    `Sigma_ij = s^2` where `i = j`, else `s^2 / (1 - K)` (Xu et al., 2020, eq. 3.7). Among all sets
+    of K vectors of length s, these vertices maximize the smallest angle.
 
     Args:
         num_classes: int, K, at least 2.
@@ -20,11 +20,12 @@ def simplex_gram(num_classes: int, scale: float) -> np.ndarray:
 
 
 def simplex_vertices(num_classes: int, features: int, scale: float) -> np.ndarray:
-    """The K vertices of a regular simplex of radius `scale` around 0, as rows.
+    """Computes the K vertices of a regular simplex of radius `scale` around 0, as rows.
 
-    The first lies on the first axis. Each of the others is found in turn from its inner products
-    with those before it, and what is left of its length lies on the next axis (Pang et al., 2018,
-    algorithm 1). Their Gram matrix is `simplex_gram(num_classes, scale)`.
+    The first vertex lies on the first axis. The coordinates of each further vertex follow in turn
+    from its inner products with the vertices before it, and the rest of its length lies on the next
+    axis (Pang et al., 2018, algorithm 1). The Gram matrix of the vertices is
+    `simplex_gram(num_classes, scale)`.
 
     Args:
         num_classes: int, K, at least 2.

@@ -7,53 +7,41 @@ from keras import ops
 from keras_robust import backend, validation
 from keras_robust.ops.precision import working_dtype
 
-# How many times unknown pixels are filled in from their neighbours before the first step.
+# The number of passes that fill in unknown pixels from their neighbours before the first step.
 _FILLING_PASSES = 3
 _ROUNDING = 1e-12
 
 
 def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> Any:
-    """Images of small total variation that are near the given ones where these are known.
+    """Denoises images, and fills in their unknown pixels, by total variation minimization.
 
-        min_z  sum_i phi(|(grad z)_i|) + weight/2 * sum_i m_i (z_i - x_i)^2
+    Approximates, for each image x with its mask m, and for each channel separately,
 
-    for each image and each channel by itself, with `(grad z)_i` the differences to the neighbour
-    below and the one on the right (0 across the border). With d for the gradient, Bregman's b
-    and `lambda = 2 weight`, a step is
+        argmin_z  sum_i phi(|(grad z)_i|) + weight/2 * sum_i m_i (z_i - x_i)^2
+
+    where `(grad z)_i` holds the differences to the neighbour below and to the neighbour on the
+    right (0 across the border). With d for the gradient, Bregman's b and `lambda = 2 weight`, a
+    step is
 
         d <- shrink(grad z + b),  b <- b + grad z - d
         z <- a sweep on  (weight m + lambda grad^T grad) z = weight m x + lambda grad^T (d - b)
 
-    The sweep is Gauss-Seidel's in red-black order: all pixels of a chessboard's white squares at
-    once, then the black ones. z starts as x, with unknown pixels filled in from their
-    neighbours. The values of unknown pixels are not read.
-
-    **As in scikit-image** (`denoise_tv_bregman`, isotropic, `channel_axis=-1`): the equations,
-    `lambda`, and `shrink(t) = t |t| / (|t| + 1/lambda)`. The latter is smooth where Goldstein and
-    Osher's `t max(|t| - 1/lambda, 0) / |t|` is not, and makes of phi a smoothed norm: with
-    `lambda r = a^2 / (a + 1)`, `phi'(r) = a / (a + 1)`, where theirs is 1. `weight` is
-    scikit-image's too: by its documentation the data term would be twice as large, by its
-    iterations it is this one.
-
-    **Not as there**: scikit-image keeps, beyond the border, pixels of the noisy image that never
-    change, which ties the border to noise (on Fashion-MNIST by up to 0.6). It visits pixels in
-    sequence. And it may stop early, where the images of a batch would each have to stop by
-    itself. `tests/ops/test_total_variation.py` compares, on Fashion-MNIST in [0, 1] with all
-    pixels known and weight 1 / 0.03, at least 4 pixels from the border: at convergence both
-    agree to 0.001. After 10 steps they are 0.01 apart in the mean and up to 0.12; the mean
-    distance from the common limit is then 0.004 here and 0.008 there.
+    The sweep is Gauss-Seidel's in red-black order: it updates all white squares of a chessboard at
+    once, then all black ones. z starts as x, with unknown pixels filled in from their neighbours.
+    The values of unknown pixels are not read.
 
     Args:
         images: float tensor, shape `(batch_size, height, width, channels)`.
-        mask: tensor of the same shape, boolean or of zeros and ones. Where the pixels are known.
-        weight: float. The larger, the nearer to `images`. For images in `[0, c]` a weight does
-            what `c` times as large a one does for images in [0, 1].
-        num_steps: int. With all pixels known 100 steps are convergence to 0.001. Where half are
-            not, 10 leave a mean distance of 0.02 from the limit and 100 of 0.006.
+        mask: tensor of the same shape, boolean or of zeros and ones: where the pixels are known.
+        weight: float. The larger it is, the closer the result is to `images`. For images in
+            `[0, c]` a weight has the same effect as a weight `c` times as large for images in [0,
+            1].
+        num_steps: int. If all pixels are known, 100 steps converge to 0.001. If half of them are
+            unknown, the mean distance from the limit is 0.02 after 10 steps and 0.006 after 100.
 
     Returns:
-        Tensor of the shape of `images`, float32, or float64 where `images` are. A channel of
-        which nothing is known becomes 0.
+        Tensor of the shape of `images`, in float64 if `images` are, else in float32. A channel
+        without any known pixel becomes 0.
 
     Raises:
         ValueError: if an argument is out of its range, or shapes do not match.
@@ -65,6 +53,21 @@ def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> An
     >>> z = kr.ops.total_variation(x, np.ones_like(x), weight=5.0, num_steps=20)
     >>> bool(np.var(z) < np.var(x) / 2)
     True
+
+    **Same as in scikit-image** (`denoise_tv_bregman`, isotropic, `channel_axis=-1`): the equations,
+    `lambda`, `weight`, and `shrink(t) = t |t| / (|t| + 1/lambda)`. This `shrink` is smooth, unlike
+    Goldstein and Osher's `t max(|t| - 1/lambda, 0) / |t|`, and makes phi a smoothed norm: with
+    `lambda r = a^2 / (a + 1)`, `phi'(r) = a / (a + 1)`, which is 1 for Goldstein and Osher.
+    scikit-image's documentation gives a data term twice as large as here, but its iterations
+    minimize this one.
+
+    **Different from scikit-image**: scikit-image keeps pixels of the noisy image beyond the border
+    that never change, which ties the border to noise (on Fashion-MNIST by up to 0.6). It visits
+    pixels in sequence. It may also stop early, which would require a separate stop for each image
+    of a batch. `tests/ops/test_total_variation.py` compares the two on Fashion-MNIST in [0, 1] with
+    all pixels known and weight 1 / 0.03, at least 4 pixels from the border. At convergence they
+    agree to 0.001. After 10 steps they differ by 0.01 in the mean and by up to 0.12. Their mean
+    distances from the common limit are then 0.004 (this function) and 0.008 (scikit-image).
 
     Reference:
 
@@ -106,7 +109,10 @@ def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> An
 
 
 def _filled(x: Any, known: Any) -> Any:
-    """`x` with means of known neighbours at unknown pixels; far from any, the channel's mean."""
+    """Replaces unknown pixels by means of their known neighbours.
+
+    Pixels far from any known pixel get the mean of the channel.
+    """
     count = ops.sum(known, axis=(1, 2), keepdims=True)
     mean = ops.sum(x, axis=(1, 2), keepdims=True) / ops.maximum(count, 1)
     for _ in range(_FILLING_PASSES):
@@ -117,14 +123,14 @@ def _filled(x: Any, known: Any) -> Any:
 
 
 def _neighbors(x: Any) -> Any:
-    """The sum of each pixel's up to 4 neighbours."""
+    """Sums the up to 4 neighbours of each pixel."""
     x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     vertical = x[:, :-2, 1:-1] + x[:, 2:, 1:-1]
     return vertical + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
 
 
 def _gradient(x: Any) -> tuple[Any, Any]:
-    """Differences to the pixel below and to the one on the right, 0 where there is none."""
+    """Computes the differences to the pixel below and to the right; 0 where there is none."""
     return (
         ops.pad(x[:, 1:] - x[:, :-1], ((0, 0), (0, 1), (0, 0), (0, 0))),
         ops.pad(x[:, :, 1:] - x[:, :, :-1], ((0, 0), (0, 0), (0, 1), (0, 0))),
@@ -132,7 +138,10 @@ def _gradient(x: Any) -> tuple[Any, Any]:
 
 
 def _transposed_gradient(down: Any, right: Any) -> Any:
-    """The transpose of `_gradient`, for fields that are 0 where it is."""
+    """Applies the transpose of `_gradient`.
+
+    The fields must be 0 where `_gradient` always is.
+    """
     down = ops.pad(down[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0))) - down
     return down + ops.pad(right[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0))) - right
 

@@ -1,4 +1,4 @@
-"""Weighted nonlocal Laplacian: labels interpolated on a graph of neighbours."""
+"""Weighted nonlocal Laplacian (WNLL): labels interpolated on a graph of neighbours."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from keras_robust.ops.neighbor_graph import (
 )
 from keras_robust.ops.precision import working_dtype
 
-# With `joint=False`, how many template points' edges to a query are kept.
+# With `joint=False`, the number of edges from template points to a query that are kept.
 _MAX_REVERSE = 512
 
 
@@ -35,47 +35,51 @@ def wnll(
     joint: bool = True,
     num_classes: int | None = None,
 ) -> Any:
-    """Interpolates the labels of template points to queries, on their common graph.
+    """Interpolates the labels of template points to queries on a graph of nearest neighbours.
 
     Solves, for each query x,
 
         sum_y (w(x, y) + w(y, x)) (u(x) - u(y)) + gamma sum_{y in X^te} w(y, x) (u(x) - g(y)) = 0
 
-    with `u = g` on the template `X^te`. `w(x, y) = exp(-||x - y||^2 / sigma(x)^2)` where y is
-    one of the m nearest neighbours of x among all N points, template and queries, and 0
-    elsewhere; `sigma(x)` is the distance from x to its n-th neighbour. No point is its own
-    neighbour. The solution is a probability vector: `u >= 0`, and it sums to 1.
+    with `u = g`, the labels, on the template `X^te`. The weight `w(x, y)` is
+    `exp(-||x - y||^2 / sigma(x)^2)` if y is one of the m nearest neighbours of x among all N points
+    (template and queries), and 0 otherwise. `sigma(x)` is the distance from x to its n-th
+    neighbour. No point is its own neighbour. For one-hot labels the solution is a probability
+    vector: `u >= 0`, and it sums to 1.
 
-    u is differentiable in `queries`, `template` and one-hot `labels`, exactly where the lists of
-    neighbours do not change: where they do, u jumps. The gradient takes one more solution of the
-    linear system.
+    u is differentiable in `queries`, `template` and one-hot `labels`. The gradient is exact as long
+    as the lists of neighbours do not change. Where they change, u jumps. The gradient requires one
+    more solution of the linear system.
 
     Args:
         queries: float tensor, shape `(q, dimensions)`.
         template: float tensor, shape `(t, dimensions)`, of the same dtype.
-        labels: of the template, g: integers, shape `(t,)`, or one-hot or any other vectors, shape
-            `(t, num_classes)`.
-        num_neighbors: int. m. Defaults to `30`. Where there are fewer other points, all of them.
+        labels: labels of the template, g: integers, shape `(t,)`, or one-hot or any other vectors,
+            shape `(t, num_classes)`.
+        num_neighbors: int. m. If there are fewer other points, all of them are neighbours. Defaults
+            to `30`.
         sigma_neighbor: int. n, at most m. Defaults to `None`: half of m, rounded up.
-        kernel: `"gaussian"` (the papers') or `"quartic"`, `exp(-(d / sigma)^4)` (their code's).
-            Defaults to `"gaussian"`.
+        kernel: `"gaussian"` (as in the papers) or `"quartic"`, `exp(-(d / sigma)^4)` (as in their
+            code). Defaults to `"gaussian"`.
         template_weight: float. gamma. Defaults to `None`: `N / t - 1`.
-        joint: bool. `True`: the queries are points of one graph, so that each one's u depends on
-            the others. `False`: each query forms a graph with the template by itself.
+        joint: bool. If `True`, all queries are points of one graph, and the u of a query depends on
+            the other queries. If `False`, each query forms a separate graph with the template.
             Defaults to `True`.
-        num_classes: int. Defaults to `None`: one more than the largest label; must be given
-            for integer labels while a function is compiled.
+        num_classes: int. It must be given for integer labels while a function is compiled. Defaults
+            to `None`: one more than the largest label.
 
     Returns:
-        u, shape `(q, num_classes)`, float64 where `queries` are, else float32. A component of the
+        u, shape `(q, num_classes)`, in float64 if `queries` are, else in float32. A component of
+        the
         graph that contains no template point gets the mean of the template's labels. A class that
         the template lacks gets 0. A query that holds NaN, infinite values, or values so large that
-        squares overflow gets NaN, and the others what they get without it.
+        squares overflow gets NaN, and does not affect the other queries.
 
     Raises:
-        ValueError: if an argument is out of its range, or shapes do not match; if template or
-            label vectors hold such values. While a function is compiled these cannot be seen:
-            every u is NaN then.
+        ValueError: if an argument is out of its range, or shapes do not match; if the template
+            holds NaN, infinite values, or values so large that squares overflow, or label vectors
+            hold NaN or infinite values. While a function is compiled the values are unknown, and
+            every u is NaN instead.
 
     Example:
 
@@ -86,17 +90,17 @@ def wnll(
     >>> keras.ops.convert_to_numpy(u).argmax(axis=1).tolist()
     [0, 1]
 
-    The gradient's memory grows with `(q + t) * m * dimensions`. More than 3,000 queries
-    are solved for by conjugate gradients, to a relative accuracy of 1e-6 (1e-12 in float64).
+    The memory of the gradient grows with `(q + t) * m * dimensions`. For more than 3,000 queries
+    the system is solved by conjugate gradients, to a relative accuracy of 1e-6 (1e-12 in float64).
 
     Departures from the papers:
 
     - The points are tied to the mean label by 2e-6 of their edges' weight (1e-13 in float64).
-      Without it the system is singular for a component without a template point.
-    - Where the n-th neighbour is at distance 0, sigma is the distance to the nearest one that is
-      not: among duplicates it would be 0.
-    - With `joint=False`, of the edges from template points to a query the 512 that weigh most
-      are kept.
+      Otherwise the system would be singular for a component without a template point.
+    - Where the n-th neighbour is at distance 0, as among duplicates, sigma is the distance to the
+      nearest neighbour at a positive distance.
+    - With `joint=False`, only the 512 edges with the largest weights are kept from template points
+      to a query.
 
     Reference:
 
@@ -152,7 +156,7 @@ def edges_alone(
     kernel: str,
     is_query: Any,
 ) -> Edges:
-    """`edges_to_template` where each query forms a graph with the template by itself."""
+    """Builds `edges_to_template` where each query forms a separate graph with the template."""
     found = nearest_in_two_ways(
         ops.stop_gradient(queries),
         ops.stop_gradient(template),
@@ -168,9 +172,10 @@ def edges_alone(
 def extend(
     edges: Edges, values: Any, is_query: Any, template_weight: float | None, joint: bool
 ) -> Any:
-    """u on the queries, which come before the template in the graph, from g on the template.
+    """Computes u on the queries, which precede the template in the graph, from g on the template.
 
-    NaN where `is_query`, of shape `(q,)`, is False: these do not count.
+    Queries where `is_query`, of shape `(q,)`, is False get NaN and do not count for the default
+    `template_weight`.
     """
     num_queries, num_template = ops.shape(is_query)[0], ops.shape(values)[0]
     if template_weight is None:
@@ -184,10 +189,10 @@ def extend(
 
 
 def check_graph(num_neighbors: Any, sigma_neighbor: Any, kernel: Any, template_weight: Any) -> int:
-    """Raises a `ValueError` where the graph's settings are out of their ranges.
+    """Raises a `ValueError` if a setting of the graph is out of its range.
 
     Returns:
-        n: `sigma_neighbor`, or half of `num_neighbors`, rounded up, where it is `None`.
+        n: `sigma_neighbor`, or half of `num_neighbors`, rounded up, if it is `None`.
     """
     validation.check_count("num_neighbors", num_neighbors)
     if sigma_neighbor is None:
@@ -205,7 +210,7 @@ def check_graph(num_neighbors: Any, sigma_neighbor: Any, kernel: Any, template_w
 
 
 def label_vectors(labels: Any, num_classes: int | None, dtype: Any) -> Any:
-    """Labels as vectors, shape `(t, num_classes)`."""
+    """Converts labels to vectors, shape `(t, num_classes)`."""
     labels = ops.convert_to_tensor(labels)
     if len(labels.shape) == 2 and labels.shape[1] != 1:
         if num_classes not in (None, labels.shape[1]):
@@ -215,8 +220,8 @@ def label_vectors(labels: Any, num_classes: int | None, dtype: Any) -> Any:
             )
         if not backend.is_tracing(labels) and not ops.all(ops.isfinite(labels)):
             raise ValueError(
-                "Argument `labels` must hold finite numbers. Received: labels that hold NaN or "
-                "infinite values"
+                "Argument `labels` must hold finite numbers. Received: labels with NaN or infinite "
+                "values"
             )
         return ops.cast(labels, dtype)
     labels = ops.reshape(labels, (-1,))

@@ -1,3 +1,3 @@
-"""Defences that are weight regularizers."""
+"""Weight regularizers that improve robustness."""
 
 from keras_robust.regularizers.angular_penalty import AngularPenalty as AngularPenalty

@@ -11,18 +11,18 @@ from keras_robust.ops.precision import working_dtype
 
 
 def _frobenius_norm(matrix: Any) -> Any:
-    """`sqrt(sum M_ij^2)`, with gradient 0 at `M = 0`."""
+    """Returns `sqrt(sum M_ij^2)`, with gradient 0 at `M = 0`."""
     total = ops.sum(ops.square(matrix))
     positive = total > 0
     return ops.where(positive, ops.sqrt(ops.where(positive, total, 1.0)), 0.0)
 
 
 def _spectral_norm(matrix: Any) -> Any:
-    """Largest absolute eigenvalue of a symmetric matrix.
+    """Returns the largest absolute eigenvalue of a symmetric matrix.
 
-    It is `|v^T M v|` at that eigenvalue's unit eigenvector v. The gradient in M is `+-v v^T`
-    with v held constant, which also holds (as a subgradient) where eigenvalues coincide and the
-    gradient of v does not exist.
+    It equals `|v^T M v|` for the unit eigenvector v of that eigenvalue. With v held constant, the
+    gradient with respect to M is `+-v v^T`. This is a subgradient where eigenvalues coincide and v
+    has no gradient.
     """
     eigenvalues, eigenvectors = ops.eigh(ops.stop_gradient(matrix))
     index = ops.argmax(ops.abs(eigenvalues))
@@ -35,31 +35,31 @@ _NORMS = {"frobenius": _frobenius_norm, "spectral": _spectral_norm}
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class AngularPenalty(keras.regularizers.Regularizer):
-    """Pulls the weight vectors of a classifier towards the vertices of a regular simplex.
+    """Pulls the weight vectors of a classification layer towards the vertices of a regular simplex.
 
         alpha * ||W W^T - Sigma||,  Sigma_ij = s^2 if i = j else s^2 / (1 - K)
 
-    where the rows of W are the K classes' weight vectors. It is 0 where they all have length s
-    and pairwise the largest angle that K vectors can have (Theorem 1, which needs K at most one
-    more than the number of features).
+    The rows of W are the weight vectors of the K classes. The penalty is 0 where all weight vectors
+    have length s and every pair has the largest angle that K vectors can have (Theorem 1, which
+    requires K to be at most one more than the number of features).
 
     Args:
-        penalty: float. `alpha`. Defaults to `100.0`.
-        scale: float. `s`, the length of the weight vectors. Defaults to `0.1`.
-        norm: `"frobenius"` (not squared), as the authors' code has it, or `"spectral"` (the
-            largest singular value), as equation 3.8 reads when taken literally. Defaults to
-            `"frobenius"`.
+        penalty: float. The weight `alpha` of the penalty. Defaults to `100.0`.
+        scale: float. `s`, the target length of the weight vectors. Defaults to `0.1`.
+        norm: `"frobenius"` (not squared) as in the authors' code, or `"spectral"` (the largest
+            singular value), the literal reading of equation 3.8. Defaults to `"frobenius"`.
 
     Call arguments:
-        kernel: tensor, shape `(features, num_classes)`: a `keras.layers.Dense` kernel, `W^T`.
+        kernel: tensor, shape `(features, num_classes)`: the kernel of a `keras.layers.Dense`,
+            which is `W^T`.
 
     Returns:
-        Scalar tensor, float32 at least.
+        Scalar tensor, in float32 or higher precision.
 
     Raises:
         ValueError: if `penalty` is negative or `scale` not positive; if `norm` is unknown; when
-            called, if `kernel` is no matrix, has a single class, or more than one class more
-            than it has features.
+            called, if `kernel` is not a matrix, or its number of classes is less than 2 or more
+            than `features + 1`.
 
     Example:
 
@@ -82,7 +82,7 @@ class AngularPenalty(keras.regularizers.Regularizer):
         if len(kernel.shape) != 2 or not 2 <= kernel.shape[1] <= kernel.shape[0] + 1:
             raise ValueError(
                 "An angular penalty needs a kernel of shape `(features, num_classes)` with at "
-                "least 2 classes and at most `features + 1`: more vectors than that cannot have "
+                "least 2 classes and at most `features + 1`, because more vectors cannot have "
                 f"pairwise equal obtuse angles. Received: kernel of shape {tuple(kernel.shape)}"
             )
         kernel = ops.convert_to_tensor(kernel)

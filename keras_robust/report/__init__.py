@@ -1,1 +1,1 @@
-"""What an evaluation has found: as text, JSON, pictures and a page."""
+"""Reports of an evaluation: as text, JSON, plots and an HTML page."""

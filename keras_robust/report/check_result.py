@@ -1,4 +1,4 @@
-"""What one check of an evaluation's validity has found."""
+"""The result of one check of an evaluation."""
 
 import dataclasses
 import math
@@ -7,13 +7,13 @@ from typing import Any
 
 @dataclasses.dataclass
 class CheckResult:
-    """The outcome of one check.
+    """The result of one check of an evaluation.
 
     Args:
-        name: string, a few words: `"more steps never raise the accuracy"`.
-        passed: bool, or `None` for a check that does not apply or could not be run.
-        sentence: string, what was found and what it means, in plain words.
-        figures: mapping of names to the numbers behind it. Defaults to an empty mapping.
+        name: string, a short description: `"more steps never raise the accuracy"`.
+        passed: bool, or `None` if the check does not apply or could not be run.
+        sentence: string, what was found and what it means.
+        figures: mapping of names to the numbers behind the result. Defaults to an empty mapping.
     """
 
     name: str
@@ -29,7 +29,7 @@ class CheckResult:
         return "passed" if self.passed else "FAILED"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON: a figure that is not finite becomes `None`."""
+        """Returns the fields, ready for JSON. A figure that is not finite becomes `None`."""
         figures = {name: float(value) for name, value in self.figures.items()}
         return {
             "name": self.name,

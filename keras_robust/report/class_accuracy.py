@@ -1,4 +1,4 @@
-"""The accuracies of one class of a report."""
+"""The accuracies of one class in a report."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ COLUMNS = ("class", "examples", CLEAN, WORST_CASE, "95% interval")
 
 @dataclasses.dataclass
 class ClassAccuracy:
-    """How many examples of one class are classified correctly, clean and under attacks.
+    """The clean accuracy and the accuracies under attack of one class.
 
     Args:
         index: int, the class.
-        name: string, what the report calls it.
-        num_examples: int, how many examples there are of it.
-        accuracy: mapping of the names of the report's rows to accuracies from 0 to 1; to `None`
-            where there are no examples.
+        name: string, the name of the class in the report.
+        num_examples: int, the number of examples of the class.
+        accuracy: mapping of the names of the report's rows to accuracies from 0 to 1, or to `None`
+            if there are no examples.
     """
 
     index: int
@@ -29,12 +29,12 @@ class ClassAccuracy:
 
     @property
     def worst_case(self) -> float | None:
-        """The accuracy in the worst case; `None` without examples, or before it is known."""
+        """The worst-case accuracy; `None` without examples, or before it is known."""
         return self.accuracy.get(WORST_CASE)
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """What a table shows of the class beside its name, below `COLUMNS`."""
+        """The cells of the class in a table with the header `COLUMNS`, after its name."""
         if not self.num_examples:
             return ("0", "no examples", "", "")
         shares = (self.accuracy.get(CLEAN), self.worst_case)
@@ -47,7 +47,7 @@ class ClassAccuracy:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% confidence interval of the accuracy in the worst case; `None` where that is."""
+        """95% confidence interval of the worst-case accuracy; `None` if that is `None`."""
         if self.worst_case is None:
             return None
         return wilson_interval(round(self.worst_case * self.num_examples), self.num_examples)
@@ -56,12 +56,15 @@ class ClassAccuracy:
 def by_class(
     labels: np.ndarray, class_names: Sequence[str], rows: Sequence[Row]
 ) -> list[ClassAccuracy]:
-    """The accuracies of each class.
+    """Computes the accuracies of each class.
 
     Args:
         labels: int array, shape `(num_examples,)`, the true classes.
         class_names: sequence of strings, the names of all classes.
         rows: the report's rows.
+
+    Returns:
+        List of `ClassAccuracy`, one for each class.
     """
     count = len(class_names)
     labels = labels.astype("int64")

@@ -1,4 +1,4 @@
-"""The figures of a report."""
+"""The data of a report."""
 
 import dataclasses
 import datetime
@@ -16,11 +16,11 @@ from keras_robust.report.class_accuracy import ClassAccuracy, by_class
 from keras_robust.report.row import CERTIFIED, WORST_CASE, Row
 from keras_robust.report.samples import Samples
 
-# The form of what `to_dict` returns; a new number for what older versions would read wrongly.
+# Version of the format that `to_dict` returns. It changes when older versions would misread it.
 SCHEMA = 1
-# The axis of the curves that attacks and a certificate draw.
+# Horizontal axis of the curves of attacks and a certificate.
 BOUNDS = "L2 radius"
-# The keys of the report's own notes.
+# Keys of the notes that the report itself adds.
 MASK = "mask"
 CERTIFICATE = "certificate"
 
@@ -44,7 +44,7 @@ def _environment() -> dict[str, str]:
 
 @dataclasses.dataclass
 class ReportData:
-    """The figures of an evaluation; the fields are those of `kr.evaluation.Report`."""
+    """The data of an evaluation. `kr.evaluation.Report` documents the fields."""
 
     num_examples: int
     batch_size: int
@@ -63,13 +63,13 @@ class ReportData:
     saved_classes: list[ClassAccuracy] = dataclasses.field(default_factory=list)
 
     def add(self, row: Row, samples: Samples | None = None) -> None:
-        """Adds a row and, where there are any, images that were fooled."""
+        """Adds a row and, if given, samples of images that were fooled."""
         self.rows.append(row)
         if samples is not None:
             self.samples[row.name] = samples
 
     def row(self, name: str) -> Row:
-        """The row of an attack, `"clean"` or `"worst case"`."""
+        """Returns the row of an attack, `"clean"` or `"worst case"`."""
         for row in self.rows:
             if row.name == name:
                 return row
@@ -79,21 +79,24 @@ class ReportData:
         )
 
     def accuracy(self, name: str) -> float:
-        """The accuracy in a row, from 0 to 1."""
+        """Returns the accuracy in a row, from 0 to 1."""
         return self.row(name).accuracy
 
     @property
     def per_class(self) -> list[ClassAccuracy]:
-        """The accuracies of each class, in order; empty in reports of versions that had none."""
+        """The accuracies of each class, in order.
+
+        Empty for reports that were saved by versions without accuracies per class.
+        """
         if self.labels is None:
             return self.saved_classes
         return by_class(self.labels, self.class_names, self.rows)
 
     @property
     def worst_class(self) -> ClassAccuracy | None:
-        """The class with the lowest accuracy in the worst case, the first of several.
+        """The class with the lowest worst-case accuracy. The first one, if there are several.
 
-        `None` where that is not known: the evaluation was not finished, or `per_class` is empty.
+        `None` if it is unknown, because the evaluation is not finished or `per_class` is empty.
         """
         return next(iter(self._worst_classes), None)
 
@@ -105,7 +108,7 @@ class ReportData:
 
     @property
     def complete(self) -> bool:
-        """Whether every attack has been run."""
+        """Whether all attacks have been run."""
         return any(row.name == WORST_CASE for row in self.rows)
 
     @property
@@ -115,58 +118,58 @@ class ReportData:
 
     @property
     def verdict(self) -> str:
-        """What the checks say about the figures, in a sentence."""
+        """The outcome of the checks, in a sentence."""
         if self.checks is None:
-            return "The checks of the figures' validity were not run."
+            return "The checks were not run."
         failed, not_run = len(self.failed_checks), sum(c.passed is None for c in self.checks)
         skipped = f" {not_run} could not be run." if not_run else ""
         if failed:
             return (
-                f"{failed} of {len(self.checks)} CHECKS FAILED: do not trust the robust accuracy, "
-                f"which is probably lower than it looks here.{skipped}"
+                f"{failed} of {len(self.checks)} CHECKS FAILED: do not trust the robust accuracy. "
+                f"It is probably overestimated.{skipped}"
             )
         return f"{len(self.checks) - not_run} checks passed, none failed.{skipped}"
 
     @property
     def statement(self) -> str:
-        """What the figures mean, in a sentence."""
+        """The meaning of the accuracies, in a sentence."""
         if not self.complete:
-            return "The evaluation was not finished: attacks are missing here."
+            return "The evaluation is not finished: some attacks have not been run."
         worst = self.row(WORST_CASE)
         low, high = worst.interval
         share = f"{worst.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"
         if not worst.radii:
             return (
-                f"No attack had a radius to keep to, and {share} withstood them all: look at the "
-                f"norms of the perturbations.{self._masked}"
+                f"No attack had a radius, so the accuracy under all attacks, {share}, says little. "
+                f"Look at the norms of the perturbations.{self._masked}"
             )
         left_out = [row.name for row in self.rows if row.attack is not None and not row.radii]
         return (
             f"Upper bound on the robust accuracy within {worst.radius}: {share}, on "
-            f"{self.num_examples} examples. A stronger attack may find it lower."
-            + (f" Without a radius, and left out of it: {', '.join(left_out)}." * bool(left_out))
+            f"{self.num_examples} examples. A stronger attack may lower it."
+            + f" Attacks without a radius are left out: {', '.join(left_out)}." * bool(left_out)
             + self._masked
             + self._certified
         )
 
     @property
     def _masked(self) -> str:
-        """The sentence on the mask; empty if there is none."""
+        """The sentence on the mask. Empty without a mask."""
         return f" Mask: {self.notes[MASK]}." if MASK in self.notes else ""
 
     @property
     def _certified(self) -> str:
-        """The sentence on the certificate; empty if there is none."""
+        """The sentence on the certificate. Empty without a certificate."""
         if not any(row.name == CERTIFIED for row in self.rows):
             return ""
         return (
-            f" Lower bound, certified: {self.accuracy(CERTIFIED):.1%}. What lies between the two "
-            "is what nobody knows."
+            f" Certified lower bound: {self.accuracy(CERTIFIED):.1%}. The robust accuracy lies "
+            "between the two bounds."
         )
 
     @property
     def class_statement(self) -> str:
-        """Which class the attacks fool most, in a sentence; empty where that is not known."""
+        """The class that attacks fool most, in a sentence. Empty if it is unknown."""
         worst = self.worst_class
         if worst is None or worst.interval is None:
             return ""
@@ -174,14 +177,14 @@ class ReportData:
         num_others = len(self._worst_classes) - 1
         num_unknown = sum(not one.num_examples for one in self.per_class)
         return (
-            f"Worst class: {worst.name}, with {worst.worst_case:.1%} (95% interval {low:.1%} to "
-            f"{high:.1%}) of {worst.num_examples} examples in the worst case."
+            f"Worst class: {worst.name}, with {worst.worst_case:.1%} worst-case accuracy "
+            f"(95% interval {low:.1%} to {high:.1%}) on {worst.num_examples} examples."
             + f" Equally low: {num_others} more." * bool(num_others)
             + f" Classes without examples: {num_unknown}." * bool(num_unknown)
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images, ready for JSON."""
+        """Returns everything but the images, ready for JSON."""
         return {
             "schema": SCHEMA,
             "statement": self.statement,

@@ -1,4 +1,4 @@
-"""Pictures of what goes on inside of models, as PNG files."""
+"""Plots of what happens inside models, as PNG files."""
 
 import itertools
 import os
@@ -22,14 +22,14 @@ def plot_geometry(
     class_names: list[str] | None = None,
     title: str | None = None,
 ) -> None:
-    """Draws features of clean and of attacked images side by side, coloured by true class.
+    """Draws the features of clean and attacked images side by side.
 
-    An image that the model misclassifies is a cross.
+    Colours show the true classes. Crosses mark images that the model misclassifies.
 
     Args:
-        geometry: what `kr.evaluation.feature_geometry` returns.
+        geometry: `kr.evaluation.FeatureGeometry`, as `kr.evaluation.feature_geometry` returns it.
         path: PNG file to write.
-        class_names: list of strings. Defaults to `None`: the classes' numbers.
+        class_names: list of strings. Defaults to `None`: the numbers of the classes.
         title: string. Defaults to `None`.
     """
     figure = _figure(9.5, 4.4)
@@ -45,8 +45,8 @@ def plot_geometry(
         correct = classes == geometry.labels
         axes.set_title(f"{name} (accuracy {correct.mean():.1%})", fontsize=10)
         for label, color in zip(labels, colors, strict=True):
-            mine = geometry.labels == label
-            for chosen, marker in ((mine & correct, "o"), (mine & ~correct, "x")):
+            of_class = geometry.labels == label
+            for chosen, marker in ((of_class & correct, "o"), (of_class & ~correct, "x")):
                 axes.scatter(
                     *points[chosen].T, s=12, color=color, marker=marker, linewidths=0.8, alpha=0.7
                 )
@@ -75,16 +75,16 @@ def plot_nearest_images(
     class_names: list[str] | None = None,
     title: str | None = None,
 ) -> None:
-    """Draws images, one a row, each with the nearest training images to its right.
+    """Draws each image in a row with its nearest training images.
 
-    Over each image stands the class that is predicted for it, over each training image its own
-    class and its distance. With `labels`, what differs from an image's true class is red.
+    The class that the model predicts is written above each image. Above each training image are its
+    class and its distance. With `labels`, classes that differ from the image's true class are red.
 
     Args:
-        nearest: what `kr.evaluation.nearest_images` returns.
+        nearest: `kr.evaluation.NearestImages`, as `kr.evaluation.nearest_images` returns it.
         path: PNG file to write.
-        labels: int array, shape `(num_examples,)`: the true classes. Defaults to `None`.
-        class_names: list of strings. Defaults to `None`: the classes' numbers.
+        labels: int array, shape `(num_examples,)`, the true classes. Defaults to `None`.
+        class_names: list of strings. Defaults to `None`: the numbers of the classes.
         title: string. Defaults to `None`.
 
     Raises:
@@ -99,7 +99,7 @@ def plot_nearest_images(
     height = (_IMAGE_INCHES + 0.4) * rows + (0.4 if title else 0.1)
     figure = _figure(_IMAGE_INCHES * (columns + 1.15) + 0.6, height)
     figure.suptitle(_plain(title or ""))
-    # A narrow empty column sets the images apart from their neighbours.
+    # A narrow empty column separates the images from their neighbours.
     all_axes = figure.subplots(
         rows, columns + 2, squeeze=False, width_ratios=[1, 0.15, *[1] * columns]
     )
@@ -109,15 +109,15 @@ def plot_nearest_images(
         true = None if labels is None else labels[row]
         axes[1].axis("off")
         _show(axes[0], nearest.queries[row], low, high)
-        heading = f"seen as {_name(nearest.classes[row], class_names)}"
+        heading = f"predicted {_name(nearest.classes[row], class_names)}"
         if true is not None:
             heading = f"{_name(true, class_names)},\n{heading}"
-        _head(axes[0], heading, true is not None and nearest.classes[row] != true)
+        _set_heading(axes[0], heading, true is not None and nearest.classes[row] != true)
         for column in range(columns):
             label = nearest.labels[row, column]
             _show(axes[column + 2], nearest.images[row, column], low, high)
             heading = f"{_name(label, class_names)}\n{nearest.distances[row, column]:#.3g}"
-            _head(axes[column + 2], heading, true is not None and label != true)
+            _set_heading(axes[column + 2], heading, true is not None and label != true)
     figure.savefig(path)
 
 
@@ -126,10 +126,11 @@ def plot_perturbation_error(
     path: str | os.PathLike[str],
     title: str | None = None,
 ) -> None:
-    """Draws the perturbation error of each layer, a line for each model.
+    """Draws the perturbation error of each layer, one line per model.
 
     Args:
-        errors: mapping of names of models to what `kr.evaluation.perturbation_error` returns.
+        errors: mapping of names of models to perturbation errors, as
+            `kr.evaluation.perturbation_error` returns them.
         path: PNG file to write.
         title: string. Defaults to `None`.
     """
@@ -161,7 +162,7 @@ def plot_transfer_matrix(
     """Draws a transfer matrix as a heat map, with the clean accuracies in the top row.
 
     Args:
-        matrix: what `kr.evaluation.transfer_matrix` returns.
+        matrix: `kr.evaluation.TransferMatrix`, as `kr.evaluation.transfer_matrix` returns it.
         path: PNG file to write.
         title: string. Defaults to `None`.
     """
@@ -206,5 +207,5 @@ def _show(axes: Any, image: np.ndarray, low: float, high: float) -> None:
     axes.set_yticks([])
 
 
-def _head(axes: Any, heading: str, wrong: bool) -> None:
+def _set_heading(axes: Any, heading: str, wrong: bool) -> None:
     axes.set_title(heading, fontsize=8, color="tab:red" if wrong else "black")

@@ -1,4 +1,4 @@
-"""The files that hold all of a report, and how they are read again."""
+"""Reading and writing of a report's files."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ from keras_robust.report.saved_row import SavedRow
 from keras_robust.whole_file import write_whole
 
 JSON, ARRAYS = "report.json", "report.npz"
-# What `ReportData.to_dict` adds to the fields.
+# Keys that `ReportData.to_dict` adds to the fields.
 _DERIVED = (
     "schema",
     "statement",
@@ -32,7 +32,7 @@ _DERIVED = (
 
 
 def write(report: ReportData, folder: pathlib.Path) -> None:
-    """Writes the figures as JSON, and what they were computed from as arrays."""
+    """Writes the figures as JSON, and the arrays from which they are computed."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = _arrays(report)
     if arrays:
@@ -47,11 +47,11 @@ def write(report: ReportData, folder: pathlib.Path) -> None:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """The fields of the report in a folder.
+    """Reads the fields of the report in a folder.
 
     Raises:
-        ValueError: if there is none, if its files are damaged or do not belong together, or if a
-            newer version has written them.
+        ValueError: if there is no report, if its files are damaged or do not belong together, or if
+            a newer version has written them.
     """
     path = folder / JSON
     if not path.is_file():
@@ -62,21 +62,21 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is damaged: it is no JSON. {error}") from error
+        raise ValueError(f"{str(path)!r} is damaged: it is not valid JSON. {error}") from error
     schema = saved.get("schema", 0) if isinstance(saved, dict) else None
     if not isinstance(schema, int):
-        raise ValueError(f"{str(path)!r} is no report of keras_robust.")
+        raise ValueError(f"{str(path)!r} is not a keras_robust report.")
     if schema > SCHEMA:
         raise ValueError(
             f"{str(path)!r} was written by a newer version of keras_robust, "
             f"{saved.get('keras_robust', 'unknown')}: its schema is {schema}, and this version "
-            f"reads those up to {SCHEMA}. Update keras_robust to load it."
+            f"reads schemas up to {SCHEMA}. Update keras_robust to load it."
         )
     try:
         return _fields(saved, folder / ARRAYS)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{str(path)!r} is no whole report of keras_robust. {type(error).__name__}: {error}"
+            f"{str(path)!r} is not a complete keras_robust report. {type(error).__name__}: {error}"
         ) from error
 
 
@@ -94,7 +94,7 @@ def _fields(saved: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
     }
     classes = saved.get("per_class", [])
     found["saved_classes"] = [ClassAccuracy(**one) for one in classes]
-    # A `SavedRow` shows what a `Row` does.
+    # A `SavedRow` stands in for a `Row` wherever the report is shown.
     found["rows"] = cast(list[Row], [SavedRow(row) for row in saved["rows"]])
     return found | (_read_arrays(path, saved["rows"], classes) if path.exists() else {})
 
@@ -105,7 +105,7 @@ def _check(saved: dict[str, Any]) -> CheckResult:
 
 
 def _arrays(report: ReportData) -> dict[str, np.ndarray]:
-    """What the figures and the pictures are computed from; nothing where that is not known."""
+    """Returns the arrays behind the figures and plots; none if they are unknown."""
     arrays: dict[str, np.ndarray] = {}
     for number, row in enumerate(report.rows):
         if isinstance(row, SavedRow):
@@ -129,22 +129,22 @@ def _arrays(report: ReportData) -> dict[str, np.ndarray]:
 def _read_arrays(
     path: pathlib.Path, saved_rows: list[dict[str, Any]], saved_classes: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The rows, samples, geometry and labels of which `_arrays` has made arrays."""
+    """Reads the rows, samples, geometry and labels that `_arrays` has saved."""
     try:
         with np.load(io.BytesIO(path.read_bytes())) as file:
             arrays = dict(file)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{str(path)!r} is damaged: {error}. Without it, the figures alone are loaded."
+            f"{str(path)!r} is damaged: {error}. Without this file, only the figures are loaded."
         ) from error
 
-    def below(prefix: str) -> dict[str, np.ndarray]:
+    def with_prefix(prefix: str) -> dict[str, np.ndarray]:
         parts = {name: v for name, v in arrays.items() if name.startswith(prefix)}
         return {name.removeprefix(prefix): value for name, value in parts.items()}
 
     rows, samples = [], {}
     for number, saved in enumerate(saved_rows):
-        found = below(f"{number}/")
+        found = with_prefix(f"{number}/")
         if "correct" not in found:
             break
         rows.append(
@@ -154,21 +154,21 @@ def _read_arrays(
                 saved["attack"],
                 dict(saved["radii"]),
                 found.get("attacked"),
-                below(f"{number}/measures/"),
+                with_prefix(f"{number}/measures/"),
                 found["without_gradient"].tolist(),
             )
         )
-        if images := below(f"{number}/samples/"):
+        if images := with_prefix(f"{number}/samples/"):
             samples[saved["name"]] = Samples(**images)
     labels, names = arrays.get("labels"), [one["name"] for one in saved_classes]
     classes = [] if labels is None else by_class(labels, names, rows)
     figures = [row.to_dict() for row in rows], [dataclasses.asdict(one) for one in classes]
     if json.dumps(figures) != json.dumps([saved_rows, saved_classes]):
         raise ValueError(
-            f"{str(path)!r} does not belong to the {JSON} beside it: other figures follow from it. "
-            "Without it, the figures alone are loaded."
+            f"{str(path)!r} does not belong to the {JSON} beside it: their figures differ. "
+            f"Without {ARRAYS}, only the figures are loaded."
         )
-    geometry: dict[str, Any] = below("geometry/")
+    geometry: dict[str, Any] = with_prefix("geometry/")
     if geometry:
         geometry["method"] = geometry["method"].item()
         geometry.setdefault("explained_variance", None)

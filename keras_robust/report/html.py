@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else."""
+"""A report as one self-contained HTML page."""
 
 import base64
 import math
@@ -56,11 +56,12 @@ code { font-family: ui-monospace, monospace; font-size: 0.9em; overflow-wrap: an
 
 
 def page(report: ReportData, pictures: Mapping[str, bytes]) -> str:
-    """The page.
+    """Returns the report as an HTML page.
 
     Args:
         report: the report.
-        pictures: mapping of names, as `Report.save` gives them, to PNG files' contents.
+        pictures: mapping of the names that `Report.save` gives the plots to the contents of their
+            PNG files.
     """
     sections = [
         f"<h1>{_TITLE}</h1>",
@@ -82,18 +83,19 @@ def page(report: ReportData, pictures: Mapping[str, bytes]) -> str:
         sections.append(_section(heading, picture, _curves(heading, axis, curves)))
     if "samples" in pictures:
         text = (
-            "Images that the attack named above them has succeeded on: clean under their true "
-            "class, perturbed under the predicted class, and the difference."
+            "Adversarial examples of the attack named above them. From top to bottom: the clean "
+            "image with its true class, the perturbed image with its predicted class, and the "
+            "difference."
         )
         sections.append(_section("Samples", _picture(pictures, "samples", text), f"<p>{text}</p>"))
     if "geometry" in pictures:
         text = (
-            "Features of clean and attacked images, in a plane; crosses are misclassified. The "
-            "colours are those of the true classes."
+            "Features of clean and attacked images, projected onto a plane. Colours show the true "
+            "classes. Crosses mark misclassified images."
         )
         picture = _picture(pictures, "geometry", text)
         sections.append(_section("Geometry of the features", picture, f"<p>{text}</p>"))
-    sections.append(_section("How it was made", _facts(report)))
+    sections.append(_section("Settings and environment", _facts(report)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -148,12 +150,12 @@ def _row(name: str, cells: Iterable[str], note: str = "") -> str:
 
 def _accuracies(report: ReportData) -> str:
     caption = (
-        f"{report.num_examples} examples. Norms, in units of the images, are those of the "
-        "perturbations that fool the classifier; gradients and evaluations are means over the "
+        f"{report.num_examples} examples. Norms are in units of the images, and cover only the "
+        "perturbations that fool the classifier. Gradients and evaluations are means over the "
         "attacked examples."
     )
     if report.worst_case_only:
-        caption += " Each attack was given only what those before it had left."
+        caption += " Each attack was run only on the examples that no earlier attack had fooled."
     norms = shown_norms(report.rows)
     columns = (
         "attack",
@@ -184,7 +186,10 @@ def _cells(row: Row, norms: Sequence[str]) -> list[str]:
 
 
 def _classes(report: ReportData) -> str:
-    caption = f"{report.class_statement} Of the bars, the dark part is the worst case."
+    caption = (
+        f"{report.class_statement} The dark part of each bar ends at the worst-case accuracy, the "
+        "light part at the clean accuracy."
+    )
     rows = [
         _row(one.name, one.cells).removesuffix("</tr>") + f"{_bar(one)}</tr>"
         for one in report.per_class
@@ -194,7 +199,10 @@ def _classes(report: ReportData) -> str:
 
 
 def _bar(one: ClassAccuracy) -> str:
-    """A cell as wide as an accuracy of 100%: dark up to the worst case, light up to the clean."""
+    """Returns a cell with a bar, on which the full width is an accuracy of 100%.
+
+    The bar is dark up to the worst-case accuracy and light up to the clean accuracy.
+    """
     dark, light = (100 * (share or 0) for share in (one.worst_case, one.accuracy.get(CLEAN)))
     colours = f"#1f77b4 {dark:.1f}%, #aec7e8 0 {light:.1f}%, transparent 0"
     return f'<td class="bar"><div style="background:linear-gradient(90deg,{colours})"></div></td>'
@@ -212,7 +220,7 @@ def _checks(checks: Iterable[CheckResult]) -> str:
             f'<td class="status">{check.status}</td>'
             f'<td class="sentence">{escape(check.sentence)}</td><td>{figures}</td></tr>'
         )
-    columns = ("check", "result", "what was found", "figures")
+    columns = ("check", "result", "finding", "figures")
     return _table("checks", columns, rows, text_columns=columns)
 
 
@@ -247,4 +255,4 @@ def _facts(report: ReportData) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td><code>{escape(value)}</code></td></tr>'
         for name, value in facts
     ]
-    return _table("facts", ("what", "value"), rows, text_columns=("value",))
+    return _table("facts", ("name", "value"), rows, text_columns=("value",))

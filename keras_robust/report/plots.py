@@ -1,4 +1,4 @@
-"""Pictures of robustness, as PNG files."""
+"""Plots of robustness, as PNG files."""
 
 import importlib.util
 import itertools
@@ -13,7 +13,7 @@ _COLUMN_INCHES = 1.2
 
 
 def require_matplotlib() -> None:
-    """Raises an `ImportError` that says what to install."""
+    """Raises an `ImportError` that tells how to install Matplotlib, if it is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             "Pictures need Matplotlib. Install it with the extra `plots`: "
@@ -32,7 +32,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Text in which Matplotlib sees no formulas."""
+    """Escapes text, so that Matplotlib reads no formulas in it."""
     return text.replace("$", r"\$")
 
 
@@ -63,12 +63,12 @@ def plot_curves(
     title: str | None = None,
     xlabel: str = "epsilon, in units of the image",
 ) -> None:
-    """Draws accuracy against epsilon (or another number), a line for each model.
+    """Draws accuracy against epsilon (or another number), one line per model.
 
     Args:
-        curves: mapping of names to what `kr.evaluation.robustness_curve` returns.
+        curves: mapping of names to curves, as `kr.evaluation.robustness_curve` returns them.
         path: PNG file to write.
-        chance: float. Accuracy of a guess, drawn as a dotted line. Defaults to `None`.
+        chance: float. Accuracy of random guessing, drawn as a dotted line. Defaults to `None`.
         training_epsilon: float. Drawn as a dashed vertical line. Defaults to `None`.
         title: string. Defaults to `None`.
         xlabel: string. Defaults to `"epsilon, in units of the image"`.
@@ -95,12 +95,13 @@ def plot_curves(
 def plot_bounds(
     curves: Mapping[str, Mapping[float, float]], path: str | os.PathLike[str], xlabel: str
 ) -> None:
-    """Draws an upper and a lower bound of the accuracy, and what lies between them.
+    """Draws an upper and a lower bound of the accuracy, and shades the gap between them.
 
-    Between two radii the upper bound is that of the smaller one, the lower that of the larger.
+    Between two radii, the upper bound is that of the smaller radius, and the lower bound that of
+    the larger.
 
     Args:
-        curves: two of them by name, the upper one first, with the same radii.
+        curves: mapping of names to two curves with the same radii, the upper bound first.
         path: PNG file to write.
         xlabel: string.
     """
@@ -109,11 +110,11 @@ def plot_bounds(
     (upper_name, upper), (lower_name, lower) = curves.items()
     radii = list(upper)
     high, low = ([100 * curve[radius] for radius in radii] for curve in (upper, lower))
-    # Both bounds, each at both ends of every stretch between two radii.
+    # Both bounds, at both ends of each interval between two radii.
     xs, tops, bottoms = np.repeat(radii, 2)[1:-1], np.repeat(high[:-1], 2), np.repeat(low[1:], 2)
-    between = "between: nobody knows"
+    gap = "between the bounds"
     axes.fill_between(xs, bottoms, tops, where=tops > bottoms, alpha=0.15, color="gray",
-                      linewidth=0, label=between)  # fmt: skip
+                      linewidth=0, label=gap)  # fmt: skip
     axes.step(radii, high, where="post", color="tab:red", label=_plain(upper_name))
     axes.step(radii, low, where="pre", color="tab:blue", label=_plain(lower_name))
     axes.set_ylim(-2, 102)
@@ -126,7 +127,7 @@ def plot_bounds(
 
 
 def are_images(x: np.ndarray) -> bool:
-    """Whether an array can be shown as gray or colour images."""
+    """Returns whether an array can be shown as gray or colour images."""
     return x.ndim == 4 and x.shape[-1] in (1, 3)
 
 
@@ -139,18 +140,18 @@ def plot_samples(
     class_names: list[str] | None = None,
     title: str | None = None,
 ) -> None:
-    """Draws a sheet of clean images, perturbed images and their differences.
+    """Draws clean images, perturbed images and their differences in three rows.
 
-    The range of the images given is shown from black to white; a difference of 0 is gray, and
-    the largest difference on the sheet is black or white.
+    The range of all images is shown from black to white. A difference of 0 is gray, and the largest
+    difference of all images is black or white.
 
     Args:
         images: float array, shape `(n, height, width, 1 or 3)`.
-        perturbed: the same images, perturbed.
+        perturbed: float array, the same images after an attack.
         classes: int array, the classes predicted for the perturbed images.
         path: PNG file to write.
         labels: int array, the true classes. Defaults to `None`.
-        class_names: list of strings. Defaults to `None`: the classes' numbers.
+        class_names: list of strings. Defaults to `None`: the numbers of the classes.
         title: string. Defaults to `None`.
 
     Raises:
@@ -169,11 +170,11 @@ def plot_samples(
     images, perturbed = images.astype("float32"), perturbed.astype("float32")
     low, high = min(images.min(), perturbed.min()), max(images.max(), perturbed.max())
     difference = perturbed - images
-    reach = max(float(np.abs(difference).max()), 1e-30)
+    largest = max(float(np.abs(difference).max()), 1e-30)
     sheets = {
         "clean": (images - low) / max(high - low, 1e-12),
         "perturbed": (perturbed - low) / max(high - low, 1e-12),
-        f"difference\n(±{reach:.3g})": difference / (2 * reach) + 0.5,
+        f"difference\n(±{largest:.3g})": difference / (2 * largest) + 0.5,
     }
     figure = _figure(_COLUMN_INCHES * len(images) + 0.8, 3 * _COLUMN_INCHES + 1.1)
     figure.suptitle(_plain(title or ""))

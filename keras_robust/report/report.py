@@ -1,4 +1,4 @@
-"""What an evaluation has found."""
+"""The report of an evaluation."""
 
 import dataclasses
 import os
@@ -15,56 +15,71 @@ _PAGE = "report.html"
 
 @dataclasses.dataclass
 class Report(ReportData):
-    """A classifier's accuracy, clean and under attacks; made by `kr.evaluate`.
+    """The clean accuracy of a classifier and its accuracies under attack.
+
+    `kr.evaluate` returns it.
 
     Args:
         num_examples: int.
         batch_size: int.
         seed: int.
-        worst_case_only: bool, whether each attack had only what those before it left.
-        rows: list of `Row`, the last one for the worst case; before it that of the certificate,
-            where there is one. Defaults to an empty list.
-        samples: mapping of row names to the first `Samples` that were fooled. Defaults to an
-            empty mapping.
-        checks: list of `CheckResult`. Defaults to `None`: they were not run.
-        curves: mapping of what is on the horizontal axis (`"epsilon"`, `"steps"`, with a
+        worst_case_only: bool, whether each attack was run only on the examples that no earlier
+            attack had fooled.
+        rows: list of `Row`. The last one is the worst case. The row of the certificate, if there is
+            one, comes before it. Defaults to an empty list.
+        samples: mapping of row names to `Samples`, the first images that were fooled. Defaults to
+            an empty mapping.
+        checks: list of `CheckResult`. Defaults to `None`: the checks were not run.
+        curves: mapping of the quantity on the horizontal axis (`"epsilon"`, `"steps"`, with a
             certificate `"L2 radius"`) to curves by name, as `kr.evaluation.robustness_curve`
             returns them. Defaults to an empty mapping.
         geometry: `kr.evaluation.FeatureGeometry`, features of clean and attacked images. Defaults
             to `None`.
-        notes: mapping of strings to strings, what else is to be known about the model, the data
-            and how the report was made. Defaults to an empty mapping.
-        date: string, when it was made. Defaults to now, UTC.
-        environment: mapping of strings to strings: the backend, the device and the versions that
-            the figures were computed with. Defaults to those of this process.
+        notes: mapping of strings to strings, more information on the model, the data and how the
+            report was made. Defaults to an empty mapping.
+        date: string, when the report was made. Defaults to now, in UTC.
+        environment: mapping of strings to strings: the backend, the device and the versions with
+            which the figures were computed. Defaults to those of this process.
         labels: int array, shape `(num_examples,)`, the true class of each example. Defaults to
             `None`: there are no accuracies per class.
         class_names: list of strings, the names of all classes. Defaults to an empty list.
-        saved_classes: list of `ClassAccuracy`, `per_class` of a report that was saved, and loaded
-            without its `report.npz`. Defaults to an empty list.
+        saved_classes: list of `ClassAccuracy`, the value of `per_class` for a saved report that was
+            loaded without its `report.npz`. Defaults to an empty list.
     """
 
     def summary(self, per_class: bool = False) -> str:
-        """Prints the failed checks, the table and what it means; returns it too.
+        """Prints a text summary of the report, and returns it.
+
+        It holds the failed checks, the table of accuracies and what they mean.
 
         Args:
             per_class: bool. Whether to add a table of the accuracies of each class. Defaults to
                 `False`: only the worst class is named.
+
+        Returns:
+            The summary as a string.
         """
         text = text_summary(self, per_class)
         print(text)
         return text
 
     def save_json(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `report.json`, and `report.npz` with the arrays that it was computed from."""
+        """Writes `report.json`, and `report.npz` with the arrays behind its figures.
+
+        Args:
+            directory: folder to write to. It is created if it does not exist.
+        """
         files.write(self, pathlib.Path(directory))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `report.html`, `report.json`, `report.npz` and the pictures as PNG files.
+        """Writes `report.html`, `report.json`, `report.npz` and the plots as PNG files.
 
-        The page holds all there is to show, and needs no network. The samples are those of the
-        attack with the lowest accuracy, among those with a radius if there are any. The folder
-        is made if need be. Matplotlib must be installed (the extra `plots`).
+        The page is self-contained and needs no network. The samples are those of the attack with
+        the lowest accuracy. Attacks without a radius are considered only if no attack has one.
+        Matplotlib must be installed (the extra `plots`).
+
+        Args:
+            directory: folder to write to. It is created if it does not exist.
         """
         self.save_json(directory)
         folder = pathlib.Path(directory)
@@ -100,21 +115,19 @@ class Report(ReportData):
 
     @staticmethod
     def load(directory: str | os.PathLike[str]) -> "Report":
-        """Reads a report that `save` has written, or `kr.evaluate` with an `output`.
+        """Loads a report that `save` has written, or `kr.evaluate` to its `output`.
 
-        It says and shows what the saved one does, also of an evaluation that was not finished.
-        Where `report.npz` is missing, as it is in reports of earlier versions, the figures are
-        loaded alone: without the images, the geometry, and what was found on each example.
+        The loaded report shows the same as the saved one. The evaluation need not be finished.
 
         Args:
-            directory: the folder.
+            directory: folder of the report.
 
         Returns:
             `kr.evaluation.Report`.
 
         Raises:
-            ValueError: if the folder holds no `report.json`, if a newer version of keras_robust
-                has written it, or if the files are damaged or do not belong together.
+            ValueError: if the folder holds no `report.json`, if a newer version of keras_robust has
+                written it, or if the files are damaged or do not belong together.
 
         Example:
 
@@ -126,11 +139,14 @@ class Report(ReportData):
         ...                      checks=False, verbose=0)
         >>> kr.evaluation.Report.load(folder).accuracy("worst case")
         0.0
+
+        If `report.npz` is missing, as it is for reports of earlier versions, only the figures are
+        loaded. The images, the geometry and the results for each example are then missing.
         """
         return Report(**files.read(pathlib.Path(directory)))
 
     @staticmethod
     def delete(directory: str | os.PathLike[str]) -> None:
-        """Deletes what would say the same of an earlier evaluation."""
+        """Deletes the page, the figures and the arrays of an earlier report in a folder."""
         for name in (files.JSON, files.ARRAYS, _PAGE):
             (pathlib.Path(directory) / name).unlink(missing_ok=True)

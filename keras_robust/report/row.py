@@ -17,7 +17,7 @@ _Z_95 = 1.959964
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95% confidence interval of a proportion (Wilson, 1927)."""
+    """Computes the 95% confidence interval of a proportion (Wilson, 1927)."""
     share, z2 = successes / trials, _Z_95**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
@@ -26,35 +26,36 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def radius_in_words(radii: Mapping[str, float], attack: str | None) -> str:
-    """The largest radius in each norm, as the tables show it."""
+    """Returns the largest radius in each norm, as shown in tables."""
     if not radii and attack is not None:
         return "no limit"
     return " or ".join(f"{NORMS.get(norm, norm)} {value:.4g}" for norm, value in radii.items())
 
 
 def shown_norms(rows: Iterable[Any]) -> list[str]:
-    """The norms of which tables have columns: L1 only where an attack had a radius in it."""
+    """Returns the norms that tables show. L1 is one only if an attack has an L1 radius."""
     has_l1 = any("l1" in row.radii for row in rows)
     return [norm for norm in NORMS if norm != "l1" or has_l1]
 
 
 @dataclasses.dataclass
 class Row:
-    """Accuracy on clean images, under one attack, or in the worst case.
+    """The accuracy on clean images, under one attack, or in the worst case.
 
     Args:
         name: string.
-        correct: bool array, shape `(num_examples,)`: which examples are (still) classified
-            correctly.
+        correct: bool array, shape `(num_examples,)`: which examples are classified correctly, after
+            the attack if there is one.
         attack: string, the attack with its arguments. Defaults to `None`.
         radii: mapping of norms to the largest radius that was allowed, in units of the images.
-            Defaults to an empty mapping: there was no limit, or no attack.
-        attacked: bool array, shape `(num_examples,)`. Defaults to `None`.
-        measures: mapping of `"linf"`, `"l2"` and `"l1"`, norms of the perturbations,
-            `"num_gradients"` and `"num_evaluations"` to arrays of one value for each example.
+            Defaults to an empty mapping: there was no radius, or no attack.
+        attacked: bool array, shape `(num_examples,)`: which examples were attacked. Defaults to
+            `None`.
+        measures: mapping to arrays of one value per example. The names are `"linf"`, `"l2"` and
+            `"l1"`, the norms of the perturbations, `"num_gradients"` and `"num_evaluations"`.
             Defaults to an empty mapping.
-        without_gradient: list of strings, the classes of attacks that have found no gradient, and
-            so have left their examples as they were. Defaults to an empty list.
+        without_gradient: list of strings, the classes of attacks that found no gradient and so did
+            not change their examples. Defaults to an empty list.
     """
 
     name: str
@@ -66,7 +67,12 @@ class Row:
     without_gradient: list[str] = dataclasses.field(default_factory=list)
 
     def record(self, batch: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
-        """Notes what an attack has found on a batch of examples, given by their indices."""
+        """Records the results of an attack on a batch.
+
+        Args:
+            batch: int array, the indices of the examples in the batch.
+            found: mapping of names to arrays, the results.
+        """
         assert self.attacked is not None
         self.attacked[batch] = True
         self.correct[batch] = ~found["success"]
@@ -77,7 +83,7 @@ class Row:
         self.without_gradient += new
 
     def of(self, examples: np.ndarray) -> "Row":
-        """The row of some of the examples, given by their indices."""
+        """Returns the row of the examples with the given indices."""
         return dataclasses.replace(
             self,
             correct=self.correct[examples],
@@ -96,41 +102,44 @@ class Row:
 
     @property
     def radius(self) -> str:
-        """The radii in words."""
+        """The radii as text."""
         return radius_in_words(self.radii, self.attack)
 
     @property
     def note(self) -> str:
-        """What is to be known about the row, in words; mostly nothing."""
+        """A remark on the row. Usually empty."""
         if not self.without_gradient:
             return ""
         return f"no gradient: {', '.join(self.without_gradient)} could not run"
 
     @property
     def num_attacked(self) -> int | None:
-        """How many examples were attacked; `None` where there was no attack."""
+        """Number of attacked examples; `None` without an attack."""
         return None if self.attacked is None else int(self.attacked.sum())
 
     @property
     def num_fooled(self) -> int | None:
-        """On how many of them the attack has succeeded."""
+        """Number of attacked examples that are misclassified after the attack."""
         return None if self.attacked is None else int((self.attacked & ~self.correct).sum())
 
     def perturbation(self, norm: str) -> tuple[float, float] | None:
-        """Median and largest norm of the perturbations that fool the model; `None` if none do."""
+        """Returns the median and the largest norm of the perturbations that fool the model.
+
+        Returns `None` if there are none.
+        """
         if self.attacked is None or norm not in self.measures:
             return None
         values = self.measures[norm][self.attacked & ~self.correct]
         return (float(np.median(values)), float(values.max())) if len(values) else None
 
     def cost(self, name: str) -> float | None:
-        """Mean over the attacked examples of the number of gradients, or of evaluations."""
+        """Returns the mean number of gradients, or of evaluations, per attacked example."""
         if self.attacked is None or name not in self.measures:
             return None
         return float(self.measures[name][self.attacked].mean())
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, ready for JSON."""
+        """Returns the figures, ready for JSON."""
         norms = {norm: self.perturbation(norm) for norm in NORMS}
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""Images that an attack has perturbed, to be shown."""
+"""Samples of an attack's perturbed images."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 class Samples(NamedTuple):
-    """Some of the images on which an attack has succeeded.
+    """Some of the images on which an attack succeeded.
 
     Args:
-        images: float array, the originals.
-        perturbed: float array, of the same shape.
+        images: float array, the original images.
+        perturbed: float array, the perturbed images, of the same shape.
         labels: int array, the true classes.
         classes: int array, the classes predicted for `perturbed`.
     """

@@ -1,4 +1,4 @@
-"""A row of a report of which the figures are known, and not what they were computed from."""
+"""A row of a saved report that was loaded without its arrays."""
 
 import dataclasses
 from typing import Any
@@ -10,8 +10,7 @@ from keras_robust.report.row import radius_in_words
 class SavedRow:
     """The figures of a `Row` as JSON holds them.
 
-    It stands for a `Row` wherever a report is shown, and has no arrays of one value for each
-    example.
+    It stands in for a `Row` wherever a report is shown, but has no values per example.
 
     Args:
         figures: mapping, as `Row.to_dict` returns it.
@@ -31,24 +30,27 @@ class SavedRow:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"A report that was saved as figures alone has no {name!r}: what was found on each "
-            "example is in `report.npz`, which is missing beside its `report.json`."
+            f"A report that was loaded without its `report.npz` has no {name!r}: the results for "
+            "each example are in that `report.npz`."
         )
 
     @property
     def radius(self) -> str:
-        """The radii in words."""
+        """The radii as text."""
         return radius_in_words(self.radii, self.attack)
 
     def perturbation(self, norm: str) -> tuple[float, float] | None:
-        """Median and largest norm of the perturbations that fool the model; `None` if none do."""
+        """Returns the median and the largest norm of the perturbations that fool the model.
+
+        Returns `None` if there are none.
+        """
         median, largest = (self.figures.get(f"{name}_{norm}") for name in ("median", "largest"))
         return None if median is None or largest is None else (median, largest)
 
     def cost(self, name: str) -> float | None:
-        """Mean over the attacked examples of the number of gradients, or of evaluations."""
+        """Returns the mean number of gradients, or of evaluations, per attacked example."""
         return self.figures[f"mean_{name}"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, ready for JSON."""
+        """Returns the figures, ready for JSON."""
         return self.figures

@@ -8,7 +8,11 @@ from keras_robust.report.row import NORMS, shown_norms
 
 
 def text_summary(report: ReportData, per_class: bool = False) -> str:
-    """Failed checks, the table of accuracies, that of each class if asked for, what they mean."""
+    """Returns a text summary of a report.
+
+    It holds the failed checks, the table of accuracies, with `per_class` that of each class, and
+    what the accuracies mean.
+    """
     lines = []
     if report.failed_checks:
         found = [f"FAILED: {check.name}. {check.sentence}" for check in report.failed_checks]
@@ -43,7 +47,7 @@ def text_summary(report: ReportData, per_class: bool = False) -> str:
 
 
 def _aligned(table: list[tuple[str, ...]]) -> list[str]:
-    """The lines of a table, whose first row is the header."""
+    """Returns the lines of a table with aligned columns. The first row is the header."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for name, *cells in table:
@@ -55,16 +59,16 @@ def _aligned(table: list[tuple[str, ...]]) -> list[str]:
 
 
 def comparison_table(reports: Mapping[str, ReportData]) -> str:
-    """A table of several models' reports with the same attacks, one column for each model.
+    """Formats the accuracies of several models as a table, one column per model.
 
     Args:
-        reports: mapping of model names to reports.
+        reports: mapping of model names to reports with the same rows.
 
     Returns:
-        The table as text.
+        The table as a string.
 
     Raises:
-        ValueError: if the reports' rows are not the same.
+        ValueError: if the reports' rows differ.
     """
     names = {tuple(row.name for row in report.rows) for report in reports.values()}
     if len(names) != 1:

@@ -1,4 +1,4 @@
-"""Filling the template of a WNLL head from images."""
+"""Fills the template of a WNLL head from images."""
 
 from typing import Any
 
@@ -21,19 +21,20 @@ def adapt_template(
     seed: int = 0,
     steps: int | None = None,
 ) -> None:
-    """Fills the template of the model's WNLL head, and puts it in its WNLL phase.
+    """Fills the template of the model's WNLL head, and puts the head in its WNLL phase.
 
-    The features of x are computed in inference mode. It must be done again when the network
-    below the head has changed.
+    The features of `x` are computed in inference mode. Call this function again whenever the
+    network below the head has changed.
 
     Args:
-        model: Keras model that ends with a `kr.layers.WNLLHead`; or a `kr.RobustModel` of one.
+        model: Keras model that ends with a `kr.layers.WNLLHead`, or a `kr.RobustModel` of one.
         x: images, shape `(num_examples, ...)`, or a data set of pairs of images and labels, as for
-            `kr.evaluate`. Of more examples than the template holds, some are drawn at random.
+            `kr.evaluate`. If there are more examples than the template holds, a random subset is
+            used.
         y: integer or one-hot labels; -1 marks an unlabeled example. Defaults to `None`, for a
             data set.
         batch_size: int. Defaults to `128`.
-        seed: int. Seed of the drawing. Defaults to `0`.
+        seed: int. Seed of the random subset. Defaults to `0`.
         steps: int. How many batches of a data set to read. Defaults to `None`: all of them.
 
     Raises:
@@ -59,13 +60,13 @@ def adapt_template(
             f"Received: {len(x)} in x, {len(labels)} in y"
         )
     head.template.check_labels(labels)
-    # Nothing is computed from the others. Of these `adapt` draws all.
+    # Features are computed only for the chosen rows. `adapt` then uses all of them.
     rows = head.template.chosen(labels, seed)
     head.adapt(head_inputs(model, x[rows], batch_size), labels[rows], seed)
 
 
 def head_inputs(model: Any, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
-    """What enters the head for each image, in inference mode."""
+    """Returns the head's inputs for each image, in inference mode."""
     classifier = Classifier.of(model)
     classifier.build(x)
     function = classifier.compiled("head inputs", _head_inputs)

@@ -1,4 +1,4 @@
-"""`fit`, after which a WNLL head that was trained through its graph predicts by it."""
+"""`fit` that also fills the template of a WNLL head trained through its graph."""
 
 import inspect
 import warnings
@@ -15,22 +15,22 @@ from keras_robust.training.adapt_template import head_inputs
 from keras_robust.training.template_draw import draw_from_data_set, draw_rows
 from keras_robust.training.template_filling import TemplateFilling
 
-# What `fit` takes after images and labels.
-_FURTHER = list(inspect.signature(keras.Model.fit).parameters)[3:]
+# The arguments of `fit` after images and labels.
+_FIT_ARGUMENTS = list(inspect.signature(keras.Model.fit).parameters)[3:]
 _REMEDY = (
     "Pass `keras_robust.callbacks.TemplateUpdate(x, y)` to `fit`, or call "
-    "`keras_robust.training.adapt_template(model, x, y)` after it."
+    "`keras_robust.training.adapt_template(model, x, y)` after `fit`."
 )
 
 
 def fit_and_fill(
     model: Any, fit: Callable[..., Any], x: Any, y: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Calls Keras's `fit`; if a loss trains a WNLL head through its graph, fills its template.
+    """Calls Keras's `fit`, and fills the template if a loss trains a WNLL head through its graph.
 
-    From the training data, without those that `validation_split` sets apart. It is filled at the
-    end, and for what looks at the model at the end of an epoch (validation, callbacks), but not if
-    `callbacks` hold a `kr.callbacks.TemplateUpdate`.
+    The template is filled from the training data, without the `validation_split` part, at the end
+    of training. With validation or callbacks, it is also filled at the end of each epoch. If
+    `callbacks` contain a `kr.callbacks.TemplateUpdate`, only that callback fills it.
 
     Raises:
         ValueError: before training, if the data hold too few examples for the template, or a
@@ -39,7 +39,7 @@ def fit_and_fill(
     losses = graph_losses(getattr(model, "loss", None))
     if not losses:
         return fit(x, y, *args, **kwargs)
-    given = {"x": x, "y": y, **dict(zip(_FURTHER, args, strict=False)), **kwargs}
+    given = {"x": x, "y": y, **dict(zip(_FIT_ARGUMENTS, args, strict=False)), **kwargs}
     callbacks = given.get("callbacks")
     callbacks = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
     split = given.get("validation_split") or 0.0
@@ -50,13 +50,13 @@ def fit_and_fill(
         y = y[:num_examples]
     if any(isinstance(callback, TemplateFilling) for callback in callbacks):
         return fit(**given)
-    draw = _drawn(model, x, y, given.get("steps_per_epoch"))
+    draw = _draw_template(model, x, y, given.get("steps_per_epoch"))
     if draw is None:
         warnings.warn(
-            "`fit` was given data that can't be read again: the template of the WNLL head is not "
-            "filled from them. Until it is filled, `predict`, `evaluate` and validation use the "
-            "linear branch, which `GraphInterpolation` trains by `linear_weight` alone, or a "
-            f"template of before. {_REMEDY}",
+            "`fit` received data that cannot be read twice, so the template of the WNLL head is "
+            "not filled from them. Until it is filled, `predict`, `evaluate` and validation use "
+            "the existing template if there is one, and otherwise the linear branch, which "
+            f"`GraphInterpolation` trains only if `linear_weight` is positive. {_REMEDY}",
             stacklevel=3,
         )
         return fit(**given)
@@ -69,7 +69,7 @@ def fit_and_fill(
 
 
 def graph_losses(loss: Any) -> list[GraphInterpolation]:
-    """The losses that train a WNLL head through its graph, in sums and structures too."""
+    """Returns the losses that train a WNLL head through its graph, including nested ones."""
     found: list[GraphInterpolation] = []
     for part in keras.tree.flatten(loss):
         if isinstance(part, GraphInterpolation):
@@ -80,10 +80,10 @@ def graph_losses(loss: Any) -> list[GraphInterpolation]:
 
 
 class _FitFilling(TemplateFilling):
-    """Fills the template from examples that were drawn before training.
+    """Fills the template from examples drawn before training.
 
-    The training part of each epoch sees the head in the phase that it was in before: other losses
-    of a sum may be computed from its output.
+    During the training part of each epoch, the head is in the phase it had before training, because
+    other losses of a sum may use its output.
     """
 
     def __init__(self, trained: Any, images: Callable[[], np.ndarray], labels: np.ndarray) -> None:
@@ -97,8 +97,8 @@ class _FitFilling(TemplateFilling):
             self.head.adapt(features, self.labels)
         else:
             warnings.warn(
-                "The template of the WNLL head was not filled: what the network computes from "
-                "the training images holds NaN or infinite values.",
+                "The template of the WNLL head was not filled: the features of the training "
+                "images contain NaN or infinite values.",
                 stacklevel=2,
             )
 
@@ -110,14 +110,18 @@ class _FitFilling(TemplateFilling):
         self.head.phase = self._phase
 
 
-def _drawn(
+def _draw_template(
     model: Any, x: Any, y: Any, steps: int | None
 ) -> tuple[Callable[[], np.ndarray], np.ndarray] | None:
-    """How to get at the images for the template, and their labels; `None` where none can be had."""
+    """Returns a function that gives the template's images, and their labels.
+
+    Returns `None` if the data cannot be read twice.
+    """
     template = wnll_head(model).template
     try:
         if not is_data_set(x):
-            images = as_array(x[0] if isinstance(x, tuple | list) else x)  # Of pairs, the first.
+            # Pairs consist of clean and adversarial images: use the clean ones.
+            images = as_array(x[0] if isinstance(x, tuple | list) else x)
             rows, labels = draw_rows(template, y)
             return lambda: images[rows], labels
         if not can_be_read_again(x, steps):
@@ -126,7 +130,7 @@ def _drawn(
         return lambda: drawn, labels
     except ValueError as error:
         raise ValueError(
-            "After `fit` with `GraphInterpolation` the WNLL head predicts from a template of the "
-            f"training data, which these data do not make. {error}. Make `template_size` smaller, "
-            "or pass `keras_robust.callbacks.TemplateUpdate(x, y)` with other data."
+            "`fit` with `GraphInterpolation` fills the template of the WNLL head from the training "
+            f"data, but these data cannot fill it. {error}. Reduce `template_size`, or pass "
+            "`keras_robust.callbacks.TemplateUpdate(x, y)` with other data."
         ) from error

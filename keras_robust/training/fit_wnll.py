@@ -43,55 +43,56 @@ def fit_wnll(
 ) -> dict[str, list[float]]:
     """Trains a network and its WNLL head in alternation.
 
-    In each of the `passes`, two calls of `compile` and `fit`:
+    Each of the `passes` has two stages. Each stage calls `compile` and `fit`:
 
-    1. `linear_epochs` of the whole network with the linear branch;
-    2. `wnll_epochs` of the buffer block alone, with the WNLL branch: a random
-       `template_fraction` of the data gives the template, the rest is trained on.
+    1. The linear stage trains the whole network with the linear branch for `linear_epochs`.
+    2. The WNLL stage trains only the buffer block with the WNLL branch for `wnll_epochs`. A random
+       `template_fraction` of the data fills the template, and the rest is trained on.
 
-    The head's `gradient` decides how the second is differentiated; the papers' is
-    `"straight_through"` or `"linear"`. At the end the template is filled from all of the data,
-    and the head is in its WNLL phase.
+    The head's `gradient` determines how the WNLL stage is differentiated. The papers use
+    `"straight_through"` or `"linear"`. At the end, the template is filled from all data, and the
+    head is in its WNLL phase.
 
     Args:
-        model: Keras model that ends with a `kr.layers.WNLLHead` with `units`; or a
+        model: Keras model that ends with a `kr.layers.WNLLHead` with `units`, or a
             `kr.RobustModel` of one.
-        x: images, or a `tf.data.Dataset` of pairs. All of it is held in memory.
-        y: integer or one-hot labels; -1 marks an unlabeled example, which is left out of the
-            loss, and of the template but for the head's `unlabeled_size`. Defaults to `None`, for
-            a data set.
+        x: images, or a `tf.data.Dataset` of pairs. All data are held in memory.
+        y: integer or one-hot labels; -1 marks an unlabeled example. Unlabeled examples do not
+            enter the loss. They enter the template only if the head has an `unlabeled_size`.
+            Defaults to `None`, for a data set.
         passes: int. How often the two stages alternate. Defaults to `2`.
-        linear_epochs: int. Defaults to `400`.
-        wnll_epochs: int. Defaults to `5`.
-        template_fraction: float between 0 and 1. Defaults to `0.5`. At least the head's
-            `template_size` of labeled examples must be left to the template.
-        linear_optimizer: callable, from the number of the pass (0, 1, ...) and the number of steps
-            of an epoch to a Keras optimizer.
-            Defaults to `None`: the papers', SGD with momentum 0.9 and weight decay 0.0005, whose
-            rate is 0.05 halved every 50 epochs, and a fifth of that in later passes.
-        wnll_optimizer: the same for the second stage. Defaults to `None`: SGD with momentum 0.9
-            and a rate of 0.0005.
-        linear_loss: loss of the first stage: a Keras loss, or a `kr.losses.ModelLoss` such as
+        linear_epochs: int. Epochs of each linear stage. Defaults to `400`.
+        wnll_epochs: int. Epochs of each WNLL stage. Defaults to `5`.
+        template_fraction: float between 0 and 1. The fraction of the labeled examples that fills
+            the template in the WNLL stage, at least the head's `template_size`. Defaults to `0.5`.
+        linear_optimizer: callable that maps the number of the pass (0, 1, ...) and the number of
+            steps per epoch to a Keras optimizer. Defaults to `None`: the papers' optimizer, SGD
+            with momentum 0.9, weight decay 0.0005 and a learning rate of 0.05 that is halved every
+            50 epochs. Later passes start from a fifth of this rate.
+        wnll_optimizer: the same for the WNLL stage. Defaults to `None`: SGD with momentum 0.9 and
+            a learning rate of 0.0005.
+        linear_loss: loss of the linear stage: a Keras loss, or a `kr.losses.ModelLoss` such as
             `kr.losses.AdversarialTraining` (Algorithm 3). Defaults to `None`: cross-entropy.
-        wnll_loss: loss of the second. Defaults to `None`: cross-entropy.
+        wnll_loss: loss of the WNLL stage. Defaults to `None`: cross-entropy.
         linear_batch_size: int. Defaults to `128`.
         wnll_batch_size: int. Defaults to `2000`.
         validation_data: as for `keras.Model.fit`. Defaults to `None`.
-        callbacks: Keras callbacks, of every stage. Defaults to `()`.
-        directory: folder in which the model's weights are saved after each stage; stages that
-            are there already are not trained again. That the data, the losses' arguments and the
-            optimizers are the same is not checked. Defaults to `None`: nothing is saved.
+        callbacks: Keras callbacks, used in every stage. Defaults to `()`.
+        directory: folder in which the model's weights are saved after each stage. Stages that are
+            already saved there are not trained again. The data, the losses' arguments and the
+            optimizers are assumed to be the same and are not checked. Defaults to `None`: nothing
+            is saved.
         seed: int. Seed of the split. Defaults to `0`.
         verbose: as for `keras.Model.fit`. Defaults to `"auto"`.
 
     Returns:
-        The histories of all stages, joined: `"loss"`, `"accuracy"` and, with validation data,
-        `"val_loss"` and `"val_accuracy"`; `"stage"` numbers the stage of each epoch.
+        The joined histories of all stages: `"loss"`, `"accuracy"` and, with validation data,
+        `"val_loss"` and `"val_accuracy"`. `"stage"` gives the number of each epoch's stage.
 
     Raises:
-        ValueError: before any work, if the model does not end with a `WNLLHead` with `units`; if
-            an argument is out of its range; if too few examples are left to the template, or
-            none of a class; if `directory` holds stages of another schedule.
+        ValueError: before training, if the model does not end with a `WNLLHead` with `units`; if
+            an argument is out of its range; if the template would have too few examples, or none
+            of a class; if `directory` holds stages of another schedule.
 
     Example:
 
@@ -105,9 +106,9 @@ def fit_wnll(
     >>> history["stage"]
     [0, 0, 1, 2, 2, 3]
 
-    Departures from the papers: in the second stage the template is fixed for the stage, and its
-    features pass through the buffer block of each step; batch-norm statistics stand still there,
-    as everything but the buffer block does.
+    Departures from the papers: the examples of the template are fixed during a WNLL stage, and each
+    step transforms their features with the current buffer block. Batch-norm statistics are frozen
+    in that stage, like everything except the buffer block.
 
     Reference:
 
@@ -118,8 +119,8 @@ def fit_wnll(
     head = wnll_head(model)
     if head.units is None:
         raise ValueError(
-            "Argument `model` must have a head with a buffer block, which the second stage "
-            f"trains: `WNLLHead(..., units=...)`. Received: {head!r} with units=None"
+            "Argument `model` must have a head with a buffer block, which the WNLL stage trains: "
+            f"`WNLLHead(..., units=...)`. Received: {head!r} with units=None"
         )
     for name, value in [
         ("passes", passes), ("linear_epochs", linear_epochs), ("wnll_epochs", wnll_epochs),
@@ -134,8 +135,8 @@ def fit_wnll(
     if not head.template_size <= split < len(labeled):
         raise ValueError(
             "Argument `template_fraction` must leave at least the head's `template_size`, "
-            f"{head.template_size}, of the {len(labeled)} labeled examples to the template, and "
-            f"some to train on. Received: template_fraction={template_fraction}"
+            f"{head.template_size}, of the {len(labeled)} labeled examples for the template, "
+            f"and some for training. Received: template_fraction={template_fraction}"
         )
     order = np.random.default_rng(seed).permutation(labeled)
     template, rest = np.sort(order[:split]), np.sort(order[split:])
@@ -178,7 +179,7 @@ def fit_wnll(
         else:
             adapt_template(model, x[template], labels[template])
             optimizer = wnll_optimizer or _wnll_sgd
-            with _buffer_alone(model, head):
+            with _only_buffer_trainable(model, head):
                 history = train(rest, wnll_loss, optimizer, wnll_batch_size, wnll_epochs)
         stages.save(history)
     adapt_template(model, x, labels)
@@ -197,10 +198,10 @@ def _wnll_sgd(number: int, steps_per_epoch: int) -> Any:
 
 
 @contextlib.contextmanager
-def _buffer_alone(model: Any, head: Any) -> Iterator[None]:
-    """Makes nothing but the head's buffer block trainable, and restores what was."""
+def _only_buffer_trainable(model: Any, head: Any) -> Iterator[None]:
+    """Makes only the head's buffer block trainable, and restores all flags on exit."""
     layers = all_layers(model)
-    # A layer hands its flag down, so what is inside comes after it, and the weights last.
+    # Outer layers first and weights last, because a layer's flag is also set on everything inside.
     before = [(part, part.trainable) for part in [*layers, *model.weights]]
     for layer in layers[1:]:
         layer.trainable = False
@@ -218,7 +219,7 @@ def _name(loss: Any) -> Any:
 
 
 class _Stages:
-    """What the stages so far have led to: saved, where there is a directory to save it in."""
+    """The finished stages, saved in `directory` if there is one."""
 
     def __init__(self, model: Any, directory: Any, schedule: dict[str, Any]) -> None:
         self.model, self.schedule = model, schedule
@@ -245,7 +246,7 @@ class _Stages:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.model.save_weights(self._weights(self.num_done - 1), overwrite=True)
             saved = json.dumps({"schedule": self.schedule, "histories": self.histories})
-            # Last: a stage counts once its weights are there.
+            # Written last, so that a recorded stage always has its weights.
             write_whole(self.directory / "stages.json", lambda file: file.write(saved.encode()))
 
     def history(self) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""The wrapper that gives a loss its model."""
+"""The wrapper that gives a loss access to the model."""
 
 import contextlib
 import dataclasses
@@ -17,31 +17,31 @@ from keras_robust.model.augmentation import same_augmentation
 from keras_robust.model.classifier import Classifier, call_model, single_output
 from keras_robust.training.fit_template import fit_and_fill
 
-# The loss that each model's first batch has been checked for. It is no attribute, which would count
-# as part of the model's structure.
+# The loss for which each model's first batch has been checked. Not an attribute of the model, which
+# would count as part of the model's structure.
 _checked: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
 class RobustModel(backend.TrainStep, keras.Model):
-    """Wraps a classifier so that losses which run the model again can be passed to `compile`.
+    """Wraps a classifier so that `compile` accepts losses that run the model again.
 
-    It computes what the classifier computes, and everything else is Keras's: `fit`, callbacks,
-    metrics, saving, mixed precision, distribution. Only the training step differs, and only for
-    a `kr.losses.ModelLoss`: the loss prepares (runs its attack) outside of the gradient tape,
-    then Keras's own step follows. `base_model` holds the classifier, to be saved and deployed
-    without the wrapper.
+    The wrapper computes the same outputs as the classifier. `fit`, callbacks, metrics, saving,
+    mixed precision and distribution are those of Keras. Only the training step differs, and only
+    for a `kr.losses.ModelLoss`: the loss first prepares the step outside the gradient tape, for
+    example by running its attack, and Keras's own training step follows. `base_model` holds the
+    classifier, which can be saved and deployed without the wrapper.
 
-    The random numbers of an attack are drawn from `seed` and `optimizer.iterations`, which is
-    saved with the optimizer: a run that was interrupted continues with the numbers it would have
-    had. Steps whose gradients the optimizer accumulates for one update share them.
+    The random numbers of an attack depend on `seed` and `optimizer.iterations`. The latter is saved
+    with the optimizer, so a resumed run continues with the same numbers as an uninterrupted run.
+    With gradient accumulation, all steps of one update use the same random numbers.
 
     Args:
-        base_model: Keras model, built or not: functional, sequential or subclassed. It takes a
-            batch of images and returns a row of at least two class scores for each, or one of two
-            classes, as `Dense(1)` does.
+        base_model: Keras model, built or not: functional, sequential or subclassed. For each image
+            of a batch, it must return a row of at least two class scores, or a single score as a
+            binary classifier with `Dense(1)` does.
         seed: int. Seed of the attacks' random numbers. Defaults to `0`.
-        name: string. Defaults to `None`: the class's name.
+        name: string. Defaults to `None`: derived from the class name.
 
     Raises:
         ValueError: if `base_model` is not a Keras model, or is itself a `RobustModel`; by `fit`
@@ -70,7 +70,7 @@ class RobustModel(backend.TrainStep, keras.Model):
     ) -> None:
         if not isinstance(base_model, keras.Model) or isinstance(base_model, RobustModel):
             raise ValueError(
-                "Argument `base_model` must be a Keras model that is not wrapped yet. "
+                "Argument `base_model` must be a Keras model that is not already wrapped. "
                 f"Received: base_model={base_model!r}"
             )
         kwargs.setdefault("dtype", base_model.dtype_policy)
@@ -84,7 +84,7 @@ class RobustModel(backend.TrainStep, keras.Model):
         if not self.base_model.built:
             if self._takes_pairs and isinstance(input_shape[0], tuple | list):
                 input_shape = input_shape[0]
-            # By a call: the inherited `build` of a subclassed model would create no weights.
+            # Calls the model, because the inherited `build` of a subclass creates no weights.
             self.base_model(keras.KerasTensor(input_shape), training=False)
         self.built = True
 
@@ -107,30 +107,30 @@ class RobustModel(backend.TrainStep, keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """As Keras's `compile`. A list or a dict of one loss is that loss.
+        """Configures the model as Keras's `compile` does. A list or dict of one loss is unpacked.
 
         Raises:
             ValueError: if a loss that runs the model again is one of several, or a metric.
         """
-        loss = _of_one(_deserialized(loss))
+        loss = _unwrap_single(_deserialized(loss))
         if isinstance(loss, ModelLoss):
-            loss_weights = _of_one(loss_weights)
+            loss_weights = _unwrap_single(loss_weights)
         elif any(isinstance(v, ModelLoss) for v in keras.tree.flatten([loss, loss_weights])):
             raise ValueError(
-                "A loss that runs the model again must be the only one: the model has one output. "
-                "Add losses up, as in `loss=loss_1 + 0.5 * loss_2`. "
+                "A loss that runs the model again must be the only one, because the model has one "
+                "output. To combine losses, add them: `loss=loss_1 + 0.5 * loss_2`. "
                 f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
             )
         if any(isinstance(v, ModelLoss) for v in keras.tree.flatten([args, kwargs])):
             raise ValueError(
                 "A loss that runs the model again cannot be a metric. For the accuracy under an "
-                "attack pass the callback `keras_robust.callbacks.RobustAccuracy` to `fit`. "
+                "attack, pass the callback `keras_robust.callbacks.RobustAccuracy` to `fit`. "
                 f"Received: {kwargs or args}"
             )
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles the model as it was when it was saved."""
+        """Compiles the model with the saved configuration."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
@@ -138,22 +138,25 @@ class RobustModel(backend.TrainStep, keras.Model):
     def export(
         self, filepath: Any, format: str = "tf_saved_model", *args: Any, **kwargs: Any
     ) -> None:
-        """Exports `base_model`, which computes the same: arguments as of Keras's `export`.
+        """Exports `base_model`, which computes the same outputs.
+
+        The arguments are those of Keras's `export`.
 
         Raises:
             ImportError: if `format` is `"tf_saved_model"`, and TensorFlow is not installed.
         """
         if format == "tf_saved_model" and importlib.util.find_spec("tensorflow") is None:
             raise ImportError(
-                "A SavedModel is written by TensorFlow. Install it with the extra `tensorflow`: "
-                "`pip install 'keras-robust[tensorflow]'`; `base_model.save('name.keras')` needs "
-                f"none. Received: format={format!r}"
+                "Exporting a SavedModel requires TensorFlow. Install it with the extra "
+                "`tensorflow`: `pip install 'keras-robust[tensorflow]'`. Alternatively, "
+                "`base_model.save('name.keras')` works without TensorFlow. "
+                f"Received: format={format!r}"
             )
         self.base_model.export(filepath, format, *args, **kwargs)
 
     @property
     def output_names(self) -> list[str]:
-        """The classifier's, by which Keras finds metrics and weights that come in a dict."""
+        """The classifier's output names, which Keras uses for dicts of metrics and weights."""
         return self.base_model.output_names
 
     @property
@@ -167,16 +170,16 @@ class RobustModel(backend.TrainStep, keras.Model):
 
     @property
     def non_trainable_variables(self) -> list[Any]:
-        """Those of the classifier, and the variables among the loss's weights.
+        """The classifier's non-trainable variables, and the variables among the loss's weights.
 
-        On JAX a training step sees no variable that is not listed.
+        On JAX, a training step can only use variables that are listed here.
         """
         own = super().non_trainable_variables
         return own + weight.variables(self.loss) if hasattr(self.loss, "call") else own
 
     @contextlib.contextmanager
     def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
-        """Lets the loss prepare; yields the images to compute the predictions from, and labels."""
+        """Lets the loss prepare a step; yields the images for the predictions, and the labels."""
         step = Step(self.base_model, x, training=True)
         step.iterations = keras.ops.convert_to_tensor(self.optimizer.iterations)
         with contextlib.ExitStack() as stack:
@@ -200,9 +203,9 @@ class RobustModel(backend.TrainStep, keras.Model):
         step = current_step()
         if training and self.needs_preparation and step is None:
             raise ValueError(
-                f"{type(self.loss).__name__} prepares itself in `train_step`: use `fit` or "
-                "`train_on_batch`, or call `compute_loss` with `training=False` for the plain "
-                "classification loss."
+                f"{type(self.loss).__name__} must be prepared in `train_step`: use `fit` or "
+                "`train_on_batch`. For the plain classification loss, call `compute_loss` with "
+                "`training=False`."
             )
         if not training:
             step = Step(self.base_model, x)
@@ -213,7 +216,7 @@ class RobustModel(backend.TrainStep, keras.Model):
 
     @property
     def losses(self) -> Any:
-        # A loss that runs the model again would replace the penalties of the step's own images.
+        # Running the model again would replace the penalties computed on the step's own images.
         step = current_step()
         return super().losses if step is None or step.losses is None else step.losses
 
@@ -230,7 +233,7 @@ class RobustModel(backend.TrainStep, keras.Model):
         return super().train_on_batch(x, y, *args, **kwargs)
 
     def _check_first_batch(self, x: Any, y: Any) -> Any:
-        """Checks arrays, or the first batch of a data set; gives `x` to be read anew."""
+        """Checks arrays or a data set's first batch; returns `x`, to be read from its start."""
         x, y, again = first_batch(x, y)
         if x is None:
             return again
@@ -260,14 +263,14 @@ class RobustModel(backend.TrainStep, keras.Model):
         return cls(**config)
 
 
-def _of_one(value: Any) -> Any:
-    """What a list, tuple or dict of one holds; anything else as it is."""
+def _unwrap_single(value: Any) -> Any:
+    """Returns the item of a list, tuple or dict with one item; any other value unchanged."""
     is_one = isinstance(value, list | tuple | dict) and len(value) == 1
     return next(iter(value.values() if isinstance(value, dict) else value)) if is_one else value
 
 
 def _deserialized(loss: Any) -> Any:
-    """Losses with those made that come as their configurations."""
+    """Returns losses with all serialized losses replaced by objects."""
     if isinstance(loss, dict):
         if {"class_name", "config"} <= set(loss):
             return keras.saving.deserialize_keras_object(loss)

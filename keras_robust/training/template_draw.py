@@ -1,4 +1,4 @@
-"""The examples for a template, drawn from what `fit` was given."""
+"""Draws the examples for a template from the training data of `fit`."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from keras_robust.layers.template import first_in_order, sparse_with_unlabeled
 from keras_robust.layers.wnll_template import WNLLTemplate
 from keras_robust.model.arrays import as_array, batches
 
-# Of a data set no more examples are read, if these are enough.
+# Reading a data set stops after this many examples, if they are enough for the template.
 _MOST_READ = 100_000
 
 
 def draw_rows(template: WNLLTemplate, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that `adapt_template` takes of arrays, and their labels.
+    """Returns the rows of the arrays that `adapt_template` would use, and their labels.
 
     Raises:
-        ValueError: if the labels make no template.
+        ValueError: if the labels cannot fill the template.
     """
     labels = _integers(template, y)
     template.check_labels(labels)
@@ -27,12 +27,12 @@ def draw_rows(template: WNLLTemplate, y: Any) -> tuple[np.ndarray, np.ndarray]:
 def draw_from_data_set(
     template: WNLLTemplate, x: Any, steps: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels drawn by the rule of `adapt_template`, while a data set is read once.
+    """Draws images and labels as `adapt_template` does, while reading a data set once.
 
-    No more images are held than twice those that are drawn, and a batch.
+    Memory holds at most twice as many images as are drawn, plus one batch.
 
     Raises:
-        ValueError: if the labels make no template.
+        ValueError: if the labels cannot fill the template.
     """
     generator = np.random.default_rng(0)
     size, unlabeled_size = template.size, template.unlabeled_size
@@ -41,7 +41,7 @@ def draw_from_data_set(
     classes: set[int] = set()
 
     def reduced() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Those of the pool that are in front in the order of their random keys."""
+        """Reduces the pool to the examples that come first in the order of their random keys."""
         images, labels, keys = (np.concatenate(part) for part in zip(*pool, strict=True))
         order = np.argsort(keys)
         is_labeled = labels[order] >= 0
@@ -50,7 +50,7 @@ def draw_from_data_set(
         return images[rows], labels[rows], keys[rows]
 
     for batch, y in batches(x, steps):
-        # Of pairs, the first.
+        # Pairs consist of clean and adversarial images: use the clean ones.
         images = as_array(batch[0] if isinstance(batch, tuple | list) else batch)
         labels = _integers(template, y)
         pool.append((images, labels, generator.random(len(labels))))
@@ -69,7 +69,7 @@ def draw_from_data_set(
 
 
 def _integers(template: WNLLTemplate, y: Any) -> np.ndarray:
-    """Labels as integers, also where these are held as floats, as training takes them."""
+    """Converts labels to integers, including whole numbers stored as floats."""
     labels = sparse_with_unlabeled(as_array(y, "y"), template.num_classes)
     is_whole = labels.dtype.kind == "f" and (labels == np.round(labels)).all()
     return labels.astype("int32") if is_whole else labels

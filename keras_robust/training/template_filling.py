@@ -6,10 +6,10 @@ import keras
 
 
 class TemplateFilling(keras.callbacks.Callback):
-    """Base class of callbacks that fill the template anew after every `every`-th epoch.
+    """Base class of callbacks that fill the template after every `every`-th epoch.
 
-    That is after the epoch's training part: before validation, if there is any, and else before
-    the callbacks that come later in the list. Subclasses implement `fill`.
+    The template is filled after the epoch's training part: before validation if there is any,
+    otherwise before the later callbacks in the list. Subclasses implement `fill`.
     """
 
     every = 1
@@ -19,7 +19,7 @@ class TemplateFilling(keras.callbacks.Callback):
         self._is_stale = False
 
     def fill(self) -> None:
-        """Fills the template of `self.model`, and puts its head in the WNLL phase."""
+        """Fills the template of `self.model`, and puts the head in its WNLL phase."""
         raise NotImplementedError
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

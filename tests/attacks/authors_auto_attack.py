@@ -2,11 +2,12 @@
 
     python authors_auto_attack.py INPUT.npz OUTPUT.npz
 
-It imports neither Keras nor this package: PyTorch and TensorFlow need not be in one environment.
-The input holds images `x` (channels last) and labels `y`, `norm`, `epsilon`, and the weights
+It imports neither Keras nor `keras_robust`, so that PyTorch and TensorFlow may be in different
+environments.
+The input has images `x` (channels last) and labels `y`, `norm`, `epsilon`, and the weights
 `w0, b0, ...` of a network of convolutions (stride 2, no padding) and dense layers with ReLU
-between them. The output holds the adversarial images `x_adv`, and which examples stand after each
-of the four attacks, `standing`, shape `(4, num_examples)`.
+between them. The output has the adversarial images `x_adv`, and a mask `robust` of shape
+`(4, num_examples)` of the examples that are not fooled after each of the four attacks.
 """
 
 import sys
@@ -44,26 +45,26 @@ def main(source, target):
     epsilon = float(data["epsilon"])
     norm, order = {"linf": ("Linf", torch.inf), "l2": ("L2", 2), "l1": ("L1", 1)}[str(data["norm"])]
     attacks = attacks_in_l1(model, epsilon) if order == 1 else attacks_of(model, norm, epsilon)
-    x_adv, standing, rows = x.clone(), model(x).argmax(1) == y, []
+    x_adv, robust, rows = x.clone(), model(x).argmax(1) == y, []
     for attack in attacks:
-        indices = torch.nonzero(standing).flatten()
+        indices = torch.nonzero(robust).flatten()
         if len(indices):
             found = attack(x[indices], y[indices])
             distance = (found - x[indices]).flatten(1).norm(p=order, dim=1)
             fooled = (model(found).argmax(1) != y[indices]) & (distance <= epsilon + 1e-5)
             x_adv[indices[fooled]] = found[fooled]
-            standing[indices[fooled]] = False
-        rows.append(standing.clone().numpy())
-    np.savez(target, x_adv=x_adv.permute(0, 2, 3, 1).detach().numpy(), standing=np.array(rows))
+            robust[indices[fooled]] = False
+        rows.append(robust.clone().numpy())
+    np.savez(target, x_adv=x_adv.permute(0, 2, 3, 1).detach().numpy(), robust=np.array(rows))
 
 
 def attacks_of(model, norm, epsilon):
     import torchattacks
 
-    # The package's own `AutoAttack` leaves three of them at its default of 10 steps. These are
-    # the authors' numbers: 100 steps, 9 targets, 5000 queries, one start each. (Version 3.5.1
-    # differs from the authors' code in one place that is left as it is: in L2, its APGDT takes
-    # the first example's step size for all.)
+    # The package's own `AutoAttack` runs three of the attacks with its default of 10 steps. These
+    # are the authors' settings: 100 steps, 9 targets, 5000 queries, one start each. Version 3.5.1
+    # still differs from the authors' code in one place: in L2, its APGDT uses the first example's
+    # step size for all examples.
     common = {"eps": epsilon, "norm": norm, "n_restarts": 1, "seed": 0}
     return [
         torchattacks.APGD(model, loss="ce", steps=100, **common),
@@ -74,7 +75,7 @@ def attacks_of(model, norm, epsilon):
 
 
 def attacks_in_l1(model, epsilon):
-    """As the authors' own `AutoAttack` sets them: `torchattacks` has FAB alone in L1."""
+    """Returns the authors' attacks with their settings, as `torchattacks` only has FAB in L1."""
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.fab_pt import FABAttack_PT
     from pyautoattack.square import SquareAttack
@@ -93,6 +94,6 @@ def attacks_in_l1(model, epsilon):
 
 
 if __name__ == "__main__":
-    # On a network as small as this, threads wait for each other more than they work.
+    # On such a small network, several threads are slower than one.
     torch.set_num_threads(1)
     main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""APGD against Algorithm 1 in NumPy, its checkpoints, what it returns and what it costs."""
+"""APGD agrees with Algorithm 1 in NumPy. Its checkpoints, results, cost and order of targets."""
 
 import fractions
 import math
@@ -44,7 +44,7 @@ def test_checkpoints(num_steps):
 
 
 def algorithm_1(loss, x, epsilon, norm, num_steps, checkpoints):
-    """The iterates for one example, in float64; `loss` returns a value and a gradient."""
+    """Returns the iterates for one example in float64, and the checkpoints that halve the step."""
 
     def project(z):
         if norm == "linf":
@@ -86,7 +86,7 @@ def algorithm_1(loss, x, epsilon, norm, num_steps, checkpoints):
 
 
 def algorithm_in_l1(loss, x, epsilon, num_steps):
-    """The iterates for one example, in float64; and where the step size was `epsilon` again."""
+    """Returns the iterates for one example in float64, and where the step size was reset."""
 
     def nearest(z, radius):
         size, room = abs(z - x), np.where(z > x, 1 - x, x)
@@ -133,12 +133,12 @@ def algorithm_in_l1(loss, x, epsilon, num_steps):
 
 
 def squash(hidden):
-    """A smooth activation, in NumPy or Keras."""
+    """Computes a smooth activation, in NumPy or Keras."""
     return hidden / (1 + hidden * hidden) ** 0.5
 
 
 class Iterate(Problem):
-    """Its margin is the largest at the iterate that is asked for, so that this one is returned."""
+    """A problem whose margin is largest at the iterate `wanted`, so that APGD returns this one."""
 
     def __init__(self, *args, wanted, step=0):
         super().__init__(*args)
@@ -158,7 +158,7 @@ class Iterate(Problem):
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", ["ce", "margin", "dlr", "dlr_targeted"])
-def test_iterates_are_those_of_algorithm_1(norm, name):
+def test_iterates_agree_with_algorithm_1(norm, name):
     rng = np.random.default_rng(3)
     first, second = 4 * rng.normal(size=(30, 40)), rng.normal(size=(40, 5))
     x = rng.uniform(0.2, 0.8, (12, 30))
@@ -186,7 +186,7 @@ def test_iterates_are_those_of_algorithm_1(norm, name):
                 if name == "dlr_targeted":
                     below = (below + np.eye(5)[order[3]]) / 2
                 else:
-                    # The ratio is 1 where y has the third largest logit, whatever the logits.
+                    # If y has the third largest logit, the ratio is constant, and equal to 1.
                     on_a_plateau[i] |= order[2] == y[i]
                 spread = np.eye(5)[order[0]] - below
                 value = (towards @ z) / (spread @ z)
@@ -242,7 +242,7 @@ def linear(weights):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_the_margin_on_a_linear_model_is_the_largest(norm):
+def test_the_margin_on_a_linear_model_is_maximal(norm):
     # z_1 - z_0 = w^T x is at most w^T x_0 + epsilon ||w||, in the dual norm.
     weights = np.random.default_rng(0).normal(size=(20, 2)).astype("float32")
     x = np.random.default_rng(1).uniform(0.4, 0.6, (16, 20)).astype("float32")
@@ -255,9 +255,9 @@ def test_the_margin_on_a_linear_model_is_the_largest(norm):
     np.testing.assert_allclose(x_adv @ w, largest, rtol=1e-6)
 
 
-def test_an_iterate_that_fools_is_returned_whatever_its_loss():
-    # From 0.5 the first step of 2 epsilon goes to 0.8, the only place where the model is fooled;
-    # after it the objective leads to its maximum at 0.55.
+def test_a_fooling_iterate_is_returned_whatever_its_loss():
+    # From 0.5 the first step of 2 epsilon goes to 0.8, the only iterate that fools the model. The
+    # following steps go to the maximum of the objective at 0.55.
     def model(x):
         return ops.concatenate([ops.zeros_like(x), x - 0.75], axis=1)
 
@@ -273,9 +273,9 @@ def test_an_iterate_that_fools_is_returned_whatever_its_loss():
     np.testing.assert_allclose(result.x_adv, 0.8, atol=1e-6)
 
 
-def test_only_the_classes_aimed_at_are_reached():
-    # Class 1 is the most likely of the others, but its logit can hardly be moved; class 4, the
-    # least likely, can.
+def test_only_targeted_classes_are_reached():
+    # Class 1 is the most likely of the other classes, but its logit hardly changes. Class 4 is the
+    # least likely, but its logit changes fast.
     weights = np.array([[0, 0.01, 0, 0, 0], [0, 0, 0, 0, 20.0]])
     bias = np.array([1.0, 0.9, 0.5, 0.3, -10.0])
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(5)])
@@ -314,7 +314,7 @@ def test_cost(loss, objective, rounds, evaluations, num_samples):
     result = attack.run(model, x, y, seed=0)
     assert not result.success.any()
     assert (result.num_gradients == 7 * rounds * num_samples).all()
-    # Each round is judged once, and the images that are returned at last.
+    # One evaluation of the result of each round, and one of the returned images.
     assert (result.num_evaluations == ((evaluations + 1) * rounds + 1) * num_samples).all()
 
 
@@ -337,13 +337,13 @@ def test_a_step_runs_the_model_once():
         return len(calls)
 
     once = calls_traced(kr.attacks.PGD(0.1, num_steps=5))
-    # The loop's body is traced as often; and the last iterate is judged, after the loop.
+    # This many traces of the loop's body are followed by an evaluation of the last iterate.
     times_traced = {"tensorflow": 1, "jax": 2}[keras.backend.backend()]
     assert calls_traced(kr.attacks.APGD(0.1, num_steps=5)) == once + times_traced
 
 
 def first_state(attack, model, x, y, mask=None):
-    """What the first round hands on: the classes in the order in which they are aimed at."""
+    """Returns the target classes, in order, from the state after the first round."""
 
     def first_round(classifier, x, y, seed):
         state = attack.first_state(x, mask)
@@ -354,9 +354,9 @@ def first_state(attack, model, x, y, mask=None):
 
 
 @pytest.mark.parametrize("case", ["linf", "l2", "mask", "radii", "objective", "probabilities"])
-def test_the_order_by_distance(case):
-    # `z = W tanh(V x)`, whose gradients are known. Radii are units of length; what a mask, or a
-    # radius of 0, holds fast does not count.
+def test_target_order_by_distance(case):
+    # `z = W tanh(V x)`, whose gradients are known. Distances are in units of the radii. Features
+    # with a mask or a radius of 0 do not count.
     rng = np.random.default_rng()
 
     def draw():
@@ -381,7 +381,7 @@ def test_the_order_by_distance(case):
         by_score = (-np.where(np.arange(7) == y[:, None], -np.inf, scores)).argsort(1)[:, :4]
         return (expected != by_score).any(1).mean(), first, second, x, y, mask, epsilon, distances
 
-    # A few networks have nearly the same order by score: they would show nothing.
+    # For a few networks, the orders by score and by distance are nearly the same.
     differing, first, second, x, y, mask, epsilon, distances = next(
         drawn for drawn in iter(draw, None) if drawn[0] > 0.3
     )
@@ -390,9 +390,9 @@ def test_the_order_by_distance(case):
     model.set_weights([first, second])
     options = {"norm": "l2" if case == "l2" else "linf"}
     if case == "objective":
-        right = model
+        base = model
         model = linear(rng.normal(size=(12, 7)))
-        options["objective"] = lambda _, x, y: right(x)
+        options["objective"] = lambda _, x, y: base(x)
     if case == "probabilities":
         model = keras.Sequential([model, keras.layers.Softmax()])
         options["from_logits"] = False
@@ -403,15 +403,15 @@ def test_the_order_by_distance(case):
     found = first_state(attack, model, x, y, np.tile(mask > 0, (40, 1)) if case == "mask" else None)
     expected = distances.argsort(1)[:, :4]
     assert differing > 0.3
-    # Two classes may be as far as rounding can tell.
+    # Compares distances, because classes at nearly equal distances may be swapped.
     np.testing.assert_allclose(
         np.take_along_axis(distances, found, 1), np.take_along_axis(distances, expected, 1),
         rtol=1e-4,
     )  # fmt: skip
 
 
-def test_the_nearest_class_is_aimed_at_first():
-    # Class 1 has the larger score, 0.9 and not 0.5, and its boundary is twice as far, at 1.
+def test_order_by_distance_targets_the_nearest_class_first():
+    # Class 1 has the larger score, 0.9 against 0.5, but its boundary is twice as far, at 1.
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.set_weights([np.array([[0, -0.1, 1.0], [0, 0, 0]]), np.array([1.0, 0.95, 0.0])])
     x, y = np.full((3, 2), 0.5, "float32"), np.zeros(3, int)
@@ -426,7 +426,7 @@ def test_the_nearest_class_is_aimed_at_first():
 @pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize(("num_classes", "num_targets"), [(2, 3), (3, 4), (6, 3)])
-def test_cost_of_the_order(num_classes, num_targets, num_samples):
+def test_cost_of_target_order(num_classes, num_targets, num_samples):
     model = linear(2 * np.eye(num_classes))
     x, y = np.eye(num_classes, dtype="float32"), np.arange(num_classes)
     attack = kr.attacks.APGD(
@@ -436,10 +436,10 @@ def test_cost_of_the_order(num_classes, num_targets, num_samples):
     result = attack.run(model, x, y, seed=0)
     assert not result.success.any()
     rounds = 2 * min(num_targets, num_classes - 1)
-    # A gradient for each class, unless there is no choice.
+    # A gradient for each other class, unless there is only one.
     ordering = num_classes - 1 if num_classes > 2 else 0
     assert (result.num_gradients == (7 * rounds + ordering) * num_samples).all()
-    # A round judges its last iterate, and is judged; the first finds the most likely classes.
+    # Two evaluations per round, one of the returned images, and one to find the likely classes.
     assert (result.num_evaluations == (2 * rounds + 1 + 1) * num_samples).all()
 
 
@@ -456,8 +456,8 @@ def test_is_as_strong_as_pgd_at_the_same_cost(norm, epsilon, trained_model, data
 
 
 @pytest.mark.parametrize("loss", ["dlr", "dlr_targeted"])
-def test_the_ratios_keep_their_direction(trained_model, data, loss):
-    # A power of 2 changes no rounding: the attack finds the same images.
+def test_dlr_losses_are_invariant_to_scaled_logits(trained_model, data, loss):
+    # Scaling by a power of 2 does not change the rounding, so the images are equal.
     x, y = (values[:32] for values in data)
     scaled = keras.Sequential([trained_model, keras.layers.Rescaling(1024.0)])
     attack = kr.attacks.APGD(0.04, loss=loss, num_steps=10, num_targets=2)
@@ -465,7 +465,7 @@ def test_the_ratios_keep_their_direction(trained_model, data, loss):
     np.testing.assert_array_equal(results[0].x_adv, results[1].x_adv)
 
 
-def test_targeted_leads_to_the_target(trained_model, data):
+def test_targeted_attack_reaches_the_target(trained_model, data):
     x, y = data
     attack = kr.attacks.APGD(0.4, num_steps=20, targeted=True)
     assert attack.run(trained_model, x, (y + 1) % 10, seed=0).success.mean() > 0.95
@@ -483,17 +483,17 @@ def test_targeted_leads_to_the_target(trained_model, data):
         ({"rho": float("nan")}, "`rho`"),
         ({"target_order": "near"}, "`target_order`.*'distance'.*Received: target_order='near'"),
         ({"num_restarts": 2, "random_start": False}, "`num_restarts` must be 1 without a random"),
-        ({"targeted": True, "loss": "dlr_targeted"}, "`loss`.*where `targeted=True`"),
+        ({"targeted": True, "loss": "dlr_targeted"}, "`loss`.*when `targeted=True`"),
     ],
     ids=str,
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.APGD(**{"epsilon": 0.1, **arguments})
 
 
 @pytest.mark.parametrize(("loss", "num_classes"), [("dlr", 2), ("dlr_targeted", 3)])
-def test_the_ratios_need_classes(loss, num_classes):
+def test_dlr_losses_need_enough_classes(loss, num_classes):
     x, y = np.full((2, 4), 0.5, "float32"), np.zeros(2, int)
     attack = kr.attacks.APGD(0.1, loss=loss, num_steps=2)
     attack.run(linear(-np.eye(4, num_classes + 1)), x, y)
@@ -502,8 +502,8 @@ def test_the_ratios_need_classes(loss, num_classes):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_gradient_that_is_not_finite_is_not_passed_on(norm):
-    # The square root's slope at 0 is infinite, and 0 times it is NaN.
+def test_a_nan_gradient_is_an_error(norm):
+    # The derivative of the square root at 0 is infinite, and its product with 0 is NaN.
     def model(x):
         z = ops.sqrt(ops.maximum(x[:, 0] - 0.5, 0.0) * 0.0)
         return ops.stack([z + 2, -z], axis=1)

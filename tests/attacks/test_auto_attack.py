@@ -1,4 +1,4 @@
-"""AutoAttack: its parts, and the exact robust accuracy of linear models."""
+"""AutoAttack has the documented attacks, and is exact on linear models."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def parts(attack, num_classes):
 
 
 @pytest.mark.parametrize(("norm", "num_restarts", "num_targets"), [("l2", 1, 9), ("l1", 5, 5)])
-def test_standard_is_the_authors_set(norm, num_restarts, num_targets):
+def test_standard_has_the_settings_of_the_authors(norm, num_restarts, num_targets):
     attack = kr.attacks.AutoAttack(0.1, norm=norm, bounds=(-1.0, 1.0))
     expected = [
         ("APGD", {"loss": "ce", "num_steps": 100, "num_restarts": num_restarts}),
@@ -59,7 +59,7 @@ def test_rand_averages_over_20_draws():
         assert [config["num_steps"] for config in configs] == [100, 100]
 
 
-def test_fast_is_what_it_says():
+def test_fast_has_its_documented_settings():
     attack = kr.attacks.AutoAttack(0.1, norm="l2", version="fast")
     names, configs = zip(*parts(attack, 10), strict=True)
     assert names == ("APGD", "InsistentAPGD", "Square")
@@ -74,9 +74,9 @@ def test_fast_is_what_it_says():
 @pytest.mark.parametrize(
     ("num_classes", "num_targets"), [(10, 4), pytest.param(3, 2, marks=pytest.mark.slow), (2, 1)]
 )
-def test_examples_in_doubt_are_insisted_on(num_classes, num_targets):
-    # `z_0 = sum(x)`, `z_1 = 0`, and the others far below. The margin ends at
-    # `4 * epsilon - sum(x)`: 0.048, 0.13 and 0.5 of what it was.
+def test_insistent_apgd_only_restarts_on_examples_near_the_boundary(num_classes, num_targets):
+    # `z_0 = sum(x)`, `z_1 = 0`, and the other logits are much lower. The largest margin is
+    # `4 * epsilon - sum(x)`: 0.048, 0.13 and 0.5 times the margin at `x`.
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(num_classes)])
     weights = np.zeros((4, num_classes))
     weights[:, 0] = 1
@@ -95,7 +95,7 @@ def test_examples_in_doubt_are_insisted_on(num_classes, num_targets):
         np.testing.assert_array_equal(result.num_gradients, expected)
 
 
-def test_few_classes():
+def test_few_classes_replace_the_dlr_loss_by_the_margin():
     for num_classes in (2, 3):
         losses = [
             config.get("loss") for _, config in parts(kr.attacks.AutoAttack(0.1), num_classes)
@@ -117,8 +117,8 @@ def test_few_classes():
     ],
 )
 def test_the_robust_accuracy_of_a_linear_model_is_exact(norm, num_classes, version):
-    # The nearest point that is classified as j is at the distance of the hyperplane where both
-    # logits are equal, (z_y - z_j) / ||w_y - w_j|| in the dual norm; the bounds are far away.
+    # The distance to the points that are classified as j is that of the hyperplane where both
+    # logits are equal: (z_y - z_j) / ||w_y - w_j|| in the dual norm. The bounds are far away.
     rng = np.random.default_rng(num_classes)
     weights, bias = rng.normal(size=(16, num_classes)), rng.normal(size=num_classes)
     model = keras.Sequential(
@@ -154,14 +154,14 @@ def test_fast_finds_nearly_what_standard_finds(trained_model, embedded_data):
         assert fast.num_gradients.sum() < 0.25 * standard.num_gradients.sum()
 
 
-def test_the_gradients_are_those_of_the_objective():
+def test_attacks_by_gradient_use_the_objective():
     attack = kr.attacks.AutoAttack(0.1, objective=twice)
     objectives = [part.objective for part in attack.ensemble(10).attacks]
     assert objectives == [twice, twice, twice, None]
 
 
 @pytest.mark.slow
-def test_in_a_compiled_function():
+def test_call_in_a_compiled_function():
     model = keras.Sequential(
         [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
     )
@@ -191,6 +191,6 @@ def test_data_are_checked_before_any_work():
     ],
     ids=str,
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.AutoAttack(**{"epsilon": 0.1, **arguments})

@@ -1,9 +1,9 @@
-"""AutoAttack finds the robust accuracy that the authors' own finds, or less, on the same weights.
+"""AutoAttack finds at most the robust accuracy that the authors' code finds, on the same weights.
 
-`torchattacks` carries the authors' attacks, for PyTorch, and `pyautoattack`, the authors' own code,
-those in L1. They run in a process of their own, by the Python in `.venv-torch` that
-`make test-slow` makes: `torchattacks` asks for old versions of packages that TensorFlow Datasets
-uses too.
+The authors' attacks are from `torchattacks` and, in L1, from `pyautoattack`, the authors' own code.
+Both use PyTorch. They run in a separate process, with the Python in `.venv-torch` that
+`make test-slow` creates, because `torchattacks` requires old versions of packages that TensorFlow
+Datasets also uses.
 """
 
 import pathlib
@@ -33,7 +33,7 @@ TOLERANCE = 0.005
 
 @pytest.fixture(scope="module")
 def torch_python():
-    """A Python that can import `torchattacks` and `pyautoattack`."""
+    """Returns a Python that can import `torchattacks` and `pyautoattack`."""
     python = str(OWN_PYTHON) if OWN_PYTHON.exists() else sys.executable
     packages = "import torch, torchattacks, pyautoattack"
     if subprocess.run([python, "-c", packages], capture_output=True).returncode:
@@ -42,7 +42,7 @@ def torch_python():
 
 
 def robust_model(data, epsilon, norm):
-    """A small CNN, adversarially trained with PGD-7; no padding, as PyTorch pads otherwise."""
+    """Trains a small CNN with PGD-7. It has no padding, as PyTorch pads differently."""
     keras.utils.set_random_seed(0)
     base = keras.Sequential(
         [
@@ -61,11 +61,11 @@ def robust_model(data, epsilon, norm):
     return base
 
 
-# Radii that leave about half of the examples standing.
+# Radii at which about half of the examples are robust.
 @pytest.mark.parametrize(
     ("norm", "trained_at", "epsilon"), [("linf", 0.1, 0.14), ("l2", 1.5, 1.75), ("l1", 5.0, 10.0)]
 )
-def test_the_authors_find_the_same(
+def test_robust_accuracy_is_at_most_that_of_the_authors(
     norm, trained_at, epsilon, torch_python, embedded_data, tmp_path
 ):
     model = robust_model(embedded_data[0], trained_at, norm)
@@ -88,9 +88,9 @@ def test_the_authors_find_the_same(
     clean = accuracy(x)
     result = kr.attacks.AutoAttack(epsilon, norm).run(model, x, y, seed=0)
     figures = {"ours": accuracy(result.x_adv), "theirs": accuracy(theirs["x_adv"])}
-    print(norm, epsilon, figures, "clean", clean, "theirs", theirs["standing"].mean(axis=1))
+    print(norm, epsilon, figures, "clean", clean, "theirs", theirs["robust"].mean(axis=1))
     assert figures["ours"] == pytest.approx(1 - result.success_rate)
-    assert abs(figures["theirs"] - theirs["standing"][-1].mean()) <= 2 / NUM_EXAMPLES
+    assert abs(figures["theirs"] - theirs["robust"][-1].mean()) <= 2 / NUM_EXAMPLES
     assert 0.35 < figures["theirs"] < clean - 0.2
-    # Every image that counts as fooled is judged above, so that less is a stronger attack.
+    # `accuracy` checks and evaluates the images of both, so a lower value is a stronger attack.
     assert figures["ours"] <= figures["theirs"] + TOLERANCE

@@ -1,4 +1,4 @@
-"""What an attack refuses, and what it says."""
+"""Attacks reject bad arguments, data and models with clear errors."""
 
 import keras
 import numpy as np
@@ -39,18 +39,18 @@ NAN = float("nan")
     ],
     ids=str,
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.PGD(**{"epsilon": 0.1, **arguments})
 
 
 @pytest.mark.parametrize("make", [kr.attacks.FGSM, kr.attacks.MIM, kr.attacks.MultiTargeted])
-def test_attacks_without_l1(make):
+def test_attacks_without_l1_reject_it(make):
     with pytest.raises(ValueError, match=r"`norm`.*\('linf', 'l2'\).*Received: norm='l1'"):
         make(0.1, norm="l1")
 
 
-def changed(index, value):
+def with_value(index, value):
     x = X.copy()
     x[index] = value
     return x
@@ -59,10 +59,10 @@ def changed(index, value):
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (changed(0, NAN), Y, "`x` must be finite. Received: 16 NaN or"),
-        (changed(0, np.inf), Y, "`x` must be finite"),
-        (changed(0, 1.5), Y, "`x` must lie inside.*bounds=\\(0.0, 1.0\\).*x.max\\(\\)=1.5"),
-        (changed(0, -0.1), Y, "`x` must lie inside"),
+        (with_value(0, NAN), Y, "`x` must be finite. Received: 16 NaN or"),
+        (with_value(0, np.inf), Y, "`x` must be finite"),
+        (with_value(0, 1.5), Y, "`x` must lie inside.*bounds=\\(0.0, 1.0\\).*x.max\\(\\)=1.5"),
+        (with_value(0, -0.1), Y, "`x` must lie inside"),
         ((X * 255).astype("uint8"), Y, "`x` must be floating.*uint8"),
         (X[:0], Y[:0], "at least one example"),
         (X, Y[:5], "same number of examples. Received: 6 in x, 5 in y"),
@@ -75,24 +75,24 @@ def changed(index, value):
         (X, np.eye(3)[Y] * NAN, "sum to 1"),
     ],
 )
-def test_data(model, x, y, message):
+def test_bad_data(model, x, y, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.PGD(0.1)(model, x, y)
 
 
-def test_images_may_miss_the_bounds_by_rounding(model):
-    x = changed(0, np.nextafter(np.float32(1), np.float32(2)))
+def test_images_may_exceed_the_bounds_by_rounding(model):
+    x = with_value(0, np.nextafter(np.float32(1), np.float32(2)))
     assert float(ops.max(kr.attacks.PGD(0.1)(model, x, Y))) <= 1.0
 
 
-def test_a_softmax_where_logits_are_expected(model):
+def test_softmax_where_logits_are_expected_is_an_error(model):
     softmax = keras.Sequential([model, keras.layers.Softmax()])
     with pytest.raises(ValueError, match=r"ends in a softmax.*Pass `from_logits=False`"):
         kr.attacks.PGD(0.1)(softmax, X, Y)
 
 
-def test_logits_where_a_softmax_is_expected(model):
-    with pytest.raises(ValueError, match=r"no probabilities. Pass `from_logits=True`"):
+def test_logits_where_a_softmax_is_expected_are_an_error(model):
+    with pytest.raises(ValueError, match=r"are not probabilities. Pass `from_logits=True`"):
         kr.attacks.PGD(0.1, from_logits=False)(model, X, Y)
 
 
@@ -104,13 +104,13 @@ def test_logits_where_a_softmax_is_expected(model):
         (lambda x: ops.concatenate([x[:, 0, 0], x[:, 0, 1] * NAN], 1), "finite outputs"),
     ],
 )
-def test_outputs(outputs, message):
+def test_bad_outputs(outputs, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.PGD(0.1)(outputs, X, np.zeros(6, "int32"))
 
 
-def test_a_gradient_that_is_not_finite_is_not_passed_on():
-    # The square root's slope at 0 is infinite, and 0 times it is NaN.
+def test_a_nan_gradient_is_an_error():
+    # The derivative of the square root at 0 is infinite, and its product with 0 is NaN.
     def outputs(x):
         z = ops.sqrt(ops.maximum(x[:, 0, 0, 0] - 0.5, 0.0) * 0.0)
         return ops.stack([z, -z], axis=1)
@@ -121,10 +121,10 @@ def test_a_gradient_that_is_not_finite_is_not_passed_on():
         )
 
 
-def test_a_model_without_a_gradient():
+def test_a_model_without_a_gradient_is_an_error():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("JAX gives a gradient of 0 for an operation that has none")
-    with pytest.raises(ValueError, match="no gradient in its input"):
+    with pytest.raises(ValueError, match="no gradient with respect to its input"):
         kr.attacks.PGD(0.1)(
             lambda x: ops.one_hot(ops.cast(x[:, 0, 0, 0] * 3, "int32"), 3) * 5.0, X, Y
         )

@@ -1,4 +1,4 @@
-"""Carlini and Wagner's attack against closed forms and a float64 reference."""
+"""Carlini and Wagner's attack agrees with closed forms and a float64 reference."""
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def test_confidence_goes_beyond_the_boundary():
     assert np.median(margin) < 1.6
 
 
-def test_targeted_reaches_the_target(trained_model, embedded_data):
+def test_targeted_attack_reaches_the_target(trained_model, embedded_data):
     x, y = (values[:32] for values in embedded_data[1])
     target = (y + 1) % 10
     attack = kr.attacks.CarliniWagnerL2(
@@ -59,7 +59,7 @@ def test_targeted_reaches_the_target(trained_model, embedded_data):
     assert result.success_rate > 0.95
 
 
-def test_what_is_misclassified_stays_as_it_is(trained_model, embedded_data):
+def test_misclassified_images_are_not_changed(trained_model, embedded_data):
     x, y = (values[:64] for values in embedded_data[1])
     wrong = ops.convert_to_numpy(trained_model(x)).argmax(1) != y
     attack = kr.attacks.CarliniWagnerL2(learning_rate=0.1, num_steps=20, binary_search_steps=2)
@@ -70,7 +70,7 @@ def test_what_is_misclassified_stays_as_it_is(trained_model, embedded_data):
 
 
 def smallest_share(is_fooling, x, image):
-    """The end of the segment from `x` to `image` after 8 halvings."""
+    """Bisects the segment from `x` to `image` 8 times, and returns the nearest fooling point."""
     near, far = 0.0, 1.0
     for _ in range(8):
         middle = (near + far) / 2
@@ -82,7 +82,7 @@ def smallest_share(is_fooling, x, image):
 
 
 def reference(kernel, x, y, num_searches, num_steps, rate, const=None):
-    """One image, linear logits, all in float64: the image, and the number of gradients."""
+    """Attacks one image of linear logits in float64. Returns it and the number of gradients."""
 
     def margin_and_gradient(image):
         z = image @ kernel
@@ -146,7 +146,7 @@ def linear_problem(num_images=8):
 @pytest.mark.parametrize(
     ("num_searches", "num_steps", "const"), [(1, 9, 10.0), (1, 25, None), (4, 35, None)]
 )
-def test_rounds_and_the_graph_are_the_reference(num_searches, num_steps, const):
+def test_run_and_perturb_agree_with_the_reference(num_searches, num_steps, const):
     model, kernel, x, y = linear_problem()
     attack = kr.attacks.CarliniWagnerL2(
         learning_rate=0.1,

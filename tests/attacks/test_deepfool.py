@@ -1,4 +1,4 @@
-"""DeepFool against closed forms on linear models and a float64 reference on a nonlinear one."""
+"""DeepFool agrees with closed forms on linear models, and with a float64 reference."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def linear_model(num_classes, scale=1.0, seed=0):
 
 
 def perturbed(attack, model, x, y):
-    """`attack.perturb`, compiled."""
+    """Runs `attack.perturb`, compiled."""
     function = Classifier(model).compiled(attack.key, lambda m, *args: attack.perturb(m, *args))
     return ops.convert_to_numpy(function(x, y, backend.make_seed(0)))
 
@@ -37,7 +37,7 @@ def dual(w, norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("num_classes", "scale"), [(2, 1.0), (5, 0.001), (5, 1.0), (5, 1000.0)])
-def test_one_step_to_the_nearest_hyperplane(norm, num_classes, scale):
+def test_one_step_reaches_the_nearest_hyperplane(norm, num_classes, scale):
     # The distance to where classes y and k tie is |f_k| / ||w_k||_q.
     model, kernel, x, y = linear_model(num_classes, scale)
     result = kr.attacks.DeepFool(norm=norm, bounds=(-2.0, 3.0)).run(model, x, y)
@@ -57,7 +57,7 @@ def test_one_step_to_the_nearest_hyperplane(norm, num_classes, scale):
 
 
 def network(seed=5, width=24):
-    """A network of one hidden layer, and its weights."""
+    """Returns a network of one hidden layer, and its weights."""
     rng = np.random.default_rng(seed)
     first, second = rng.normal(size=(16, width)), rng.normal(size=(width, 5))
     bias = rng.normal(size=width)
@@ -74,7 +74,7 @@ def network(seed=5, width=24):
 
 
 def reference(weights, x, y, norm, num_steps, overshoot, num_candidates):
-    """One image, all in float64: the image, and the number of steps."""
+    """Attacks one image in float64. Returns it and the number of steps."""
     first, bias, second = weights
 
     def logits_and_jacobian(x):
@@ -101,7 +101,7 @@ def reference(weights, x, y, norm, num_steps, overshoot, num_candidates):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("num_steps", "overshoot", "num_candidates"), [(6, 0.02, 3), (6, 0.0, 9)])
-def test_rounds_and_the_graph_are_the_reference(norm, num_steps, overshoot, num_candidates):
+def test_run_and_perturb_agree_with_the_reference(norm, num_steps, overshoot, num_candidates):
     model, weights = network()
     x = np.random.default_rng(1).uniform(-0.2, 1.2, (60, 16)).clip(0, 1).astype("float32")
     y = ops.convert_to_numpy(model(x)).argmax(1)
@@ -111,13 +111,13 @@ def test_rounds_and_the_graph_are_the_reference(norm, num_steps, overshoot, num_
     )
     expected, steps = zip(
         *[
-            reference(weights, image.astype("float64"), label, norm, *list(vars_of(attack)))
+            reference(weights, image.astype("float64"), label, norm, *list(settings_of(attack)))
             for image, label in zip(x, y, strict=True)
         ],
         strict=True,
     )
     steps = np.array(steps)
-    # All cases occur: no step, one, several rounds of steps, and steps after half of them.
+    # All cases occur: no step, one step, several rounds, and steps after half of `num_steps`.
     assert {0, 1, 2} <= set(steps)
     assert (steps > num_steps / 2).sum() >= 2
     np.testing.assert_allclose(perturbed(attack, model, x, y), expected, atol=2e-4)
@@ -129,11 +129,11 @@ def test_rounds_and_the_graph_are_the_reference(norm, num_steps, overshoot, num_
     np.testing.assert_array_equal(result.x_adv[~result.success], x[~result.success])
 
 
-def vars_of(attack):
+def settings_of(attack):
     return attack.num_steps, attack.overshoot, attack.num_candidates
 
 
-def test_what_is_misclassified_stays_as_it_is():
+def test_misclassified_images_are_not_changed():
     model, _, x, y = linear_model(5)
     y = (y + 1) % 5
     result = kr.attacks.DeepFool().run(model, x, y)
@@ -143,8 +143,8 @@ def test_what_is_misclassified_stays_as_it_is():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_is_not_stuck_at_the_bounds(norm):
-    # The largest slopes lead out of the bounds: almost nothing of a plain step is left.
+def test_does_not_get_stuck_at_the_bounds(norm):
+    # The largest slopes point out of the bounds, so clipping removes nearly all of a plain step.
     slopes = np.where(np.arange(16) < 4, 100.0, 0.1).astype("float32")
     x = np.where(np.arange(16) < 4, 1.0, 0.5).astype("float32")[None]
 
@@ -155,14 +155,13 @@ def test_is_not_stuck_at_the_bounds(norm):
     x_0 = x[0]
     result = kr.attacks.DeepFool(norm=norm, num_steps=10).run(model, x, np.array([0]))
     assert result.success.all()
-    # The other 12 values have to make up for 0.3: their distance is 0.3 / ||0.1||_q.
+    # The other 12 values must add 0.3 to the score: their distance is 0.3 / ||0.1||_q.
     distance = 0.3 / dual(np.full(12, 0.1), norm)
     np.testing.assert_allclose(result.norms[norm], 1.02 * distance, rtol=0.02)
 
 
 def test_crosses_a_boundary_where_the_slope_vanishes():
-    # f = t^3 for the distance t: each step covers a third of it, and ever smaller ones never
-    # arrive.
+    # f = t^3 at distance t: a plain step covers a third of the distance, so it never arrives.
     def model(x):
         t = ops.sum(x, axis=1, keepdims=True) / 4 - 1.0
         return ops.concatenate([0 * t, t**3], axis=1)
@@ -176,7 +175,7 @@ def test_crosses_a_boundary_where_the_slope_vanishes():
 def test_a_slow_example_does_not_cost_the_others():
     def model(x):
         t = ops.sum(x, axis=1, keepdims=True) - 1.0
-        t = ops.where(x[:, :1] > 0.5, t, t**3)  # Slow where the first value is small.
+        t = ops.where(x[:, :1] > 0.5, t, t**3)  # Slow convergence if the first value is small.
         return ops.concatenate([0 * t, t], axis=1)
 
     x = np.zeros((8, 4), "float32")
@@ -187,7 +186,7 @@ def test_a_slow_example_does_not_cost_the_others():
     assert result.num_gradients[:7].max() <= 3
 
 
-def test_an_objective_gives_the_direction_and_the_model_the_verdict():
+def test_the_objective_gives_the_direction_and_the_model_the_success():
     model, _, x, y = linear_model(3)
 
     def quantized(x):
@@ -209,14 +208,14 @@ def test_fools_a_trained_model_near_the_image(norm, dtype, trained_model, embedd
     result = kr.attacks.DeepFool(norm=norm).run(trained_model, x.astype(dtype), y)
     assert result.x_adv.dtype == dtype
     assert result.success_rate > (0.99 if dtype == "float32" else 0.95)
-    # PGD, told a radius, needs about the same.
+    # PGD with this radius fools about as many images.
     radius = float(np.quantile(result.norms[norm], 0.75))
     attack = kr.attacks.PGD(radius, norm=norm, num_steps=20)
     assert 0.65 < attack.run(trained_model, x, y, seed=0).success_rate < 0.98
 
 
 @pytest.mark.slow
-def test_probabilities_and_logits_are_the_same(trained_model, embedded_data):
+def test_probabilities_and_logits_give_the_same_images(trained_model, embedded_data):
     x, y = (values[:32] for values in embedded_data[1])
     softmax = keras.Sequential([trained_model, keras.layers.Softmax()])
     expected = kr.attacks.DeepFool().run(trained_model, x, y)
@@ -224,7 +223,7 @@ def test_probabilities_and_logits_are_the_same(trained_model, embedded_data):
     np.testing.assert_allclose(result.x_adv, expected.x_adv, atol=1e-4)
 
 
-def test_a_gradient_that_is_not_finite_is_not_passed_on():
+def test_a_nan_gradient_is_an_error():
     def model(x):
         z = ops.sqrt(ops.maximum(x[:, :1] - 0.5, 0.0) * 0.0)
         return ops.concatenate([z, -z, z - 2], axis=1)

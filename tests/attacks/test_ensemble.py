@@ -1,4 +1,4 @@
-"""Ensembles are the worst case of their attacks, and spare the examples that are fooled."""
+"""Ensembles return the worst case of their attacks, and skip examples that are fooled."""
 
 import keras
 import numpy as np
@@ -25,13 +25,13 @@ def linear_model(num_classes=4, seed=0):
 
 @pytest.fixture(scope="module")
 def problem():
-    """A model, images and its own labels."""
+    """Returns a model, images, and the model's predictions as labels."""
     model = linear_model()
     x = np.random.default_rng(1).random((60, 4, 4, 1), "float32")
     return model, x, ops.convert_to_numpy(model(x)).argmax(1)
 
 
-# None of them draws random numbers: alone and in an ensemble they do the same.
+# Deterministic attacks, which find the same alone and in an ensemble.
 MEMBERS = [
     kr.attacks.FGSM(0.05),
     kr.attacks.FGSM(0.4, norm="l2"),
@@ -40,7 +40,7 @@ MEMBERS = [
 ]
 
 
-def test_the_worst_case_of_all(problem):
+def test_run_returns_the_worst_case(problem):
     model, x, y = problem
     results = [attack.run(model, x, y) for attack in MEMBERS]
     assert len({result.success.sum() for result in results}) == len(MEMBERS)
@@ -62,7 +62,7 @@ def test_the_worst_case_of_all(problem):
         )
 
 
-def test_a_call_returns_what_run_does(problem):
+def test_call_returns_the_images_of_run(problem):
     model, x, y = problem
     attack = kr.attacks.Ensemble(MEMBERS)
     expected = attack.run(model, x, y).x_adv
@@ -97,7 +97,7 @@ def test_perturb_takes_the_largest_margin_until_the_model_is_fooled(problem):
     np.testing.assert_allclose(perturbed(kr.attacks.Ensemble(MEMBERS)), expected, atol=1e-6)
 
 
-def test_each_attack_draws_its_own_numbers(problem):
+def test_each_attack_has_its_own_seed(problem):
     model, x, _ = problem
     y = ops.convert_to_numpy(model(x)).argmin(1)
     noise = kr.attacks.GaussianNoise(0.3)
@@ -132,7 +132,7 @@ def test_targeted(problem):
 
 
 def test_smallest_perturbations_are_not_compared(problem):
-    # The first attack that fools the model counts, though the second's images are nearer.
+    # The first attack that fools the model counts, although the second finds nearer images.
     model, x, y = problem
     far, near = kr.attacks.FGSM(0.08), kr.attacks.FAB(num_steps=10)
     result = kr.attacks.Ensemble([far, near]).run(model, x, y, seed=0)
@@ -144,7 +144,7 @@ def test_smallest_perturbations_are_not_compared(problem):
     np.testing.assert_allclose(result.x_adv[~fooled], second.x_adv[~fooled], atol=1e-3)
 
 
-def test_in_an_evaluation(problem):
+def test_nested_ensemble_in_an_evaluation(problem):
     model, x, y = problem
     attack = kr.attacks.Ensemble([kr.attacks.Ensemble(MEMBERS[:2]), *MEMBERS[2:]])
     expected = 1 - kr.attacks.Ensemble(MEMBERS).run(model, x, y).success_rate
@@ -175,7 +175,7 @@ def test_progress(problem, capsys):
     ],
     ids=str,
 )
-def test_attacks(attacks, message):
+def test_bad_attacks(attacks, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.Ensemble(attacks)
 
@@ -189,7 +189,7 @@ def test_a_single_attack_is_a_sequence_of_one(problem):
     assert kr.attacks.Ensemble(attack).attacks == [attack]
 
 
-def test_members_are_checked_before_any_runs(problem):
+def test_all_attacks_are_checked_before_any_runs(problem):
     attack = kr.attacks.Ensemble([kr.attacks.FGSM(0.1), kr.attacks.APGD(0.1, loss="dlr_targeted")])
     model, x, _ = linear_model(num_classes=3), *problem[1:]
     with pytest.raises(ValueError, match="model of 3 classes"):

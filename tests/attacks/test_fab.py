@@ -1,4 +1,4 @@
-"""FAB against exact distances on linear models, in its ball, and against PGD and Foolbox."""
+"""FAB agrees with exact distances on linear models, and with PGD and Foolbox in strength."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 def linear_model(num_classes=4, shape=(3, 3, 1), bias=0.0, seed=0):
-    """A linear classifier, its weights (features, num_classes) and its biases."""
+    """Returns a linear classifier, its weights (features, num_classes) and its biases."""
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=(np.prod(shape), num_classes)).astype("float32")
     biases = bias * rng.normal(size=num_classes).astype("float32")
@@ -30,7 +30,7 @@ def linear_model(num_classes=4, shape=(3, 3, 1), bias=0.0, seed=0):
 
 @pytest.fixture
 def small_model():
-    """A network of one hidden layer, with random weights and curved boundaries."""
+    """Returns a network of one hidden layer with random weights and curved boundaries."""
     return keras.Sequential(
         [
             keras.Input((3, 3, 1)),
@@ -48,7 +48,7 @@ def images(num=20, shape=(3, 3, 1), bounds=(0.0, 1.0), seed=1):
 
 
 def exact_distance(x, normal, offset, norm, bounds=(0.0, 1.0)):
-    """The smallest norm of a `d` with `<normal, d> = offset` and `x + d` in `bounds`, by SciPy."""
+    """Returns the least norm of `d` with `<normal, d> = offset` and `x + d` in `bounds`."""
     size = len(x)
     limits = [(bounds[0] - v, bounds[1] - v) for v in x]
     if norm == "linf":
@@ -82,7 +82,7 @@ def exact_distance(x, normal, offset, norm, bounds=(0.0, 1.0)):
 
 
 def exact_distances(x, y, weights, biases, norm, bounds=(0.0, 1.0)):
-    """For each image and class `t`: how far `z_t = z_y` is, shape `(num_images, num_classes)`."""
+    """Returns the distances to `z_t = z_y` for each class `t`, `(num_images, num_classes)`."""
     flat = x.reshape(len(x), -1).astype("float64")
     scores = flat @ weights + biases
     distances = np.full(scores.shape, np.inf)
@@ -106,20 +106,20 @@ def test_finds_the_nearest_boundary_of_a_linear_model(norm, bounds):
     x = images(bounds=bounds)
     y = classes(model, x)
     exact = exact_distances(x, y, weights, biases, norm, bounds).min(1)
-    reached = exact < np.inf
-    assert reached.mean() > 0.7
-    # The image is beyond the boundary by a thousandth of its distance, or as far as it was stepped
-    # over; what is stepped over it is clipped at the bounds, off the direction of the step. (In L1
-    # all values but one are at their bounds.)
+    reachable = exact < np.inf
+    assert reachable.mean() > 0.7
+    # The image is beyond the boundary by a thousandth of the distance, or by the overshoot `eta`.
+    # The overshoot may be clipped at the bounds, which changes its direction. (In L1 all values
+    # but one are at their bounds.)
     for eta, excess in ((1.05, 1e-2), (1.001, 1e-3)):
         attack = kr.attacks.FAB(norm=norm, num_steps=5, eta=eta, bounds=bounds)
         result = attack.run(model, x, y, seed=0)
-        np.testing.assert_array_equal(result.success, reached)
-        ratio = result.norms[norm][reached] / exact[reached]
+        np.testing.assert_array_equal(result.success, reachable)
+        ratio = result.norms[norm][reachable] / exact[reachable]
         assert ratio.min() > 1 + (1e-6 if norm == "l1" else 1e-4)
         assert ratio.max() < 1 + excess
-    assert (classes(model, result.x_adv) != y)[reached].all()
-    np.testing.assert_array_equal(result.x_adv[~reached], x[~reached])
+    assert (classes(model, result.x_adv) != y)[reachable].all()
+    np.testing.assert_array_equal(result.x_adv[~reachable], x[~reachable])
     assert result.x_adv.min() >= bounds[0]
     assert result.x_adv.max() <= bounds[1]
 
@@ -130,13 +130,13 @@ def test_images_are_still_misclassified_when_rounded_to_float16():
     y = classes(model, x)
     exact = exact_distances(x, y, weights, biases, "linf").min(1)
     result = kr.attacks.FAB(num_steps=10).run(model, x, y, seed=0)
-    reached = (exact > 0.01) & (exact < np.inf)
-    assert reached.mean() > 0.7
-    assert result.success[reached].all()
-    np.testing.assert_allclose(result.norms["linf"][reached], exact[reached], rtol=0.05)
+    reachable = (exact > 0.01) & (exact < np.inf)
+    assert reachable.mean() > 0.7
+    assert result.success[reachable].all()
+    np.testing.assert_allclose(result.norms["linf"][reachable], exact[reachable], rtol=0.05)
 
 
-def test_aims_at_the_most_likely_other_classes():
+def test_targets_the_most_likely_other_classes():
     norm = "l2"
     model, weights, biases = linear_model(bias=1.0)
     x = images()
@@ -147,17 +147,17 @@ def test_aims_at_the_most_likely_other_classes():
         nearest = np.take_along_axis(exact, order[:, 1 : 1 + num_targets], axis=1).min(1)
         attack = kr.attacks.FAB(norm=norm, num_steps=10, num_targets=num_targets, eta=1.001)
         found = attack.run(model, x, order[:, 0], seed=0)
-        # Another class can be met on the way, so it may be nearer but not further.
-        reached = found.success & (nearest < np.inf)
-        assert reached.sum() > 5
-        assert (found.norms[norm] <= 1.001 * nearest)[reached].all()
+        # The path may cross the boundary of another class, so the image may be nearer.
+        reachable = found.success & (nearest < np.inf)
+        assert reachable.sum() > 5
+        assert (found.norms[norm] <= 1.001 * nearest)[reachable].all()
         assert found.num_gradients.max() == 10 * num_targets
     assert (exact.min(1) < 0.99 * exact[np.arange(20), order[:, 1]]).any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-def test_succeeds_where_the_boundary_is_in_the_ball(norm):
+def test_succeeds_if_and_only_if_the_boundary_is_in_the_ball(norm):
     model, weights, biases = linear_model()
     x = images(40)
     y = classes(model, x)
@@ -175,7 +175,7 @@ def test_succeeds_where_the_boundary_is_in_the_ball(norm):
     delta = (everywhere - x).reshape(40, -1)
     lengths = np.linalg.norm(delta, ORDERS[norm], axis=1)
     assert lengths.max() <= epsilon * (1 + 1e-6)
-    # An attack that fails still goes as far as it may.
+    # A failed attack ends on the sphere of radius `epsilon`.
     np.testing.assert_allclose(lengths[~result.success], epsilon, rtol=1e-5)
 
 
@@ -211,7 +211,7 @@ def test_stays_in_the_ball_and_the_bounds(norm, epsilon, dtype):
         )
 
 
-def test_misclassified_images_stay_as_they_are():
+def test_misclassified_images_are_not_changed():
     model, _, _ = linear_model()
     x = images()
     y = (classes(model, x) + 1) % 4
@@ -224,7 +224,7 @@ def test_misclassified_images_stay_as_they_are():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-def test_more_targets_and_restarts_find_nothing_further(norm, small_model):
+def test_more_targets_and_restarts_find_no_larger_perturbations(norm, small_model):
     x = images(100)
     y = classes(small_model, x)
     first, targets, restarts = (
@@ -242,8 +242,8 @@ def test_more_targets_and_restarts_find_nothing_further(norm, small_model):
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", None), ("l2", None), ("l2", 0.4)])
 def test_restarts_leave_a_point_without_gradient(norm, epsilon):
-    # z_1 - z_0 = ||x' - x||_2^2 - 0.3^2: there is no gradient at x itself, and the boundary is
-    # the sphere of radius 0.3 around it, in the L-infinity norm at least 0.1.
+    # z_1 - z_0 = ||x' - x||_2^2 - 0.3^2: the gradient at x is 0, and the boundary is the sphere of
+    # radius 0.3 around x, at an L-infinity distance of at least 0.1.
     x, y = np.full((8, 3, 3, 1), 0.5, "float32"), np.zeros(8, "int32")
 
     def model(z):
@@ -282,14 +282,14 @@ def test_is_as_strong_as_pgd(norm, epsilon, trained_model, embedded_data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-def test_finds_the_same_whatever_the_logits_are_multiplied_with(norm, small_model):
+def test_scaling_the_logits_does_not_change_the_images(norm, small_model):
     x = images()
     y = classes(small_model, x)
     attack = kr.attacks.FAB(norm=norm, num_steps=5)
     expected = attack.run(small_model, x, y, seed=0)
     assert expected.success.mean() > 0.5
     scaled = keras.Sequential([small_model, keras.layers.Rescaling(1024.0)])
-    result = attack.run(scaled, x, y, seed=0)  # A power of 2 changes no rounding.
+    result = attack.run(scaled, x, y, seed=0)  # A power of 2 does not change the rounding.
     np.testing.assert_allclose(result.x_adv, expected.x_adv, atol=1e-6)
     softmax = keras.Sequential([scaled, keras.layers.Softmax()])
     attack = kr.attacks.FAB(norm=norm, num_steps=5, from_logits=False)
@@ -297,7 +297,7 @@ def test_finds_the_same_whatever_the_logits_are_multiplied_with(norm, small_mode
     np.testing.assert_allclose(result.x_adv, expected.x_adv, atol=1e-6)
 
 
-def test_success_is_judged_on_the_model_where_an_objective_is_differentiated():
+def test_success_is_that_of_the_model_and_not_of_the_objective():
     model, weights, biases = linear_model()
     stairs = keras.Sequential(
         [
@@ -330,8 +330,8 @@ class Noise(keras.layers.GaussianNoise):
 
 
 @pytest.mark.slow
-def test_draws_of_a_random_model_are_averaged():
-    # Images lie so close to the boundary that other draws decide: only the draws are tested.
+def test_num_samples_averages_over_draws_of_a_random_model():
+    # Success is not tested, because it depends on the draws so close to the boundary.
     model, _, _ = linear_model()
     noisy = keras.Sequential([keras.Input((3, 3, 1)), Noise(0.3), model])
     x = images()
@@ -368,7 +368,7 @@ def test_bad_arguments(name, value):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Foolbox attacks TensorFlow")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_is_nearer_than_deepfool(norm, trained_model, embedded_data):
+def test_images_are_nearer_than_those_of_deepfool(norm, trained_model, embedded_data):
     foolbox = pytest.importorskip("foolbox", reason="Foolbox is in the extra `peers`")
     import tensorflow as tf
 
@@ -383,5 +383,5 @@ def test_is_nearer_than_deepfool(norm, trained_model, embedded_data):
     ours = kr.attacks.FAB(norm=norm, num_steps=20).run(trained_model, x, y, seed=0)
     assert ours.success.all()
     assert np.median(ours.norms[norm]) <= np.median(theirs)
-    # It steps a thousandth of the way beyond the boundary, so as to be misclassified.
+    # Our images are beyond the boundary by a thousandth of the distance.
     assert (ours.norms[norm] <= 1.002 * theirs).mean() > 0.9

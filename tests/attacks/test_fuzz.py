@@ -1,4 +1,4 @@
-"""Whatever goes in: a result inside the ball and the bounds, or a `ValueError`. Never NaN."""
+"""For any input, attacks return finite images in the ball and bounds, or raise `ValueError`."""
 
 import inspect
 
@@ -13,7 +13,7 @@ import keras_robust as kr
 
 pytestmark = pytest.mark.slow_on_jax
 
-# Each attack with few steps: `epsilon, bounds -> attack`.
+# Functions `epsilon, bounds -> attack`, with few steps.
 ATTACKS = {
     "FGSM": lambda e, b: kr.attacks.FGSM(e, bounds=b),
     "IFGSM": lambda e, b: kr.attacks.IFGSM(e, num_steps=2, bounds=b),
@@ -36,8 +36,8 @@ ATTACKS = {
 NORMS = {"PGD": "l2", "DeepFool": None, "CarliniWagnerL2": None, "GaussianNoise": None}
 NOT_FUZZED = {
     "Attack": "the base class",
-    "AttackResult": "no attack",
-    "RoundResult": "no attack",
+    "AttackResult": "not an attack",
+    "RoundResult": "not an attack",
     "AutoAttack": "an Ensemble of attacks that are all in the table",
     "BPDA": "an objective",
     "WNLLSurrogate": "an objective",
@@ -54,11 +54,11 @@ bounds = st.one_of(
 )
 shapes = st.sampled_from([(3, 7), (1, 4, 4, 1), (2, 5, 3, 3), (4, 6, 2), (0, 5), (5,)])
 labels = st.sampled_from(["int", "int64", "uint8", "column", "one_hot", "smooth", "float", "wide"])
-places = st.sampled_from(["inside", "at the bounds", "outside", "nan", "constant"])
+placements = st.sampled_from(["inside", "at the bounds", "outside", "nan", "constant"])
 
 
 def classifier(x):
-    """Four smooth scores of an input of any shape."""
+    """Computes four smooth scores of an input of any shape."""
     flat = ops.reshape(x, (ops.shape(x)[0], -1))
     flat = ops.cast(flat, "float32") if flat.dtype != "float64" else flat
     position = ops.arange(flat.shape[1], dtype=flat.dtype)
@@ -102,7 +102,7 @@ def test_every_attack_is_in_the_table():
     assert public == set(ATTACKS) | set(NOT_FUZZED)
 
 
-# Odd radii are warned of.
+# Implausible radii cause a warning.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*It is in the units of the images:UserWarning")
 @pytest.mark.parametrize("name", ATTACKS)
@@ -119,10 +119,10 @@ def test_every_attack_is_in_the_table():
     shape=shapes,
     dtype=st.sampled_from(DTYPES),
     form=labels,
-    place=places,
+    place=placements,
     seed=st.integers(0, 2**40),
 )
-def test_a_result_or_a_value_error(name, epsilon, bounds, shape, dtype, form, place, seed):
+def test_a_valid_result_or_a_value_error(name, epsilon, bounds, shape, dtype, form, place, seed):
     if dtype == "float64" and keras.backend.backend() == "jax":
         dtype = "float32"
     rng = np.random.default_rng(seed)

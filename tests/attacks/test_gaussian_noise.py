@@ -1,4 +1,4 @@
-"""Gaussian noise: its distribution, its bounds, what it costs."""
+"""Distribution, bounds and cost of the Gaussian noise attack."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import keras_robust as kr
 
 
 def model(x):
-    """Class 1 where the mean of the values is above 0."""
+    """Predicts class 1 if the mean of the values is greater than 0."""
     mean = ops.mean(x, axis=(1, 2, 3))
     return ops.stack([-mean, 2 * mean], axis=1)
 
@@ -18,15 +18,15 @@ def test_distribution():
     x, y = np.full((500, 10, 10, 2), -20.0, "float32"), np.ones(500, int)
     attack = kr.attacks.GaussianNoise(2.0, bounds=(-100.0, 100.0))
     delta = (attack.run(model, x, y, seed=0).x_adv - x).astype("float64") / 2
-    # 100,000 numbers: five standard errors of each moment.
+    # The tolerance is five standard errors of each moment of 100,000 numbers.
     assert abs(delta.mean()) < 5 / 1e5**0.5
     assert abs((delta**2).mean() - 1) < 5 * (2 / 1e5) ** 0.5
     assert abs((delta**4).mean() - 3) < 5 * (96 / 1e5) ** 0.5
     assert len(np.unique(delta)) > 90_000
 
 
-def test_success_is_judged_and_failures_keep_their_image():
-    # The mean of 16 values moves from 0.25 by N(0, 1/4): below 0 with probability Phi(-1).
+def test_success_rate_and_failures_keep_the_original_image():
+    # The mean of 16 values is 0.25 + N(0, 1/16), which is negative with probability Phi(-1).
     x, y = np.full((4000, 4, 4, 1), 0.25, "float32"), np.ones(4000, int)
     result = kr.attacks.GaussianNoise(1.0, bounds=(-9.0, 9.0)).run(model, x, y, seed=1)
     assert abs(result.success_rate - 0.1587) < 5 * (0.1587 * 0.8413 / 4000) ** 0.5
@@ -47,6 +47,6 @@ def test_bounds_and_seeds():
 
 
 @pytest.mark.parametrize("stddev", [-0.1, float("nan"), float("inf"), "0.1"])
-def test_stddev(stddev):
+def test_bad_stddev(stddev):
     with pytest.raises(ValueError, match=r"`stddev`.*Received: stddev="):
         kr.attacks.GaussianNoise(stddev)

@@ -1,4 +1,4 @@
-"""HopSkipJump against closed forms: by the predicted class alone, and never one query too many."""
+"""HopSkipJump agrees with closed forms, from predicted classes and within its queries."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ DUAL = {"l2": 2, "linf": 1}
 
 
 def linear(num_classes, size=20):
-    """A linear classifier, 12 images, their classes, and the gaps and slopes to other classes."""
+    """Returns a linear classifier, 12 images, their classes, and gaps and slopes to the others."""
     rng = np.random.default_rng(num_classes)
     kernel = rng.normal(size=(size, num_classes)).astype("float32")
     model = keras.Sequential([keras.Input((size,)), keras.layers.Dense(num_classes)])
@@ -32,13 +32,13 @@ def linear(num_classes, size=20):
 
 
 def distances(gaps, slopes, norm):
-    """From each image to where each class ties with its own: `gap / ||slope||_q`; own: infinite."""
+    """Returns the distances to the boundary of each class, `gap / ||slope||_q`, or infinity."""
     lengths = np.linalg.norm(slopes, DUAL[norm], axis=2)
     return np.where(lengths > 0, gaps / np.maximum(lengths, 1e-9), np.inf)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_distance_to_a_hyperplane(norm):
+def test_finds_the_distance_to_a_hyperplane(norm):
     model, x, y, *boundary = linear(2)
     expected = distances(*boundary, norm).min(axis=1)
     attack = kr.attacks.HopSkipJump(norm=norm, num_queries=5000, bounds=(-20, 20))
@@ -53,8 +53,8 @@ def test_the_distance_to_a_hyperplane(norm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_nearest_of_several_classes(norm):
-    # It follows the boundary that it has met, which need not be that of the nearest class.
+def test_finds_the_nearest_of_several_classes(norm):
+    # The attack follows the first boundary it finds, which need not be the nearest.
     model, x, y, *boundary = linear(5)
     every = distances(*boundary, norm)
     attack = kr.attacks.HopSkipJump(norm=norm, num_queries=5000, bounds=(-20, 20))
@@ -65,8 +65,8 @@ def test_the_nearest_of_several_classes(norm):
 
 
 @pytest.mark.slow
-def test_the_distance_to_a_target():
-    # Between two classes alone, the target's region is a half-space.
+def test_finds_the_distance_to_a_target():
+    # With only two classes, the region of the target is a half-space.
     model, x, y, *boundary = linear(2)
     expected = distances(*boundary, "l2").min(axis=1)
     attack = kr.attacks.HopSkipJump(num_queries=3000, targeted=True, bounds=(-20, 20))
@@ -77,7 +77,7 @@ def test_the_distance_to_a_target():
 
 
 def test_targets_are_found_among_the_images_of_the_batch():
-    # Noise, whose mean is near 1/2, is of class 2; the others take images of theirs.
+    # Noise has a mean near 1/2 and is in class 2. Other targets start from images of the batch.
     def model(x):
         mean = ops.mean(x, axis=1, keepdims=True)
         return -ops.abs(mean - ops.convert_to_tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
@@ -90,7 +90,7 @@ def test_targets_are_found_among_the_images_of_the_batch():
     result = attack.run(model, x, target, seed=0)
     assert result.success.all()
     np.testing.assert_array_equal(ops.convert_to_numpy(model(result.x_adv)).argmax(1), target)
-    # From an image alone there is nothing but noise to start from.
+    # A batch of one image can only start from noise.
     alone = attack.run(model, x[:1], [4], seed=0)
     assert not alone.success.any()
     np.testing.assert_array_equal(alone.x_adv, x[:1])
@@ -114,8 +114,8 @@ def test_projections_are_the_nearest_points():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_estimated_normal_is_that_of_the_hyperplane(norm):
-    # With 4,000 directions in 20 dimensions the cosine of their angle is about 0.996.
+def test_estimates_the_normal_of_a_hyperplane(norm):
+    # With 4,000 directions in 20 dimensions, the cosine of the angle is about 0.996.
     model, x, y, gaps, slopes = linear(2)
     rows, other = np.arange(12), 1 - y
     normal = -slopes[rows, other]
@@ -139,27 +139,27 @@ KERNEL = np.random.default_rng(2).integers(-3, 4, (16, 2)).astype("float32")
 IMAGES = np.random.default_rng(3).random((10, 4, 4, 1), "float32")
 
 
-def odd(x, module=np):
-    """Two logits that are never near a tie: whole numbers, and one half."""
+def never_tied(x, module=np):
+    """Computes two logits that never nearly tie: they are half-integers."""
     flat = module.reshape(x, (-1, 16))
     levels = module.round(flat * 64) - 32
     score = module.matmul(levels, KERNEL[:, :1]) + 0.5
     return module.concatenate([-score, score], axis=1)
 
 
-CLASSES = odd(IMAGES).argmax(axis=1)
+CLASSES = never_tied(IMAGES).argmax(axis=1)
 
 
 @pytest.mark.slow
-def test_it_knows_the_predicted_class_alone():
+def test_only_uses_predicted_classes():
     attack = kr.attacks.HopSkipJump(num_queries=150)
     boxes = {
-        "logits": kr.BlackBox(odd),
-        "other logits": kr.BlackBox(lambda x: odd(x) ** 3),
-        "classes": kr.BlackBox(lambda x: odd(x).argmax(axis=1), num_classes=2),
+        "logits": kr.BlackBox(never_tied),
+        "other logits": kr.BlackBox(lambda x: never_tied(x) ** 3),
+        "classes": kr.BlackBox(lambda x: never_tied(x).argmax(axis=1), num_classes=2),
     }
     results = {name: attack.run(box, IMAGES, CLASSES, seed=0) for name, box in boxes.items()}
-    one_hot = kr.BlackBox(lambda x: np.eye(2, dtype="float32")[odd(x).argmax(axis=1)])
+    one_hot = kr.BlackBox(lambda x: np.eye(2, dtype="float32")[never_tied(x).argmax(axis=1)])
     of_probabilities = attack.replace(from_logits=False)
     results["one-hot"] = of_probabilities.run(one_hot, IMAGES, CLASSES, seed=0)
     expected = results["logits"]
@@ -170,24 +170,24 @@ def test_it_knows_the_predicted_class_alone():
         np.testing.assert_array_equal(result.num_evaluations, expected.num_evaluations)
 
 
-def test_a_black_box_and_a_model_give_the_same():
+def test_a_black_box_and_a_model_give_similar_results():
     attack = kr.attacks.HopSkipJump(norm="linf", num_queries=300)
-    box = attack.run(kr.BlackBox(odd), IMAGES, CLASSES, seed=0)
-    model = attack.run(lambda x: odd(x, ops), IMAGES, CLASSES, seed=0)
+    box = attack.run(kr.BlackBox(never_tied), IMAGES, CLASSES, seed=0)
+    model = attack.run(lambda x: never_tied(x, ops), IMAGES, CLASSES, seed=0)
     assert box.success.all()
     np.testing.assert_array_equal(box.num_evaluations, model.num_evaluations)
-    # A compiled function rounds otherwise, and one answer that differs leads elsewhere.
+    # Compiled functions round differently, and one different prediction changes the path.
     ratio = model.norms["linf"] / box.norms["linf"]
     assert 0.8 < np.median(ratio) < 1.25
 
 
 def never(x):
-    """Always the class 0."""
+    """Always predicts class 0."""
     return np.zeros(len(x), int)
 
 
 def seldom(x):
-    """Class 1 near black images, where noise and other images never are."""
+    """Predicts class 1 for dark images only, unlike noise and other images."""
     return (x.reshape(len(x), -1).mean(axis=1) < 0.3).astype(int)
 
 
@@ -196,28 +196,28 @@ def seldom(x):
     [
         pytest.param(never, None, marks=pytest.mark.slow),
         pytest.param(seldom, None, marks=pytest.mark.slow),
-        (lambda x: odd(x).argmax(axis=1), 0.2),
+        (lambda x: never_tied(x).argmax(axis=1), 0.2),
     ],
     ids=["never", "seldom", "often"],
 )
-def test_queries_are_counted_and_none_is_too_many(function, epsilon):
+def test_queries_are_counted_and_limited(function, epsilon):
     x = np.concatenate([0.4 * IMAGES[:2], IMAGES[2:]])
     y = function(x)
     for num_queries in (3, 27, 67, 170):
         box = kr.BlackBox(function, num_classes=2)
         result = kr.attacks.HopSkipJump(epsilon, num_queries=num_queries).run(box, x, y, seed=0)
-        # 8 images are looked at first.
+        # The checks query 8 images.
         assert box.num_queries == result.num_evaluations.sum() + 8
         assert result.num_evaluations.max() <= num_queries
         np.testing.assert_array_equal(result.num_gradients, 0)
         np.testing.assert_array_equal(result.success, function(result.x_adv) != y)
         if function is never:
-            # After 5 rounds without a first image it gives up; the original is judged again.
+            # It gives up after 5 rounds without a first image, and evaluates the original again.
             assert result.num_evaluations.min() >= min(num_queries, 5 * 25 + 1) - 1
     assert function is never or result.num_evaluations.max() > 170 - 42
 
 
-def test_examples_that_are_in_the_ball_are_done():
+def test_examples_stop_when_their_image_is_in_the_ball():
     model, x, y, *boundary = linear(2)
     nearest = distances(*boundary, "l2").min(axis=1)
     epsilon = float(np.median(nearest))
@@ -231,7 +231,7 @@ def test_examples_that_are_in_the_ball_are_done():
     np.testing.assert_array_equal(result.x_adv[~result.success], x[~result.success])
 
 
-def test_what_is_misclassified_stays_as_it_is():
+def test_misclassified_images_are_not_changed():
     model, x, y, *_ = linear(2)
     y = np.where(np.arange(12) < 4, 1 - y, y)
     result = kr.attacks.HopSkipJump(num_queries=100, bounds=(-20, 20)).run(model, x, y, seed=0)
@@ -242,8 +242,8 @@ def test_what_is_misclassified_stays_as_it_is():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_the_unit_of_the_images_makes_no_difference(norm):
-    # A power of 2 changes no rounding.
+def test_scaling_the_images_scales_the_perturbations(norm):
+    # A power of 2 does not change the rounding.
     model, x, y, *_ = linear(3)
     attack = kr.attacks.HopSkipJump(norm=norm, num_queries=150, bounds=(-2, 2))
     expected = attack.run(model, x, y, seed=0)
@@ -255,7 +255,7 @@ def test_the_unit_of_the_images_makes_no_difference(norm):
 
 
 class Noise(keras.layers.Layer):
-    """Adds noise, in inference mode too."""
+    """Adds noise, also in inference mode."""
 
     def build(self, shape):
         self.generator = keras.random.SeedGenerator(0)
@@ -271,7 +271,7 @@ def test_random_models_and_seeds():
     first, again, other = (attack.run(noisy, x, y, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.x_adv, again.x_adv)
     assert (first.x_adv != other.x_adv).any()
-    # At the boundary itself every other image would be rejected.
+    # If images were exactly at the boundary, half of them would be rejected.
     assert first.success.mean() > 0.9
     assert np.median(first.norms["l2"]) < 5 * np.median(distances(*boundary, "l2").min(axis=1))
     assert first.num_evaluations.max() <= 4 * 200
@@ -281,7 +281,7 @@ def test_random_models_and_seeds():
 
 
 class Joint(keras.layers.Layer):
-    """Takes a part of the batch's mean away from each of its examples."""
+    """Subtracts a fraction of the batch's mean from each example."""
 
     depends_on_batch = True
 
@@ -311,15 +311,15 @@ def test_half_precision():
     assert (result.norms["l2"] < 1.3 * exact + 0.05).all()
 
 
-# The first call looks at the model, the next 24 look for a first image, one judges, and 5 of 20
+# The first call is that of the checks, 24 look for a first image, one evaluates, and 5 with 20
 # images each estimate a normal.
 @pytest.mark.parametrize("number", [3, 28, 40], ids=["start", "normal", "step"])
-def test_nan_is_an_error_wherever_it_comes_up(number):
+def test_nan_is_an_error_in_every_phase(number):
     calls = []
 
     def function(x):
         calls.append(len(x))
-        scores = odd(x)
+        scores = never_tied(x)
         if len(calls) == number:
             scores[0] = np.nan
         return scores
@@ -329,36 +329,36 @@ def test_nan_is_an_error_wherever_it_comes_up(number):
     assert calls[27] == 20 * len(IMAGES) if number == 28 else calls[number - 1] <= len(IMAGES)
 
 
-def test_it_goes_on_where_it_was_interrupted():
-    kept = {}
+def test_resumes_after_an_interruption():
+    saved = {}
 
     class Store:
         def read(self, name):
-            return kept.get(name)
+            return saved.get(name)
 
         def write(self, name, arrays):
-            kept[name] = {key: value.copy() for key, value in arrays.items()}
+            saved[name] = {key: value.copy() for key, value in arrays.items()}
             if int(arrays["num_done"]) in interruptions:
                 interruptions.remove(int(arrays["num_done"]))
                 raise KeyboardInterrupt
 
-    box = kr.BlackBox(odd)
+    box = kr.BlackBox(never_tied)
     classifier = Classifier(box)
     attack = kr.attacks.HopSkipJump(norm="linf", num_queries=300)
     attack.check(classifier, IMAGES, CLASSES)
-    asked = box.num_queries
+    queried_before = box.num_queries
     expected = attack.run_checked(classifier, IMAGES, CLASSES, seed=3)
-    needed, interruptions = box.num_queries - asked, [1, 6]
+    needed, interruptions = box.num_queries - queried_before, [1, 6]
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             attack.run_checked(classifier, IMAGES, CLASSES, 3, journal=Journal(store=Store()))
     result = attack.run_checked(classifier, IMAGES, CLASSES, 3, journal=Journal(store=Store()))
     np.testing.assert_array_equal(result.x_adv, expected.x_adv)
     np.testing.assert_array_equal(result.num_evaluations, expected.num_evaluations)
-    assert box.num_queries - asked == 2 * needed
+    assert box.num_queries - queried_before == 2 * needed
 
 
-def test_in_training():
+def test_perturb_in_a_compiled_function():
     model, x, y, *boundary = linear(2)
     attack = kr.attacks.HopSkipJump(num_queries=600, bounds=(-20, 20))
     function = Classifier(model).compiled("p", lambda m, x, y: attack.perturb(m, x, y, 0))

@@ -1,4 +1,4 @@
-"""The remaining time, from what rounds have taken so far."""
+"""Progress lines, and estimates of the remaining time from the rounds so far."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ GRADIENTS, QUERIES = Cost(True, 100), Cost(False, 300)
 
 @pytest.fixture
 def time(monkeypatch):
-    """A clock that is set by hand."""
+    """Replaces the clock by one that the test sets."""
     time = types.SimpleNamespace(now=1000.0)
     time.monotonic = lambda: time.now
     monkeypatch.setattr("keras_robust.attacks.meter.time", time)
@@ -23,7 +23,7 @@ def time(monkeypatch):
 
 @pytest.fixture
 def run(time, capsys):
-    """Runs a round of so many seconds; returns how many seconds are said to be left before it."""
+    """Runs a round of `seconds`. Returns the remaining time that was shown before it."""
 
     def run(meter, position, seconds, num_examples, path=()):
         meter.begin_round(position, path, "here", num_examples)
@@ -39,54 +39,54 @@ def run(time, capsys):
     return run
 
 
-def test_one_batch(run):
+def test_remaining_time_of_one_batch(run):
     meter = Meter([GRADIENTS] * 4 + [QUERIES] * 3)
     meter.begin_batch(8)
-    # Nothing is known.
+    # No round has been timed.
     assert run(meter, 0, 90, 8) is None
-    # A second for a gradient, though some of it may be compiling; a third of it for a query.
+    # 0.9 s per gradient, although compiling may be included, and a third of it per query.
     assert run(meter, 1, 80, 8) == pytest.approx(90 * 3 + 90 * 3, abs=1)
-    # The second round has not been compiled: 80 s, of 8 images.
+    # The second round needed no compiling: 80 s for 8 images.
     assert run(meter, 2, 40, 4) == pytest.approx((80 * 2 + 80 * 3) / 2, abs=1)
-    # A round is left out where nothing stands; 40 s for 4 images is the same price.
+    # The round at position 3 was skipped. 40 s for 4 images is the same cost per image.
     assert run(meter, 4, 100, 2, path=(1,)) == pytest.approx(80 * 3 / 4, abs=1)
-    # The first round of another attack may have been compiled: its price does not count yet.
+    # The first round of another attack may include compiling, so it does not count yet.
     assert run(meter, 5, 60, 2, path=(1,)) == pytest.approx(80 * 2 / 4, abs=1)
     # 60 s for 300 queries and 2 images.
     assert run(meter, 6, 60, 2, path=(1,)) == pytest.approx(60, abs=1)
 
 
-def test_batches_to_come(run, time):
+def test_remaining_time_of_several_batches(run, time):
     meter = Meter([GRADIENTS] * 2, num_batches=4)
     meter.begin_batch(8)
     assert run(meter, 0, 50, 8) is None
-    # 50 s, this batch's second round, and three batches like it.
+    # 50 s for the second round of this batch, and three more batches.
     assert run(meter, 1, 50, 8) == pytest.approx(50 + 3 * 100, abs=1)
     meter.end_batch()
     meter.begin_batch(8)
     assert run(meter, 0, 20, 8) == pytest.approx(100 + 2 * 100, abs=1)
-    meter.end_batch()  # All are fooled by the first round.
+    meter.end_batch()  # The first round has fooled all images.
     meter.begin_batch(8)
     # Two batches have taken 100 and 20 s.
     assert run(meter, 0, 20, 8) == pytest.approx(2 * 20 + 60, abs=2)
 
 
-def test_what_was_done_before_an_interruption(run, time):
+def test_remaining_time_after_an_interruption(run, time):
     meter = Meter([GRADIENTS] * 4, num_batches=4)
     meter.begin_batch(8)
-    meter.end_batch()  # Found on the disk.
+    meter.end_batch()  # Loaded from the disk.
     meter.begin_batch(8)
     assert run(meter, 2, 50, 4) is None
     # A round for 4 images takes 50 s, so one for 8 takes 100.
     assert run(meter, 3, 50, 4) == pytest.approx(50 + 2 * 4 * 100, abs=1)
     meter.end_batch()
     meter.begin_batch(8)
-    # Half a batch says nothing of how long one takes.
+    # The batch that was resumed halfway does not count.
     assert run(meter, 0, 100, 8) == pytest.approx(400 + 400, abs=1)
 
 
 @pytest.mark.parametrize(("verbose", "num_lines"), [(0, 0), (1, 13), (2, 3)])
-def test_how_many_lines(time, capsys, verbose, num_lines):
+def test_number_of_lines(time, capsys, verbose, num_lines):
     meter = Meter([QUERIES] * 120, verbose=verbose)
     meter.begin_batch(8)
     for position in range(120):
@@ -103,7 +103,7 @@ def test_how_many_lines(time, capsys, verbose, num_lines):
         assert lines[-1] == "[================] 0:02:00: 3 of 8 images are robust"
 
 
-def test_a_line_of_a_terminal_is_overwritten(time, capsys, monkeypatch):
+def test_a_terminal_line_is_overwritten(time, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
     meter = Meter([QUERIES] * 3, num_batches=2)
@@ -120,7 +120,7 @@ def test_a_line_of_a_terminal_is_overwritten(time, capsys, monkeypatch):
     assert lines[-1].strip().endswith("3 of 8 images are robust")
 
 
-def test_ascii_alone_is_shown(time, capsys):
+def test_only_ascii_is_printed(time, capsys):
     meter = Meter([QUERIES] * 2)
     meter.begin_batch(1)
     meter.begin_round(0, (), "a", 1)
@@ -148,7 +148,7 @@ def test_clock(seconds, shown):
         (kr.attacks.CarliniWagnerL2(num_steps=40, binary_search_steps=1), [(True, 10)] * 4),
         (kr.attacks.GaussianNoise(0.1), [(False, 1)]),
         (kr.attacks.Square(0.1, num_queries=20), [(False, n) for n in (12, 5, 6, 5)]),
-        # 5 rounds may look for a first image; then 100, 140 and 20 of what is left of 350.
+        # Up to 5 rounds look for a first image. The others take 100, 140 and 20 queries.
         (
             kr.attacks.HopSkipJump(num_queries=350),
             [(False, n) for n in (25, 25, 25, 25, 25, 121, 161, 41)],
@@ -156,15 +156,15 @@ def test_clock(seconds, shown):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_rounds_cost(attack, costs):
+def test_round_costs(attack, costs):
     found = attack.round_costs(5)
     if isinstance(attack, kr.attacks.CarliniWagnerL2):
-        *found, approach = found
-        assert approach == (False, 8)
+        *found, bisection = found
+        assert bisection == (False, 8)
     assert found == costs
 
 
-def test_what_the_rounds_of_ensembles_cost():
+def test_round_costs_of_ensembles():
     parts = [kr.attacks.FGSM(0.1), kr.attacks.PGD(0.1, num_steps=7, num_restarts=2)]
     nested = kr.attacks.Ensemble([kr.attacks.Ensemble(parts), parts[0]])
     assert nested.round_costs(5) == [(True, 1), (True, 7), (True, 7), (True, 1)]
@@ -176,12 +176,12 @@ def test_what_the_rounds_of_ensembles_cost():
     assert max(queries) == 252
 
 
-def test_steps_of_an_attack_of_ones_own_may_be_anything():
-    class Own(kr.attacks.Attack):
+def test_round_costs_of_a_custom_attack_with_any_num_steps():
+    class Custom(kr.attacks.Attack):
         def __init__(self, num_steps):
             super().__init__()
             self.num_steps = num_steps
 
-    assert [Own(steps).round_costs(2) for steps in (3, 0, [1, 2], None)] == [
+    assert [Custom(steps).round_costs(2) for steps in (3, 0, [1, 2], None)] == [
         [(True, passes)] for passes in (3, 1, 1, 1)
     ]

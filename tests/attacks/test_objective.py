@@ -1,4 +1,4 @@
-"""Adaptive attacks: surrogate objectives, layers without a gradient, random layers."""
+"""Adaptive attacks: surrogate objectives, layers without a gradient, and random layers."""
 
 import keras
 import numpy as np
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.slow_on_jax
 
 @keras.saving.register_keras_serializable(package="test_objective")
 class Quantize(keras.layers.Layer):
-    """Rounds to a few levels: the gradient is 0 almost everywhere."""
+    """Rounds to a few levels. Its gradient is 0 almost everywhere."""
 
     def call(self, x):
         return ops.round(x * 4) / 4 + 0.0 * x
 
 
 class InputNoise(keras.layers.Layer):
-    """Adds noise at inference too."""
+    """Adds noise, also in inference mode."""
 
     def __init__(self, stddev, **kwargs):
         super().__init__(**kwargs)
@@ -33,7 +33,7 @@ class InputNoise(keras.layers.Layer):
 
 
 class NoisySlope(keras.layers.Layer):
-    """Logits (z, -z), where z is a sum with a random weight for each value."""
+    """Computes logits (z, -z), where z is a sum with random weights."""
 
     def __init__(self, mean, stddev):
         super().__init__()
@@ -48,7 +48,7 @@ class NoisySlope(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="test_objective")
 def base_logits(model, x, y):
-    """The class scores of what comes after the first layer."""
+    """Computes the class scores without the first layer."""
     return model.layers[-1](x, training=False)
 
 
@@ -66,20 +66,20 @@ def accuracy(attack, model, data):
     return 1 - attack.run(model, *data, seed=0).success_rate
 
 
-def test_bpda_attacks_behind_a_layer_without_gradient(quantized, data):
-    blocked = accuracy(kr.attacks.PGD(0.2, random_start=False), quantized, data)
-    open_ = accuracy(kr.attacks.PGD(0.2, objective=kr.attacks.BPDA("quantize")), quantized, data)
-    assert blocked > 0.75
-    assert open_ < 0.15
+def test_bpda_attacks_through_a_layer_without_gradient(quantized, data):
+    masked = accuracy(kr.attacks.PGD(0.2, random_start=False), quantized, data)
+    adaptive = accuracy(kr.attacks.PGD(0.2, objective=kr.attacks.BPDA("quantize")), quantized, data)
+    assert masked > 0.75
+    assert adaptive < 0.15
 
 
-def test_bpda_in_a_nested_model_behind_a_robust_model(quantized, data):
+def test_bpda_in_a_nested_robust_model(quantized, data):
     outer = kr.RobustModel(keras.Sequential([keras.Input((28, 28, 1)), quantized]))
     attack = kr.attacks.PGD(0.2, objective=kr.attacks.BPDA(["quantize"]))
     assert accuracy(attack, outer, data) < 0.15
 
 
-def test_bpda_runs_the_model_as_it_is(quantized, data):
+def test_bpda_does_not_change_the_forward_pass(quantized, data):
     x, y = data
     scores = kr.attacks.BPDA("quantize")(quantized, ops.convert_to_tensor(x), y)
     np.testing.assert_allclose(
@@ -88,8 +88,8 @@ def test_bpda_runs_the_model_as_it_is(quantized, data):
 
 
 def test_the_gradient_of_bpda_is_that_of_the_approximation():
-    # logits (0, sum round(x) * w) with h(x) = x^3 in place of the rounding: the gradient is
-    # 3 x^2 w, so FGSM steps to x + epsilon sign(w), and an L2 step along x^2 w.
+    # The logits are (0, sum round(x) * w). With h(x) = x^3 in place of rounding, the gradient is
+    # 3 x^2 w, so an L2 step goes along x^2 w.
     weights = np.random.default_rng(0).normal(size=(16, 1)).astype("float32")
     model = keras.Sequential(
         [keras.Input((4, 4, 1)), Quantize(name="q"), keras.layers.Flatten(), keras.layers.Dense(2)]
@@ -119,24 +119,24 @@ def test_bad_arguments_of_bpda(arguments, message):
         kr.attacks.BPDA(**arguments)
 
 
-def test_bpda_names_the_layers_that_there_are(quantized, data):
+def test_an_unknown_layer_of_bpda_is_an_error_with_the_known_names(quantized, data):
     with pytest.raises(ValueError, match=r"has .*quantize.*Received: .quantise"):
         accuracy(kr.attacks.PGD(0.1, objective=kr.attacks.BPDA("quantise")), quantized, data)
 
 
-def test_bpda_needs_an_approximation_where_the_shape_changes(trained_model, data):
+def test_bpda_needs_an_approximation_if_the_shape_changes(trained_model, data):
     name = trained_model.layers[0].name
-    with pytest.raises(ValueError, match="changes the shape of its input"):
+    with pytest.raises(ValueError, match=r"must return the shape of the output.*backward=None"):
         accuracy(kr.attacks.PGD(0.1, objective=kr.attacks.BPDA(name)), trained_model, data)
 
 
-def test_an_objective_of_class_scores_is_a_surrogate(quantized, data):
+def test_an_objective_of_class_scores_replaces_the_model(quantized, data):
     for attack in (kr.attacks.PGD, kr.attacks.MIM, kr.attacks.MultiTargeted):
         assert accuracy(attack(0.2, objective=base_logits), quantized, data) < 0.15
 
 
-def test_an_objective_of_one_value_for_each_example_is_climbed(trained_model, data):
-    # The images that raise the logit of class 3 most: it is predicted for most of them.
+def test_an_objective_of_one_value_per_example_is_maximized(trained_model, data):
+    # The attack maximizes the logit of class 3, so that it is predicted for most images.
     def third_logit(model, x, y):
         return model(x, training=False)[:, 3]
 
@@ -146,7 +146,7 @@ def test_an_objective_of_one_value_for_each_example_is_climbed(trained_model, da
     assert (ops.convert_to_numpy(trained_model(x_adv)).argmax(1) == 3).mean() > 0.9
 
 
-def test_success_is_judged_on_the_model_not_on_the_objective(trained_model, data):
+def test_success_is_that_of_the_model_and_not_of_the_objective(trained_model, data):
     def other_model(model, x, y):
         return -model(x, training=False)
 
@@ -169,32 +169,32 @@ def test_bad_objectives(trained_model, data, objective, message):
         accuracy(kr.attacks.PGD(0.1, objective=objective), trained_model, data)
 
 
-def test_class_scores_are_asked_for_where_they_are_needed(trained_model, data):
+def test_multi_targeted_needs_class_scores(trained_model, data):
     attack = kr.attacks.MultiTargeted(0.1, objective=lambda model, x, y: model(x)[:, 0])
     with pytest.raises(ValueError, match="MultiTargeted needs class scores"):
         accuracy(attack, trained_model, data)
 
 
-def test_an_attack_with_an_objective_is_saved(quantized, data):
+def test_an_attack_with_an_objective_can_be_serialized(quantized, data):
     attack = kr.attacks.PGD(0.1, objective=base_logits)
     serialized = keras.saving.serialize_keras_object(attack)
     again = keras.saving.deserialize_keras_object(serialized)
     assert accuracy(again, quantized, data) == accuracy(attack, quantized, data)
 
 
-def test_more_samples_see_through_noise():
-    # The gradient is 1 + 2 n, n normal: its sign is right with probability Phi(1 / 2) = 0.691,
-    # that of the mean of 64 draws with Phi(64^0.5 / 2) = 0.99997.
+def test_more_samples_average_out_noise():
+    # The gradient is 1 + 2 n with n normal. Its sign is right with probability Phi(1 / 2) = 0.691,
+    # and that of the mean of 64 draws with probability Phi(64^0.5 / 2) = 0.99997.
     model = keras.Sequential([keras.Input((50,)), NoisySlope(1.0, 2.0)])
     x, y = np.full((200, 50), 0.5, "float32"), np.ones(200, "int32")
-    right = {
+    share = {
         num_samples: (
             perturbation(kr.attacks.FGSM(0.1, num_samples=num_samples), model, x, y) > 0
         ).mean()
         for num_samples in (1, 64)
     }
-    assert abs(right[1] - 0.691) < 0.03
-    assert right[64] > 0.995
+    assert abs(share[1] - 0.691) < 0.03
+    assert share[64] > 0.995
 
 
 def perturbation(attack, model, x, y):
@@ -204,7 +204,7 @@ def perturbation(attack, model, x, y):
     return ops.convert_to_numpy(function(x, y)) - x
 
 
-def test_random_models_draw_from_the_seed_alone(trained_model, data):
+def test_random_models_only_depend_on_the_seed(trained_model, data):
     x, y = data
     model = keras.Sequential([keras.Input((28, 28, 1)), InputNoise(0.3), trained_model])
     state = [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
@@ -218,11 +218,11 @@ def test_random_models_draw_from_the_seed_alone(trained_model, data):
     assert (first.num_gradients == 6).all()
 
 
-def test_every_step_draws_anew():
-    # With the same noise in each step an iterate would move in the same direction every time.
+def test_every_step_draws_new_noise():
+    # With the same noise in each step, all steps would have the same direction.
     model = keras.Sequential([keras.Input((1000,)), NoisySlope(0.0, 1.0)])
     x, y = np.full((1, 1000), 0.5, "float32"), np.zeros(1, "int32")
     attack = kr.attacks.PGD(0.4, step_size=0.1, num_steps=2, random_start=False)
     steps = np.round(perturbation(attack, model, x, y) / 0.1)
-    # Two independent signs: half of the values cancel.
+    # The signs of two steps are independent, so half of the values cancel.
     assert 0.4 < (steps == 0).mean() < 0.6

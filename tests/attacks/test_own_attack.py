@@ -1,4 +1,4 @@
-"""An attack of one's own: one method, and what it claims is checked."""
+"""Custom attacks implement `generate`, and their results are checked."""
 
 import keras
 import numpy as np
@@ -22,14 +22,14 @@ def y(model):
 
 
 class Images(kr.attacks.Attack):
-    """Returns the images alone."""
+    """Returns images without counts."""
 
     def generate(self, problem, x, start, index, seed):
         return x + 0.1
 
 
 class Masked(kr.attacks.Attack):
-    """FGSM where `mask` is 1; returns what it has cost, too."""
+    """FGSM on the values where `mask` is 1. Also returns the number of gradients."""
 
     def __init__(self, epsilon, mask, bounds=(0.0, 1.0), from_logits=True):
         super().__init__(bounds=bounds, from_logits=from_logits)
@@ -41,7 +41,7 @@ class Masked(kr.attacks.Attack):
 
 
 class Counting(kr.attacks.Attack):
-    """Hands a state from round to round."""
+    """Passes a state from round to round."""
 
     stops_when_fooled = False
 
@@ -61,7 +61,7 @@ class Counting(kr.attacks.Attack):
 
 
 class TooFar(kr.attacks.Attack):
-    """Claims a ball, and leaves it."""
+    """Returns images at distance `factor * epsilon`."""
 
     def __init__(self, epsilon, factor, norm="linf"):
         super().__init__()
@@ -72,14 +72,14 @@ class TooFar(kr.attacks.Attack):
         return x + self.factor * self.epsilon * direction
 
 
-def test_images_alone(model, y):
+def test_generate_may_return_images(model, y):
     found = Images().run(model, X, y)
     assert (found.num_gradients == 0).all()
     moved = found.x_adv[found.success]
     np.testing.assert_allclose(moved, X[found.success] + 0.1, atol=1e-6)
 
 
-def test_arrays_count_by_their_content(model, y):
+def test_array_arguments_are_compared_by_content(model, y):
     for rows in (slice(0, 2), slice(3, 5)):
         mask = np.zeros((6, 6, 1), "float32")
         mask[rows] = 1
@@ -94,7 +94,7 @@ def test_arrays_count_by_their_content(model, y):
     assert Masked(0.2, large).key == Masked(0.3, large.copy()).key
 
 
-def test_a_state_and_counts(model, y):
+def test_state_and_counts_are_passed_on(model, y):
     found = Counting().run(model, X, y)
     np.testing.assert_array_equal(found.num_evaluations - (~found.success), 9)
     moved = found.x_adv[found.success]
@@ -110,7 +110,7 @@ def test_images_outside_of_the_ball_are_an_error(model, y, norm):
         kr.evaluate(model, X, y, [TooFar(0.1, 1.1, norm)], verbose=0)
 
 
-def test_what_generate_may_not_return(model, y):
+def test_a_wrong_type_from_generate_is_an_error(model, y):
     class Wrong(kr.attacks.Attack):
         def generate(self, problem, x, start, index, seed):
             return {"x_adv": x}
@@ -119,7 +119,7 @@ def test_what_generate_may_not_return(model, y):
         Wrong().run(model, X, y)
 
 
-def test_the_recipe_of_contributing(model, y):
+def test_replace_and_evaluate_a_custom_attack(model, y):
     attack = Masked(0.1, np.ones((6, 6, 1), "float32"))
     assert attack.replace(epsilon=0.2).epsilon == 0.2
     with pytest.raises(AttributeError, match=r"attack\.replace"):

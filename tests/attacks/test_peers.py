@@ -1,6 +1,6 @@
-"""At equal settings, our attacks find no higher robust accuracy than Foolbox's and ART's.
+"""With equal settings, our attacks find at most the robust accuracy of Foolbox and ART.
 
-HopSkipJump, at equal queries, finds images that are as near.
+With equal queries, HopSkipJump finds images that are as near.
 """
 
 import keras
@@ -16,13 +16,13 @@ pytestmark = [
     pytest.mark.skipif(
         keras.backend.backend() != "tensorflow", reason="the peers attack TensorFlow models"
     ),
-    # The peers' imports warn of what they and their dependencies have deprecated.
+    # The peers and their dependencies cause deprecation warnings.
     pytest.mark.filterwarnings("ignore"),
 ]
 
 NUM_EXAMPLES = 1000
 TOLERANCE = 0.01
-# Radii that leave about half of the examples standing, so that a weaker attack would show.
+# Radii at which about half of the examples are robust, so that a weaker attack is noticed.
 ATTACKS = {
     "fgsm": kr.attacks.FGSM(epsilon=0.05),
     "pgd_linf": kr.attacks.PGD(epsilon=0.04, step_size=0.004, num_steps=40),
@@ -87,7 +87,7 @@ def art_images(model, attack, x, y):
 
 @pytest.mark.parametrize("peer_images", [foolbox_images, art_images])
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_finds_no_more_than_the_peer(trained_model, data, attack, peer_images):
+def test_robust_accuracy_is_at_most_that_of_the_peer(trained_model, data, attack, peer_images):
     x, y = data
 
     def accuracy(x_adv):
@@ -103,7 +103,7 @@ def test_finds_no_more_than_the_peer(trained_model, data, attack, peer_images):
 
 
 class Counted(keras.Model):
-    """A model that counts the images that it has been asked about."""
+    """Counts the images that a model has classified."""
 
     def __init__(self, model):
         super().__init__()
@@ -144,11 +144,11 @@ def hop_skip_jump_of_art(model, norm, steps, x, y):
 @pytest.mark.parametrize(
     "peer_images", [hop_skip_jump_of_foolbox, hop_skip_jump_of_art], ids=["foolbox", "art"]
 )
-def test_hop_skip_jump_finds_images_as_near(trained_model, data, norm, peer_images):
+def test_hop_skip_jump_finds_images_that_are_as_near(trained_model, data, norm, peer_images):
     x, y = data
-    # Bags are left out: noise is classified so, from which the peers start.
-    right = (Classifier(trained_model).classes(x, len(x)) == y) & (y != 8)
-    x, y = x[right][:20], y[right][:20]
+    # Without class 8: noise is classified as a bag, and the peers start from noise.
+    correct = (Classifier(trained_model).classes(x, len(x)) == y) & (y != 8)
+    x, y = x[correct][:20], y[correct][:20]
     counted = Counted(trained_model)
     x_adv = peer_images(counted, norm, 5, x, y)
     num_queries = counted.num_queries // len(x)

@@ -1,4 +1,4 @@
-"""PGD, FGSM and IFGSM against closed forms, in their ball, on real data."""
+"""PGD, FGSM and IFGSM agree with closed forms, stay in their ball, and fool trained models."""
 
 import copy
 
@@ -35,7 +35,7 @@ ATTACKS, IDS = list(TABLE.values()), list(TABLE)
 
 
 def linear_model(num_classes=3, shape=(4, 4, 1), seed=0, scale=1.0):
-    """A linear classifier and its weights, shape (features, num_classes)."""
+    """Returns a linear classifier and its weights of shape (features, num_classes)."""
     rng = np.random.default_rng(seed)
     weights = scale * rng.normal(size=(np.prod(shape), num_classes)).astype("float32")
     model = keras.Sequential(
@@ -55,7 +55,7 @@ def run(attack, *args, **kwargs):
 
 
 def perturbed(attack, model, x, y, seed=0):
-    """What the attack does to every example, those included on which it fails."""
+    """Returns the last image for every example, including those on which the attack fails."""
     function = Classifier(model).compiled(attack.key, lambda m, *args: attack.perturb(m, *args))
     return ops.convert_to_numpy(function(x, y, backend.make_seed(seed)))
 
@@ -91,14 +91,15 @@ def test_stays_in_the_ball_and_the_bounds(attack, dtype, bounds):
     limits = np.array(bounds, dtype)
     assert x_adv.min() >= limits[0]
     assert x_adv.max() <= limits[1]
-    # Rounding x_adv to the dtype moves each value by at most half a unit in the last place.
+    # Rounding x_adv to the dtype changes each value by at most half a unit in the last place.
     rounding = float(np.finfo(np.dtype(dtype).type).eps) * max(map(abs, bounds))
     rounding *= {"linf": 1, "l2": np.sqrt(x[0].size), "l1": x[0].size}[attack.norm]
     assert norms(x_adv - x.astype(dtype), attack.norm).max() <= attack.epsilon + rounding
     assert (norms(x_adv - x, attack.norm) > 0).all()
 
 
-# APGD returns the image with the largest margin: rounding leaves its place on a sphere open.
+# Without APGD in L2: it returns the image with the largest margin, whose position on the sphere
+# depends on rounding.
 @pytest.mark.gpu
 @pytest.mark.usefixtures("networks_in_float32")
 @pytest.mark.parametrize(
@@ -106,10 +107,10 @@ def test_stays_in_the_ball_and_the_bounds(attack, dtype, bounds):
     [a for i, a in TABLE.items() if i != "apgd-l2"],
     ids=[i for i in IDS if i != "apgd-l2"],
 )
-def test_is_the_closed_form_on_a_linear_binary_model(attack):
-    # With two classes the loss is an increasing function of <w, x>, w = w_other - w_y: the
-    # worst point of the ball is x + epsilon sign(w), or x + epsilon w / ||w|| in L2, and in L1
-    # that where the value with the largest |w_i| has moved by epsilon.
+def test_closed_form_on_a_linear_binary_model(attack):
+    # With two classes the loss is an increasing function of <w, x>, w = w_other - w_y. The worst
+    # point of the ball is x + epsilon sign(w) in L-infinity and x + epsilon w / ||w|| in L2. In L1
+    # the value with the largest |w_i| changes by epsilon.
     model, weights = linear_model(num_classes=2)
     x, y = images(low=0.4, high=0.6), np.arange(16) % 2
     config = {**attack.get_config(), "epsilon": 0.3}
@@ -133,8 +134,8 @@ def test_is_the_closed_form_on_a_linear_binary_model(attack):
 @pytest.mark.gpu
 @pytest.mark.usefixtures("networks_in_float32")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_is_the_closed_form_on_a_linear_convolution(norm):
-    # As above; w is the kernel at each place where it is applied.
+def test_closed_form_on_a_linear_convolution(norm):
+    # As above, where w sums the kernels at all positions.
     rng = np.random.default_rng(2)
     model = keras.Sequential(
         [
@@ -155,7 +156,7 @@ def test_is_the_closed_form_on_a_linear_convolution(norm):
     expected = x + 0.3 * (np.sign(w) if norm == "linf" else w / lengths)
     attack = kr.attacks.PGD(0.3, step_size=0.3, num_steps=30, norm=norm)
     found = perturbed(attack, model, x, y)
-    untouched = np.broadcast_to(w == 0, x.shape)  # The last row and column: no gradient, no step.
+    untouched = np.broadcast_to(w == 0, x.shape)  # The last row and column have no gradient.
     np.testing.assert_allclose(found[~untouched], expected[~untouched], atol=1e-5)
 
 
@@ -165,7 +166,7 @@ def test_is_the_closed_form_on_a_linear_convolution(norm):
     "attack", [kr.attacks.PGD(2.5, num_steps=40, norm="l1"), kr.attacks.APGD(2.5, norm="l1")]
 )
 def test_closed_form_in_l1_at_the_bounds(attack):
-    # The values with the largest |w_i| go to their bounds, one after the other.
+    # The values go to their bounds one after the other, in the order of |w_i|.
     model, weights = linear_model(num_classes=2)
     x, y = images(), np.arange(16) % 2
     w = np.where(y[:, None] == 0, 1, -1) * (weights[:, 1] - weights[:, 0])
@@ -179,7 +180,7 @@ def test_closed_form_in_l1_at_the_bounds(attack):
     found = perturbed(attack, model, x, y).reshape(16, -1)
     margins = ((found - flat) * w).sum(axis=1)
     is_pgd = isinstance(attack, kr.attacks.PGD)
-    # The shortest steps of APGD are a tenth of the radius.
+    # APGD is less precise, because its shortest steps are a tenth of the radius.
     np.testing.assert_allclose(margins, (moved * abs(w)).sum(axis=1), rtol=1e-3 if is_pgd else 0.05)
     if is_pgd:
         np.testing.assert_allclose(found, flat + np.sign(w) * moved, atol=2e-2)
@@ -216,7 +217,7 @@ def test_fgsm_follows_the_gradient_of_the_cross_entropy(norm):
 
 
 @pytest.mark.gpu
-def test_ifgsm_is_equation_16():
+def test_ifgsm_agrees_with_equation_16():
     model, weights = linear_model(num_classes=4)
     x, y = images(), np.arange(16) % 4
     expected = x.astype("float64")
@@ -246,7 +247,7 @@ def test_raises_the_loss_and_lowers_the_accuracy(attack, trained_model, embedded
     )
 
 
-def test_targeted_leads_to_the_target(trained_model, embedded_data):
+def test_targeted_attack_reaches_the_target(trained_model, embedded_data):
     x, y = (values[:100] for values in embedded_data[1])
     target = (y + 1) % 10
     attack = kr.attacks.PGD(0.4, num_steps=20, targeted=True)
@@ -304,9 +305,9 @@ def test_seeds():
 @pytest.mark.gpu
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_random_start_fills_the_ball(norm):
-    # A step too small to matter leaves the start itself. In d dimensions the radius of a
-    # uniform point of the L2 or L1 ball has mean d / (d + 1); each value of one in the cube has
-    # mean 0 and standard deviation epsilon / sqrt(3).
+    # A tiny step leaves the random start. The norm of a uniform point of the L2 or L1 ball in d
+    # dimensions has mean epsilon d / (d + 1). The values of a uniform point of the cube have mean
+    # 0 and standard deviation epsilon / sqrt(3).
     model, _ = linear_model()
     x, y = np.full((4000, 4, 4, 1), 0.5, "float32"), np.zeros(4000, "int32")
     attack = kr.attacks.PGD(0.2, step_size=1e-9, num_steps=1, norm=norm)
@@ -320,7 +321,7 @@ def test_the_random_start_fills_the_ball(norm):
 
 
 @pytest.mark.slow_on_jax
-def test_label_forms_are_the_same():
+def test_all_forms_of_labels_give_the_same_images():
     (model, _), x, y = linear_model(), images(), np.arange(16) % 3
     attack = kr.attacks.PGD(0.1, num_steps=2)
     expected = run(attack, model, x, y, seed=0)
@@ -328,7 +329,7 @@ def test_label_forms_are_the_same():
         np.testing.assert_array_equal(run(attack, model, x, labels, seed=0), expected)
 
 
-def test_probabilities_and_logits_are_the_same(trained_model, embedded_data):
+def test_probabilities_and_logits_give_the_same_images(trained_model, embedded_data):
     x, y = (values[:32] for values in embedded_data[1])
     softmax = keras.Sequential([trained_model, keras.layers.Softmax()])
     expected = run(kr.attacks.FGSM(0.1), trained_model, x, y)
@@ -356,7 +357,7 @@ def test_tensors_can_be_passed():
     )
 
 
-def test_a_changed_model_is_not_attacked_by_its_old_weights():
+def test_a_changed_model_is_attacked_with_its_new_weights():
     model, weights = linear_model(num_classes=2)
     x, y = images(low=0.4, high=0.6), np.zeros(16, "int32")
     attack = kr.attacks.FGSM(0.1)
@@ -365,7 +366,7 @@ def test_a_changed_model_is_not_attacked_by_its_old_weights():
     np.testing.assert_allclose(perturbed(attack, model, x, y) - x, x - first, atol=1e-6)
 
 
-def test_an_attack_is_a_value():
+def test_an_attack_is_immutable():
     model, _ = linear_model()
     x, y = images(low=0.4, high=0.6), np.zeros(16, "int32")
     attack = kr.attacks.IFGSM(0.1, num_steps=3)
@@ -381,7 +382,7 @@ def test_an_attack_is_a_value():
 
 
 @pytest.mark.gpu
-def test_the_model_stays_as_it_is():
+def test_the_model_is_not_changed():
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [

@@ -1,4 +1,4 @@
-"""What `attack.run` reports, and that a failed attack changes nothing."""
+"""Results of `attack.run`, which returns the original image if an attack fails."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ ATTACKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_result_is_what_it_says(trained_model, embedded_data, attack, dtype):
+def test_result_agrees_with_the_model(trained_model, embedded_data, attack, dtype):
     x, y = (values[:100] for values in embedded_data[1])
     x = x.astype(dtype)
     y = (y + 1) % 10 if attack.targeted else y
@@ -39,8 +39,10 @@ def test_the_result_is_what_it_says(trained_model, embedded_data, attack, dtype)
     np.testing.assert_array_equal(again, result.x_adv)
 
 
-def test_a_failed_attack_leaves_what_is_misclassified_anyway(trained_model, embedded_data):
-    # A radius of almost 0 fools nothing that the model gets right, and mends nothing either.
+def test_misclassified_examples_count_as_success_after_a_failed_attack(
+    trained_model, embedded_data
+):
+    # With a radius of almost 0, the attack neither fools the model nor corrects its errors.
     x, y = (values[:200] for values in embedded_data[1])
     wrong = ops.convert_to_numpy(trained_model(x)).argmax(1) != y
     result = kr.attacks.PGD(1e-7, num_steps=1).run(trained_model, x, y, seed=0)
@@ -48,7 +50,7 @@ def test_a_failed_attack_leaves_what_is_misclassified_anyway(trained_model, embe
     np.testing.assert_array_equal(result.success, wrong)
 
 
-def test_gradients_are_counted_and_done_examples_dropped(trained_model, embedded_data):
+def test_gradients_are_counted_and_fooled_examples_dropped(trained_model, embedded_data):
     x, y = (values[:100] for values in embedded_data[1])
     one = kr.attacks.PGD(0.02, num_steps=5).run(trained_model, x, y, seed=0)
     three = kr.attacks.PGD(0.02, num_steps=5, num_restarts=3).run(trained_model, x, y, seed=0)
@@ -56,11 +58,11 @@ def test_gradients_are_counted_and_done_examples_dropped(trained_model, embedded
     np.testing.assert_array_equal(three.num_gradients[one.success], 5)
     np.testing.assert_array_equal(three.num_gradients[~three.success], 15)
     np.testing.assert_array_equal(three.x_adv[one.success], one.x_adv[one.success])
-    # One run of the model judges each round; another, the original image after a failure.
+    # One evaluation of the round, and after a failure another one of the original image.
     np.testing.assert_array_equal(one.num_evaluations, np.where(one.success, 1, 2))
 
 
-def test_rounds_after_the_first_get_only_what_stands(trained_model, embedded_data):
+def test_later_rounds_only_get_examples_that_are_not_fooled(trained_model, embedded_data):
     x, y = (values[:64] for values in embedded_data[1])
     seen = []
 
@@ -74,7 +76,7 @@ def test_rounds_after_the_first_get_only_what_stands(trained_model, embedded_dat
     assert seen[0] > seen[1] >= seen[2] >= (~result.success).sum()
 
 
-def test_training_gets_the_perturbation_of_a_failed_attack_too(trained_model, embedded_data):
+def test_perturb_returns_the_perturbation_of_a_failed_attack(trained_model, embedded_data):
     x, y = (values[:64] for values in embedded_data[1])
     attack = kr.attacks.PGD(0.02, num_steps=3)
     function = Classifier(trained_model).compiled("p", lambda m, x: attack.perturb(m, x, y, 0))
@@ -83,8 +85,8 @@ def test_training_gets_the_perturbation_of_a_failed_attack_too(trained_model, em
     assert (attack.run(trained_model, x, y, seed=0).norms["linf"] == 0).any()
 
 
-def test_nan_in_the_reach_of_the_attack_is_an_error():
-    # Logits are finite at the image and NaN around it: no comparison with NaN ever succeeds.
+def test_nan_logits_inside_the_ball_are_an_error():
+    # Logits are finite at the image and NaN around it, where all comparisons are false.
     def outputs(x):
         z = x[:, 0, 0, 0]
         bad = ops.where(abs(z - 0.5) > 0.01, float("nan"), 0.0)
@@ -95,7 +97,7 @@ def test_nan_in_the_reach_of_the_attack_is_an_error():
         kr.attacks.PGD(0.1, num_steps=2).run(outputs, x, y, seed=0)
 
 
-def test_ties_are_not_fooled_whatever_argmax_makes_of_them():
+def test_ties_do_not_count_as_fooled():
     def constant(x):
         return ops.concatenate([x[:, :1] * 0.0, x[:, :1] * 0.0], axis=1)
 

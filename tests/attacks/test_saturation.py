@@ -1,4 +1,4 @@
-"""Attacks find the same accuracy whatever constant the logits are multiplied with."""
+"""Attacks find the same robust accuracy if the logits are multiplied by a constant."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ SCALES = [1.0, 20.0, 1000.0]
 
 
 def scaled_model(model, policy, scale, where, softmax):
-    """A copy with logits times `scale`: in the last layer's weights, or in a layer of its own."""
+    """Copies the model with logits times `scale`, in the last layer's weights or in a new layer."""
     clone = keras.models.clone_model(
         model,
         clone_function=lambda layer: layer.__class__.from_config(
@@ -46,7 +46,7 @@ def accuracy(model, data, **arguments):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("softmax", [False, True])
-def test_logits_times_a_constant(trained_model, data, policy, scale, softmax):
+def test_scaled_logits_have_the_same_robust_accuracy(trained_model, data, policy, scale, softmax):
     truth = accuracy(trained_model, data)
     assert 0.3 < truth < 0.7
     model = scaled_model(trained_model, policy, scale, "weights" if softmax else "layer", softmax)
@@ -55,8 +55,8 @@ def test_logits_times_a_constant(trained_model, data, policy, scale, softmax):
 
 @pytest.mark.parametrize("loss", ["margin", "dlr"])
 @pytest.mark.parametrize("scale", [16.0, 1024.0])
-def test_margin_and_dlr_keep_their_direction(trained_model, data, loss, scale):
-    # A power of 2 changes no rounding: the attack finds the same images.
+def test_margin_and_dlr_are_invariant_to_scaled_logits(trained_model, data, loss, scale):
+    # Scaling by a power of 2 does not change the rounding.
     x, y = data
     attack = kr.attacks.PGD(0.04, num_steps=10, loss=loss)
     model = scaled_model(trained_model, "float32", scale, "layer", False)
@@ -65,8 +65,8 @@ def test_margin_and_dlr_keep_their_direction(trained_model, data, loss, scale):
     assert np.isclose(results[0].x_adv, results[1].x_adv, atol=1e-6).mean() > 0.99
 
 
-def test_the_cross_entropy_itself_has_no_gradient_there(trained_model, data):
-    # What the tests above would find with the loss that other libraries climb.
+def test_the_plain_cross_entropy_overestimates_robustness(trained_model, data):
+    # Shows that the tests above would fail with the cross-entropy that other libraries use.
     model = scaled_model(trained_model, "float32", 1000.0, "layer", False)
 
     def cross_entropy(model, x, y):
@@ -86,7 +86,7 @@ SOFTMAX_ENDS = {
 
 @pytest.mark.parametrize("end", SOFTMAX_ENDS.values(), ids=SOFTMAX_ENDS)
 @pytest.mark.parametrize("kind", ["sequential", "functional", "robust model"])
-def test_a_softmax_at_the_end_is_left_out(trained_model, data, end, kind):
+def test_a_final_softmax_is_skipped(trained_model, data, end, kind):
     x, _ = data
     *first, _ = trained_model.layers
     layers = [*first, *end()]
@@ -106,7 +106,7 @@ def test_a_softmax_at_the_end_is_left_out(trained_model, data, end, kind):
     np.testing.assert_array_equal(ops.convert_to_numpy(model(x)), before)
 
 
-def test_probabilities_of_a_callable_are_attacked_through_their_logarithm(trained_model, data):
+def test_probabilities_of_a_callable_are_attacked_by_their_logarithm(trained_model, data):
     def probabilities(x):
         return ops.softmax(trained_model(x, training=False))
 

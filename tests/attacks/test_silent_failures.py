@@ -1,4 +1,4 @@
-"""Ways in which other libraries fail without a word, and that the attacks here do not."""
+"""Attacks do not have the silent failures that other libraries have."""
 
 import keras
 import numpy as np
@@ -43,23 +43,23 @@ def in_mixed_precision(model):
     return clone
 
 
-def test_mixed_precision_leaves_no_image_where_it_is(trained_model, data):
-    # Gradients that underflow in float16 have left a quarter of the images unchanged elsewhere.
+def test_mixed_precision_changes_every_image(trained_model, data):
+    # In other libraries, gradients underflow in float16 and leave a quarter of images unchanged.
     x, y = data
     model = in_mixed_precision(trained_model)
     attack = kr.attacks.FGSM(0.1)
     function = Classifier(model).compiled("p", lambda model, x: attack.perturb(model, x, y, 0))
     moved = abs(ops.convert_to_numpy(function(x)) - x).reshape(len(x), -1)
     assert (moved.max(1) > 0.09).all()
-    # The dark background can only become brighter: half of all values or more move.
+    # The black background can only become brighter, so not all values change.
     plain = Classifier(trained_model).compiled("p", lambda model, x: attack.perturb(model, x, y, 0))
     expected = abs(ops.convert_to_numpy(plain(x)) - x).reshape(len(x), -1)
     np.testing.assert_allclose((moved > 0).mean(), (expected > 0).mean(), atol=0.02)
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_a_failed_attack_returns_the_image_and_says_so(attack):
-    # Class 0 wins by far wherever one looks: nothing can succeed, no image may become black.
+def test_a_failed_attack_returns_the_original_image_without_success(attack):
+    # Class 0 has by far the largest logit everywhere, so no attack can succeed.
     model = keras.Sequential(
         [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
     )
@@ -73,19 +73,19 @@ def test_a_failed_attack_returns_the_image_and_says_so(attack):
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_logits_declared_to_be_probabilities_are_refused(attack, trained_model, data):
+def test_logits_with_from_logits_false_are_an_error(attack, trained_model, data):
     config = attack.get_config()
     if "from_logits" not in config:
         attack = kr.attacks.Ensemble([kr.attacks.APGD(0.1, from_logits=False)])
     else:
         attack = type(attack).from_config({**config, "from_logits": False})
-    with pytest.raises(ValueError, match="outputs are no probabilities"):
+    with pytest.raises(ValueError, match="outputs are not probabilities"):
         attack(trained_model, *data)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_arrays_tensors_and_one_hot_labels_are_the_same(attack, trained_model, data):
+def test_tensors_and_one_hot_labels_give_the_same_images(attack, trained_model, data):
     x, y = (values[:8] for values in data)
     expected = attack.run(trained_model, x, y, seed=0).x_adv
     tensors = attack.run(

@@ -1,4 +1,4 @@
-"""Radii and bounds for each value, and masks, against closed forms on a linear model."""
+"""Radii and bounds per value, and masks, agree with closed forms on a linear model."""
 
 import keras
 import numpy as np
@@ -10,7 +10,6 @@ A = kr.attacks
 SHAPE = (4, 4, 3)
 EPSILON = np.array([0.05, 0.0, 0.2])
 LOW, HIGH = np.array([0.0, -1.0, 0.0]), np.array([1.0, 2.0, np.inf])
-# A part of the image.
 MASK = np.zeros((4, 4, 1))
 MASK[1:3, :3] = 1
 
@@ -40,7 +39,7 @@ MINIMAL = {
 
 
 def linear_model(rng, num_classes=2):
-    """Logits `x W`, equal at a grey image, and the direction from class 0 to class 1."""
+    """Returns a model `x W` whose logits tie on grey images, and `w_1 - w_0`."""
     model = keras.Sequential([
         keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(num_classes, use_bias=False)
     ])  # fmt: skip
@@ -55,21 +54,21 @@ def images(rng, count=8):
 
 
 def scaled_norm(attack, delta, epsilon):
-    """`||delta / epsilon||` of each example, over what may change."""
+    """Returns `||delta / epsilon||` of each example, over the values with a positive radius."""
     free = np.broadcast_to(epsilon > 0, SHAPE)
     share = np.abs(delta[:, free]) / np.broadcast_to(epsilon, SHAPE)[free]
     return np.linalg.norm(share, order(attack), axis=1)
 
 
 def order(attack):
-    """Of the attack's norm, by its name."""
+    """Returns the order of the norm from the attack's name."""
     return {"l1": 1, "l2": 2}.get(attack[-2:], np.inf)
 
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("has_mask", [False, True])
-def test_every_attack_keeps_to_its_ball_and_mask(name, has_mask):
+def test_every_attack_stays_in_its_ball_and_mask(name, has_mask):
     rng = np.random.default_rng()
     model, _ = linear_model(rng, num_classes=4)
     x = images(rng)
@@ -91,20 +90,20 @@ def test_every_attack_keeps_to_its_ball_and_mask(name, has_mask):
     "name", ["fgsm", "pgd", "apgd", "pgd, l2", "apgd, l2", "mim, l2", "pgd, l1", "apgd, l1"]
 )
 @pytest.mark.parametrize("has_mask", [False, True])
-def test_a_linear_model_is_attacked_as_well_as_it_can_be(name, has_mask):
+def test_attacks_on_a_linear_model_are_optimal(name, has_mask):
     rng = np.random.default_rng()
     model, w = linear_model(rng)
     x = images(rng)
     margins = (x * w).sum(axis=(1, 2, 3))
     y = (margins > 0).astype(int)
     mask = MASK if has_mask else np.ones(SHAPE)
-    # The largest change of the margin: the dual norm of what may change, in units of the radii.
+    # The largest change of the margin is the dual norm of the slopes in units of the radii.
     slopes = np.abs(w) * np.broadcast_to(EPSILON, SHAPE) * mask
     dual = {np.inf: 1, 2: 2, 1: np.inf}[order(name)]
-    reach = np.linalg.norm(slopes.ravel(), dual)
+    largest_change = np.linalg.norm(slopes.ravel(), dual)
     for share, fools in ((1.1, True), (0.99, False)):
         for i in range(len(x)):
-            scale = share * abs(margins[i]) / reach
+            scale = share * abs(margins[i]) / largest_change
             attack = ATTACKS[name](EPSILON * scale, bounds=None)
             result = attack.run(model, x[i : i + 1], y[i : i + 1], mask=mask)
             assert result.success[0] == fools
@@ -112,15 +111,15 @@ def test_a_linear_model_is_attacked_as_well_as_it_can_be(name, has_mask):
 
 @pytest.mark.parametrize("name", MINIMAL)
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None], ids=["bounded", "unbounded"])
-def test_the_nearest_image_in_a_mask(name, bounds):
+def test_minimum_norm_attacks_find_the_nearest_image_in_a_mask(name, bounds):
     rng = np.random.default_rng()
     model, w = linear_model(rng)
     x = images(rng).astype("float64")
-    # So near the boundary that no bound is in the way.
+    # Images near the boundary, so that the bounds do not matter.
     goal = rng.uniform(0.02, 0.1, len(x)) * rng.choice([-1, 1], len(x))
-    x += ((goal - linear_part(model, x)) / (w**2).sum())[:, None, None, None] * w
+    x += ((goal - margins_of(model, x)) / (w**2).sum())[:, None, None, None] * w
     x, w = x.astype("float32"), w * MASK
-    margins = linear_part(model, x)
+    margins = margins_of(model, x)
     y = (margins > 0).astype(int)
     result = MINIMAL[name](bounds=bounds).run(model, x, y, mask=MASK)
     expected = np.abs(margins) / np.sqrt((w**2).sum())
@@ -129,14 +128,14 @@ def test_the_nearest_image_in_a_mask(name, bounds):
     np.testing.assert_allclose(result.norms["l2"], expected, rtol=0.1, atol=2e-4)
 
 
-def linear_part(model, x):
+def margins_of(model, x):
     logits = model.predict(x, verbose=0).astype("float64")
     return logits[:, 1] - logits[:, 0]
 
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", ["pgd", "pgd, l2", "apgd, l2", "fab", "pgd, l1", "apgd, l1"])
-def test_equal_radii_are_one_radius(name):
+def test_an_array_of_equal_radii_is_the_same_as_one_radius(name):
     rng = np.random.default_rng()
     model, _ = linear_model(rng, num_classes=4)
     x = images(rng)
@@ -148,7 +147,7 @@ def test_equal_radii_are_one_radius(name):
     np.testing.assert_allclose(one.x_adv, many.x_adv, atol=1e-5)
 
 
-def test_each_example_has_its_own_mask():
+def test_each_example_may_have_its_own_mask():
     rng = np.random.default_rng()
     model, _ = linear_model(rng)
     x = images(rng)
@@ -161,21 +160,21 @@ def test_each_example_has_its_own_mask():
     assert (x_adv[mask == 0] == x[mask == 0]).all()
 
 
-def test_a_mask_in_training():
+def test_perturb_with_a_mask():
     rng = np.random.default_rng()
     model, w = linear_model(rng)
     x = images(rng)
-    y = (linear_part(model, x) > 0).astype(int)
+    y = (margins_of(model, x) > 0).astype(int)
     x_adv = keras.ops.convert_to_numpy(A.FGSM(0.1, bounds=None).perturb(model, x, y, 0, MASK))
     sign = np.where(y == 1, -1, 1)[:, None, None, None]
     np.testing.assert_allclose(x_adv, x + 0.1 * sign * np.sign(w) * MASK, atol=1e-6)
 
 
-def test_a_step_for_each_value():
+def test_a_step_size_for_each_value():
     rng = np.random.default_rng()
     model, w = linear_model(rng)
     x = images(rng, 1)
-    y = (linear_part(model, x) > 0).astype(int)
+    y = (margins_of(model, x) > 0).astype(int)
     steps = np.array([0.01, 0.02, 0.03])
     attack = A.PGD(1.0, steps, num_steps=1, random_start=False, bounds=None)
     x_adv = keras.ops.convert_to_numpy(attack.perturb(model, x, y, 0))
@@ -183,15 +182,15 @@ def test_a_step_for_each_value():
     np.testing.assert_allclose(x_adv - x, sign * steps * np.sign(w)[None], atol=1e-6)
 
 
-def test_radii_are_data():
-    """Other radii of the same shape compile nothing new."""
+def test_new_radii_need_no_compilation():
+    """Other radii of the same shape need no new compilation."""
     attack = A.PGD(EPSILON)
     other = attack.replace(epsilon=2 * EPSILON)
     assert attack.key == other.key
     assert attack.key != attack.replace(bounds=(LOW, HIGH)).key
 
 
-def test_arrays_are_saved_and_shown():
+def test_arrays_in_config_and_repr():
     attack = A.PGD(EPSILON, bounds=(LOW, None))
     again = A.PGD.from_config(attack.get_config())
     np.testing.assert_array_equal(again.epsilon, EPSILON)
@@ -212,7 +211,7 @@ def test_arrays_are_saved_and_shown():
         (lambda: A.PGD(0.1, bounds=(np.zeros(2), np.ones(3))), "`bounds`"),
     ],
 )
-def test_what_is_no_array_of_radii_or_bounds(make, text):
+def test_bad_arrays_of_radii_and_bounds(make, text):
     with pytest.raises(ValueError, match=text):
         make()
 
@@ -229,7 +228,7 @@ def test_what_is_no_array_of_radii_or_bounds(make, text):
         (A.PGD(0.1), np.ones((5, 5, 3)), "`mask` must have a shape that broadcasts"),
     ],
 )
-def test_what_does_not_fit_the_images(attack, mask, text):
+def test_arrays_and_masks_must_fit_the_images(attack, mask, text):
     rng = np.random.default_rng()
     model, _ = linear_model(rng)
     x = images(rng)
@@ -243,20 +242,20 @@ def test_an_evaluation_with_a_mask(tmp_path):
     rng = np.random.default_rng()
     model, w = linear_model(rng)
     x = images(rng, 40)
-    margins = linear_part(model, x)
+    margins = margins_of(model, x)
     y = (margins > 0).astype(int)
-    reach = (np.abs(w) * MASK).sum()
-    epsilon = float(np.median(np.abs(margins)) / reach)
+    largest_change = (np.abs(w) * MASK).sum()
+    epsilon = float(np.median(np.abs(margins)) / largest_change)
     attacks = {"PGD": A.PGD(epsilon, bounds=None)}
     settings = {"mask": MASK, "batch_size": 16, "output": tmp_path, "verbose": 0}
     report = kr.evaluate(model, x, y, attacks, **settings)
-    expected = np.abs(margins) > epsilon * reach
-    # But for one whose margin is just the median.
+    expected = np.abs(margins) > epsilon * largest_change
+    # One margin may equal the median.
     assert abs(report.row("PGD").correct.sum() - expected.sum()) <= 1
     assert [result.name for result in report.checks if result.passed is False] == []
-    said = f"attacks change no more than {MASK.mean():.2%} of an image's values"
-    assert report.to_dict()["notes"]["mask"] == said
-    assert f"Mask: {said}." in report.summary()
+    note = f"attacks change no more than {MASK.mean():.2%} of an image's values"
+    assert report.to_dict()["notes"]["mask"] == note
+    assert f"Mask: {note}." in report.summary()
     with pytest.raises(ValueError, match="mask"):
         kr.evaluate(model, x, y, attacks, **{**settings, "mask": None}, resume=True)
     share = kr.evaluation.robust_accuracy(

@@ -1,4 +1,4 @@
-"""Square: no gradient is asked for, every query keeps to the ball, more queries find more."""
+"""Square needs no gradient, stays in the ball, and finds more with more queries."""
 
 import keras
 import numpy as np
@@ -11,14 +11,14 @@ pytestmark = pytest.mark.slow_on_jax
 
 
 def quantized_threshold(x):
-    """Class 1 where the mean of the rounded values is above 1/2; without a gradient."""
+    """Predicts class 1 if the mean of the rounded values is greater than 1/2. Has no gradient."""
     level = ops.mean(ops.round(ops.reshape(x, (x.shape[0], -1)) * 10) / 10, axis=1)
     z = ops.stop_gradient(level) - 0.5
     return ops.stack([-z, z], axis=1)
 
 
 def test_fools_a_model_without_a_gradient():
-    # A shift of all values by more than 0.1 leads to the other class.
+    # A shift of all values by more than 0.1 changes the class.
     x = np.full((20, 8, 8, 1), 0.6, "float32")
     attack = kr.attacks.Square(0.2, num_queries=300)
     result = attack.run(quantized_threshold, x, np.ones(20, "int32"), seed=0)
@@ -30,7 +30,7 @@ def test_fools_a_model_without_a_gradient():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_more_queries_leave_fewer_standing(norm, trained_model, embedded_data):
+def test_more_queries_fool_more_examples(norm, trained_model, embedded_data):
     x, y = (values[:100] for values in embedded_data[1])
     epsilon = {"linf": 0.05, "l2": 1.0, "l1": 8.0}[norm]
     rates = [
@@ -42,15 +42,15 @@ def test_more_queries_leave_fewer_standing(norm, trained_model, embedded_data):
     assert rates[1] > rates[0] + 0.1
 
 
-def test_fooled_examples_cost_no_more_queries(trained_model, embedded_data):
+def test_fooled_examples_need_no_further_queries(trained_model, embedded_data):
     x, y = (values[:100] for values in embedded_data[1])
     result = kr.attacks.Square(0.05, num_queries=200).run(trained_model, x, y, seed=0)
     assert result.num_evaluations[~result.success].min() >= 200
     assert result.num_evaluations[result.success].mean() < 150
 
 
-def test_is_no_stronger_than_the_gradient_on_a_linear_model():
-    # The worst point of the L-infinity ball is known: nothing may do better, and Square comes near.
+def test_is_nearly_optimal_on_a_linear_model():
+    # No attack can be stronger than the known worst point of the L-infinity ball.
     rng = np.random.default_rng(0)
     model = keras.Sequential(
         [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
@@ -61,11 +61,11 @@ def test_is_no_stronger_than_the_gradient_on_a_linear_model():
     kernel = model.get_weights()[0]
     w = (kernel[:, 1] - kernel[:, 0]) * np.where(y == 0, 1, -1)[:, None]
     z = (x.reshape(200, -1) * w).sum(1)
-    possible = z + 0.09 * abs(w).sum(1) > 0
+    vulnerable = z + 0.09 * abs(w).sum(1) > 0
     result = kr.attacks.Square(0.09, num_queries=1000).run(model, x, y, seed=0)
-    assert 0.1 < possible.mean() < 0.95
-    assert not (result.success & ~possible).any()
-    assert (result.success & possible).sum() > 0.9 * possible.sum()
+    assert 0.1 < vulnerable.mean() < 0.95
+    assert not (result.success & ~vulnerable).any()
+    assert (result.success & vulnerable).sum() > 0.9 * vulnerable.sum()
 
 
 def channels_first(x):
@@ -73,12 +73,12 @@ def channels_first(x):
 
 
 def with_channels_first(model):
-    """The model behind a transposition."""
+    """Wraps the model to take images with channels first."""
     return lambda x: model(ops.moveaxis(x, 1, -1))
 
 
-def whole_numbers(shape):
-    """A model whose logits are sums of whole numbers: exact, in whatever order it adds them."""
+def integer_model(shape):
+    """Returns a model whose logits are sums of integers, and do not depend on their order."""
     kernel = np.random.default_rng(1).integers(-3, 4, (np.prod(shape), 3)).astype("float32")
     return lambda x: ops.matmul(ops.round(ops.reshape(x, (-1, len(kernel))) * 64), kernel)
 
@@ -86,8 +86,8 @@ def whole_numbers(shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("shape", [(9, 8, 3), (4, 6, 5, 2)], ids=["images", "volumes"])
-def test_channels_first_is_the_same_search_transposed(shape, norm):
-    model, x = whole_numbers(shape), np.random.default_rng(0).random((12, *shape), "float32")
+def test_channels_first_gives_the_transposed_images(shape, norm):
+    model, x = integer_model(shape), np.random.default_rng(0).random((12, *shape), "float32")
     y = ops.convert_to_numpy(model(x)).argmax(1)
     epsilon = {"linf": 0.02, "l2": 0.3, "l1": 2.0}[norm]
     attack = kr.attacks.Square(epsilon, norm, num_queries=60, num_restarts=2)
@@ -106,8 +106,8 @@ def test_channels_first_is_the_same_search_transposed(shape, norm):
 
 
 @pytest.mark.parametrize("shape", [(30,), (12, 3)], ids=["vectors", "rows"])
-def test_the_data_format_is_for_images_alone(shape):
-    model, x = whole_numbers(shape), np.random.default_rng(0).random((12, *shape), "float32")
+def test_the_data_format_only_affects_images(shape):
+    model, x = integer_model(shape), np.random.default_rng(0).random((12, *shape), "float32")
     y = ops.convert_to_numpy(model(x)).argmax(1)
     last, first = (
         kr.attacks.Square(0.4, num_queries=20, data_format=data_format).run(model, x, y, seed=0)
@@ -119,7 +119,7 @@ def test_the_data_format_is_for_images_alone(shape):
 
 @pytest.mark.slow
 def test_is_as_strong_with_channels_first(embedded_data):
-    """Large images of 3 channels, where squares of the wrong axes find much less."""
+    """Attacks large images with 3 channels, where squares over wrong axes find much less."""
 
     def enlarged(x):
         return np.repeat(x.repeat(2, 1).repeat(2, 2), 3, -1)
@@ -152,7 +152,7 @@ def test_is_as_strong_with_channels_first(embedded_data):
     assert wrong.success_rate < last - 0.02
 
 
-def test_the_data_format_is_that_of_keras_when_the_attack_is_made():
+def test_data_format_defaults_to_that_of_keras_at_construction():
     before = kr.attacks.Square(0.1)
     keras.config.set_image_data_format("channels_first")
     try:
@@ -183,7 +183,7 @@ def check_shape(data_format, shape):
         ("channels_first", (32, 24, 3)),
     ],
 )
-def test_warns_of_the_other_data_format(data_format, shape):
+def test_warns_if_images_seem_to_have_the_other_data_format(data_format, shape):
     message = rf"{shape[0]}, {shape[1]}, {shape[2]}.*`data_format` is \"{data_format}\""
     with pytest.warns(UserWarning, match=message):
         check_shape(data_format, shape)
@@ -215,23 +215,23 @@ def test_does_not_warn(data_format, shape):
     "data_format",
     ["channels_last", pytest.param("channels_first", marks=pytest.mark.slow)],
 )
-def test_windows_are_where_the_mask_is(norm, data_format):
-    # Windows over the whole image would be beside these 6 of 400 places in 95 of 100 queries.
+def test_windows_overlap_the_mask(norm, data_format):
+    # 95% of windows over the whole image would miss these 6 of 400 pixels.
     mask = np.zeros((20, 20, 1))
     mask[15:17, 3:6] = 1
     if data_format == "channels_first":
         mask = mask.transpose(2, 0, 1)
-    asked = []
+    queries = []
 
     def function(x):
-        asked.append(x[0])
+        queries.append(x[0])
         return np.tile([2.0, 0.0], (len(x), 1))
 
     x = np.full((1, *mask.shape), 0.5, "float32")
     attack = kr.attacks.Square(0.3, norm=norm, num_queries=200, data_format=data_format)
     attack.run(kr.BlackBox(function), x, np.zeros(1, int), mask=mask)
-    images = np.array(asked)
+    images = np.array(queries)
     assert (images[:, mask == 0] == 0.5).all()
-    # The function is never fooled: after `x` itself, each query is about a change of the first.
+    # No query succeeds, so after `x` all queries are changes of the first one.
     changed = (images[100:] != images[1]).any(axis=(1, 2, 3))
     assert changed.mean() > 0.3

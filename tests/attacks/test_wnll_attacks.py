@@ -1,4 +1,4 @@
-"""Attacks on a WNLL head: through each gradient, judged on u in the batch that is returned."""
+"""Attacks on a WNLL head use each gradient, and their success is that of u on the batch."""
 
 import functools
 
@@ -29,7 +29,7 @@ X, Y = data(30, seed=1)
 
 
 def make_model(gradient="exact", phase="wnll", **arguments):
-    """A head whose linear branch is trained; the same weights each time."""
+    """Returns a model with a trained linear branch. Its weights are always the same."""
     keras.utils.set_random_seed(1)
     settings = {"units": 16, "num_neighbors": 8, "sigma_neighbor": 4, "template_size": 60}
     head = kr.layers.WNLLHead(3, gradient=gradient, **{**settings, **arguments})
@@ -51,8 +51,8 @@ def classes(model, x):
     return ops.convert_to_numpy(model(x)).argmax(axis=1)
 
 
-def assert_result_is_what_it_says(model, result):
-    """Success is that of u on the returned batch, and what failed is as it was."""
+def assert_result_agrees_with_the_model(model, result):
+    """Success must be that of u on the returned batch, with original images after failures."""
     np.testing.assert_array_equal(result.success, classes(model, result.x_adv) != Y)
     np.testing.assert_array_equal(result.x_adv[~result.success], X[~result.success])
     assert abs(result.x_adv - X).max() <= 0.1 + 1e-6
@@ -62,37 +62,37 @@ def assert_result_is_what_it_says(model, result):
 @pytest.mark.parametrize("gradient", ["exact", "straight_through", "linear"])
 @pytest.mark.parametrize("attack", [kr.attacks.PGD(0.1, num_steps=5), kr.attacks.FGSM(0.1)],
                          ids=["pgd", "fgsm"])  # fmt: skip
-def test_each_gradient(models, gradient, attack):
+def test_attack_by_each_gradient(models, gradient, attack):
     model = models[gradient]
     assert (classes(model, X) == Y).mean() > 0.8
     result = attack.run(model, X, Y, seed=0)
-    assert_result_is_what_it_says(model, result)
+    assert_result_agrees_with_the_model(model, result)
     assert result.success.mean() > (classes(model, X) != Y).mean()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["linear", "straight_through", "exact", "soft_neighbors"])
-def test_each_surrogate(models, surrogate):
+def test_attack_by_each_surrogate(models, surrogate):
     objective = kr.attacks.WNLLSurrogate(surrogate)
     attack = kr.attacks.PGD(0.1, num_steps=5, objective=objective, loss="margin")
     model = models["exact"]
     result = attack.run(model, X, Y, seed=0)
-    assert_result_is_what_it_says(model, result)
+    assert_result_agrees_with_the_model(model, result)
     assert result.success.mean() > (classes(model, X) != Y).mean()
 
 
 @pytest.mark.slow
-def test_a_surrogate_is_the_gradient_of_that_name(models):
-    """Whatever the head's own gradient is, of which the weights are the same here."""
+def test_a_surrogate_agrees_with_the_head_gradient_of_that_name(models):
+    """The surrogate does not depend on the head's own gradient (the weights are equal)."""
     for gradient in ("linear", "straight_through"):
         attack = kr.attacks.IFGSM(0.1, num_steps=3, objective=kr.attacks.WNLLSurrogate(gradient))
         plain = kr.attacks.IFGSM(0.1, num_steps=3)
-        through, own = (
+        surrogates, own = (
             attack.perturb(models["exact"], X, Y, 0),
             plain.perturb(models[gradient], X, Y, 0),
         )
-        moved = abs(ops.convert_to_numpy(through) - ops.convert_to_numpy(own)).max(axis=1)
-        # A step by the sign may differ where the gradient is nearly 0.
+        moved = abs(ops.convert_to_numpy(surrogates) - ops.convert_to_numpy(own)).max(axis=1)
+        # The sign may differ where the gradient is nearly 0.
         assert (moved < 1e-5).mean() > 0.8
 
 
@@ -100,39 +100,39 @@ def test_a_surrogate_is_the_gradient_of_that_name(models):
 def test_the_linear_surrogate_attacks_the_dense_layers(models):
     model = models["exact"]
     head = model.layers[-1]
-    twin = keras.Sequential(
+    dense = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
     )
-    twin.set_weights([*head.buffer.get_weights(), *head.linear.get_weights()])
+    dense.set_weights([*head.buffer.get_weights(), *head.linear.get_weights()])
     objective = kr.attacks.WNLLSurrogate("linear")
     found = kr.attacks.IFGSM(0.1, num_steps=3, objective=objective).perturb(model, X, Y, 0)
-    expected = kr.attacks.IFGSM(0.1, num_steps=3).perturb(twin, X, Y, 0)
+    expected = kr.attacks.IFGSM(0.1, num_steps=3).perturb(dense, X, Y, 0)
     np.testing.assert_allclose(
         ops.convert_to_numpy(found), ops.convert_to_numpy(expected), atol=1e-5
     )
 
 
 def test_rounds_keep_the_batch(models):
-    """Restarts get the whole batch, not only what stands: its composition counts."""
+    """Restarts get the whole batch, because predictions depend on its composition."""
     result = kr.attacks.PGD(0.05, num_steps=3, num_restarts=3).run(models["exact"], X, Y, seed=0)
-    assert_result_is_what_it_says(models["exact"], result)
+    assert_result_agrees_with_the_model(models["exact"], result)
     assert 0 < result.success.mean() < 1
 
 
 @pytest.mark.slow
 def test_an_attack_without_gradients(models):
     result = kr.attacks.Square(0.1, num_queries=20).run(models["exact"], X, Y, seed=0)
-    assert_result_is_what_it_says(models["exact"], result)
+    assert_result_agrees_with_the_model(models["exact"], result)
 
 
 @pytest.mark.slow
-def test_alone_each_example_is_attacked_for_itself(models):
+def test_without_joint_each_example_is_attacked_separately(models):
     model = models["exact"]
     head = model.layers[-1]
     head.joint = False
     try:
         result = kr.attacks.PGD(0.1, num_steps=5).run(model, X, Y, seed=0)
-        assert_result_is_what_it_says(model, result)
+        assert_result_agrees_with_the_model(model, result)
         parts = [classes(model, x[None])[0] for x in result.x_adv]
         np.testing.assert_array_equal(result.success, parts != Y)
     finally:
@@ -140,7 +140,7 @@ def test_alone_each_example_is_attacked_for_itself(models):
 
 
 @pytest.mark.slow
-def test_evaluation_holds_batches_fixed(models, tmp_path):
+def test_evaluation_does_not_change_batches(models, tmp_path):
     model = models["straight_through"]
     seen = []
 
@@ -154,10 +154,10 @@ def test_evaluation_holds_batches_fixed(models, tmp_path):
         evaluate, model, X, Y, attacks, batch_size=12, output=tmp_path, worst_case_only=True
     )
     report = run()
-    through = [
+    surrogates = [
         f"FGSM, {name}" for name in ("linear", "straight_through", "exact", "soft_neighbors")
     ]
-    assert [row.name for row in report.rows] == ["clean", "FGSM", *through, "worst case"]
+    assert [row.name for row in report.rows] == ["clean", "FGSM", *surrogates, "worst case"]
     worst = report.row("worst case").correct
     assert 0 < worst.mean() < report.accuracy("clean")
     for row in report.rows:
@@ -197,8 +197,8 @@ def test_the_checks_run_on_a_joint_batch(models, gradient, is_sound):
     assert figures["accuracy"] == (~success[correct]).mean()
 
 
-def test_the_metrics_keep_the_batch(models):
-    """The last batch is the smaller one that it is, not filled up with copies."""
+def test_metrics_do_not_pad_the_batch(models):
+    """The last, smaller batch is not padded with copies."""
     attack = kr.attacks.FGSM(0.1)
     found = perturbed_images(Classifier(models["exact"]), X, Y, attack, batch_size=12, seed=0)
     alone = perturbed_images(
@@ -212,7 +212,7 @@ def test_the_metrics_keep_the_batch(models):
     assert (filled[:6] != alone).any()
 
 
-def test_surrogates_are_for_attacks_by_gradients_on_the_wnll_phase(models):
+def test_surrogates_are_added_for_attacks_by_gradients(models):
     attacks = {
         "PGD": kr.attacks.PGD(0.1), "Square": kr.attacks.Square(0.1),
         "DeepFool": kr.attacks.DeepFool(),
@@ -236,7 +236,7 @@ def test_surrogates_are_for_attacks_by_gradients_on_the_wnll_phase(models):
 
 
 @pytest.mark.slow
-def test_in_the_linear_phase_nothing_is_added():
+def test_no_surrogates_are_added_in_the_linear_phase():
     model = make_model(phase="linear")
     report = evaluate(model, X, Y, {"FGSM": kr.attacks.FGSM(0.1)}, batch_size=12)
     assert [row.name for row in report.rows] == ["clean", "FGSM", "worst case"]

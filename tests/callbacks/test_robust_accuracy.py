@@ -1,4 +1,4 @@
-"""Robust accuracy during training."""
+"""The callback `RobustAccuracy` logs robust accuracy during training."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ def make_model():
 
 
 @pytest.mark.slow_on_jax
-def test_logs_what_robust_accuracy_says(embedded_data):
+def test_logs_the_value_of_robust_accuracy(embedded_data):
     (x, y), (x_test, y_test) = embedded_data
     attack = kr.attacks.PGD(0.01, num_steps=3)
     model = make_model()
@@ -56,7 +56,7 @@ def test_takes_a_data_set_and_a_name(embedded_data):
     ],
     ids=["name", "targeted", "bounds", "labels", "batch_size"],
 )
-def test_arguments(change, message):
+def test_bad_arguments(change, message):
     arguments = {
         "attack": kr.attacks.FGSM(0.1),
         "x": np.zeros((4, 8, 8, 1)),

@@ -1,4 +1,4 @@
-"""When the template is filled during `fit`, and from which network."""
+"""The callback `TemplateUpdate` fills the template with features of the current weights."""
 
 import copy
 
@@ -31,7 +31,7 @@ def template_of(head):
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes the template before each epoch and validation, and at the end of each epoch."""
+    """Records the template before each epoch and validation, and at the end of each epoch."""
 
     def __init__(self, head):
         super().__init__()
@@ -48,7 +48,7 @@ class Watch(keras.callbacks.Callback):
 
 
 def is_current(model, head):
-    """Whether each template point is what the network now makes of some image."""
+    """Returns whether each template point is the current feature vector of an image."""
     known = head_inputs(model, X)
     distances = abs(template_of(head)[:, None] - known[None]).max(axis=2).min(axis=1)
     return bool((distances < 1e-5).all())
@@ -56,7 +56,7 @@ def is_current(model, head):
 
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("validated", [True, False])
-def test_when_it_is_filled(every, validated):
+def test_the_template_is_filled_every_so_many_epochs(every, validated):
     model, head = make_model()
     watch = Watch(head)
     update = kr.callbacks.TemplateUpdate(X, Y, every=every)
@@ -74,7 +74,7 @@ def test_when_it_is_filled(every, validated):
     assert is_current(model, head)
 
 
-def test_validation_judges_the_network_of_the_epoch():
+def test_validation_uses_the_template_of_the_current_weights():
     model, head = make_model()
     update = kr.callbacks.TemplateUpdate(X, Y)
     history = model.fit(
@@ -87,7 +87,7 @@ def test_validation_judges_the_network_of_the_epoch():
 
 
 @pytest.mark.parametrize(("every", "comes_first"), [(1, True), (3, False)])
-def test_weights_that_are_restored_have_their_template(every, comes_first):
+def test_restored_weights_have_a_matching_template(every, comes_first):
     model, head = make_model()
     stop = keras.callbacks.EarlyStopping("loss", mode="max", restore_best_weights=True)
     callbacks = [kr.callbacks.TemplateUpdate(X, Y, every=every), stop]

@@ -1,4 +1,4 @@
-"""The Parseval constraint against NumPy."""
+"""The Parseval constraint agrees with NumPy."""
 
 import copy
 
@@ -16,7 +16,7 @@ CONVOLUTION = RNG.normal(size=(3, 3, 2, 10)).astype("float32")
 
 
 def rows(kernel):
-    """W: a row for each output unit."""
+    """Returns W, with a row for each output unit."""
     return kernel.reshape(-1, kernel.shape[-1]).T.astype("float64")
 
 
@@ -26,7 +26,7 @@ def apply(constraint, kernel, times=1):
     return keras.ops.convert_to_numpy(kernel)
 
 
-def changed(before, after):
+def changed_rows(before, after):
     return np.flatnonzero((rows(before) != rows(after)).any(axis=1))
 
 
@@ -36,17 +36,17 @@ def step(w, beta):
 
 @pytest.mark.parametrize("kernel", [DENSE, CONVOLUTION], ids=["dense", "convolution"])
 @pytest.mark.parametrize(("rate", "count"), [(0.3, 3), (0.55, 6), (0.01, 1), (1.0, 10)])
-def test_a_step_on_a_share_of_the_rows(kernel, rate, count):
+def test_a_step_changes_a_share_of_the_rows(kernel, rate, count):
     found = apply(kr.constraints.ParsevalTightness(0.1, rate), kernel)
     assert found.shape == kernel.shape
-    chosen = changed(kernel, found)
+    chosen = changed_rows(kernel, found)
     assert len(chosen) == count
     expected = rows(kernel)
     expected[chosen] = step(expected[chosen], 0.1)
     np.testing.assert_allclose(rows(found), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_orthonormal_rows_stay():
+def test_orthonormal_rows_do_not_change():
     kernel = np.linalg.qr(RNG.normal(size=(12, 5)))[0].astype("float32")
     for rate in (0.4, 1.0):
         found = apply(kr.constraints.ParsevalTightness(0.1, rate), kernel)
@@ -67,24 +67,25 @@ def test_singular_values_converge_to_one(kernel):
 
 
 @pytest.mark.slow_on_jax
-def test_every_row_is_chosen_as_often_and_in_every_company():
+def test_all_rows_and_pairs_of_rows_are_equally_likely():
     constraint = kr.constraints.ParsevalTightness(0.1, 0.3)
     pairs = np.zeros((10, 10))
     trials = 800
     rng = np.random.default_rng(1)
     for _ in range(trials):
         kernel = rng.normal(size=(2, 10)).astype("float32")
-        chosen = changed(kernel, apply(constraint, kernel))
+        chosen = changed_rows(kernel, apply(constraint, kernel))
         pairs[np.ix_(chosen, chosen)] += 1
     assert np.trace(pairs) == 3 * trials
-    # Hypergeometric: each row in 3 of 10 draws, each pair in 3 * 2 / (10 * 9). 4.5 deviations.
+    # Hypergeometric: each row is in 3 of 10 draws, each pair in 3 * 2 / (10 * 9). The tolerance is
+    # 4.5 standard deviations.
     for counts, share in ((np.diag(pairs), 0.3), (pairs[np.triu_indices(10, 1)], 1 / 15)):
         deviation = np.sqrt(trials * share * (1 - share))
         assert abs(counts - trials * share).max() < 4.5 * deviation
         assert np.ptp(counts) > deviation
 
 
-def test_the_smallest_change_chooses_other_rows_and_the_same_weights_the_same():
+def test_the_choice_of_rows_is_a_function_of_all_bits_of_the_weights():
     constraint = kr.constraints.ParsevalTightness(0.1, 0.3)
     sets = set()
     for number in range(30):
@@ -93,7 +94,7 @@ def test_the_smallest_change_chooses_other_rows_and_the_same_weights_the_same():
         kernel[3, number % 10] *= np.float32(1 + 2**-22 * number)
         first, again = (apply(constraint, kernel) for _ in range(2))
         np.testing.assert_array_equal(first, again)
-        sets.add(tuple(changed(kernel, first)))
+        sets.add(tuple(changed_rows(kernel, first)))
     assert len(sets) > 20
 
 
@@ -122,7 +123,7 @@ def test_in_fit(kind, policy):
     plain = train(None)
     constraint = kr.constraints.ParsevalTightness(0.2, 0.3)
     constrained = train(constraint)
-    # Which rows, depends on the last bit of the weights before, which `plain` may not have.
+    # The choice of rows depends on the last bits of the weights, which may differ in `plain`.
     differences = rows(constrained) - rows(plain)
     chosen = np.flatnonzero(abs(differences).max(axis=1) > 1e-3)
     assert len(chosen) == 3
@@ -133,7 +134,7 @@ def test_in_fit(kind, policy):
     np.testing.assert_array_equal(train(constraint, epochs=4), kernel)
 
 
-def test_training_brings_the_singular_values_to_one():
+def test_singular_values_converge_to_one_in_training():
     x, y = RNG.random((64, 20), "float32"), RNG.integers(0, 3, 64)
     layer = keras.layers.Dense(8, kernel_constraint=kr.constraints.ParsevalTightness(0.1))
     model = keras.Sequential([keras.Input((20,)), layer, keras.layers.Dense(3)])
@@ -147,7 +148,7 @@ def test_training_brings_the_singular_values_to_one():
     assert abs(after - 1).max() < 0.15
 
 
-def test_a_robust_model_with_it_is_saved_and_copied(tmp_path):
+def test_saving_and_copying(tmp_path):
     layer = keras.layers.Dense(5, kernel_constraint=kr.constraints.ParsevalTightness(0.1, 0.5))
     model = keras.Sequential([keras.Input((4,)), layer])
     model.save(tmp_path / "model.keras")
@@ -166,7 +167,7 @@ def test_other_precisions(dtype):
     found = kr.constraints.ParsevalTightness(0.1, 0.3)(kernel)
     assert keras.backend.standardize_dtype(found.dtype) == dtype
     kernel, found = (keras.ops.convert_to_numpy(k).astype("float64") for k in (kernel, found))
-    chosen = changed(kernel, found)
+    chosen = changed_rows(kernel, found)
     assert len(chosen) == 3
     expected = step(rows(kernel)[chosen], 0.1)
     np.testing.assert_allclose(rows(found)[chosen], expected, rtol=0.05, atol=0.05)
@@ -182,6 +183,6 @@ def test_other_precisions(dtype):
         (lambda: kr.constraints.ParsevalTightness(0.1)(np.zeros(3)), r"shape \(3,\)"),
     ],
 )
-def test_arguments(make, message):
+def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Data in memory, with the methods of `tf.data`."""
+"""`ArrayDataset` has the methods of `tf.data` for arrays in memory."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
-def test_elements_are_those_of_tf_data(chain):
+def test_elements_agree_with_tf_data(chain):
     tf = pytest.importorskip("tensorflow", reason="compares with tf.data")
     found = list(chain(dataset()).as_numpy_iterator())
     expected = list(chain(tf.data.Dataset.from_tensor_slices((X, Y))).as_numpy_iterator())
@@ -49,7 +49,7 @@ def test_elements_are_those_of_tf_data(chain):
             np.testing.assert_array_equal(one, other)
 
 
-def test_shuffled_in_another_order_in_each_epoch_and_the_same_for_the_same_seed():
+def test_each_epoch_has_a_new_order_that_the_seed_determines():
     data, same = (dataset().shuffle(23, seed=3).batch(5) for _ in range(2))
     epochs = []
     for _ in range(3):
@@ -69,7 +69,7 @@ def test_batches_may_be_shuffled_and_the_first_taken():
     assert len(labels(data)) == 2
 
 
-def test_without_a_seed_it_is_numpys_that_decides():
+def test_without_a_seed_the_order_depends_on_the_global_seed():
     orders = []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(seed)
@@ -77,7 +77,7 @@ def test_without_a_seed_it_is_numpys_that_decides():
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_the_library_takes_it_batched_or_not():
+def test_as_arrays_takes_batched_and_unbatched_data():
     for data in (dataset(), dataset().batch(5), dataset().take(23).map(lambda x, y: (x, y))):
         x, y = as_arrays(data)
         np.testing.assert_array_equal(x, X)
@@ -85,7 +85,7 @@ def test_the_library_takes_it_batched_or_not():
     assert as_arrays(dataset().batch(5), steps=2)[0].shape == (10, 4, 4, 1)
 
 
-def test_fit_is_that_on_arrays():
+def test_fit_gives_the_same_loss_as_on_arrays():
     y, histories = Y % 3, []
     for data in ((X, y), (kr.datasets.ArrayDataset(X, y).batch(8),)):
         keras.utils.set_random_seed(0)
@@ -105,7 +105,7 @@ def test_fit_is_that_on_arrays():
         (lambda: dataset().batch(0), "`batch_size`"),
         (lambda: dataset().take(-1), "`count`"),
         (lambda: list(dataset().map(lambda x, y: x)), "must return a pair of images and labels"),
-        (lambda: dataset().batch(2).batch(2), "batched once"),
+        (lambda: dataset().batch(2).batch(2), "batched only once"),
     ],
 )
 def test_bad_input(make, message):

@@ -1,4 +1,4 @@
-"""The embedded data, and what is said where others cannot be read."""
+"""The embedded data, and the errors for other data sets that cannot be read."""
 
 import pathlib
 import sys
@@ -37,7 +37,7 @@ def test_unknown_splits():
 
 
 @pytest.mark.parametrize("missing", ["tensorflow", "tensorflow_datasets"])
-def test_what_is_to_be_installed_for_other_data_sets(missing, monkeypatch):
+def test_missing_packages_are_named_in_the_error(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=r"pip install 'keras-robust\[datasets\]'.*name='mnist'"):
         kr.datasets.load("mnist", "train")

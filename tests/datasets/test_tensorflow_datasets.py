@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets."""
+"""`kr.datasets.load` reads data sets of TensorFlow Datasets."""
 
 import pathlib
 import sys
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow_on_jax
 
 
 @pytest.mark.slow
-def test_embedded_images_are_those_of_the_full_set(full_data_dir):
+def test_embedded_images_are_from_the_full_set(full_data_dir):
     full = kr.datasets.load("fashion_mnist", "test", data_dir=full_data_dir)
     x, y = as_arrays(full)
     chosen = np.sort(np.concatenate([np.flatnonzero(y == c)[:200] for c in range(10)]))
@@ -66,7 +66,7 @@ IMAGE = tfds.features.Image(shape=(4, 4, 1))
 
 
 class Described(tfds.core.GeneratorBasedBuilder):
-    """A data set that is described and never made."""
+    """A data set with a description and without data."""
 
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = pathlib.Path("nowhere")
@@ -90,7 +90,7 @@ class Described(tfds.core.GeneratorBasedBuilder):
 @pytest.mark.parametrize(
     ("features", "keys"),
     [
-        # A target that would be cut to an integer, a label for each pixel, several labels.
+        # A target that would be rounded to an integer, a label for each pixel, several labels.
         ({"image": IMAGE, "label": SCALAR}, ("image", "label")),
         ({"image": IMAGE, "label": IMAGE}, ("image", "label")),
         ({"image": IMAGE, "label": tfds.features.Sequence(LABEL)}, ("image", "label")),
@@ -101,19 +101,19 @@ class Described(tfds.core.GeneratorBasedBuilder):
         ({"image": IMAGE, "label": LABEL}, None),
     ],
 )  # fmt: skip
-def test_data_that_cannot_be_classified(features, keys, monkeypatch, tmp_path):
+def test_data_without_one_label_per_image_are_an_error(features, keys, monkeypatch, tmp_path):
     monkeypatch.setattr(Described, "features", features)
     monkeypatch.setattr(Described, "keys", keys)
-    with pytest.raises(ValueError, match="labelled 8-bit images, with one integer each"):
+    with pytest.raises(ValueError, match="labelled 8-bit images, with one integer label each"):
         kr.datasets.load("described", "test", data_dir=str(tmp_path))
 
 
-def test_data_that_can_be_classified_are_made(tmp_path):
+def test_data_with_one_label_per_image_are_generated(tmp_path):
     with pytest.raises(NotImplementedError):
         kr.datasets.load("described", "test", data_dir=str(tmp_path))
 
 
-def test_images_of_several_sizes_are_refused_where_all_are_held(monkeypatch):
+def test_images_of_several_sizes_in_memory_are_an_error(monkeypatch):
     if keras.backend.backend() == "tensorflow":
         pytest.skip("a `tf.data.Dataset` may hold them")
     import tensorflow as tf
@@ -124,5 +124,5 @@ def test_images_of_several_sizes_are_refused_where_all_are_held(monkeypatch):
     )
     module = sys.modules[kr.datasets.load.__module__]
     monkeypatch.setattr(module, "_from_tensorflow_datasets", lambda *arguments: data)
-    with pytest.raises(ValueError, match="images of one size, to be held in memory"):
+    with pytest.raises(ValueError, match="images of one size, which are held in memory"):
         kr.datasets.load("cats_vs_dogs", "train")

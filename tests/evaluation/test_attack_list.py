@@ -1,4 +1,4 @@
-"""Attacks of several kinds in one evaluation: their names, their radii, the worst case."""
+"""Names, radii and the worst case of several attacks in one evaluation."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ DISTANCE = abs(X[:, 0, 0, 0] - 0.5)
 
 
 def threshold(x):
-    """Predicts class 1 where the only pixel is above 0.5."""
+    """Predicts class 1 if the only pixel is greater than 0.5."""
     z = 10 * (x[:, 0, 0, 0] - 0.5)
     return ops.stack([-z, z], axis=1)
 
 
 class Nearest(kr.attacks.Attack):
-    """Goes as far as it needs to, which is known here."""
+    """Returns the nearest image of the other class."""
 
     def generate(self, problem, x, start, index, seed):
         return ops.where(x > 0.5, 0.4999, 0.5001)
@@ -39,7 +39,7 @@ def surrogate(model, x, y):
             [kr.attacks.PGD(0.1), kr.attacks.PGD(0.1, num_steps=3, norm="l2")],
             ["PGD(epsilon=0.1)", "PGD(epsilon=0.1, num_steps=3, norm=l2)"],
         ),
-        # What differs in the seventh digit only, and what is left out of the name.
+        # Differences in the seventh digit, and in an argument that names omit.
         (
             [
                 kr.attacks.FGSM(0.1),
@@ -85,7 +85,7 @@ def test_radii(attack, expected):
 
 
 @pytest.mark.parametrize("worst_case_only", [False, True])
-def test_the_worst_case_leaves_out_attacks_without_a_radius(worst_case_only):
+def test_the_worst_case_excludes_attacks_without_a_radius(worst_case_only):
     attacks = {"nearest": Nearest(), "FGSM": kr.attacks.FGSM(0.1), "PGD": kr.attacks.PGD(0.3)}
     report = kr.evaluate(
         threshold, X, Y, attacks, worst_case_only=worst_case_only, checks=False, verbose=0
@@ -97,18 +97,18 @@ def test_the_worst_case_leaves_out_attacks_without_a_radius(worst_case_only):
     assert report.row("nearest").radius == "no limit"
     np.testing.assert_array_equal(report.row("worst case").correct, DISTANCE > 0.3)
     assert report.row("worst case").radii == {"linf": 0.3}
-    assert "Without a radius, and left out of it: nearest." in report.statement
+    assert "Attacks without a radius are left out: nearest." in report.statement
     assert report.summary().splitlines()[2].split()[-4:-2] == ["no", "limit"]
 
 
-def test_without_any_radius_all_count():
+def test_without_any_radius_all_attacks_count_in_the_worst_case():
     report = kr.evaluate(threshold, X, Y, [Nearest()], checks=False, verbose=0)
     assert report.accuracy("worst case") == 0.0
     assert report.row("worst case").radius == ""
     assert "No attack had a radius" in report.statement
 
 
-def test_an_attack_that_fools_nobody_has_no_norms():
+def test_an_attack_without_success_has_no_norms():
     report = kr.evaluate(threshold, X, Y, [kr.attacks.FGSM(0.001)], checks=False, verbose=0)
     row = report.rows[1]
     assert row.accuracy == 1.0
@@ -118,7 +118,7 @@ def test_an_attack_that_fools_nobody_has_no_norms():
     assert report.samples == {}
 
 
-def test_worst_case_only_may_leave_nothing_to_attack():
+def test_worst_case_only_may_leave_no_examples_to_attack():
     attacks = {"all": kr.attacks.FGSM(0.6), "none": kr.attacks.FGSM(0.7)}
     report = kr.evaluate(threshold, X, Y, attacks, worst_case_only=True, checks=False, verbose=0)
     assert report.row("none").to_dict()["num_attacked"] == 0
@@ -126,7 +126,7 @@ def test_worst_case_only_may_leave_nothing_to_attack():
     assert report.accuracy("worst case") == 0.0
 
 
-def test_arrays_among_the_arguments():
+def test_names_with_array_arguments():
     class Masked(kr.attacks.FGSM):
         def __init__(self, epsilon, mask=None):
             super().__init__(epsilon)

@@ -1,4 +1,4 @@
-"""Certificates by randomized smoothing hold, and stand beside attacks in a report."""
+"""Certificates by randomized smoothing are valid, and reports compare them with attacks."""
 
 import json
 import math
@@ -22,7 +22,7 @@ STDDEV = 0.25
 
 
 def linear(dimensions=8):
-    """A linear binary classifier, images of true classes, and their distances to the boundary."""
+    """Returns a linear binary classifier, images, classes and distances to the boundary."""
     rng = np.random.default_rng(1)
     w = rng.normal(size=dimensions).astype("float32")
     model = keras.Sequential([keras.Input((dimensions,)), keras.layers.Dense(2, use_bias=False)])
@@ -33,7 +33,7 @@ def linear(dimensions=8):
 
 
 def threshold(boundary=0.0):
-    """A function of NumPy arrays: on which side of a boundary the only value lies."""
+    """Returns a NumPy function that predicts on which side of the boundary the only value is."""
 
     def function(x):
         side = (x.reshape(len(x)) > boundary).astype("float32")
@@ -46,24 +46,24 @@ def certify(*args, **options):
     return kr.evaluation.certify(*args, **{"stddev": STDDEV, "verbose": 0} | options)
 
 
-def test_the_radius_of_a_linear_classifier_tends_to_the_distance_and_never_exceeds_it():
+def test_radii_of_a_linear_classifier_approach_the_distance_from_below():
     model, x, y, distances = linear()
     for num_samples, share in ((1_000, 0.6), (50_000, 0.95)):
         found = certify(model, x, y, num_samples=num_samples, batch_size=2_000)
         assert (found.radii < distances).all()
         far = distances > STDDEV
         assert far.sum() >= 2
-        # Far from the boundary all votes agree, and the radius ends at that of all votes.
-        most = STDDEV * stats.norm.ppf(0.001 ** (1 / num_samples))
-        assert (found.radii[far] > share * np.minimum(distances[far], most)).all()
+        # Far from the boundary all votes agree, so the radius is that of a unanimous vote.
+        unanimous_radius = STDDEV * stats.norm.ppf(0.001 ** (1 / num_samples))
+        assert (found.radii[far] > share * np.minimum(distances[far], unanimous_radius)).all()
         assert (found.classes[~found.abstained] == y[~found.abstained]).all()
 
 
 @pytest.mark.parametrize("count", [501, 700, 999, 1000])
-def test_the_bound_is_that_of_clopper_and_pearson(count):
+def test_radii_agree_with_the_clopper_pearson_bound(count):
     (radius,) = certified_radii(np.array([count]), 1000, 0.001, 2.0)
     p = stats.norm.cdf(radius / 2.0)
-    # By its definition: if p were true, so many votes or more would have a probability of alpha.
+    # By definition of p, the probability of at least `count` votes is alpha.
     if count == 501:
         assert radius == 0
         assert stats.binom.sf(count - 1, 1000, 0.5) > 0.001
@@ -71,16 +71,16 @@ def test_the_bound_is_that_of_clopper_and_pearson(count):
         assert stats.binom.sf(count - 1, 1000, p) == pytest.approx(0.001, rel=1e-6)
 
 
-def test_the_bound_fails_as_often_as_it_may_in_simulation():
-    """The same image 1,000 times, 1 standard deviation from the boundary: p = Phi(1)."""
+def test_simulated_failures_of_the_bound_agree_with_theory():
+    """Certifies 1,000 copies of an image, 1 standard deviation from the boundary: p = Phi(1)."""
     x, y = np.full((1_000, 1), STDDEV, "float32"), np.ones(1_000, int)
     options = {"num_samples": 50, "num_selection": 1, "alpha": 0.1, "batch_size": 51}
     found = certify(kr.BlackBox(threshold()), x, y, **options)
     assert len(np.unique(found.counts)) > 5
-    # What it fails at, worked out: the counts whose bound is above Phi(1).
+    # The bound fails for the counts for which it is greater than Phi(1).
     counts, p = np.arange(51), stats.norm.cdf(1)
     too_high = stats.binom.sf(counts - 1, 50, p) < 0.1
-    # The class that a single copy has selected is the wrong one in 16% of all cases.
+    # The factor p: a single copy selects the right class with probability Phi(1) = 84%.
     expected = stats.binom.pmf(counts, 50, p)[too_high].sum() * p
     assert 0.03 < expected < 0.1
     share = ((found.radii > STDDEV) & (found.selected == 1)).mean()
@@ -89,7 +89,7 @@ def test_the_bound_fails_as_often_as_it_may_in_simulation():
 
 
 def reveals(a):
-    """Class 1 where `(x - a) + a == x` in float32: where `x` is `a` and noise added in float32."""
+    """Returns a function that detects `x = a + noise` in float32, by `(x - a) + a == x`."""
     a = np.float32(a)
 
     def function(x):
@@ -101,13 +101,13 @@ def reveals(a):
 
 
 def test_rounding_reveals_no_image():
-    """The attack of Voracek and Hein: added in float32, the last bits tell where noise began."""
+    """With noise added in float32, the last bits would reveal the image (Voracek and Hein)."""
     a, stddev = 210 / 255, 0.5
     function = reveals(a)
     noise = np.random.default_rng(0).normal(0, stddev, 20_000).astype("float32")
     votes = [function(np.float32(image) + noise).argmax(axis=1).mean() for image in (a, 0.0)]
-    assert votes[0] == 1  # Certified within 3.6 * stddev, were it sound,
-    assert votes[1] < 0.48  # and another class at a distance of 1.65 * stddev.
+    assert votes[0] == 1  # The certificate would be a radius of 3.6 * stddev,
+    assert votes[1] < 0.48  # but the class changes at a distance of 1.65 * stddev.
 
     x = np.array([[a], [0.0]], "float32")
     found = certify(kr.BlackBox(function), x, np.ones(2, int), stddev=stddev, num_samples=20_000)
@@ -116,7 +116,7 @@ def test_rounding_reveals_no_image():
 
 
 @pytest.mark.parametrize("stddev", [0.25, 0.3, 70.0])
-def test_noise_is_normal_on_a_grid_and_not_clipped(stddev):
+def test_noise_is_normal_on_a_grid_without_clipping(stddev):
     step = grid_step(stddev)
     assert math.log2(step) == round(math.log2(step))
     assert stddev / 512 < step <= stddev / 256
@@ -131,7 +131,7 @@ def test_noise_is_normal_on_a_grid_and_not_clipped(stddev):
     assert abs(np.corrcoef(values.T)[0, 1]) < 0.06
 
 
-def test_the_batch_size_and_the_kind_of_data_change_nothing():
+def test_votes_do_not_depend_on_batch_size_or_kind_of_data():
     model, x, y, _ = linear()
     expected = certify(model, x, y, num_samples=300)
     one_hot = np.eye(2)[y]
@@ -142,12 +142,12 @@ def test_the_batch_size_and_the_kind_of_data_change_nothing():
     box = kr.BlackBox(lambda images: ops.convert_to_numpy(model(images)))
     found = certify(box, x, y, num_samples=300, batch_size=40)
     np.testing.assert_array_equal(found.counts, expected.counts)
-    # 8 images are looked at, each is classified once, and nothing is asked twice.
+    # The checks query 8 images, and each of 10 images is classified once, without repeats.
     assert box.num_queries == 8 + 10 + 10 * 400
 
 
 class Interrupted:
-    """A function of arrays that is interrupted after so many calls."""
+    """A classifier of arrays that is interrupted after `num_calls` calls."""
 
     def __init__(self, num_calls):
         self.left = num_calls
@@ -166,7 +166,7 @@ def test_an_interrupted_certification_continues(tmp_path):
     x = np.linspace(-0.4, 0.4, 6, dtype="float32").reshape(6, 1)
     y = (x[:, 0] > 0).astype(int)
     options = {"num_samples": 200, "batch_size": 100, "output": tmp_path}
-    whole = certify(kr.BlackBox(threshold()), x, y, **options | {"output": None})
+    uninterrupted = certify(kr.BlackBox(threshold()), x, y, **options | {"output": None})
     (tmp_path / "certificate.json").write_text("an earlier one")
     with pytest.raises(KeyboardInterrupt):
         certify(kr.BlackBox(Interrupted(2 + 3 * 3 + 1)), x, y, **options)
@@ -174,13 +174,13 @@ def test_an_interrupted_certification_continues(tmp_path):
     again = Interrupted(2 + 3 * 3)
     found = certify(kr.BlackBox(again), x, y, resume=True, **options)
     assert again.left == 0
-    np.testing.assert_array_equal(found.counts, whole.counts)
+    np.testing.assert_array_equal(found.counts, uninterrupted.counts)
     for changed in ({"num_samples": 201}, {"stddev": 0.3}, {"seed": 1}):
         with pytest.raises(ValueError, match=f"run with other {next(iter(changed))}\\. "):
             certify(kr.BlackBox(Interrupted(2)), x, y, resume=True, **options | changed)
     with pytest.raises(ValueError, match="run with other images, predictions"):
         certify(kr.BlackBox(Interrupted(2)), -x, y, resume=True, **options)
-    # `alpha` changes no vote.
+    # `alpha` does not change the votes.
     wider = certify(kr.BlackBox(Interrupted(2)), x, y, resume=True, alpha=0.1, **options)
     assert (wider.radii[~found.abstained] > found.radii[~found.abstained]).all()
 
@@ -191,7 +191,7 @@ def certificate():
     return certify(model, x, 1 - y * (np.arange(10) < 5), num_samples=500)
 
 
-def test_certified_accuracy_is_the_share_of_correct_radii_beyond(certificate):
+def test_certified_accuracy_is_the_share_correct_with_a_larger_radius(certificate):
     correct = certificate.classes == certificate.labels
     assert 0 < correct.sum() < (~certificate.abstained).sum()
     for radius in (0.0, 0.1, float(certificate.radii.max())):
@@ -219,7 +219,7 @@ def test_a_certificate_is_saved_and_loaded(certificate, tmp_path):
     saved = json.loads(path.read_text())
     assert saved["num_examples"] == 10
     for text, message in (
-        (json.dumps(saved | {"schema": 99}), "reads those up to 1: update it"),
+        (json.dumps(saved | {"schema": 99}), "reads schemas up to 1: update keras_robust"),
         (path.read_text()[:50], "cannot be read"),
         (json.dumps({"schema": 1}), "cannot be read"),
     ):
@@ -262,7 +262,7 @@ MODEL, X, Y, _ = linear()
     ],
     ids=str,
 )
-def test_bad_input_is_refused_before_any_work(changes, message, monkeypatch):
+def test_bad_input_is_an_error_before_any_work(changes, message, monkeypatch):
     monkeypatch.setattr(Noise, "draw", None)
     with pytest.raises(ValueError, match=message):
         certify(**{"model": MODEL, "x": X, "y": Y, "num_samples": 100} | changes)
@@ -276,7 +276,7 @@ def test_an_output_that_is_not_finite_is_an_error():
         certify(kr.BlackBox(function), np.zeros((1, 1), "float32"), [1], stddev=1.0)
 
 
-# What follows is about the smoothed classifier under attack.
+# The following tests attack the smoothed classifier.
 
 
 def attack(epsilon, **options):
@@ -285,7 +285,7 @@ def attack(epsilon, **options):
     return kr.attacks.PGD(epsilon, **given | options)
 
 
-def test_votes_are_shares_of_noisy_copies():
+def test_outputs_agree_with_shares_of_noisy_copies():
     model, x, y, distances = linear()
     smoothed = kr.evaluation.SmoothedClassifier(model, STDDEV, num_votes=1_000)
     outputs = Classifier(smoothed).predict(x, seed=0)
@@ -307,17 +307,17 @@ def test_no_attack_succeeds_within_a_certified_radius():
         within = attack(float(found.radii[number]))
         for seed in range(2):
             assert not within.run(smoothed, x[one], y[one], seed=seed).success.any()
-        # The strongest perturbation, whether it counts as a success or not: asked many more times.
+        # Classifies the strongest perturbation with many more votes, even if the attack failed.
         x_adv = ops.convert_to_numpy(within.perturb(smoothed, x[one], y[one], 0))
         assert np.linalg.norm(x_adv - x[one]) > 0.99 * found.radii[number]
-        asked = certify(model, x_adv, y[one], num_samples=50_000, batch_size=10_000)
-        assert asked.votes == y[one]
-        # It is the certificate that holds: the same attack succeeds beyond the boundary.
+        recertified = certify(model, x_adv, y[one], num_samples=50_000, batch_size=10_000)
+        assert recertified.votes == y[one]
+        # The attack is not too weak: it succeeds beyond the boundary.
         beyond = attack(float(distances[number]) + STDDEV).run(smoothed, x[one], y[one], seed=0)
         assert beyond.success.all()
 
 
-def test_an_attack_by_gradients_must_follow_noisy_copies():
+def test_an_attack_by_gradients_needs_noisy_logits():
     smoothed = kr.evaluation.SmoothedClassifier(MODEL, STDDEV)
     with pytest.raises(ValueError, match=r"objective=keras_robust\.evaluation\.noisy_logits"):
         attack(0.1, objective=None)(smoothed, X, Y)
@@ -352,7 +352,7 @@ def test_a_smoothed_classifier_is_saved_and_loaded(tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """A report with a certificate, what it was made of, and its folder."""
+    """Returns a report with a certificate, the certificate, and their folder."""
     folder = tmp_path_factory.mktemp("certified")
     model, x, y, _ = linear()
     found = certify(model, x, y, num_samples=2_000, batch_size=2_000, output=folder)
@@ -368,12 +368,12 @@ def evaluated(tmp_path_factory):
 def test_a_report_shows_attack_and_certificate_side_by_side(evaluated, capsys):
     report, found, folder = evaluated
     assert [row.name for row in report.rows][-2:] == ["certified", "worst case"]
-    # The ball of 0.1 in L-infinity lies in that of 0.28 in L2, and that in that of 0.4.
+    # The L-infinity ball of 0.1 is inside the L2 ball of 0.28, and so inside that of 0.4.
     assert report.accuracy("certified") == found.certified_accuracy(0.4)
     assert report.row("certified").radii == {"l2": 0.4, "linf": 0.1}
     assert report.accuracy("certified") <= report.accuracy("worst case") < report.accuracy("clean")
     share = f"{report.accuracy('certified'):.1%}"
-    assert f"Lower bound, certified: {share}." in report.summary()
+    assert f"Certified lower bound: {share}." in report.summary()
     assert share in capsys.readouterr().out
     assert report.notes["certificate"] == repr(found)
 
@@ -405,7 +405,7 @@ def test_a_contradiction_fails_a_check(evaluated):
     assert outcome.figures == {"fooled": outcome.figures["certified"], "certified": 9.0}
 
 
-def test_both_curves_are_drawn_and_what_lies_between(monkeypatch, tmp_path):
+def test_both_curves_and_the_area_between_are_drawn(monkeypatch, tmp_path):
     figures, make = [], plots._figure
     monkeypatch.setattr(plots, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
     curves = {"upper": {0.0: 0.9, 0.5: 0.6, 1.0: 0.5}, "lower": {0.0: 0.8, 0.5: 0.4, 1.0: 0.0}}
@@ -415,7 +415,7 @@ def test_both_curves_are_drawn_and_what_lies_between(monkeypatch, tmp_path):
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [90, 60, 50])
     (area,) = axes.collections
     (path,) = area.get_paths()
-    # Between 0 and 0.5 the upper bound is that at 0, the lower that at 0.5.
+    # Between 0 and 0.5, the upper bound is that at 0 and the lower bound is that at 0.5.
     assert path.contains_points([(0.25, 85), (0.25, 45), (0.75, 55), (0.75, 5)]).all()
     assert not path.contains_points([(0.25, 95), (0.25, 35), (0.75, 65), (0.75, -1)]).any()
 
@@ -424,16 +424,19 @@ def test_both_curves_are_drawn_and_what_lies_between(monkeypatch, tmp_path):
     ("changes", "message"),
     [
         ({"model": MODEL}, r"SmoothedClassifier\(model, stddev\)` as `model`"),
-        ({"model": kr.evaluation.SmoothedClassifier(MODEL, 0.3)}, "Received: one of other stddev"),
+        (
+            {"model": kr.evaluation.SmoothedClassifier(MODEL, 0.3)},
+            "a certificate with other stddev",
+        ),
         ({"model": kr.evaluation.SmoothedClassifier(linear(8)[0], 0.3)}, "other stddev"),
         ({"x": X / 2}, "other images"),
         ({"y": 1 - Y}, "other labels"),
         ({"certificate": {0.0: 1.0}}, "must be what `kr.evaluation.certify` returns"),
-        ({"shard": (1, 2), "output": "never"}, "`certificate` needs what all shares have found"),
+        ({"shard": (1, 2), "output": "never"}, "`certificate` needs the results of all shares"),
     ],
     ids=str,
 )
-def test_a_certificate_of_something_else_is_refused(changes, message):
+def test_a_certificate_of_another_model_or_data_is_an_error(changes, message):
     given = {
         "model": kr.evaluation.SmoothedClassifier(MODEL, STDDEV),
         "x": X,

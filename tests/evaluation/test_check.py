@@ -1,4 +1,4 @@
-"""The validity checks: masked models are flagged, sound ones pass, and the figures are right."""
+"""Validity checks flag masked gradients, pass for sound models, and report exact figures."""
 
 import json
 from typing import ClassVar
@@ -27,7 +27,7 @@ PGD = kr.attacks.PGD(0.1, num_steps=20)
 
 
 def name_of(value):
-    """A test's name, of its arguments; pytest's own for what is not a dictionary."""
+    """Returns the id of a parameter: the names of arguments, or `None` for pytest's default."""
     return ", ".join(value) if isinstance(value, dict) else None
 
 
@@ -63,8 +63,8 @@ def adversarially_trained(embedded_data):
     return trained(dense(), embedded_data, loss)
 
 
-def behind(layer, model):
-    """A model with another layer in front."""
+def with_layer_before(layer, model):
+    """Returns the model with another layer in front."""
     layer = layer if isinstance(layer, keras.layers.Layer) else keras.layers.Lambda(layer)
     return keras.Sequential([keras.Input((28, 28, 1)), layer, model])
 
@@ -73,12 +73,12 @@ def quantize(x):
     return ops.round(3 * x) / 3
 
 
-def quantize_straight_through(x):
+def quantize_with_straight_through_gradient(x):
     return x + ops.stop_gradient(quantize(x) - x)
 
 
 class Noise(keras.layers.Layer):
-    """Noise in inference mode too."""
+    """Adds noise, also in inference mode."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -105,27 +105,27 @@ def case(model, x, y, attack=PGD, **arguments):
     return Case(classifier=Classifier(model), x=x, y=y, attack=attack, **arguments)
 
 
-def case_of(model, data, **arguments):
-    """50 examples that `model` classifies correctly."""
+def correct_case(model, data, **arguments):
+    """Returns a case of 50 examples that `model` classifies correctly."""
     x, y = data[1]
     chosen = np.flatnonzero(model.predict(x[:400], verbose=0).argmax(axis=1) == y[:400])[:50]
     return case(model, x[chosen], y[chosen], **arguments)
 
 
-# Images of one pixel: 200 distances to the threshold, half of them on each side.
+# Images of one pixel with 200 distances to the threshold, half of them on each side.
 DISTANCES = np.tile(np.linspace(0.002, 0.4985, 100, dtype="float32"), 2)
 LABELS = np.repeat([0, 1], 100)
 PIXELS = (0.5 + (2 * LABELS - 1) * DISTANCES).astype("float32").reshape(-1, 1, 1, 1)
 
 
 def threshold(x, slope=10.0):
-    """Predicts class 1 where the pixel is above 0.5."""
+    """Predicts class 1 if the pixel is greater than 0.5."""
     z = slope * (x[:, 0, 0, 0] - 0.5)
     return ops.stack([-z, z], axis=1)
 
 
 def without_gradient(x):
-    """The same outputs, and a gradient that is 0."""
+    """Computes the outputs of `threshold` with a gradient of 0."""
     return threshold(ops.stop_gradient(x)) + 0 * threshold(x)
 
 
@@ -156,12 +156,12 @@ def test_logits_times_1000_are_flagged(natural, embedded_data):
 
 
 def test_a_quantized_input_is_flagged(natural, embedded_data):
-    results = checked(behind(quantize, natural), embedded_data)
+    results = checked(with_layer_before(quantize, natural), embedded_data)
     assert {NOT_ZERO, DIFFERENCES} <= failures(results)
     if keras.backend.backend() == "tensorflow":
         assert FINITE in failures(results)
         assert results[MORE_STEPS].passed is None
-        assert "no gradient in its input" in results[MORE_STEPS].sentence
+        assert "no gradient with respect to its input" in results[MORE_STEPS].sentence
     else:
         assert {SQUARE, CHANCE, UNBOUNDED} <= failures(results)
         assert results[NOT_ZERO].figures["share_zero"] == 1
@@ -171,20 +171,20 @@ def test_a_quantized_input_is_flagged(natural, embedded_data):
 
 def test_tanh_with_weights_times_50_is_flagged(embedded_data):
     model = trained(dense("tanh"), embedded_data)
-    assert CHECKS[FEATURES](case_of(model, embedded_data)).passed
+    assert CHECKS[FEATURES](correct_case(model, embedded_data)).passed
     hidden = model.get_layer("hidden")
     kernel, bias = (50 * values for values in hidden.get_weights())
     hidden.set_weights([kernel, bias])
-    of_model = case_of(model, embedded_data)
-    outcome = CHECKS[FEATURES](of_model)
-    expected = np.tanh(of_model.x.reshape(50, -1) @ kernel + bias)
+    subject = correct_case(model, embedded_data)
+    outcome = CHECKS[FEATURES](subject)
+    expected = np.tanh(subject.x.reshape(50, -1) @ kernel + bias)
     share = outcome.figures["share_flat_hidden"]
     assert outcome.passed is False
     np.testing.assert_allclose(share, (abs(expected) > 0.999).mean(), atol=1e-3)
     np.testing.assert_allclose(outcome.figures["share_flat_features"], share, atol=1e-6)
 
 
-def test_saturated_layers_of_other_kinds(natural, embedded_data):
+def test_other_kinds_of_saturated_layers(natural, embedded_data):
     x, y = embedded_data[1]
     for layer, passed in [
         (keras.layers.Dense(20, activation="sigmoid", name="hidden"), True),
@@ -207,7 +207,7 @@ def test_saturated_layers_of_other_kinds(natural, embedded_data):
 
 
 def test_random_models_are_flagged_unless_draws_are_averaged(natural, embedded_data):
-    noisy = behind(Noise(), natural)
+    noisy = with_layer_before(Noise(), natural)
     x, y = embedded_data[1]
     outcome = CHECKS[DETERMINISTIC](case(noisy, x[:50], y[:50]))
     assert outcome.passed is False
@@ -218,7 +218,7 @@ def test_random_models_are_flagged_unless_draws_are_averaged(natural, embedded_d
     outcome = CHECKS[DETERMINISTIC](case(natural, x[:50], y[:50]))
     assert outcome.passed
     assert outcome.figures["largest_relative_change"] < 1e-5
-    # The same draws on both sides of the difference: noise alone is no wrong gradient.
+    # Both sides of the difference use the same draws, so noise does not make the gradient wrong.
     assert CHECKS[DIFFERENCES](case(noisy, x[:50], y[:50])).passed
 
 
@@ -226,8 +226,8 @@ def test_random_models_are_flagged_unless_draws_are_averaged(natural, embedded_d
     ("factor", "passed"), [(1.0, True), (0.9, True), (0.5, False), (-1, False)]
 )
 def test_the_error_of_a_scaled_gradient_is_known(natural, embedded_data, factor, passed):
-    # |c g - g| / max(|c g|, |g|) = |c - 1| / max(|c|, 1) for a gradient that is c times the true.
-    model = behind(lambda x: ops.stop_gradient((1 - factor) * x) + factor * x, natural)
+    # For c times the true gradient, |c g - g| / max(|c g|, |g|) = |c - 1| / max(|c|, 1).
+    model = with_layer_before(lambda x: ops.stop_gradient((1 - factor) * x) + factor * x, natural)
     x, y = embedded_data[1]
     outcome = CHECKS[DIFFERENCES](case(model, x[:50], y[:50]))
     assert outcome.passed is passed
@@ -237,8 +237,8 @@ def test_the_error_of_a_scaled_gradient_is_known(natural, embedded_data, factor,
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 @pytest.mark.parametrize("low", [0.0, -100.0])
-def test_finite_differences_whatever_the_units(natural, embedded_data, scale, low):
-    # The same model on images of another range, and with other logits.
+def test_finite_differences_do_not_depend_on_units(natural, embedded_data, scale, low):
+    # The same model on images with another range, and with scaled logits.
     rescale = keras.layers.Rescaling(1 / 255, offset=-low / 255)
     model = keras.Sequential(
         [keras.Input((28, 28, 1)), rescale, natural, keras.layers.Rescaling(scale)]
@@ -251,15 +251,15 @@ def test_finite_differences_whatever_the_units(natural, embedded_data, scale, lo
 
 def test_straight_through_gradients_are_flagged(natural, embedded_data):
     x, y = embedded_data[1]
-    model = behind(quantize_straight_through, natural)
+    model = with_layer_before(quantize_with_straight_through_gradient, natural)
     outcome = CHECKS[DIFFERENCES](case(model, x[:50], y[:50]))
     assert outcome.passed is False
     assert outcome.figures["median_relative_error"] > 0.5
     assert CHECKS[NOT_ZERO](case(model, x[:50], y[:50])).passed
 
 
-def test_max_pooling_over_a_black_background_is_no_alarm(embedded_data):
-    # All values in a black window are equal: the gradient is not the derivative there.
+def test_max_pooling_over_a_black_background_passes(embedded_data):
+    # In a black window all values are equal, so the gradient is not the derivative.
     model = keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -274,19 +274,19 @@ def test_max_pooling_over_a_black_background_is_no_alarm(embedded_data):
 
 def test_half_precision_is_too_coarse_for_finite_differences(natural, embedded_data):
     x, y = embedded_data[1]
-    layer = keras.layers.Lambda(quantize_straight_through, dtype="mixed_float16")
-    outcome = CHECKS[DIFFERENCES](case(behind(layer, natural), x[:50], y[:50]))
+    layer = keras.layers.Lambda(quantize_with_straight_through_gradient, dtype="mixed_float16")
+    outcome = CHECKS[DIFFERENCES](case(with_layer_before(layer, natural), x[:50], y[:50]))
     assert outcome.passed is None
     assert "half precision" in outcome.sentence
 
 
 def test_a_shattered_gradient_is_flagged(natural, embedded_data):
-    # Its gradient is exact, and points anywhere: PGD does no better than its random start.
-    model = behind(lambda x: x + 0.1 * ops.sin(1000 * x), natural)
-    of_model = case_of(model, embedded_data)
-    assert CHECKS[DIFFERENCES](of_model).passed
-    assert CHECKS[CHANCE](of_model).passed is False
-    assert CHECKS[SQUARE](of_model).passed is False
+    # The gradient is exact, but its direction is arbitrary, so PGD only finds its random start.
+    model = with_layer_before(lambda x: x + 0.1 * ops.sin(1000 * x), natural)
+    subject = correct_case(model, embedded_data)
+    assert CHECKS[DIFFERENCES](subject).passed
+    assert CHECKS[CHANCE](subject).passed is False
+    assert CHECKS[SQUARE](subject).passed is False
 
 
 def test_flat_outputs_cannot_be_compared():
@@ -302,47 +302,47 @@ def test_flat_outputs_cannot_be_compared():
 def test_an_objective_is_checked_in_place_of_the_model(natural, embedded_data):
     layer = keras.layers.Lambda(quantize, name="quantize")
     attack = kr.attacks.PGD(0.1, num_steps=20, objective=kr.attacks.BPDA("quantize"))
-    of_model = case_of(behind(layer, natural), embedded_data, attack=attack)
+    subject = correct_case(with_layer_before(layer, natural), embedded_data, attack=attack)
     for name in (FINITE, NOT_ZERO, CHANCE):
-        assert CHECKS[name](of_model).passed
-    assert "share_zero_cross_entropy" not in CHECKS[NOT_ZERO](of_model).figures
-    outcome = CHECKS[DIFFERENCES](of_model)
+        assert CHECKS[name](subject).passed
+    assert "share_zero_cross_entropy" not in CHECKS[NOT_ZERO](subject).figures
+    outcome = CHECKS[DIFFERENCES](subject)
     assert outcome.passed is None
     assert "follows its `objective`" in outcome.sentence
 
 
-def test_accuracies_are_exact_where_the_gradient_is_sound():
-    of_model = case(threshold, PIXELS, LABELS)
+def test_accuracies_are_exact_for_a_sound_gradient():
+    subject = case(threshold, PIXELS, LABELS)
     fooled = int((DISTANCES < 0.1).sum())
-    assert CHECKS[BELOW_CLEAN](of_model).figures == {"num_examples": 200, "num_fooled": fooled}
+    assert CHECKS[BELOW_CLEAN](subject).figures == {"num_examples": 200, "num_fooled": fooled}
     for name in (NO_WEAKER, SINGLE_STEP, SQUARE, NOISE):
-        outcome = CHECKS[name](of_model)
+        outcome = CHECKS[name](subject)
         assert outcome.passed
         assert (
             outcome.figures["accuracy"] == outcome.figures["compared_accuracy"] == 1 - fooled / 200
         )
-    assert CHECKS[MORE_STEPS](of_model).passed
-    assert CHECKS[CHANCE](of_model).figures["accuracy"] == 0
-    assert CHECKS[CHANCE](of_model).figures["chance"] == 0.5
-    assert CHECKS[UNBOUNDED](of_model).passed
+    assert CHECKS[MORE_STEPS](subject).passed
+    assert CHECKS[CHANCE](subject).figures["accuracy"] == 0
+    assert CHECKS[CHANCE](subject).figures["chance"] == 0.5
+    assert CHECKS[UNBOUNDED](subject).passed
 
 
-def test_a_gradient_of_zero_is_flagged_by_what_needs_none():
-    of_model = case(without_gradient, PIXELS, LABELS)
-    # PGD stays at its random start: where Square and noise fool all that can be fooled, it fools
-    # a quarter, and at an epsilon of 0.5 too.
+def test_attacks_without_gradient_flag_a_gradient_of_zero():
+    subject = case(without_gradient, PIXELS, LABELS)
+    # Square and noise fool all examples inside the radius. PGD stays at its random start, and only
+    # fools a quarter of them, also at an epsilon of 0.5.
     fooled = int((DISTANCES < 0.1).sum())
     for name in (SQUARE, NOISE):
-        outcome = CHECKS[name](of_model)
+        outcome = CHECKS[name](subject)
         assert outcome.passed is False
         assert outcome.figures["compared_accuracy"] == 1 - fooled / 200
-    assert CHECKS[CHANCE](of_model).passed is False
-    assert CHECKS[UNBOUNDED](of_model).passed is False
-    assert CHECKS[NOT_ZERO](of_model).figures["share_zero"] == 1
+    assert CHECKS[CHANCE](subject).passed is False
+    assert CHECKS[UNBOUNDED](subject).passed is False
+    assert CHECKS[NOT_ZERO](subject).figures["share_zero"] == 1
 
 
 class Nothing(kr.attacks.Attack):
-    """Leaves all images as they are."""
+    """Returns the images unchanged."""
 
     epsilon, norm = 0.1, "linf"
 
@@ -351,16 +351,16 @@ class Nothing(kr.attacks.Attack):
 
 
 def test_an_attack_that_does_nothing_is_flagged():
-    of_model = case(threshold, PIXELS, LABELS, Nothing())
-    outcome = CHECKS[NO_WEAKER](of_model)
+    subject = case(threshold, PIXELS, LABELS, Nothing())
+    outcome = CHECKS[NO_WEAKER](subject)
     assert outcome.passed is False
     assert outcome.figures["fooled_by_the_other_alone"] == (DISTANCES < 0.1).sum()
-    assert CHECKS[BELOW_CLEAN](of_model).passed is False
-    # The model is not to blame.
-    assert CHECKS[SQUARE](of_model).passed
+    assert CHECKS[BELOW_CLEAN](subject).passed is False
+    # Other attacks show that the model is sound.
+    assert CHECKS[SQUARE](subject).passed
 
 
-def test_that_nobody_is_fooled_says_little_of_few_examples_or_small_radii():
+def test_unfooled_examples_only_count_if_many_and_at_a_large_radius():
     def outcome(epsilon, num=200, **arguments):
         attack = kr.attacks.FGSM(epsilon)
         return CHECKS[BELOW_CLEAN](
@@ -392,10 +392,10 @@ def test_other_norms(norm):
     assert case(threshold, images, LABELS[:4]).radius(0.5) == 0.5
 
 
-def test_transfer():
+def test_transfer_flags_a_gradient_of_zero():
     def outcome(model):
-        of_model = case(model, PIXELS, LABELS, transfer_from=lambda x: threshold(x, slope=3.0))
-        return CHECKS[TRANSFER](of_model)
+        subject = case(model, PIXELS, LABELS, transfer_from=lambda x: threshold(x, slope=3.0))
+        return CHECKS[TRANSFER](subject)
 
     fooled = int((DISTANCES < 0.1).sum())
     assert outcome(threshold).passed
@@ -403,19 +403,22 @@ def test_transfer():
     assert outcome(without_gradient).figures["compared_accuracy"] == 1 - fooled / 200
 
 
-def test_the_other_model_is_attacked_by_its_own_gradient(natural, embedded_data):
-    # It has no layer of the name that the objective replaces.
+def test_transfer_attacks_the_other_model_by_its_own_gradient(natural, embedded_data):
+    # The other model does not have the layer that the objective replaces.
     layer = keras.layers.Lambda(quantize, name="quantize")
     attack = kr.attacks.PGD(0.1, num_steps=20, objective=kr.attacks.BPDA("quantize"))
-    of_model = case_of(behind(layer, natural), embedded_data, attack=attack, transfer_from=natural)
-    outcome = CHECKS[TRANSFER](of_model)
+    subject = correct_case(
+        with_layer_before(layer, natural), embedded_data, attack=attack, transfer_from=natural
+    )
+    outcome = CHECKS[TRANSFER](subject)
     assert outcome.passed
     assert outcome.figures["compared_accuracy"] < 0.5
 
 
 def test_zero_gradients_and_certain_outputs_are_counted():
-    # The margin is 2 * 1000 * distance. exp(-margin) is 0 in float32 from 104 on (88 where
-    # subnormal numbers are flushed); 1 + exp(-margin) is 1 from 17.4 on, and not up to 16.6.
+    # The margin is 2 * 1000 * distance. In float32, exp(-margin) is 0 for margins from 104 (88 if
+    # subnormal numbers are flushed), and 1 + exp(-margin) is 1 for margins from 17.4, and not up to
+    # 16.6.
     distances = np.repeat(np.array([0.004, 0.03, 0.1], "float32"), [10, 20, 30])
     labels = np.arange(60) % 2
     x = (0.5 + (2 * labels - 1) * distances).astype("float32").reshape(-1, 1, 1, 1)
@@ -426,17 +429,17 @@ def test_zero_gradients_and_certain_outputs_are_counted():
     outcome = CHECKS[NOT_ZERO](case(logits, x, labels))
     assert outcome.figures == {"share_zero": 0, "share_zero_cross_entropy": 0.5}
     assert outcome.passed is False
-    assert "libraries that climb the cross-entropy" in outcome.sentence
+    assert "libraries that maximize the cross-entropy" in outcome.sentence
     outcome = CHECKS[LOGITS](case(logits, x, labels))
     np.testing.assert_allclose(outcome.figures["share_certain"], 50 / 60)
     assert outcome.passed is False
 
-    of_model = case(
+    subject = case(
         lambda x: ops.softmax(logits(x)), x, labels, kr.attacks.PGD(0.1, from_logits=False)
     )
-    np.testing.assert_allclose(CHECKS[LOGITS](of_model).figures["share_certain"], 50 / 60)
-    # A callable's softmax cannot be left out, and has lost the probabilities below 1e-37.
-    assert CHECKS[NOT_ZERO](of_model).figures == {"share_zero": 0.5}
+    np.testing.assert_allclose(CHECKS[LOGITS](subject).figures["share_certain"], 50 / 60)
+    # The softmax of a callable cannot be skipped, and its probabilities below 1e-37 are lost.
+    assert CHECKS[NOT_ZERO](subject).figures == {"share_zero": 0.5}
 
 
 def test_gradients_that_are_not_finite_are_counted():
@@ -481,10 +484,10 @@ def test_binomial_tail(successes, trials, chance):
     np.testing.assert_allclose(binomial_tail(successes, trials, chance), expected, rtol=1e-6)
 
 
-def answers(shares, accuracies, count, predicted=None):
-    """Labels with these shares, and answers that are right on these shares of each class.
+def labels_and_predictions(shares, accuracies, count, predicted=None):
+    """Returns labels with `shares` of each class, and predictions with `accuracies` per class.
 
-    Where they are wrong, the next class is given, or the one that is always `predicted`.
+    Wrong predictions are the next class, or always the class `predicted`.
     """
     counts = np.round(count * np.array(shares)).astype(int)
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -498,32 +501,32 @@ def answers(shares, accuracies, count, predicted=None):
 @pytest.mark.parametrize(
     ("given", "passed"),
     [
-        # A good model and a poor one, of ten classes.
-        (answers([0.1] * 10, [0.9] * 10, 200), True),
-        (answers([0.1] * 10, [0.25] * 10, 200), True),
-        # One of nothing but guesses, one of the same answer to everything, one that is never right.
-        (answers([0.1] * 10, [0.1] * 10, 200), False),
-        (answers([0.1] * 10, [0.0] * 10, 200, predicted=3), False),
-        (answers([0.1] * 10, [0.0] * 10, 200), False),
-        # Nine tenths of one class: naming it always is worth nothing, and more than that something.
-        (answers([0.9, 0.1], [1.0, 0.0], 200), False),
-        (answers([0.1, 0.9], [0.0, 1.0], 200), False),
-        (answers([0.9, 0.1], [0.95, 0.75], 200), True),
-        # A tenth of all is right, but not more than guessing that class would be.
-        (answers([0.9, 0.1], [0.0, 1.0], 200), False),
-        # Too few to tell; few that are enough.
-        (answers([0.5, 0.5], [0.5, 0.5], 8), None),
-        (answers([0.9, 0.1], [1.0, 0.0], 20), None),
-        (answers([0.1] * 10, [1.0] * 10, 10), True),
-        (answers([0.1] * 10, [0.0] * 10, 10), False),
-        # Examples of one class alone.
-        (answers([1.0, 0.0], [0.9, 0.0], 200), None),
-        # Many.
-        (answers([0.1] * 10, [0.1] * 10, 50_000), False),
-        (answers([0.1] * 10, [0.11] * 10, 50_000), True),
+        # A good and a poor model of ten classes.
+        (labels_and_predictions([0.1] * 10, [0.9] * 10, 200), True),
+        (labels_and_predictions([0.1] * 10, [0.25] * 10, 200), True),
+        # Ten classes: only guesses, always the same class, always wrong.
+        (labels_and_predictions([0.1] * 10, [0.1] * 10, 200), False),
+        (labels_and_predictions([0.1] * 10, [0.0] * 10, 200, predicted=3), False),
+        (labels_and_predictions([0.1] * 10, [0.0] * 10, 200), False),
+        # 90% are of one class. Always predicting it is no better than chance.
+        (labels_and_predictions([0.9, 0.1], [1.0, 0.0], 200), False),
+        (labels_and_predictions([0.1, 0.9], [0.0, 1.0], 200), False),
+        (labels_and_predictions([0.9, 0.1], [0.95, 0.75], 200), True),
+        # An accuracy of 10%, which is that of always predicting the rare class.
+        (labels_and_predictions([0.9, 0.1], [0.0, 1.0], 200), False),
+        # Too few examples to decide, and few that suffice.
+        (labels_and_predictions([0.5, 0.5], [0.5, 0.5], 8), None),
+        (labels_and_predictions([0.9, 0.1], [1.0, 0.0], 20), None),
+        (labels_and_predictions([0.1] * 10, [1.0] * 10, 10), True),
+        (labels_and_predictions([0.1] * 10, [0.0] * 10, 10), False),
+        # All examples are of one class.
+        (labels_and_predictions([1.0, 0.0], [0.9, 0.0], 200), None),
+        # Many examples.
+        (labels_and_predictions([0.1] * 10, [0.1] * 10, 50_000), False),
+        (labels_and_predictions([0.1] * 10, [0.11] * 10, 50_000), True),
     ],
 )
-def test_clean_accuracy_against_guessing(given, passed):
+def test_clean_accuracy_against_chance(given, passed):
     outcome = compared_with_chance(*given)
     assert outcome.passed is passed
     if outcome.figures:
@@ -538,23 +541,23 @@ def test_clean_accuracy_against_guessing(given, passed):
         assert outcome.figures["p_value"] == pytest.approx(p_value, rel=1e-6, abs=1e-300)
 
 
-def test_guesses_pass_as_clean_accuracy_in_one_of_a_hundred_samples_at_most():
+def test_random_guesses_rarely_pass_as_above_chance():
     rng = np.random.default_rng(0)
     labels, classes = rng.integers(0, 10, (2, 2000, 200))
     outcomes = [compared_with_chance(*pair).passed for pair in zip(labels, classes, strict=True)]
-    assert outcomes.count(True) <= 40  # 20 are expected at most; twice as many never come.
+    assert outcomes.count(True) <= 40  # At most 20 are expected, and 40 are practically impossible.
     assert outcomes.count(False) >= 1950
 
 
-def test_the_accuracy_of_guessing_may_be_given():
-    labels, classes = answers([0.1] * 10, [0.25] * 10, 200)
+def test_chance_may_be_given():
+    labels, classes = labels_and_predictions([0.1] * 10, [0.25] * 10, 200)
     outcome = compared_with_chance(labels, classes, chance=0.25)
     assert outcome.passed is False
     assert outcome.figures["chance"] == 0.25
 
 
-def test_clean_accuracy_is_that_of_all_examples_that_were_looked_at():
-    # Two thirds of 300 examples are right.
+def test_clean_accuracy_counts_all_classified_examples():
+    # Two thirds of 300 examples are classified correctly.
     labels = np.concatenate([LABELS, 1 - LABELS[:100]])
     images = np.concatenate([PIXELS, PIXELS[:100]])
     options = {"attack": kr.attacks.PGD(0.1), "verbose": 0}
@@ -579,12 +582,12 @@ def test_attacks_are_compared_example_by_example():
     robust[7:8] = True
     assert compared("a", robust, "b", others).figures["p_value"] == 1 / 128
     assert compared("a", robust, "b", others).passed is False
-    # The same accuracies, and the attacks differ on every example: neither is the weaker.
+    # The accuracies are equal, although the attacks differ on every example: neither is weaker.
     assert compared("a", np.arange(100) < 50, "b", np.arange(100) >= 50).passed
 
 
 class Jump(kr.attacks.Attack):
-    """Moves the pixel over the threshold, however far that is; counts its calls."""
+    """Moves the pixel over the threshold at any distance, and records its calls."""
 
     calls: ClassVar = []
 
@@ -596,7 +599,7 @@ class Jump(kr.attacks.Attack):
         return 0.5 + 1e-4 * ops.sign(0.5 - x)
 
 
-def test_attacks_without_a_radius_are_given_one():
+def test_attacks_without_a_radius_need_epsilon_and_norm():
     results = kr.evaluation.check(
         threshold, PIXELS, LABELS, attack=Jump(), epsilon=0.1, norm="linf", num_examples=100,
         verbose=0,
@@ -607,7 +610,7 @@ def test_attacks_without_a_radius_are_given_one():
     assert not [result for result in results if result.passed is False]
 
 
-def test_an_error_loses_none_of_the_other_checks():
+def test_an_error_in_one_check_does_not_stop_the_others():
     def other(x):
         if x.shape[0] > 8:
             raise ValueError("Too many images.")
@@ -622,7 +625,7 @@ def test_an_error_loses_none_of_the_other_checks():
     assert sum(result.passed is True for result in results) == 14
 
 
-def test_models_that_are_never_right_cannot_be_checked():
+def test_models_without_correct_examples_cannot_be_checked():
     results = kr.evaluation.check(
         threshold, PIXELS, 1 - LABELS, attack=kr.attacks.PGD(0.1), verbose=0
     )
@@ -633,7 +636,7 @@ def test_models_that_are_never_right_cannot_be_checked():
     assert above_chance.figures["accuracy"] == 0
 
 
-def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
+def test_results_depend_on_the_seed_and_the_cost_is_as_documented(monkeypatch, capsys):
     spent = np.zeros(100, int)
     run = kr.attacks.Attack.run_checked
 
@@ -650,7 +653,8 @@ def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
         )
         for seed in (0, 0, 1)
     ]  # fmt: skip
-    # FGSM, PGD-1, PGD-5, PGD-20, and PGD-20 at half the range; 2 more outside of attacks.
+    # FGSM, PGD-1, PGD-5, PGD-20, PGD-20 at half the range, and MIM. The documented 49 gradients
+    # include 2 outside of attacks.
     assert (spent == 3 * (1 + 1 + 5 + 20 + 20 + 3)).all()
     assert "49 gradients" in kr.evaluation.check.__doc__
     assert "16/16" in capsys.readouterr().out
@@ -681,7 +685,7 @@ def test_the_seed_decides_and_the_cost_is_as_documented(monkeypatch, capsys):
     ],
     ids=name_of,
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     arguments = {"x": PIXELS, "y": LABELS, "attack": PGD, "verbose": 0, **arguments}
     with pytest.raises(ValueError, match=message):
         kr.evaluation.check(threshold, **arguments)
@@ -694,11 +698,11 @@ def test_arguments(arguments, message):
         ({"transfer_from": lambda x: ops.softmax(threshold(x))}, "ends in a softmax"),
         ({"transfer_from": lambda x: threshold(x)[:, None]}, "at least two class scores"),
         ({"transfer_from": lambda x: ops.reshape(x, (-1, 7))}, "`transfer_from` must be another"),
-        ({"transfer_from": threshold, "checks": False}, "`transfer_from` is for the checks"),
+        ({"transfer_from": threshold, "checks": False}, "`transfer_from` is used by the checks"),
     ],
     ids=name_of,
 )
-def test_other_models_that_do_not_fit_are_refused_by_evaluate(arguments, message):
+def test_evaluate_rejects_bad_models_for_transfer(arguments, message):
     Jump.calls.clear()
     with pytest.raises(ValueError, match=message):
         kr.evaluate(threshold, PIXELS, LABELS, {"a": Jump()}, verbose=0, **arguments)

@@ -1,4 +1,4 @@
-"""Checks of models whose predictions depend on the batch: the figures are the evaluation's."""
+"""Checks of models whose predictions depend on the batch agree with the evaluation."""
 
 import keras
 import numpy as np
@@ -17,8 +17,8 @@ NOT_ZERO, DIFFERENCES, LOGITS = list(CHECKS)[10:13]
 SIZE = 16
 
 
-class BesideTheMean(keras.layers.Layer):
-    """Class 1 where a pixel is brighter than twice the mean of its batch, less 0.5."""
+class RelativeToMean(keras.layers.Layer):
+    """Predicts class 1 if the pixel is greater than twice the batch mean minus 0.5."""
 
     depends_on_batch = True
 
@@ -34,12 +34,12 @@ def other(x):
 
 RNG = np.random.default_rng(3)
 X = RNG.random((40, 1, 1, 1), "float32")
-X[SIZE:] **= 2  # other means than the first batch's
-MODEL = keras.Sequential([keras.Input((1, 1, 1)), BesideTheMean()])
+X[SIZE:] **= 2  # Changes the means of the later batches.
+MODEL = keras.Sequential([keras.Input((1, 1, 1)), RelativeToMean()])
 
 
 def outputs(x):
-    """What the model computes, in NumPy."""
+    """Computes the outputs of the model in NumPy."""
     z = 10 * (x[:, 0, 0, 0] + 0.5 - 2 * x.mean())
     return np.stack([-z, z], axis=1)
 
@@ -60,7 +60,7 @@ def report():
     return kr.evaluate(MODEL, X, Y, ATTACKS, SIZE, transfer_from=other, verbose=0)
 
 
-def test_figures_are_those_of_the_evaluation(report):
+def test_figures_agree_with_the_evaluation(report):
     figures = {result.name: result.figures for result in report.checks}
     seen = {row.name: row.correct[:SIZE][CLEAN].mean() for row in report.rows}
     assert CLEAN.sum() == SIZE - 2
@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_evaluation(report):
     assert figures[NO_WEAKER]["accuracy"] == seen[strongest]
 
 
-def test_figures_without_an_attack(report):
+def test_figures_agree_with_numpy(report):
     figures = {result.name: result.figures for result in report.checks}
     z = outputs(X[:SIZE].astype("float64"))[CLEAN]
     certain = np.exp(-abs(z[:, 0] - z[:, 1])) < 2.0**-24
@@ -83,25 +83,25 @@ def test_figures_without_an_attack(report):
     assert figures[NOT_ZERO]["share_zero"] == 0
 
     x_adv = perturbed_images(Classifier(other), X[:SIZE], Y[:SIZE], ATTACKS["PGD"], SIZE, seed=0)
-    still = (outputs(x_adv).argmax(axis=1) == Y[:SIZE])[CLEAN]
-    assert figures[TRANSFER]["compared_accuracy"] == still.mean()
+    still_correct = (outputs(x_adv).argmax(axis=1) == Y[:SIZE])[CLEAN]
+    assert figures[TRANSFER]["compared_accuracy"] == still_correct.mean()
 
-    still = np.ones(SIZE, bool)
+    still_correct = np.ones(SIZE, bool)
     for draw in range(10):
         delta = np.random.default_rng([0, draw]).standard_normal(X[:SIZE].shape, "float32")
         noisy = np.clip(X[:SIZE] + np.float32(0.1) * np.sign(delta), 0, 1)
-        still &= outputs(noisy).argmax(axis=1) == Y[:SIZE]
-    assert figures[NOISE]["compared_accuracy"] == still[CLEAN].mean()
+        still_correct &= outputs(noisy).argmax(axis=1) == Y[:SIZE]
+    assert figures[NOISE]["compared_accuracy"] == still_correct[CLEAN].mean()
 
 
 def test_the_gradient_of_a_batch_is_sound(report):
-    # Each image moves all predictions of its batch.
+    # Each image affects all predictions of its batch.
     result = {result.name: result for result in report.checks}[DIFFERENCES]
     assert result.passed
     assert result.figures["median_relative_error"] < 0.02
 
 
-def test_every_attack_gets_the_batch_as_it_is(monkeypatch):
+def test_every_attack_gets_the_whole_batch(monkeypatch):
     seen = []
     run = kr.attacks.Attack.run_checked
 
@@ -119,12 +119,12 @@ def test_every_attack_gets_the_batch_as_it_is(monkeypatch):
         np.testing.assert_array_equal(y, Y[:SIZE])
 
 
-def test_check_by_itself_finds_the_same(report):
+def test_check_agrees_with_evaluate(report):
     strongest = min(ATTACKS, key=report.accuracy)
     results = kr.evaluation.check(
         MODEL, X, Y, attack=ATTACKS[strongest], transfer_from=other, batch_size=SIZE, verbose=0
     )
-    # The last one is of all examples in an evaluation, and of the first batch in a check.
+    # The last check uses all examples in `evaluate`, and the first batch in `check`.
     assert [r.figures for r in results[1:-1]] == [r.figures for r in report.checks[1:-1]]
     assert results[0].figures["num_examples"] == CLEAN.sum()
 

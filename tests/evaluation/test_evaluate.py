@@ -1,4 +1,4 @@
-"""The robustness report."""
+"""`kr.evaluate` and the robustness report."""
 
 import collections
 import functools
@@ -13,7 +13,7 @@ from keras import ops
 import keras_robust as kr
 from keras_robust.report.row import wilson_interval
 
-# The checks of the figures' validity have tests of their own, and cost more than these.
+# The validity checks are slow, and have separate tests.
 evaluate = functools.partial(kr.evaluate, checks=False)
 
 X = np.linspace(0, 1, 40, dtype="float32").reshape(40, 1, 1, 1)
@@ -21,13 +21,13 @@ Y = (X[:, 0, 0, 0] > 0.5).astype("int32")
 
 
 def threshold(x):
-    """Predicts class 1 where the only pixel is above 0.5: robust accuracy is known exactly."""
+    """Predicts class 1 if the only pixel is greater than 0.5. Robust accuracy is known exactly."""
     z = 10 * (x[:, 0, 0, 0] - 0.5)
     return ops.stack([-z, z], axis=1)
 
 
 class Counting(kr.attacks.FGSM):
-    """FGSM that notes the images that it was asked to attack, by its epsilon."""
+    """FGSM that records the images that it attacks, by epsilon."""
 
     calls: ClassVar = collections.defaultdict(list)
 
@@ -62,7 +62,7 @@ def test_accuracies_are_exact(batch_size):
         row = report.row(name)
         assert row.radii == {"linf": epsilon}
         np.testing.assert_array_equal(row.attacked, True)
-        # One pixel: each norm is that of the change.
+        # For one pixel, all norms are equal.
         for norm in ("linf", "l2"):
             assert row.perturbation(norm) == pytest.approx((epsilon, epsilon), abs=1e-6)
     assert report.row("small").cost("num_gradients") == 1
@@ -80,7 +80,7 @@ def test_misclassified_examples_are_not_attacked(calls):
     assert not report.row("a").correct[:10].any()
 
 
-def test_worst_case_only_leaves_fooled_examples_out(calls):
+def test_worst_case_only_skips_fooled_examples(calls):
     both = {}
     for worst_case_only in (False, True):
         attacks = {"a": Counting(0.3), "b": Counting(0.1)}
@@ -95,7 +95,7 @@ def test_worst_case_only_leaves_fooled_examples_out(calls):
 
 
 def test_worst_case_is_per_example():
-    # One attack only lowers the pixel, the other only raises it: each fools half of the examples.
+    # One attack raises the pixel and the other lowers it. Each fools half of the examples.
     class Shift(kr.attacks.Attack):
         def __init__(self, by):
             super().__init__()
@@ -109,7 +109,7 @@ def test_worst_case_is_per_example():
     assert report.accuracy("worst case") == 0.0
 
 
-def test_models_and_data_in_every_form(trained_model, embedded_data):
+def test_all_forms_of_models_and_data_give_the_same_rows(trained_model, embedded_data):
     x, y = (values[:50] for values in embedded_data[1])
     attacks = {"FGSM": kr.attacks.FGSM(0.05)}
     test = kr.datasets.load("fashion_mnist_subset", "test").take(50)
@@ -126,7 +126,7 @@ def test_models_and_data_in_every_form(trained_model, embedded_data):
         assert rows == expected
 
 
-def test_the_seed_decides(trained_model, embedded_data):
+def test_results_depend_on_the_seed(trained_model, embedded_data):
     x, y = (values[:64] for values in embedded_data[1])
     attacks = {"PGD": kr.attacks.PGD(0.05, num_steps=1)}
     images = [
@@ -156,7 +156,7 @@ def test_summary_and_files(tmp_path, capsys, trained_model, embedded_data):
         assert len(data) > 5000
 
 
-def test_reports_without_images_have_no_sheet(tmp_path):
+def test_reports_without_images_have_no_sheet_of_samples(tmp_path):
     report = evaluate(
         lambda x: ops.stack([x[:, 0], x[:, 1]], 1),
         np.random.default_rng(0).random((10, 2), "float32"),
@@ -210,7 +210,7 @@ def test_robustness_curve():
     assert list(curve.values()) == [(distance > epsilon).mean() for epsilon in curve]
 
 
-def test_robustness_curve_draws(tmp_path):
+def test_plot_curves_writes_a_file(tmp_path):
     kr.evaluation.plot_curves(
         {"a": {0.0: 1.0, 0.1: 0.5}, "b": {0.0: 0.9, 0.1: 0.0}},
         tmp_path / "curves.png",
@@ -243,13 +243,13 @@ def test_robustness_curve_draws(tmp_path):
     ],
     ids=str,
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     arguments = {"x": X, "y": Y, "attacks": {"a": kr.attacks.FGSM(0.1)}, **arguments}
     with pytest.raises(ValueError, match=message):
         evaluate(threshold, **arguments, verbose=0)
 
 
-def test_a_data_set_holds_its_labels():
+def test_labels_of_a_data_set():
     test = kr.datasets.load("fashion_mnist_subset", "test").take(4)
     attacks = {"a": kr.attacks.FGSM(0.1)}
     with pytest.raises(ValueError, match="`y` must be None where `x` is a data set"):
@@ -259,8 +259,8 @@ def test_a_data_set_holds_its_labels():
             evaluate(threshold, empty, attacks=attacks)
 
 
-def test_a_model_that_becomes_nan_is_not_robust_in_silence():
-    # Every comparison with NaN is false: argmax would count such an example as class 0.
+def test_nan_outputs_on_attacked_images_are_an_error():
+    # Comparisons with NaN are false, so argmax would predict class 0.
     def outputs(x):
         z = threshold(x)
         return ops.where(ops.expand_dims(x[:, 0, 0, 0] > 0.95, 1), z * float("nan"), z)
@@ -277,6 +277,6 @@ def test_unbuilt_models(embedded_data):
 
 
 @pytest.mark.parametrize("name", ["mask", "certificate"])
-def test_notes_do_not_replace_those_of_the_report(name):
+def test_notes_must_not_have_reserved_names(name):
     with pytest.raises(ValueError, match=f"`notes` must not have the names.*Received.*{name}"):
         evaluate(threshold, X, Y, {"a": kr.attacks.FGSM(0.1)}, notes={name: "mine"}, verbose=0)

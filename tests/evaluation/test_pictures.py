@@ -15,7 +15,7 @@ DISTANCE = abs(X[:, 0, 0, 0] - 0.5)
 
 
 def threshold(x):
-    """Predicts class 1 where the only pixel is above 0.5."""
+    """Predicts class 1 if the only pixel is greater than 0.5."""
     z = 10 * (x[:, 0, 0, 0] - 0.5)
     return ops.stack([-z, z], axis=1)
 
@@ -34,14 +34,14 @@ def test_curves_of_the_strongest_attack_with_steps():
     report = evaluate(threshold, attacks)
     epsilons = [0.0, 0.025, 0.05, 0.1, 0.2, 0.4]
     assert list(report.curves) == ["epsilon", "steps"]
-    # Three steps of a fifth of the radius each.
+    # Three steps of a fifth of the radius.
     assert report.curves["epsilon"] == {
         "PGD": pytest.approx({e: (0.6 * e < DISTANCE).mean() for e in epsilons})
     }
     assert report.curves["steps"] == {
         "PGD": {n: (min(0.02 * n, 0.1) < DISTANCE).mean() for n in (1, 2, 5, 10, 20, 50)}
     }
-    assert report.geometry is None  # a function has no layers
+    assert report.geometry is None  # A function has no layers.
 
 
 def test_attacks_without_steps_or_radius():
@@ -80,7 +80,7 @@ def test_geometry_and_resuming(tmp_path):
     assert list(again.curves["epsilon"].values()) == [{0.0: 1.0, 1.0: 0.5}]
 
 
-def test_what_is_missing_is_said_before_any_work(monkeypatch):
+def test_a_missing_package_is_an_error_before_any_work(monkeypatch):
     def missing():
         raise ImportError("scikit-learn is missing")
 

@@ -1,4 +1,4 @@
-"""An evaluation that is interrupted continues, with the result that it would have had."""
+"""An interrupted evaluation can be resumed, with the result of an uninterrupted one."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ from keras_robust.evaluation.progress import Progress
 
 pytestmark = pytest.mark.slow_on_jax
 
-# The checks of the figures' validity have tests of their own, and cost more than these.
+# The validity checks are slow, and have separate tests.
 evaluate = functools.partial(kr.evaluate, checks=False)
 
 X = np.linspace(0, 1, 40, dtype="float32").reshape(40, 1, 1, 1)
@@ -29,7 +29,7 @@ def threshold(x):
 
 
 class Stopping(kr.attacks.PGD):
-    """PGD that counts its batches, and raises an error instead of attacking a certain one."""
+    """PGD that counts its batches, and raises an error at the batch `stop_at`."""
 
     batches: ClassVar = collections.Counter()
     stop_at: ClassVar = {}
@@ -47,8 +47,8 @@ def _fresh():
     Stopping.stop_at = {}
 
 
-def everything(report):
-    """All that a report holds, but for its date."""
+def contents(report):
+    """Returns the contents of a report without its date."""
     rows = [
         [row.correct, row.attacked, *(row.measures[name] for name in sorted(row.measures))]
         for row in report.rows
@@ -58,7 +58,7 @@ def everything(report):
 
 
 def assert_same(a, b):
-    (dict_a, rows_a, samples_a), (dict_b, rows_b, samples_b) = everything(a), everything(b)
+    (dict_a, rows_a, samples_a), (dict_b, rows_b, samples_b) = contents(a), contents(b)
     assert dict_a == dict_b
     assert samples_a.keys() == samples_b.keys()
     for values in (rows_a, rows_b), (list(samples_a.values()), list(samples_b.values())):
@@ -83,7 +83,7 @@ def test_an_interrupted_evaluation_continues(
     x, y = (values[:60] for values in embedded_data[1])
     attacks = [Stopping(epsilon, num_steps=2) for epsilon in (0.05, 0.06)]
     options = {"batch_size": 16, "worst_case_only": worst_case_only, "verbose": 0}
-    whole = evaluate(trained_model, x, y, attacks, output=tmp_path / "whole", **options)
+    uninterrupted = evaluate(trained_model, x, y, attacks, output=tmp_path / "whole", **options)
     needed = dict(Stopping.batches)
     assert needed[0.05] >= 3
     Stopping.batches.clear()
@@ -95,17 +95,17 @@ def test_an_interrupted_evaluation_continues(
     Stopping.stop_at = {}
     resumed = evaluate(trained_model, x, y, attacks, output=tmp_path / "a", resume=True, **options)
     assert Stopping.batches == needed
-    assert_same(resumed, whole)
+    assert_same(resumed, uninterrupted)
     saved = json.loads((tmp_path / "a" / "report.json").read_text())
     assert saved == resumed.to_dict()
 
-    # What is finished is not computed again either.
+    # A finished evaluation is not repeated either.
     again = evaluate(trained_model, x, y, attacks, output=tmp_path / "a", resume=True, **options)
     assert Stopping.batches == needed
-    assert_same(again, whole)
+    assert_same(again, uninterrupted)
 
 
-def test_an_interrupted_evaluation_says_so(tmp_path):
+def test_the_report_of_an_interrupted_evaluation_is_incomplete(tmp_path):
     attacks = {"finished": Stopping(0.1), "interrupted": Stopping(0.2)}
     Stopping.stop_at = {0.2: 0, "error": KeyboardInterrupt()}
     (tmp_path / "report.html").write_text("of an earlier evaluation")
@@ -119,7 +119,7 @@ def test_an_interrupted_evaluation_says_so(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_without_resume_it_begins_anew(tmp_path):
+def test_without_resume_the_evaluation_starts_again(tmp_path):
     for _ in range(2):
         evaluate(threshold, X, Y, [Stopping(0.1)], output=tmp_path, batch_size=20, verbose=0)
     assert Stopping.batches[0.1] == 4
@@ -127,7 +127,7 @@ def test_without_resume_it_begins_anew(tmp_path):
     assert len(list((tmp_path / "progress").glob("00-*.npz"))) == 1
 
 
-def test_resume_without_anything_to_resume_begins(tmp_path):
+def test_resume_in_an_empty_folder_starts(tmp_path):
     report = evaluate(
         threshold, X, Y, [kr.attacks.FGSM(0.1)], output=tmp_path / "new", resume=True, verbose=0
     )
@@ -185,7 +185,7 @@ def test_only_the_same_evaluation_is_resumed(tmp_path, changed, named):
     assert (tmp_path / "report.json").read_bytes() == before
 
 
-def test_a_callable_is_known_by_what_it_predicts(tmp_path):
+def test_a_callable_is_compared_by_its_predictions(tmp_path):
     def other(x):
         return threshold(x)[:, ::-1]
 
@@ -196,7 +196,7 @@ def test_a_callable_is_known_by_what_it_predicts(tmp_path):
         evaluate(other, X, Y, attacks, output=tmp_path, resume=True, verbose=0)
 
 
-def test_the_weights_of_a_surrogate_count(tmp_path):
+def test_the_weights_of_a_surrogate_are_compared(tmp_path):
     @dataclasses.dataclass
     class Surrogate:
         model: keras.Model
@@ -217,7 +217,7 @@ def test_the_weights_of_a_surrogate_count(tmp_path):
         run(2.0, resume=True)
 
 
-def test_files_are_whole_or_not_there(tmp_path):
+def test_interrupted_writes_leave_no_partial_files(tmp_path):
     progress = Progress(tmp_path / "progress", {"a": "1"})
 
     def broken():
@@ -234,7 +234,7 @@ def test_files_are_whole_or_not_there(tmp_path):
     assert not list((tmp_path / "progress").glob("*.part"))
 
 
-def test_other_files_in_the_folder_are_left_alone(tmp_path):
+def test_other_files_in_the_folder_are_kept(tmp_path):
     (tmp_path / "progress").mkdir()
     for name in ("notes.txt", "progress/notes.txt"):
         (tmp_path / name).write_text("mine")

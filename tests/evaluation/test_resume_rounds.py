@@ -1,4 +1,4 @@
-"""An evaluation goes on after the last round that was finished, with the result of all of them."""
+"""An evaluation resumes after its last finished round, with an uninterrupted one's result."""
 
 import collections
 import functools
@@ -22,7 +22,7 @@ evaluate = functools.partial(kr.evaluate, batch_size=3, verbose=0)
 
 
 class Random(keras.layers.Layer):
-    """Adds noise, in inference mode too."""
+    """Adds noise, also in inference mode."""
 
     def build(self, shape):
         self.generator = keras.random.SeedGenerator(0)
@@ -32,7 +32,7 @@ class Random(keras.layers.Layer):
 
 
 class Joint(keras.layers.Layer):
-    """Takes a part of the batch's mean away from each of its examples."""
+    """Subtracts a fraction of the batch's mean from each example."""
 
     depends_on_batch = True
 
@@ -42,7 +42,7 @@ class Joint(keras.layers.Layer):
 
 @pytest.fixture(scope="module")
 def problem():
-    """Makes a classifier that begins with a layer; its images and its own labels."""
+    """Makes a classifier with a given first layer, images, and its predictions as labels."""
 
     @functools.cache
     def make(layer=keras.layers.Identity):
@@ -58,7 +58,7 @@ def problem():
 
 @pytest.fixture
 def rounds(monkeypatch):
-    """The rounds that are finished, and how many may be until the next is interrupted in itself."""
+    """Records finished rounds, and interrupts a round after `limit["rounds"]` finished ones."""
     run_round = Rounds._run_round
     rounds = collections.namedtuple("Rounds", ["finished", "limit"])([], {})
 
@@ -72,8 +72,8 @@ def rounds(monkeypatch):
     return rounds
 
 
-def everything(report):
-    """All that a report holds, but for its date."""
+def contents(report):
+    """Returns the contents of a report without its date."""
     rows = [
         [row.correct, row.attacked, *(row.measures[name] for name in sorted(row.measures))]
         for row in report.rows
@@ -83,7 +83,7 @@ def everything(report):
 
 
 def assert_same(a, b):
-    (dict_a, rows_a, samples_a), (dict_b, rows_b, samples_b) = everything(a), everything(b)
+    (dict_a, rows_a, samples_a), (dict_b, rows_b, samples_b) = contents(a), contents(b)
     assert dict_a == dict_b
     for arrays_a, arrays_b in zip([*rows_a, *samples_a], [*rows_b, *samples_b], strict=True):
         for array_a, array_b in zip(arrays_a, arrays_b, strict=True):
@@ -91,7 +91,7 @@ def assert_same(a, b):
 
 
 def interrupted_after_each_round(run, rounds, error):
-    """What `run` returns once it has been interrupted in each round but the first, and resumed."""
+    """Interrupts `run` in each round but the first and resumes it, until it returns a report."""
     finished = []
     for _ in range(200):
         rounds.finished.clear()
@@ -147,16 +147,16 @@ ATTACKS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
-def test_every_round_of_every_attack(problem, rounds, tmp_path, name):
+def test_every_round_of_every_attack_can_be_resumed(problem, rounds, tmp_path, name):
     options = {"attacks": {name: ATTACKS[name]}, "checks": False}
-    whole = evaluate(*problem(), output=tmp_path / "whole", **options)
+    uninterrupted = evaluate(*problem(), output=tmp_path / "whole", **options)
     needed = rounds.finished[:]
-    assert len(needed) > 3  # More than the batches.
+    assert len(needed) > 3  # More rounds than batches.
 
     run = functools.partial(evaluate, *problem(), output=tmp_path / "a", resume=True, **options)
     resumed, finished = interrupted_after_each_round(run, rounds, KeyboardInterrupt())
     assert finished == needed
-    assert_same(resumed, whole)
+    assert_same(resumed, uninterrupted)
     files = [
         {path.name: dict(np.load(path)) for path in (tmp_path / folder / "progress").glob("*.npz")}
         for folder in ("whole", "a")
@@ -169,14 +169,14 @@ def test_every_round_of_every_attack(problem, rounds, tmp_path, name):
 
 
 @pytest.mark.parametrize("layer", [Random, Joint])
-def test_models_that_are_random_or_depend_on_the_batch(problem, rounds, tmp_path, layer):
+def test_random_models_and_models_that_depend_on_the_batch(problem, rounds, tmp_path, layer):
     options = {"attacks": {"all": ATTACKS["Ensemble"]}, "checks": False}
-    whole = evaluate(*problem(layer), **options)
+    uninterrupted = evaluate(*problem(layer), **options)
     needed = rounds.finished[:]
     run = functools.partial(evaluate, *problem(layer), output=tmp_path, resume=True, **options)
     resumed, finished = interrupted_after_each_round(run, rounds, RuntimeError("out of memory"))
     assert finished == needed
-    assert_same(resumed, whole)
+    assert_same(resumed, uninterrupted)
 
 
 @pytest.mark.slow
@@ -184,12 +184,12 @@ def test_models_that_are_random_or_depend_on_the_batch(problem, rounds, tmp_path
 def test_images_of_any_precision(problem, rounds, tmp_path, dtype):
     model, x, y = problem()
     options = {"attacks": {"all": ATTACKS["Ensemble"]}, "checks": False}
-    whole = evaluate(model, x.astype(dtype), y, **options)
+    uninterrupted = evaluate(model, x.astype(dtype), y, **options)
     run = functools.partial(
         evaluate, model, x.astype(dtype), y, output=tmp_path, resume=True, **options
     )
     resumed, _ = interrupted_after_each_round(run, rounds, KeyboardInterrupt())
-    assert_same(resumed, whole)
+    assert_same(resumed, uninterrupted)
 
 
 @pytest.mark.slow
@@ -197,19 +197,19 @@ def test_images_of_any_precision(problem, rounds, tmp_path, dtype):
 def test_autoattack(problem, rounds, tmp_path, version):
     options = {"attacks": {"AutoAttack": kr.attacks.AutoAttack(0.04, version=version)}}
     options["checks"] = False
-    whole = evaluate(*problem(), **options)
+    uninterrupted = evaluate(*problem(), **options)
     needed = rounds.finished[:]
-    assert 0 < whole.accuracy("AutoAttack") < 1
+    assert 0 < uninterrupted.accuracy("AutoAttack") < 1
     run = functools.partial(evaluate, *problem(), output=tmp_path, resume=True, **options)
     resumed, finished = interrupted_after_each_round(run, rounds, KeyboardInterrupt())
     assert finished == needed
-    assert_same(resumed, whole)
+    assert_same(resumed, uninterrupted)
 
 
 @pytest.mark.slow
-def test_checks_and_pictures_are_continued_too(problem, rounds, tmp_path):
+def test_checks_and_pictures_are_resumed(problem, rounds, tmp_path):
     options = {"attacks": {"PGD": kr.attacks.PGD(0.05, num_steps=3)}, "pictures": True}
-    whole = evaluate(*problem(), **options)
+    uninterrupted = evaluate(*problem(), **options)
     needed = rounds.finished[:]
     names = {name for name, _ in needed}
     assert {"PGD", "FGSM", "Square"} <= names
@@ -225,14 +225,14 @@ def test_checks_and_pictures_are_continued_too(problem, rounds, tmp_path):
     rounds.limit.clear()
     resumed = run()
     assert finished + rounds.finished == needed
-    assert_same(resumed, whole)
-    assert resumed.checks == whole.checks
-    assert resumed.curves == whole.curves
-    np.testing.assert_array_equal(resumed.geometry.attacked, whole.geometry.attacked)
+    assert_same(resumed, uninterrupted)
+    assert resumed.checks == uninterrupted.checks
+    assert resumed.curves == uninterrupted.curves
+    np.testing.assert_array_equal(resumed.geometry.attacked, uninterrupted.geometry.attacked)
 
 
 @pytest.mark.slow
-def test_an_attack_that_looks_for_the_smallest_perturbation_has_no_curve(problem):
+def test_minimum_norm_attacks_have_no_curve(problem):
     attacks = {"FAB": kr.attacks.FAB(num_steps=2), "PGD": kr.attacks.PGD(0.1, num_steps=2)}
     report = evaluate(*problem(), attacks=attacks, pictures=True, checks=False)
     assert [list(curve) for curve in report.curves.values()] == [["PGD"], ["PGD"]]
@@ -241,14 +241,14 @@ def test_an_attack_that_looks_for_the_smallest_perturbation_has_no_curve(problem
     assert report.curves == {}
 
 
-def test_a_failure_of_one_attack_loses_nothing_of_the_others(problem, rounds, tmp_path):
+def test_an_error_in_one_attack_keeps_the_results_of_the_others(problem, rounds, tmp_path):
     class Fails(kr.attacks.PGD):
-        """It does not, once it is mended."""
+        """Raises an error until `is_fixed` is set."""
 
-        is_mended = False
+        is_fixed = False
 
         def run_checked(self, *args, **kwargs):
-            if not self.is_mended:
+            if not self.is_fixed:
                 raise RuntimeError("out of memory")
             return super().run_checked(*args, **kwargs)
 
@@ -264,7 +264,7 @@ def test_a_failure_of_one_attack_loses_nothing_of_the_others(problem, rounds, tm
     saved = json.loads((tmp_path / "report.json").read_text())
     assert [row["name"] for row in saved["rows"]] == ["clean", "PGD"]
 
-    Fails.is_mended = True
+    Fails.is_fixed = True
     resumed = evaluate(*problem(), resume=True, **options)
     finished = rounds.finished[:]
     rounds.finished.clear()
@@ -273,7 +273,7 @@ def test_a_failure_of_one_attack_loses_nothing_of_the_others(problem, rounds, tm
     assert finished[: len(before)] == before
 
 
-def test_what_an_earlier_version_began_is_refused(problem, tmp_path):
+def test_an_evaluation_of_an_earlier_version_cannot_be_resumed(problem, tmp_path):
     options = {"attacks": [kr.attacks.FGSM(0.01)], "output": tmp_path, "checks": False}
     evaluate(*problem(), **options)
     file = tmp_path / "progress" / "fingerprint.json"
@@ -287,7 +287,7 @@ def test_what_an_earlier_version_began_is_refused(problem, tmp_path):
             evaluate(*problem(), resume=True, **options)
 
 
-def test_rounds_are_deleted_with_what_they_belong_to(tmp_path):
+def test_saved_rounds_are_deleted_when_they_are_no_longer_needed(tmp_path):
     folder = tmp_path / "progress"
 
     def attack(journal, interrupted=True):
@@ -311,7 +311,7 @@ def test_rounds_are_deleted_with_what_they_belong_to(tmp_path):
     np.testing.assert_array_equal(found["found"], np.arange(5))
     assert not list((folder / "rounds").iterdir())
 
-    # Those of an evaluation that begins anew are deleted before it does.
+    # A new evaluation first deletes the saved rounds of the previous one.
     with pytest.raises(KeyboardInterrupt):
         progress.attacked("y", attack)
     with pytest.raises(ValueError, match="other a"):
@@ -321,7 +321,7 @@ def test_rounds_are_deleted_with_what_they_belong_to(tmp_path):
     assert not list((folder / "rounds").iterdir())
 
 
-def test_without_a_folder_nothing_is_kept():
+def test_without_a_folder_nothing_is_saved():
     journal = Journal()
     journal.write(values=np.arange(2))
     assert journal.read() == {}

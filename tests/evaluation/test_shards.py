@@ -1,4 +1,4 @@
-"""An evaluation in shares, put together, is that of one process."""
+"""Merging an evaluation in shares gives the report of one process."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 CENTERS = RNG.random((3, 4, 4, 1))
 Y = np.arange(50) % 3
 X = np.clip(CENTERS[Y] + 0.25 * RNG.normal(size=(50, 4, 4, 1)), 0, 1).astype("float32")
-# Some are wrong, so that not all is classified correctly.
+# Some labels are wrong, so that not all examples are classified correctly.
 LABELS = np.where(np.arange(50) % 9 == 4, (Y + 1) % 3, Y)
 ATTACKS = {
     "PGD": kr.attacks.PGD(0.1, num_steps=3),
@@ -47,7 +47,7 @@ def figures(report):
     return {k: v for k, v in report.to_dict().items() if k != "date"}
 
 
-def parts(model, folder, count=3):
+def evaluate_shares(model, folder, count=3):
     folders = [folder / str(number) for number in range(1, count + 1)]
     reports = [
         evaluate(model, output=path, shard=(number, count))
@@ -58,10 +58,10 @@ def parts(model, folder, count=3):
 
 @pytest.fixture(scope="module")
 def shares(model, tmp_path_factory):
-    return parts(model, tmp_path_factory.mktemp("shares"))
+    return evaluate_shares(model, tmp_path_factory.mktemp("shares"))
 
 
-def test_the_merged_report_is_that_of_one_process(model, shares, tmp_path):
+def test_the_merged_report_equals_that_of_one_process(model, shares, tmp_path):
     expected = evaluate(model, checks=False)
     assert 0 < expected.accuracy("worst case") < expected.accuracy("clean") < 1
     found = kr.evaluation.merge(shares[0][::-1], tmp_path)
@@ -78,7 +78,9 @@ def test_the_merged_report_is_that_of_one_process(model, shares, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_checks_are_added_without_attacking_anew(model, shares, tmp_path, monkeypatch):
+def test_checks_are_added_to_a_merged_report_without_new_attacks(
+    model, shares, tmp_path, monkeypatch
+):
     kr.evaluation.merge(shares[0], tmp_path)
     expected = evaluate(model)
 
@@ -108,7 +110,7 @@ def test_each_example_is_in_one_share(shares):
         assert sum(sizes) == (number == LABELS).sum()
 
 
-def test_shares_of_before_there_were_classes_are_merged(shares, tmp_path):
+def test_shares_without_labels_can_be_merged(shares, tmp_path):
     folders = [tmp_path / str(number) for number in range(3)]
     for folder, source in zip(folders, shares[0], strict=True):
         shutil.copytree(source, folder)
@@ -123,7 +125,7 @@ def load_correct(folder):
         return file["correct"]
 
 
-def test_a_share_is_resumed_and_another_one_is_not(model, shares, tmp_path):
+def test_a_share_can_only_be_resumed_as_the_same_share(model, shares, tmp_path):
     folder = tmp_path / "part"
     shutil.copytree(shares[0][1], folder)
     (folder / "progress" / "02-00001.npz").unlink()
@@ -134,7 +136,7 @@ def test_a_share_is_resumed_and_another_one_is_not(model, shares, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_does_not_belong_together_is_refused(model, shares, tmp_path):
+def test_only_shares_of_one_evaluation_can_be_merged(model, shares, tmp_path):
     folders = shares[0]
     for wrong in (folders[:2], [*folders, folders[0]], []):
         with pytest.raises(ValueError, match="each share of one evaluation once"):
@@ -149,7 +151,7 @@ def test_what_does_not_belong_together_is_refused(model, shares, tmp_path):
         kr.evaluation.merge([tmp_path / "nothing"])
 
 
-def test_an_unfinished_share_is_refused(model, shares, tmp_path):
+def test_an_unfinished_share_cannot_be_merged(model, shares, tmp_path):
     folder = tmp_path / "unfinished"
     shutil.copytree(shares[0][2], folder)
     report = kr.evaluation.Report.load(folder)
@@ -171,13 +173,13 @@ def test_an_unfinished_share_is_refused(model, shares, tmp_path):
         ({"shard": (90, 90)}, "fewer than 90 batches"),
     ],
 )
-def test_bad_shares(model, tmp_path, arguments, message):
+def test_bad_shards(model, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate(model, **{"output": tmp_path, **arguments})
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, capsys):
+def test_shards_and_merge_in_the_command_line(tmp_path, capsys):
     keras.utils.set_random_seed(0)
     layers = [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
     path = str(tmp_path / "model.keras")

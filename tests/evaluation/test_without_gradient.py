@@ -1,4 +1,4 @@
-"""Models without any gradient: what needs none attacks them, and the rest is reported."""
+"""Models without a gradient: reports say which attacks could not run."""
 
 import json
 
@@ -14,19 +14,19 @@ NOT_ZERO, DIFFERENCES = (
     "the gradient is not zero", "the gradient agrees with finite differences",
 )  # fmt: skip
 
-# Pixels at 60 distances from the threshold, on both sides of it.
+# Images of one pixel with 60 distances to the threshold, on both sides of it.
 DISTANCES = np.tile(np.linspace(0.002, 0.4985, 60, dtype="float32"), 2)
 Y = np.repeat([0, 1], 60)
 X = (0.5 + (2 * Y - 1) * DISTANCES).astype("float32").reshape(-1, 1, 1, 1)
 FOOLED = DISTANCES < 0.1
 
-# No random start: on JAX it would fool some examples by chance.
+# On JAX, a random start would fool some examples.
 PGD = kr.attacks.PGD(0.1, num_steps=3, random_start=False)
 SQUARE = kr.attacks.Square(0.1, num_queries=60)
 
 
 def flat(x):
-    """Class 1 where the pixel is above 0.5, by logits that cannot be differentiated."""
+    """Predicts class 1 if the pixel is greater than 0.5. Its logits have no gradient."""
     z = 10 * (ops.stop_gradient(x)[:, 0, 0, 0] - 0.5)
     return ops.stack([-z, z], axis=1)
 
@@ -36,7 +36,7 @@ def evaluate(attacks, **options):
 
 
 @pytest.mark.slow_on_jax
-def test_square_alone_finds_the_robust_accuracy():
+def test_only_square_finds_the_robust_accuracy():
     report = evaluate({"PGD": PGD, "DeepFool": kr.attacks.DeepFool(), "Square": SQUARE})
     assert report.accuracy("PGD") == report.accuracy("DeepFool") == 1
     for name in ("Square", "worst case"):
@@ -54,7 +54,7 @@ def test_square_alone_finds_the_robust_accuracy():
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_an_ensemble_goes_on_with_what_needs_no_gradient(nested):
+def test_an_ensemble_continues_with_attacks_that_need_no_gradient(nested):
     members = [PGD, kr.attacks.FAB(0.1, num_steps=2), PGD, SQUARE]
     if nested:
         members = [kr.attacks.Ensemble(members[:2]), *members[2:]]
@@ -64,7 +64,7 @@ def test_an_ensemble_goes_on_with_what_needs_no_gradient(nested):
         assert report.row("all").note == "no gradient: PGD, FAB could not run"
 
 
-def test_it_shows_in_every_form_of_the_report(tmp_path, capsys):
+def test_every_form_of_the_report_has_the_note(tmp_path, capsys):
     report = evaluate({"<b>": PGD, "Square": SQUARE}, checks=False, output=tmp_path)
     note = "no gradient: PGD could not run" if IS_TENSORFLOW else ""
     saved = json.loads((tmp_path / "report.json").read_text())["rows"]
@@ -81,7 +81,7 @@ def test_it_shows_in_every_form_of_the_report(tmp_path, capsys):
     assert page.count(f'<th scope="row">&lt;b&gt;{"<br>" * bool(note)}{note}</th>') == 1
 
 
-def test_it_is_known_when_the_evaluation_is_resumed(tmp_path):
+def test_the_note_is_kept_when_the_evaluation_is_resumed(tmp_path):
     attacks = {"PGD": PGD, "Square": SQUARE}
     first, second = (
         evaluate(attacks, checks=False, output=tmp_path, resume=resume).to_dict()["rows"]
@@ -91,7 +91,7 @@ def test_it_is_known_when_the_evaluation_is_resumed(tmp_path):
     assert bool(first[1]["note"]) == IS_TENSORFLOW
 
 
-def test_pictures_are_those_of_an_attack_that_has_run():
+def test_curves_are_of_an_attack_that_could_run():
     report = evaluate({"PGD": PGD, "Square": SQUARE}, checks=False, pictures=True)
     name = "Square" if IS_TENSORFLOW else "PGD"
     assert list(report.curves["epsilon"]) == [name]
@@ -101,12 +101,12 @@ def test_pictures_are_those_of_an_attack_that_has_run():
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="JAX gives a gradient of 0")
-def test_by_itself_an_attack_raises_with_its_advice():
+def test_an_attack_outside_of_evaluate_raises_an_error():
     evaluate({"PGD": PGD}, checks=False)
     for attack in (PGD, kr.attacks.Ensemble([SQUARE, PGD])):
         for function in (
             lambda attack: attack(flat, X, Y),
             lambda attack: kr.evaluation.robust_accuracy(flat, X, Y, attack=attack),
         ):
-            with pytest.raises(ValueError, match="no gradient in its input"):
+            with pytest.raises(ValueError, match="no gradient with respect to its input"):
                 function(attack)

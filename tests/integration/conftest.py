@@ -1,4 +1,4 @@
-"""What the tests of whole trainings share."""
+"""Shared fixtures of the integration tests, which train models."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ import keras_robust as kr
 
 
 def _make_base(batch_norm=False, policy=None):
-    """A small smooth classifier of 8 x 8 images; the same weights each time."""
+    """Returns a small smooth classifier of 8 x 8 images. Its weights are always the same."""
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [
@@ -27,15 +27,15 @@ def _make_base(batch_norm=False, policy=None):
 
 
 def _make_robust(loss, base=None, optimizer=None, seed=3, **compile_arguments):
-    """A compiled `kr.RobustModel`; the same weights each time."""
+    """Returns a compiled `kr.RobustModel`. Its weights are always the same."""
     robust = kr.RobustModel(base or _make_base(), seed=seed)
-    # No Adam: it divides by the gradient's size, and so enlarges differences in rounding.
+    # Adam would divide by the gradient's size, which enlarges rounding errors.
     robust.compile(optimizer=optimizer or keras.optimizers.SGD(0.5), loss=loss, **compile_arguments)
     return robust
 
 
 def _assert_same_weights(model, other, rtol=1e-5, atol=1e-5):
-    """All weights of two models, or lists of arrays, agree."""
+    """Asserts that all weights of two models, or two lists of arrays, agree."""
     pairs = [m.get_weights() if isinstance(m, keras.Model) else m for m in (model, other)]
     assert len(pairs[0]) == len(pairs[1]) > 0
     for ours, theirs in zip(*pairs, strict=True):
@@ -43,14 +43,14 @@ def _assert_same_weights(model, other, rtol=1e-5, atol=1e-5):
 
 
 def _distance(model, other):
-    """The largest difference between the weights of two models, or lists of arrays."""
+    """Returns the largest difference between the weights of two models, or lists of arrays."""
     pairs = [m.get_weights() if isinstance(m, keras.Model) else m for m in (model, other)]
     return max(float(abs(a - b).max()) for a, b in zip(*pairs, strict=True))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Most of these tests' time on JAX would go into compiling the same step again."""
+    """Caches JAX's compilations, because many tests compile the same step."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -61,9 +61,9 @@ def _compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def results_of(tmp_path_factory):
-    """Runs a script that makes two devices, and returns the arrays that it has saved.
+    """Runs a script that uses two devices, and returns the arrays that it saves.
 
-    In a process of its own: the devices must be set up before anything else is computed.
+    The script runs in a separate process, because devices must be set up before any computation.
     """
 
     def run(script):
@@ -104,22 +104,22 @@ def distance():
 
 @pytest.fixture
 def attack():
-    """A strong PGD with a random start. In L2 it is smooth, where a sign would enlarge rounding."""
+    """Returns a strong PGD in L2. In L-infinity, its sign would enlarge rounding errors."""
     return kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=3)
 
 
 @pytest.fixture(params=["AdversarialTraining", "TRADES"])
 def loss(request, attack):
-    """Each of the losses that run the model again."""
+    """Returns each of the losses that attack the model."""
     if request.param == "TRADES":
-        # Close to the image the divergence's gradient is mostly rounding.
+        # Very close to the image, the gradient of the divergence is mostly rounding error.
         return kr.losses.TRADES(attack, start_stddev=0.05)
     return kr.losses.AdversarialTraining(attack)
 
 
 @pytest.fixture
 def easy_data():
-    """96 images of 3 classes that a linear model tells apart, even under a small attack."""
+    """Returns 96 images of 3 classes, which a linear model separates even under a small attack."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 96)
     patterns = rng.choice([0.3, 0.7], (3, 8, 8, 1))

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # read by JAX
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"  # Read by JAX.
 
 import keras
 import numpy as np
@@ -12,13 +12,13 @@ import numpy as np
 import keras_robust as kr
 
 BACKEND = keras.backend.backend()
-SYNCHRONIZED = BACKEND == "tensorflow"  # On JAX one program computes the whole batch.
+SYNCHRONIZED = BACKEND == "tensorflow"  # On JAX, one program computes the whole batch.
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
 
 class Recorder(kr.losses.AdversarialTraining):
-    """Keeps the images that each step is computed on; they have values in eager mode."""
+    """Records the adversarial images of each step. Requires eager mode."""
 
     def prepare(self, model, x, y, seed):
         x_adv, prepared = super().prepare(model, x, y, seed)
@@ -30,7 +30,7 @@ seen = []
 
 
 def set_up():
-    """Makes two logical CPUs; before anything else is computed."""
+    """Creates two logical CPUs. Must be called before any computation."""
     if BACKEND == "tensorflow":
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
@@ -38,7 +38,7 @@ def set_up():
 
 
 def two_devices():
-    """A context in which models are made for, and trained on, two logical CPUs."""
+    """Returns a context in which models are created for and trained on two logical CPUs."""
     if BACKEND == "jax":
         keras.distribution.set_distribution(keras.distribution.DataParallel())
         assert keras.distribution.distribution().device_mesh.shape == (2,)
@@ -49,7 +49,7 @@ def two_devices():
 
 
 def train(loss, x, y, epochs=2, batch_norm=False, **arguments):
-    """Trains in batches of 32 and returns weights and history."""
+    """Trains in batches of 32. Returns the weights and the history."""
     keras.utils.set_random_seed(1)
     base = keras.Sequential(
         [
@@ -73,9 +73,8 @@ def main(file):
     x, y = rng.random((64, 8, 8, 1), "float32"), rng.integers(0, 10, 64)
     attack = kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=2, random_start=False)
     loss = kr.losses.AdversarialTraining(attack)
-    # 16 images, and the same again: a half for each replica. Replicas wait for each other at a
-    # synchronized batch norm, in the middle of what the loss notes of the layers: a lock held
-    # there would never be free again.
+    # 16 images twice, one half for each replica. Replicas wait for each other at a synchronized
+    # batch norm while the loss records the layers' outputs. A lock held there would be a deadlock.
     twice = np.tile(x[:16], (2, 1, 1, 1)), np.tile(y[:16], 2)
     disparity = kr.losses.LatentDisparity(attack, weight=0.5)
     one = train(loss, x, y) + train(disparity, x[:16], y[:16], batch_norm=True)

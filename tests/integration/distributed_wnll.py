@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 Y = np.arange(96) % 3
 X = np.clip(RNG.uniform(0.2, 0.8, (3, 6))[Y] + 0.2 * RNG.normal(size=(96, 6)), 0, 1)
 X = X.astype("float32")
-# A point of the template would be as far as itself from its neighbours: rounding decided on edges.
+# Separate data, because rounding would decide on the edges of queries that are template points.
 TEMPLATE = X[48:], Y[48:]
 X, Y = X[:48], Y[:48]
 
@@ -24,34 +24,34 @@ def make_model():
 
 
 def fit(model, x, y, **arguments):
-    """Two steps on the whole batch; returns their losses and what they have led to."""
+    """Trains two steps on the whole batch. Returns losses, weights and predictions."""
     size = len(x)
     history = model.fit(x, y, batch_size=size, epochs=2, shuffle=False, verbose=0, **arguments)
     arrays = {name: np.array(values) for name, values in history.history.items()}
     for number, weight in enumerate(model.weights):
-        # Of each replica.
+        # The copies of all replicas.
         copies = getattr(weight.value, "values", [weight.value])
         arrays[f"weight_{number}"] = np.stack([np.asarray(copy) for copy in copies])
     return arrays | {"predictions": model.predict(X, batch_size=size, verbose=0)}
 
 
 def end_to_end(x, y):
-    """Folds of the batch, and a template that follows."""
+    """Trains with folds of the batch, and updates the template."""
     model = kr.RobustModel(make_model())
     model.compile(keras.optimizers.SGD(0.2), kr.losses.GraphInterpolation(linear_weight=1.0))
     return fit(model, x, y, callbacks=[kr.callbacks.TemplateUpdate(*TEMPLATE)])
 
 
 def in_the_wnll_phase(x, y):
-    """An ordinary loss of log u, on the template: with `joint=False`, then with `joint=True`."""
+    """Trains on log u with an ordinary loss, first with `joint=False`, then with `joint=True`."""
     model = make_model()
     kr.training.adapt_template(model, *TEMPLATE)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1), loss)
     model.layers[-1].joint = False
-    alone = fit(model, x, y)
+    separate = fit(model, x, y)
     model.layers[-1].joint = True
-    return {"alone": alone, "joint": fit(model, x, y)}
+    return {"separate": separate, "joint": fit(model, x, y)}
 
 
 def run(x, y):
@@ -62,7 +62,7 @@ def main(file):
     x, y = X[:24], Y[:24]
     one = run(x, y)
     if BACKEND == "tensorflow":
-        # A replica's half of the batch is a graph of its own; on JAX the whole batch is one.
+        # On TensorFlow each replica builds the graph of its half, on JAX of the whole batch.
         x, y = np.tile(x, (2, 1)), np.tile(y, 2)
     with two_devices():
         two = run(x, y)

@@ -1,4 +1,4 @@
-"""A training that survives being killed: python interrupted_training.py FOLDER [KILL_AT_STEP]."""
+"""Trains with backups, and may kill itself: interrupted_training.py FOLDER [KILL_AT_STEP]."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import keras_robust as kr
 
 
 class Kill(keras.callbacks.Callback):
-    """Ends the process without warning, in the middle of an epoch."""
+    """Kills the process after a given number of steps."""
 
     def __init__(self, step):
         super().__init__()
@@ -26,7 +26,7 @@ class Kill(keras.callbacks.Callback):
 
 
 def train(folder, kill_at_step=None):
-    """Four epochs of two steps; returns the model and the number of epochs that were left."""
+    """Trains four epochs of two steps. Returns the model and the number of epochs it ran."""
     keras.utils.set_random_seed(1)
     rng = np.random.default_rng(0)
     x, y = rng.random((64, 8, 8, 1), "float32"), rng.integers(0, 10, 64)

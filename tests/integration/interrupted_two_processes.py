@@ -1,8 +1,8 @@
-"""Trains as one of two processes, and goes on after both were killed.
+"""Trains as one of two processes, and resumes after both were killed.
 
 python interrupted_two_processes.py FOLDER LOSS ADDRESS NUMBER
 
-With KILL_AT_STEP in the environment it kills itself in that step.
+If KILL_AT_STEP is set in the environment, the process kills itself at that step.
 """
 
 import os
@@ -18,7 +18,7 @@ from two_processes import CASES, Half, join, make_model, own_callbacks
 import keras_robust as kr
 
 EPOCHS = 4
-# Random numbers of the attack, and what the optimizer remembers, are to go on too.
+# The random start tests the seeds, and the optimizer's momentum is tested, too.
 ATTACK = kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=2)
 LOSSES = {
     "adversarial training": kr.losses.AdversarialTraining(ATTACK),
@@ -32,7 +32,7 @@ def main(folder, name, address, number):
     loss, make_head = CASES[name]
     loss = LOSSES.get(name, loss)
     model = make_model(loss, make_head, keras.optimizers.SGD(0.2, momentum=0.9))
-    # All save, which they do together; all go on from what the first has saved.
+    # Saving is a joint operation of all processes. All resume from the backup of the first one.
     folders = [folder / f"backup-{n}" for n in range(2)]
     if number > 0 and folders[0].exists():
         shutil.rmtree(folders[number], ignore_errors=True)

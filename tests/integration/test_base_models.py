@@ -1,4 +1,4 @@
-"""Classifiers built in each of Keras's ways."""
+"""Losses train sequential, functional, subclassed and unbuilt classifiers."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ import keras_robust as kr
 
 @keras.saving.register_keras_serializable(package="keras_robust_tests")
 class Subclassed(keras.Model):
-    """A classifier with a constructor argument, a dropout and a batch normalization."""
+    """A classifier with a constructor argument, dropout and batch normalization."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -56,7 +56,7 @@ KINDS = [sequential, unbuilt, functional, subclassed]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", KINDS)
-def test_trains_and_survives_saving(make, loss, small_data, tmp_path):
+def test_training_and_saving(make, loss, small_data, tmp_path):
     x, y = small_data
     base = make()
     robust = kr.RobustModel(base)
@@ -77,7 +77,7 @@ def test_trains_and_survives_saving(make, loss, small_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [unbuilt, subclassed])
-def test_unbuilt_models_are_built_by_whatever_comes_first(make, attack, small_data):
+def test_unbuilt_models_are_built_on_first_use(make, attack, small_data):
     x, y = small_data
     loss = kr.losses.AdversarialTraining(attack)
 
@@ -103,7 +103,7 @@ def test_unbuilt_models_are_built_by_whatever_comes_first(make, attack, small_da
         assert robust.predict(x, verbose=0).shape == (64, 10)
 
 
-def test_frozen_layers_stay_frozen(make_base, loss, small_data):
+def test_frozen_layers_are_not_trained(make_base, loss, small_data):
     base = make_base()
     base.layers[1].trainable = False
     before = [layer.get_weights() for layer in base.layers]

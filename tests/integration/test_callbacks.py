@@ -1,4 +1,4 @@
-"""Keras's callbacks on the accuracy under attack."""
+"""Keras's callbacks can monitor robust accuracy."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ ATTACK = kr.attacks.PGD(epsilon=0.05, num_steps=3)
 
 
 def train(make_robust, data, callbacks, epochs=6):
-    """Training that learns for three epochs, then unlearns."""
+    """Trains three epochs, then reverses training by a negative learning rate."""
     optimizer = keras.optimizers.Adam(0.01)
     robust = make_robust(
         kr.losses.AdversarialTraining(ATTACK), optimizer=optimizer, metrics=["accuracy"]
@@ -49,7 +49,7 @@ def test_checkpoint_keeps_the_most_robust_epoch(make_robust, easy_data, tmp_path
 
 
 @pytest.mark.slow_on_jax
-def test_early_stopping_after_the_most_robust_epoch(make_robust, easy_data):
+def test_early_stopping_restores_the_most_robust_epoch(make_robust, easy_data):
     stopping = keras.callbacks.EarlyStopping(
         monitor="val_robust_accuracy", mode="max", patience=1, restore_best_weights=True
     )

@@ -1,11 +1,11 @@
-"""Clones of a wrapped classifier."""
+"""Clones of wrapped classifiers and wrappers."""
 
 import keras
 
 import keras_robust as kr
 
 
-def test_clone_trains_on_its_own(make_base, make_robust, loss, assert_same_weights, small_data):
+def test_clone_trains_independently(make_base, make_robust, loss, assert_same_weights, small_data):
     robust = make_robust(loss)
     before = robust.get_weights()
     clone = keras.models.clone_model(robust.base_model)
@@ -20,7 +20,9 @@ def test_clone_trains_on_its_own(make_base, make_robust, loss, assert_same_weigh
     assert_same_weights(robust, other)
 
 
-def test_wrapper_from_its_configuration(make_robust, loss, assert_same_weights, small_data):
+def test_wrapper_is_restored_from_its_configuration(
+    make_robust, loss, assert_same_weights, small_data
+):
     robust = make_robust(loss)
     copy = kr.RobustModel.from_config(robust.get_config())
     copy.set_weights(robust.get_weights())

@@ -12,8 +12,7 @@ def results(results_of):
 
 @pytest.mark.slow
 def test_two_devices_equal_one(results):
-    # Four weights, then the accuracy, the loss and both on the validation data; with batch norm
-    # four weights more.
+    # Four weights (eight with batch norm), and accuracy and loss on training and validation data.
     assert len(results) == 2 * (8 + 12) + 1
     for index in range(8 + 12):
         np.testing.assert_allclose(

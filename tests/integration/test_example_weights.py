@@ -1,4 +1,4 @@
-"""`sample_weight` and `class_weight`."""
+"""Losses respect `sample_weight` and `class_weight`."""
 
 import keras
 import numpy as np
@@ -11,9 +11,9 @@ def train(model, x, y, **arguments):
     return model
 
 
-def test_weight_zero_leaves_an_example_out(make_robust, assert_same_weights, small_data):
-    # Keras divides by the number of examples: weight 2 for one half of a batch and 0 for the
-    # other gives the mean over the first half.
+def test_weights_of_zero_exclude_examples(make_robust, assert_same_weights, small_data):
+    # Keras divides by the number of examples, so weights 2 and 0 for the two halves of a batch give
+    # the mean over the first half.
     x, y = small_data
     loss = kr.losses.AdversarialTraining(
         kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=3, random_start=False)
@@ -31,7 +31,7 @@ def test_weight_zero_leaves_an_example_out(make_robust, assert_same_weights, sma
     assert_same_weights(weighted, half)
 
 
-def test_what_has_weight_zero_does_not_matter(
+def test_images_with_weight_zero_have_no_effect(
     make_robust, loss, assert_same_weights, distance, small_data
 ):
     x, y = small_data

@@ -1,4 +1,4 @@
-"""How Keras runs the steps changes nothing in what they compute."""
+"""Training does not depend on how Keras runs the steps."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_eager_and_graph_equal_default(
 
 @pytest.mark.slow
 def test_xla_equals_eager(make_robust, assert_same_weights, small_data):
-    # No random start: TensorFlow's XLA draws other numbers from the same seed.
+    # No random start, because XLA on TensorFlow draws different numbers from the same seed.
     loss = kr.losses.AdversarialTraining(
         kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=3, random_start=False)
     )
@@ -35,7 +35,7 @@ def test_xla_equals_eager(make_robust, assert_same_weights, small_data):
 @pytest.mark.slow_on_jax
 @pytest.mark.gpu
 def test_steps_per_execution(make_robust, loss, assert_same_weights, small_data):
-    # 3 batches of 24, 24 and 16 images, which 2 does not divide.
+    # 3 batches of 24, 24 and 16 images. 3 is not a multiple of 2.
     one = train(make_robust(loss), small_data)
     two = train(make_robust(loss, steps_per_execution=2), small_data)
     assert_same_weights(one, two)

@@ -1,4 +1,4 @@
-"""`fit` refuses what an attack cannot work on, before any work."""
+"""`fit` rejects data and models that cannot be attacked, before training."""
 
 import keras
 import numpy as np
@@ -9,20 +9,20 @@ import keras_robust as kr
 
 
 class Recorder(keras.callbacks.Callback):
-    """Notes whether training began."""
+    """Records whether training has started."""
 
-    began = False
+    has_started = False
 
     def on_train_begin(self, logs=None):
-        self.began = True
+        self.has_started = True
 
 
-def assert_refused(robust, match, *data):
+def assert_rejected(robust, match, *data):
     before = robust.get_weights()
     recorder = Recorder()
     with pytest.raises(ValueError, match=match):
         robust.fit(*data, verbose=0, callbacks=[recorder])
-    assert not recorder.began
+    assert not recorder.has_started
     for old, new in zip(before, robust.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -45,35 +45,35 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_arrays(make_robust, loss, small_data, case):
-    spoil, match = BAD_DATA[case]
-    assert_refused(make_robust(loss), match, *spoil(*small_data))
+def test_bad_arrays(make_robust, loss, small_data, case):
+    corrupt, match = BAD_DATA[case]
+    assert_rejected(make_robust(loss), match, *corrupt(*small_data))
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_datasets(make_robust, attack, small_data, case):
-    spoil, match = BAD_DATA[case]
-    dataset = pairs(*spoil(*small_data)).batch(64)
-    assert_refused(make_robust(kr.losses.AdversarialTraining(attack)), match, dataset)
+def test_bad_datasets(make_robust, attack, small_data, case):
+    corrupt, match = BAD_DATA[case]
+    dataset = pairs(*corrupt(*small_data)).batch(64)
+    assert_rejected(make_robust(kr.losses.AdversarialTraining(attack)), match, dataset)
 
 
 def test_softmax_where_logits_are_expected(make_base, make_robust, loss, small_data):
     base = keras.Sequential([make_base(), keras.layers.Softmax()])
-    assert_refused(make_robust(loss, base), "from_logits=True", *small_data)
+    assert_rejected(make_robust(loss, base), "from_logits=True", *small_data)
 
 
 def test_logits_where_probabilities_are_expected(make_robust, small_data):
     attack = kr.attacks.PGD(epsilon=0.1, from_logits=False)
     loss = kr.losses.AdversarialTraining(attack)
-    assert_refused(make_robust(loss), "from_logits=False", *small_data)
+    assert_rejected(make_robust(loss), "from_logits=False", *small_data)
 
 
 def test_empty_dataset(make_robust, loss, small_data):
     dataset = pairs(*small_data).batch(64).take(0)
-    assert_refused(make_robust(loss), "must not be empty", dataset)
+    assert_rejected(make_robust(loss), "must not be empty", dataset)
 
 
-def test_probabilities_are_fine_where_they_are_announced(make_base, make_robust, small_data):
+def test_probabilities_with_from_logits_false_are_accepted(make_base, make_robust, small_data):
     base = keras.Sequential([make_base(), keras.layers.Softmax()])
     attack = kr.attacks.PGD(epsilon=0.1, num_steps=2, from_logits=False)
     robust = make_robust(kr.losses.AdversarialTraining(attack), base)

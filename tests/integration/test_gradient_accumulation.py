@@ -1,4 +1,4 @@
-"""Optimizers that add up the gradients of several steps."""
+"""Losses work with optimizers that accumulate gradients over several steps."""
 
 import keras
 import pytest
@@ -6,7 +6,7 @@ import pytest
 import keras_robust as kr
 
 
-def test_two_halves_are_one_batch(make_robust, assert_same_weights, small_data):
+def test_two_accumulated_halves_equal_one_batch(make_robust, assert_same_weights, small_data):
     x, y = small_data
     loss = kr.losses.AdversarialTraining(
         kr.attacks.PGD(epsilon=2.0, norm="l2", num_steps=3, random_start=False)
@@ -23,7 +23,7 @@ def test_two_halves_are_one_batch(make_robust, assert_same_weights, small_data):
 @pytest.mark.parametrize("accumulated", [None, 2])
 @pytest.mark.parametrize("wrap", [False, True], ids=["plain", "loss_scaled"])
 def test_each_update_has_its_own_noise(make_robust, small_data, wrap, accumulated):
-    # The weights stand still: two steps differ in nothing but the noise.
+    # With a learning rate of 0, steps only differ in the noise.
     attack = kr.attacks.PGD(epsilon=0.5, step_size=1e-9, num_steps=1)
     optimizer = keras.optimizers.SGD(0.0, gradient_accumulation_steps=accumulated)
     if wrap:

@@ -1,4 +1,4 @@
-"""The two heads under every loss that takes a classifier: a compiled fit that learns."""
+"""Both heads learn in a compiled `fit` with every loss for classifiers."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ HEADS = {
 
 
 def separable(seed, count=60):
-    """Images of three classes, a bright row each."""
+    """Returns images of three classes, each with a bright row."""
     rng = np.random.default_rng(seed)
     y = np.arange(count) % 3
     x = rng.uniform(0, 0.3, (count, 3, 4, 1)).astype("float32")

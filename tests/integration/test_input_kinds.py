@@ -1,4 +1,4 @@
-"""Images and labels in the forms that `fit` takes."""
+"""`fit` takes images and labels in all of Keras's forms."""
 
 import keras
 import numpy as np
@@ -63,7 +63,7 @@ def test_one_hot_labels_equal_integers(make_robust, loss, assert_same_weights, s
 
 
 def test_last_batch_of_another_size(make_robust, loss, small_data):
-    # Without `drop_remainder`, and unlike the first batch that was checked.
+    # The checks have only seen the size of the first batch.
     x, y = small_data
     robust = make_robust(loss)
     robust.fit(pairs(x[:25], y[:25]).batch(24), shuffle=False, verbose=0)

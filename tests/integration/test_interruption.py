@@ -1,4 +1,4 @@
-"""A training that was killed continues as if it had not been."""
+"""A killed training can be resumed, with the result of an uninterrupted one."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ SCRIPT = pathlib.Path(__file__).with_name("interrupted_training.py")
 
 
 def run(*arguments):
-    """Runs the script in a process of its own."""
+    """Runs the script in a separate process."""
     return subprocess.run(
         [sys.executable, SCRIPT, *map(str, arguments)],
         env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
@@ -27,7 +27,7 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_backup_and_restore_after_a_kill(assert_same_weights, tmp_path):
-    # Step 5 of 8 is the first of the third epoch; two epochs are on disk by then.
+    # Step 5 of 8 is the first of the third epoch, when two epochs have been saved.
     killed = run(tmp_path, 5)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "backup").exists()
@@ -40,7 +40,7 @@ def test_backup_and_restore_after_a_kill(assert_same_weights, tmp_path):
         weights = [file[name] for name in file.files if name != "num_epochs"]
     assert num_epochs == 2
 
-    straight, num_epochs = runpy.run_path(str(SCRIPT))["train"](tmp_path / "straight")
+    uninterrupted, num_epochs = runpy.run_path(str(SCRIPT))["train"](tmp_path / "uninterrupted")
     assert num_epochs == 4
-    # The attack starts at random: this needs the same random numbers in the last two epochs.
-    assert_same_weights(weights, straight)
+    # The attack has a random start, so the random numbers must be the same, too.
+    assert_same_weights(weights, uninterrupted)

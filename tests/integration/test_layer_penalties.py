@@ -1,4 +1,4 @@
-"""Penalties that the model's layers and weights add to the loss."""
+"""Losses include the penalties of the model's layers and weights."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import keras_robust as kr
 
 
 class MeanOfInput(keras.layers.Layer):
-    """Adds the mean of what passes through to the loss."""
+    """Adds the mean of its input to the loss."""
 
     def call(self, inputs):
         self.add_loss(keras.ops.mean(inputs))
@@ -28,7 +28,7 @@ def make_classifier():
 
 
 def logged_losses(loss, data, batch_size=64):
-    """The loss of the first training step, and that of `evaluate` before it."""
+    """Returns the loss in `evaluate` before training, and that of the first training step."""
     x, y = data
     base = make_classifier()
     robust = kr.RobustModel(base)
@@ -48,7 +48,7 @@ def cross_entropy(x, y):
 
 
 @pytest.mark.slow_on_jax
-def test_trades_counts_the_penalty_of_the_clean_images_once(small_data):
+def test_trades_adds_the_penalty_of_the_clean_images_once(small_data):
     x, y = small_data
     attack = kr.attacks.PGD(epsilon=0.3, step_size=0.3, num_steps=2)
     expected = cross_entropy(x, y) + x.mean() + weight_penalty()
@@ -57,7 +57,7 @@ def test_trades_counts_the_penalty_of_the_clean_images_once(small_data):
     assert trained == pytest.approx(expected, rel=1e-5)
 
 
-def test_adversarial_training_counts_that_of_the_adversarial_images(small_data):
+def test_adversarial_training_adds_the_penalty_of_the_adversarial_images(small_data):
     x, y = small_data
     attack = kr.attacks.IFGSM(epsilon=0.3, step_size=0.3, num_steps=2)
     x_adv = np.asarray(attack(make_classifier(), x, y))

@@ -1,4 +1,4 @@
-"""Training in float16 with float32 weights."""
+"""Losses train in float16 with float32 weights."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from keras_robust.model.classifier import Classifier
 
 @pytest.fixture
 def mixed_precision():
-    keras.config.set_dtype_policy("mixed_float16")  # set back after each test
+    keras.config.set_dtype_policy("mixed_float16")  # Reset after each test.
     yield
     keras.config.set_dtype_policy("float32")
 
@@ -22,7 +22,7 @@ def test_fit_scales_the_loss_and_trains(make_base, make_robust, loss, distance, 
 
     assert keras.backend.standardize_dtype(robust(small_data[0]).dtype) == "float16"
     assert isinstance(robust.optimizer, keras.optimizers.LossScaleOptimizer)
-    # Steps whose gradient overflows are left out, until the scale is small enough.
+    # Steps whose gradient overflows are skipped until the loss scale is small enough.
     assert 4 <= robust.optimizer.iterations.numpy() <= 8
     assert all(np.isfinite(weight).all() for weight in robust.get_weights())
     assert distance(robust, make_base(batch_norm=True)) > 0.01
@@ -45,7 +45,7 @@ def test_trains_to_nearly_the_same_weights_as_float32(
 @pytest.mark.usefixtures("mixed_precision")
 @pytest.mark.parametrize("scale", [0.01, 1, 100], ids=["unsure", "normal", "certain"])
 def test_attack_moves_every_image(make_base, small_data, scale):
-    # Gradients that underflow in float16 would leave images, or parts of them, where they are.
+    # Gradients that underflow in float16 would leave images, or parts of them, unchanged.
     x, _ = small_data
     base = make_base()
     kernel, bias = base.layers[-1].get_weights()

@@ -1,4 +1,4 @@
-"""Each kind of loss with the other kind's model."""
+"""Model losses need `kr.RobustModel`, which also takes plain losses."""
 
 import keras
 import pytest
@@ -7,12 +7,12 @@ import keras_robust as kr
 
 
 @pytest.mark.parametrize("work", ["fit", "evaluate", "train_on_batch"])
-def test_plain_model_refuses_a_model_loss(make_base, make_robust, loss, small_data, work):
+def test_plain_model_rejects_a_model_loss(make_base, make_robust, loss, small_data, work):
     model = make_base()
     model.compile("sgd", loss)
     with pytest.raises(ValueError, match="RobustModel"):
         getattr(model, work)(*small_data)
-    # It is unharmed, and can be wrapped as the message says.
+    # The model is not damaged, and can be wrapped as the message says.
     make_robust(loss, model).fit(*small_data, verbose=0)
 
 
@@ -32,15 +32,15 @@ def test_plain_loss_trains_as_without_the_wrapper(
     assert_same_weights(robust, plain)
 
 
-def test_model_loss_without_a_training_step(make_robust, loss, small_data):
+def test_model_loss_without_a_training_step_is_an_error(make_robust, loss, small_data):
     x, y = small_data
     robust = make_robust(loss)
-    with pytest.raises(ValueError, match="prepares itself in `train_step`"):
+    with pytest.raises(ValueError, match="must be prepared in `train_step`"):
         robust.compute_loss(x, y, robust(x), training=True)
 
 
-def test_wrapping_twice_is_refused(make_robust, loss):
-    with pytest.raises(ValueError, match="not wrapped yet"):
+def test_wrapping_twice_is_an_error(make_robust, loss):
+    with pytest.raises(ValueError, match="not already wrapped"):
         kr.RobustModel(make_robust(loss))
     with pytest.raises(ValueError, match="must be a Keras model"):
         kr.RobustModel(keras.layers.Dense(10))

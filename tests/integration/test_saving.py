@@ -1,4 +1,4 @@
-"""Saving and loading in Keras's format."""
+"""Robust models can be saved and loaded in Keras's format."""
 
 import keras
 import numpy as np
@@ -16,19 +16,19 @@ def test_training_continues_after_loading(
     make_robust, loss, assert_same_weights, distance, small_data, tmp_path
 ):
     arguments = {"batch_size": 32, "shuffle": False, "verbose": 0}
-    straight = make_compiled(make_robust, loss)
-    losses = straight.fit(*small_data, epochs=4, **arguments).history["loss"]
+    uninterrupted = make_compiled(make_robust, loss)
+    losses = uninterrupted.fit(*small_data, epochs=4, **arguments).history["loss"]
 
     first = make_compiled(make_robust, loss)
     first.fit(*small_data, epochs=2, **arguments)
     first.save(tmp_path / "robust.keras")
     loaded = keras.saving.load_model(tmp_path / "robust.keras")
-    # The optimizer's moments and step counter are restored with it, and so is the noise.
+    # This restores the optimizer's moments and step counter, and so the noise.
     assert_same_weights(loaded, first, rtol=0, atol=0)
     history = loaded.fit(*small_data, epochs=2, **arguments).history
-    assert_same_weights(loaded, straight)
+    assert_same_weights(loaded, uninterrupted)
     np.testing.assert_allclose(history["loss"], losses[2:], rtol=1e-5)
-    assert distance(straight, first) > 0.01
+    assert distance(uninterrupted, first) > 0.01
 
 
 def test_loss_is_restored_with_its_configuration(make_robust, small_data, tmp_path):
@@ -51,23 +51,23 @@ def test_loss_is_restored_with_its_configuration(make_robust, small_data, tmp_pa
 
 
 @pytest.mark.slow
-def test_weights_file_carries_the_optimizer(
+def test_weights_file_includes_the_optimizer(
     make_robust, loss, assert_same_weights, small_data, tmp_path
 ):
     arguments = {"batch_size": 32, "shuffle": False, "verbose": 0}
-    straight = make_compiled(make_robust, loss)
-    straight.fit(*small_data, epochs=2, **arguments)
-    straight.save_weights(tmp_path / "middle.weights.h5")
+    uninterrupted = make_compiled(make_robust, loss)
+    uninterrupted.fit(*small_data, epochs=2, **arguments)
+    uninterrupted.save_weights(tmp_path / "middle.weights.h5")
     other = make_compiled(make_robust, loss)
     other.fit(*small_data, epochs=1, **arguments)
     other.load_weights(tmp_path / "middle.weights.h5")
-    straight.fit(*small_data, epochs=1, **arguments)
+    uninterrupted.fit(*small_data, epochs=1, **arguments)
     other.fit(*small_data, epochs=1, **arguments)
-    assert_same_weights(straight, other)
+    assert_same_weights(uninterrupted, other)
 
 
 @pytest.mark.slow
-def test_base_model_is_deployed_alone(make_robust, loss, small_data, tmp_path):
+def test_base_model_can_be_saved_without_the_wrapper(make_robust, loss, small_data, tmp_path):
     x, y = small_data
     robust = make_compiled(make_robust, loss)
     robust.fit(x, y, verbose=0)
@@ -79,14 +79,14 @@ def test_base_model_is_deployed_alone(make_robust, loss, small_data, tmp_path):
     expected = robust.predict(x, verbose=0)
     np.testing.assert_allclose(deployed.predict(x, verbose=0), expected, rtol=1e-6)
     np.testing.assert_allclose(robust.base_model.predict(x, verbose=0), expected, rtol=1e-6)
-    # As the file is an ordinary model's, it can be trained as one.
+    # The file has an ordinary model, which can be trained further.
     deployed.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     deployed.fit(x, y, verbose=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
-def test_predictions_survive(make_robust, loss, small_data, tmp_path, compiled):
+def test_loaded_model_has_the_same_predictions(make_robust, loss, small_data, tmp_path, compiled):
     x, y = small_data
     robust = make_compiled(make_robust, loss)
     robust.fit(x, y, verbose=0)

@@ -1,4 +1,4 @@
-"""A training step against the same step written by hand."""
+"""Training steps agree with the same steps written by hand."""
 
 import keras
 import numpy as np
@@ -12,14 +12,14 @@ CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def step_seed(step):
-    """The seed of one step of a model with `seed=3`."""
+    """Returns the seed of one step of a model with `seed=3`."""
     return backend.fold_in(backend.make_seed(3), step)
 
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_adversarial_training_is_attack_then_ordinary_step(
+def test_adversarial_training_is_an_attack_and_an_ordinary_step(
     make_base, make_robust, assert_same_weights, distance, small_data, norm, random_start
 ):
     x, y = small_data
@@ -40,7 +40,7 @@ def test_adversarial_training_is_attack_then_ordinary_step(
         losses.append(loss)
         accuracies.append(accuracy)
 
-    # Batch normalization's moving statistics are among the weights.
+    # The weights include the moving statistics of batch normalization.
     assert_same_weights(robust, by_hand)
     np.testing.assert_allclose(history["loss"], np.reshape(losses, (2, 2)).mean(1), rtol=1e-5)
     np.testing.assert_allclose(history["accuracy"], np.reshape(accuracies, (2, 2)).mean(1))
@@ -50,7 +50,7 @@ def test_adversarial_training_is_attack_then_ordinary_step(
 
 
 @pytest.mark.slow_on_jax
-def test_trades_is_ascent_of_divergence_then_step_on_both_images(
+def test_trades_maximizes_the_divergence_and_trains_on_both_images(
     make_base, make_robust, assert_same_weights, small_data
 ):
     x, y = small_data
@@ -91,7 +91,7 @@ def test_trades_is_ascent_of_divergence_then_step_on_both_images(
 
 
 def test_each_step_has_its_own_noise(make_base, make_robust, distance, small_data):
-    # The weights stand still: two steps differ in nothing but the noise.
+    # With a learning rate of 0, steps only differ in the noise.
     x, y = small_data
     attack = kr.attacks.PGD(epsilon=0.5, step_size=1e-9, num_steps=1)
     frozen = keras.optimizers.SGD(0.0)
@@ -103,7 +103,7 @@ def test_each_step_has_its_own_noise(make_base, make_robust, distance, small_dat
     np.testing.assert_allclose(history["loss"], losses, rtol=1e-6)
 
 
-def test_seed_of_the_model_chooses_the_noise(make_robust, distance, loss, small_data):
+def test_noise_depends_on_the_seed_of_the_model(make_robust, distance, loss, small_data):
     x, y = small_data
     models = [make_robust(loss, seed=seed) for seed in (3, 3, 4)]
     for model in models:
@@ -112,7 +112,7 @@ def test_seed_of_the_model_chooses_the_noise(make_robust, distance, loss, small_
     assert distance(models[0], models[2]) > 0
 
 
-def test_attack_leaves_all_weights_alone(make_base, attack, small_data):
+def test_attack_does_not_change_weights(make_base, attack, small_data):
     x, y = small_data
     base = make_base(batch_norm=True)
     before = base.get_weights()

@@ -14,15 +14,15 @@ ATTACK = kr.attacks.PGD(epsilon=0.05, num_steps=2)
 
 
 @pytest.mark.slow
-def test_search_over_beta(make_robust, easy_data, tmp_path):
+def test_search_finds_the_most_robust_beta(make_robust, easy_data, tmp_path):
     betas = []
 
     def build(hp):
         betas.append(hp.Choice("beta", [0.5, 1e4]))
-        # With the large beta the classifier tells nothing apart.
+        # With the large beta, the classifier does not learn.
         loss = kr.losses.TRADES(ATTACK, beta=betas[-1])
         robust = make_robust(loss, optimizer=keras.optimizers.Adam(0.01))
-        # Or Keras would warn when the best weights are loaded without Adam's moments.
+        # Otherwise Keras would warn when the best weights are loaded without Adam's moments.
         robust.optimizer.build(robust.trainable_variables)
         return robust
 
@@ -47,7 +47,7 @@ def test_search_over_beta(make_robust, easy_data, tmp_path):
     assert tuner.get_best_hyperparameters()[0].get("beta") == 0.5
     trials = tuner.oracle.get_best_trials(2)
     assert trials[0].score > trials[1].score
-    # The score is what the best model really achieves.
+    # The score is the robust accuracy of the best model.
     best = tuner.get_best_models()[0]
     score = kr.evaluation.robust_accuracy(best, *easy_data, attack=ATTACK)
     np.testing.assert_allclose(trials[0].score, score, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Training in two processes, as on two machines: `DataParallel` on JAX."""
+"""Training in two processes, as on two machines, with `DataParallel` on JAX."""
 
 import os
 import pathlib
@@ -68,7 +68,7 @@ def test_two_processes_equal_one(tmp_path, address):
 @pytest.mark.parametrize(
     ("loss", "victim"), [("adversarial training", 0), ("TRADES", 1), ("WNLL end to end", 0)]
 )
-def test_processes_that_were_killed_go_on(loss, victim, tmp_path, address):
+def test_killed_processes_can_be_resumed(loss, victim, tmp_path, address):
     def both(folder, **environments):
         folder.mkdir(exist_ok=True)
         program = "interrupted_two_processes.py"
@@ -83,9 +83,9 @@ def test_processes_that_were_killed_go_on(loss, victim, tmp_path, address):
                 names = [name for name in file.files if name != "num_epochs"]
                 yield file["num_epochs"], [file[name] for name in names]
 
-    straight, interrupted = tmp_path / "straight", tmp_path / "interrupted"
-    finish(*both(straight))
-    # Step 5 of 8 is the first of the third epoch; two epochs are on disk by then.
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    finish(*both(uninterrupted))
+    # Step 5 of 8 is the first of the third epoch, when two epochs have been saved.
     processes = both(interrupted, **{f"of_{victim}": {"KILL_AT_STEP": "5"}})
     try:
         errors = processes[victim].communicate(timeout=300)[1]
@@ -96,11 +96,11 @@ def test_processes_that_were_killed_go_on(loss, victim, tmp_path, address):
             process.communicate()
     assert (interrupted / "backup-0").exists()
     assert not list(interrupted.glob("*.npz"))
-    shutil.rmtree(interrupted / "backup-1")  # What the others have saved is not needed.
+    shutil.rmtree(interrupted / "backup-1")  # Only the first backup is needed.
     finish(*both(interrupted))
 
     for (all_epochs, expected), (num_epochs, values) in zip(
-        saved(straight), saved(interrupted), strict=True
+        saved(uninterrupted), saved(interrupted), strict=True
     ):
         assert (all_epochs, num_epochs) == (4, 2)
         assert len(values) == len(expected) > 6

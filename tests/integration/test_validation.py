@@ -1,4 +1,4 @@
-"""`evaluate` and `validation_data` see clean images and the plain loss."""
+"""`evaluate` and `validation_data` use clean images and the plain loss."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import keras_robust as kr
 
 
 def clean_results(model, x, y):
-    """Cross-entropy and accuracy on clean images."""
+    """Returns cross-entropy and accuracy on clean images."""
     logits = model.predict(x, verbose=0).astype("float64")
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(y)), y]
     return losses.mean(), (logits.argmax(axis=1) == y).mean()
@@ -32,7 +32,7 @@ def test_evaluate_is_clean(make_base, make_robust, loss, small_data):
     np.testing.assert_allclose(robust.test_on_batch(x, y), expected, rtol=1e-5)
 
 
-def test_evaluate_changes_no_weight(make_base, make_robust, loss, small_data):
+def test_evaluate_does_not_change_weights(make_base, make_robust, loss, small_data):
     robust = make_robust(loss, make_base(batch_norm=True))
     robust.fit(*small_data, verbose=0)
     before = robust.get_weights()
@@ -41,8 +41,8 @@ def test_evaluate_changes_no_weight(make_base, make_robust, loss, small_data):
         np.testing.assert_array_equal(old, new)
 
 
-def test_accuracy_in_fit_is_that_of_the_images_trained_on(make_base, make_robust, easy_data):
-    # Weights that stand still: `accuracy` is adversarial with one loss and clean with the other.
+def test_accuracy_in_fit_is_on_the_images_of_the_loss(make_base, make_robust, easy_data):
+    # With a learning rate of 0. `accuracy` is adversarial with one loss and clean with the other.
     x, y = easy_data
     base = make_base()
     base.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -22,7 +22,7 @@ CASES = {
 
 
 class Half(keras.utils.PyDataset):
-    """Of each batch, the part of one of `count` processes."""
+    """Returns the part of each batch for one of `count` processes."""
 
     def __init__(self, number, count):
         super().__init__()
@@ -49,13 +49,13 @@ def make_model(loss, make_head, optimizer):
 
 
 def own_callbacks(loss):
-    """The callbacks of `fit`: else each process would fill the template from its own part."""
+    """Returns the callbacks. They get all data, so that all processes have the same template."""
     is_wnll = isinstance(loss, kr.losses.GraphInterpolation)
     return [kr.callbacks.TemplateUpdate(X, Y)] if is_wnll else []
 
 
 def join(address, number):
-    """Makes this process one of two."""
+    """Joins this process with another one."""
     keras.distribution.initialize(address, num_processes=2, process_id=int(number))
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     keras.distribution.set_distribution(parallel)

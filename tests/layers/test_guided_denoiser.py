@@ -1,4 +1,4 @@
-"""The denoiser against its U-Net written in NumPy."""
+"""The denoiser agrees with a U-Net in NumPy."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 
 
 def convolve(x, kernel, stride):
-    """ "Same" padding: the larger half of it behind."""
+    """Convolves with "same" padding, whose larger half is at the end."""
     size = kernel.shape[0]
     out = [-(-n // stride) for n in x.shape[1:3]]
     total = [max((m - 1) * stride + size - n, 0) for m, n in zip(out, x.shape[1:3], strict=True)]
@@ -25,7 +25,7 @@ def convolve(x, kernel, stride):
 
 
 def interpolate(x, size, axis):
-    """Linear, with pixels as cells: the first and last are continued outwards."""
+    """Interpolates linearly between centers of pixels, with constant extrapolation."""
     old = x.shape[axis]
     place = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
     low = np.floor(place).astype(int)
@@ -47,7 +47,7 @@ def block(x, convolutions, norms, stride, training):
 
 
 def reference(layer, image, training):
-    """Three widths, written out."""
+    """Computes a denoiser with three widths."""
     first, second, third = layer.down
     a = block(image, first.convolutions, first.norms, 1, training)
     b = block(a, second.convolutions, second.norms, 2, training)
@@ -61,7 +61,7 @@ def reference(layer, image, training):
 
 
 def random_weight(rng, shape):
-    """Such that values stay near 1 from layer to layer."""
+    """Draws weights that keep the activations near 1 in each layer."""
     if len(shape) == 1:
         return rng.uniform(0.5, 1.5, shape)
     return rng.uniform(-1, 1, shape) * np.sqrt(6 / np.prod(shape[:-1]))
@@ -70,7 +70,7 @@ def random_weight(rng, shape):
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (2, 7, 5, 3)])
-def test_it_is_the_u_net(shape, training):
+def test_output_agrees_with_the_u_net(shape, training):
     rng = np.random.default_rng(0)
     layer = kr.layers.GuidedDenoiser(widths=(2, 3, 4))
     layer.build((None, *shape[1:]))
@@ -86,10 +86,10 @@ def test_it_is_the_u_net(shape, training):
 
 
 @pytest.mark.slow_on_jax
-def test_the_papers_size():
+def test_number_of_parameters_is_that_of_the_paper():
     layer = kr.layers.GuidedDenoiser()
     layer.build((None, 28, 28, 1))
-    # Two 3x3 convolutions in the first block, three in the others, counted on paper.
+    # Two 3x3 convolutions in the first block, and three in the others.
     down = 64 + 64**2 + 64 * 128 + 2 * 128**2 + 128 * 256 + (2 + 3 + 3) * 256**2
     up = (2 + 2) * 256**2 + 2 * (512 * 256) + (256 + 128) * 128 + 2 * 128**2 + 192 * 64 + 64**2
     kernels = sum(int(np.prod(w.shape)) for w in layer.weights if len(w.shape) == 4)
@@ -123,12 +123,12 @@ def test_half_precision():
         ((4, 2.5), "`widths`.*integer"),
     ],
 )
-def test_arguments(widths, message):
+def test_bad_arguments(widths, message):
     with pytest.raises(ValueError, match=message):
         kr.layers.GuidedDenoiser(widths)
 
 
-def test_inputs():
+def test_bad_inputs():
     with pytest.raises(ValueError, match="ndim=4"):
         kr.layers.GuidedDenoiser((2, 3))(np.zeros((2, 6, 6)))
     with pytest.raises(ValueError, match="channels of the images must be known"):

@@ -1,4 +1,4 @@
-"""The tanh-feature classifier."""
+"""The classifier on tanh features agrees with NumPy, and its logits are bounded."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def activations(slope):
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "leaky_relu", "prelu"])
 @pytest.mark.parametrize("use_bias", [False, True])
-def test_output(activation, use_bias, error_of_terms):
+def test_output_agrees_with_numpy(activation, use_bias, error_of_terms):
     layer = kr.layers.TanhClassifier(4, activation=activation, use_bias=use_bias)
     layer.build((None, 7))
     weights = [RNG.normal(size=w.shape).astype("float32") for w in layer.weights]
@@ -38,7 +38,7 @@ def test_output(activation, use_bias, error_of_terms):
     assert layer.compute_output_shape((None, 7)) == (None, 4)
 
 
-def test_the_loss_has_the_penalty():
+def test_the_loss_includes_the_penalty():
     layer = kr.layers.TanhClassifier(4, penalty=3.0, scale=0.2)
     layer(X)
     penalty = kr.regularizers.AngularPenalty(3.0, 0.2)
@@ -58,7 +58,7 @@ def test_mixed_float16():
 
 
 def test_training_bounds_the_logits(embedded_data):
-    # With the penalty at 0 each weight vector has length s, so |logit| <= s sqrt(P).
+    # If the penalty is 0, each weight vector has length s, so |logit| <= s sqrt(P).
     (x, y), (x_test, y_test) = embedded_data
     model = keras.Sequential(
         [
@@ -89,7 +89,7 @@ def test_training_bounds_the_logits(embedded_data):
         ({"norm": "l2"}, "`norm`"),
     ],
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.layers.TanhClassifier(**{"num_classes": 4, **arguments})
 

@@ -1,4 +1,4 @@
-"""Total variation minimization as a layer: randomness, gradients, data, and what it is worth."""
+"""The layer of total variation minimization: randomness, gradients, data and robustness."""
 
 import copy
 
@@ -37,7 +37,7 @@ def state(layer):
     return numpy(layer.seed_generator.state.value)
 
 
-def test_without_drops_it_is_denoising():
+def test_without_drops_it_agrees_with_the_op():
     layer = kr.layers.TotalVariation(drop_rate=0, weight=5.0, num_steps=7)
     expected = kr.ops.total_variation(X, np.ones_like(X), 5.0, 7)
     np.testing.assert_allclose(numpy(layer(X)), numpy(expected), atol=1e-6)
@@ -45,7 +45,7 @@ def test_without_drops_it_is_denoising():
 
 
 def test_the_mask_drops_pixels_and_channels_at_the_rate():
-    # With a huge weight, kept pixels stay as they are and dropped ones are interpolated.
+    # With a huge weight, kept pixels do not change and dropped ones are interpolated.
     x = np.random.default_rng(0).random((20, 16, 16, 3)).astype("float32")
     z = numpy(kr.layers.TotalVariation(drop_rate=0.3, weight=1e6, num_steps=1, seed=0)(x))
     dropped = abs(z - x) > 1e-3
@@ -55,7 +55,7 @@ def test_the_mask_drops_pixels_and_channels_at_the_rate():
     assert abs(dropped[0] ^ dropped[1]).mean() > 0.3
 
 
-def test_it_is_random_in_inference_and_repeats_with_its_seed():
+def test_is_random_in_inference_and_reproducible_by_its_seed():
     one, two = (kr.layers.TotalVariation(seed=3) for _ in range(2))
     first, second = numpy(one(X, training=False)), numpy(one(X, training=False))
     assert abs(first - second).max() > 0.05
@@ -81,7 +81,7 @@ def test_gradient(gradient):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["identity", "exact"])
-def test_an_attack_runs_and_leaves_the_layers_state(gradient):
+def test_an_attack_does_not_change_the_state_of_the_layer(gradient):
     model = classifier(seed=3, num_steps=2, gradient=gradient)
     layer, y = model.layers[0], np.array([0, 1, 2, 0])
     before = state(layer)
@@ -137,7 +137,7 @@ def test_data_augmentation():
 
 
 class Shift(keras.layers.Layer):
-    """Adds to every image the same weights, whose gradient is then the images'."""
+    """Adds the same weights to all images. Their gradient sums the images' gradients."""
 
     def build(self, input_shape):
         self.shift = self.add_weight(shape=input_shape[1:], initializer="zeros")
@@ -147,7 +147,7 @@ class Shift(keras.layers.Layer):
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_exact_gradient_in_fit_is_the_slope(jit_compile):
+def test_the_exact_gradient_in_fit_agrees_with_finite_differences(jit_compile):
     layer = kr.layers.TotalVariation(drop_rate=0, weight=8.0, gradient="exact")
     model = keras.Sequential([keras.Input((8, 8, 3)), Shift(), layer])
     upstream = np.random.default_rng(1).normal(size=X.shape).astype("float32")
@@ -176,7 +176,7 @@ def test_fit_under_xla():
 @TENSORFLOW_ONLY
 @pytest.mark.slow
 def test_adversarial_training_through_the_exact_gradient_under_xla():
-    """The attack's loop, and in it the gradient of the layer's."""
+    """Compiles the gradient of the layer's loop inside of the attack's loop."""
     attack = kr.attacks.PGD(0.1, num_steps=2, num_samples=2)
     model = kr.RobustModel(classifier(seed=3, num_steps=3, gradient="exact"))
     loss = kr.losses.AdversarialTraining(attack)
@@ -184,7 +184,7 @@ def test_adversarial_training_through_the_exact_gradient_under_xla():
     for jit_compile in (True, False):
         model.compile(keras.optimizers.SGD(0.0), loss, jit_compile=jit_compile)
         losses += model.fit(X, np.array([0, 1, 2, 0]), verbose=0).history["loss"]
-    # XLA draws other masks from the same seed.
+    # XLA draws different masks from the same seed.
     assert losses[0] == pytest.approx(losses[1], rel=0.2)
 
 
@@ -217,9 +217,9 @@ def channels_first(x):
 
 
 @pytest.mark.parametrize("gradient", ["identity", "exact"])
-def test_channels_first_is_the_same_transposed(gradient):
+def test_channels_first_gives_the_transposed_values(gradient):
     def values(x, data_format):
-        """The layer's outputs and the gradient of their squares."""
+        """Returns the layer's outputs and the gradient of the sum of their squares."""
         layer = kr.layers.TotalVariation(drop_rate=0, gradient=gradient, data_format=data_format)
         x = ops.convert_to_tensor(x)
         slope = backend.input_gradient(lambda x: ops.sum(ops.square(layer(x))), x)
@@ -241,7 +241,7 @@ def test_channels_first_draws_the_same_mask():
     assert layer(keras.Input((3, None, None))).shape == (None, 3, None, None)
 
 
-def test_the_data_format_is_that_of_keras_and_is_saved(tmp_path):
+def test_data_format_defaults_to_that_of_keras_and_is_saved(tmp_path):
     keras.config.set_image_data_format("channels_first")
     try:
         layer = kr.layers.TotalVariation(seed=5)
@@ -256,7 +256,7 @@ def test_the_data_format_is_that_of_keras_and_is_saved(tmp_path):
     np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-def test_warns_of_the_other_data_format():
+def test_warns_if_images_seem_to_have_the_other_data_format():
     layer = kr.layers.TotalVariation()
     with pytest.warns(UserWarning, match=r"3, 8, 8.*`data_format` is \"channels_last\""):
         layer(channels_first(X))
@@ -287,6 +287,6 @@ def test_does_not_warn(shape, data_format):
         ({"seed": 0.5}, "`seed` must be an integer"),
     ],
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.layers.TotalVariation(**arguments)

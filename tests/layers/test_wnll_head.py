@@ -1,4 +1,4 @@
-"""The WNLL head against its parts: a dense layer, `kr.ops.wnll` on features worked out in NumPy."""
+"""The WNLL head agrees with a dense layer, and with `kr.ops.wnll` on features from NumPy."""
 
 import copy
 import pathlib
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow_on_jax
 REFERENCE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "ops" / "reference_wnll.py"))
 SETTINGS = {"num_neighbors": 8, "sigma_neighbor": 4}
 needs_float64 = pytest.mark.skipif(
-    keras.backend.backend() == "jax", reason="JAX has float64 only where it was switched on first"
+    keras.backend.backend() == "jax", reason="JAX has float64 only if it was enabled first"
 )
 
 
@@ -32,7 +32,7 @@ def clusters(count, seed=0, dimensions=5, num_classes=3, spread=1.0):
 
 
 def make_model(adapt=True, template_size=30, units=16, seed=1, **arguments):
-    """A model that is nothing but a head, and the head."""
+    """Returns a model that consists of a head, and the head."""
     keras.utils.set_random_seed(seed)
     head = kr.layers.WNLLHead(
         3, units=units, template_size=template_size, **{**SETTINGS, **arguments}
@@ -52,7 +52,7 @@ def softmax(z):
     return z / z.sum(axis=1, keepdims=True)
 
 
-def buffered(head, x):
+def after_buffer_block(head, x):
     if head.buffer is None:
         return x
     kernel, bias = head.buffer.get_weights()
@@ -61,16 +61,18 @@ def buffered(head, x):
 
 def linear_branch(head, x):
     kernel, bias = head.linear.get_weights()
-    return buffered(head, x) @ kernel + bias
+    return after_buffer_block(head, x) @ kernel + bias
 
 
 def expected_u(head, x, rows=slice(None), others=None, **arguments):
-    """u by `kr.ops.wnll`, on the template's `rows`, with `others` among the queries."""
+    """Computes u by `kr.ops.wnll` on the template's `rows`, with `others` as further queries."""
     queries = x if others is None else np.concatenate([x, others])
-    template = buffered(head, array(head.template.features)[rows])
+    template = after_buffer_block(head, array(head.template.features)[rows])
     labels = array(head.template.labels)[rows]
     settings = {**SETTINGS, "joint": head.joint, "num_classes": 3, **arguments}
-    return array(kr.ops.wnll(buffered(head, queries), template, labels, **settings))[: len(x)]
+    return array(kr.ops.wnll(after_buffer_block(head, queries), template, labels, **settings))[
+        : len(x)
+    ]
 
 
 def gradient_of(function, x):
@@ -95,7 +97,7 @@ def test_the_linear_phase_is_a_dense_layer():
     [{}, {"units": None}, {"joint": False}, {"kernel": "quartic"}, {"template_weight": 2.0}],
     ids=str,
 )
-def test_the_wnll_phase_interpolates(arguments):
+def test_the_wnll_phase_agrees_with_kr_ops_wnll(arguments):
     model, head = make_model(**arguments)
     x, _ = clusters(20, seed=1)
     assert head.phase == "wnll"
@@ -107,9 +109,9 @@ def test_the_wnll_phase_interpolates(arguments):
 
 
 @pytest.mark.parametrize("gradient", ["exact", "straight_through", "linear"])
-def test_the_output_is_log_u_whatever_is_differentiated(gradient):
+def test_the_output_is_log_u_for_every_gradient(gradient):
     model, head = make_model(gradient=gradient)
-    # A linear branch so large that adding and subtracting it would round log u away.
+    # If such a large linear branch were added and subtracted, rounding would erase log u.
     head.linear.set_weights([1e5 * w for w in head.linear.get_weights()])
     x, _ = clusters(20, seed=1)
     u = np.maximum(expected_u(head, x), 0) + 1e-6
@@ -117,7 +119,7 @@ def test_the_output_is_log_u_whatever_is_differentiated(gradient):
     np.testing.assert_allclose(softmax(array(model(x))), u, atol=1e-4)
 
 
-def test_phase_and_joint_switch_in_functions_that_are_compiled_already():
+def test_phase_and_joint_switch_in_compiled_functions_of_keras():
     model, head = make_model()
     x, _ = clusters(12, seed=1)
     joint = model.predict(x, verbose=0)
@@ -132,18 +134,18 @@ def test_phase_and_joint_switch_in_functions_that_are_compiled_already():
     np.testing.assert_array_equal(model.predict(x, verbose=0), joint)
 
 
-def test_phase_and_joint_switch_in_functions_that_are_compiled_here():
-    """They are built for one branch: another must be built when the switch is thrown."""
+def test_phase_and_joint_switch_in_compiled_functions_of_the_library():
+    """Our functions are compiled for one branch, so a switch must compile another one."""
     inner, head = make_model()
     model = kr.RobustModel(keras.Sequential([keras.Input((5,)), inner]))
     x, _ = clusters(12, seed=1)
-    answers = []
+    outputs_by_case = []
     for phase, joint in [("wnll", True), ("wnll", False), ("linear", True), ("wnll", True)]:
         head.phase, head.joint = phase, joint
-        answers.append(Classifier.of(model).predict(x))
-        np.testing.assert_allclose(answers[-1], array(model(x)), rtol=1e-4, atol=1e-3)
-    np.testing.assert_array_equal(answers[3], answers[0])
-    assert all(abs(answers[0] - other).max() > 1e-2 for other in answers[1:3])
+        outputs_by_case.append(Classifier.of(model).predict(x))
+        np.testing.assert_allclose(outputs_by_case[-1], array(model(x)), rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(outputs_by_case[3], outputs_by_case[0])
+    assert all(abs(outputs_by_case[0] - other).max() > 1e-2 for other in outputs_by_case[1:3])
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="TensorFlow compiles no eager call")
@@ -160,18 +162,18 @@ def test_a_second_call_from_python_compiles_nothing(joint, units):
 
     model, _ = make_model(joint=joint, units=units)
     x, _ = clusters(3, seed=1)
-    # The listener stays registered: JAX 0.7 has no way to remove one.
+    # The listener stays registered, because JAX 0.7 cannot remove it.
     jax.monitoring.register_event_duration_secs_listener(listener)
     first = array(model(x))
     compilations.clear()
     np.testing.assert_array_equal(array(model(x)), first)
     assert not compilations
     jax.jit(lambda value: value + 1)(1)
-    assert compilations, "the listener hears nothing"
+    assert compilations, "the listener does not work"
 
 
 @pytest.mark.gpu
-def test_alone_an_answer_does_not_depend_on_the_batch():
+def test_without_joint_predictions_do_not_depend_on_the_batch():
     model, head = make_model()
     x, _ = clusters(24, seed=1)
     assert head.depends_on_batch
@@ -189,7 +191,7 @@ def test_alone_an_answer_does_not_depend_on_the_batch():
     assert not Classifier(model).depends_on_batch
 
 
-def test_the_phase_needs_a_template():
+def test_the_wnll_phase_needs_a_template():
     for model in (make_model(adapt=False)[0], None):
         head = kr.layers.WNLLHead(3) if model is None else model.layers[-1]
         with pytest.raises(ValueError, match="template is empty"):
@@ -252,7 +254,7 @@ def test_bad_arguments(change, message):
         kr.layers.WNLLHead(**{"num_classes": 3, **change})
 
 
-def test_the_template_is_drawn_from_what_is_given():
+def test_the_template_is_drawn_from_the_given_features():
     features, labels = clusters(200)
     labels[labels == 2] = 1
     labels[77] = 2
@@ -269,7 +271,7 @@ def test_the_template_is_drawn_from_what_is_given():
     assert (drawn[0] != drawn[2]).any()
 
 
-def test_labels_in_every_form():
+def test_all_forms_of_labels_give_the_same_template():
     features, labels = clusters(60)
     labels[::7] = -1
     one_hot = np.where(labels[:, None] < 0, 0, np.eye(3)[labels])
@@ -290,7 +292,7 @@ def test_an_unbuilt_head_can_be_filled():
     assert array(head(features)).shape == (30, 3)
 
 
-def test_unlabeled_points_are_queries_of_their_own():
+def test_unlabeled_points_are_additional_queries():
     model, head = make_model(adapt=False, unlabeled_size=25)
     features, labels = clusters(80)
     labels[:40] = -1
@@ -309,11 +311,11 @@ def test_unlabeled_points_are_queries_of_their_own():
 
 def test_template_batches_vote():
     x, _ = clusters(40, seed=1, spread=2.0)
-    answers = {}
+    outputs_by_case = {}
     for vote in ("sum", "majority"):
         model, head = make_model(template_batches=3, template_size=36, vote=vote)
         parts = [expected_u(head, x, slice(12 * n, 12 * n + 12)) for n in range(3)]
-        # Dealt out, so that each batch has its share of every class.
+        # Each batch has its share of every class.
         for number in range(3):
             labels = array(head.template.labels)[12 * number : 12 * number + 12]
             np.testing.assert_array_equal(np.bincount(labels), [4, 4, 4])
@@ -321,9 +323,9 @@ def test_template_batches_vote():
             expected = np.mean(parts, axis=0)
         else:
             expected = np.mean([np.eye(3)[part.argmax(axis=1)] for part in parts], axis=0)
-        answers[vote] = softmax(array(model(x)))
-        np.testing.assert_allclose(answers[vote], expected, atol=1e-4)
-    assert not np.allclose(answers["sum"], answers["majority"], atol=0.05)
+        outputs_by_case[vote] = softmax(array(model(x)))
+        np.testing.assert_allclose(outputs_by_case[vote], expected, atol=1e-4)
+    assert not np.allclose(outputs_by_case["sum"], outputs_by_case["majority"], atol=0.05)
 
 
 def test_a_vote_by_majority_has_the_gradient_of_the_mean():
@@ -332,7 +334,7 @@ def test_a_vote_by_majority_has_the_gradient_of_the_mean():
     for vote in ("sum", "majority"):
         _, head = make_model(template_batches=3, template_size=36, vote=vote)
         u = head._interpolate
-        features = buffered(head, x)
+        features = after_buffer_block(head, x)
         gradients.append(gradient_of(lambda h, u=u: ops.sum(u(h, True)[:, 0]), features))
     np.testing.assert_allclose(*gradients, atol=1e-5)
     assert abs(gradients[0]).max() > 1e-3
@@ -341,8 +343,8 @@ def test_a_vote_by_majority_has_the_gradient_of_the_mean():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("joint", [True, False])
-def test_a_row_that_is_not_finite(size, joint, monkeypatch):
-    """It is NaN, and the others are what they are without it."""
+def test_a_row_that_is_not_finite_does_not_affect_the_others(size, joint, monkeypatch):
+    """Its output is NaN, and the other outputs do not depend on it."""
     if size == "large":
         monkeypatch.setattr(wnll_template, "_MAX_UNION", 10)
     for arguments in ({"units": None}, {"vote": "majority", "template_batches": 3}):
@@ -389,18 +391,18 @@ def test_sigma_neighbor_is_half_of_num_neighbors(arguments, expected):
     assert (again.num_neighbors, again.sigma_neighbor) == expected
 
 
-class TestKeptLists:
-    """Those of a small template, with which nothing is approximated."""
+class TestSmallTemplate:
+    """Neighbour lists of a small template are kept, and the head is exact."""
 
-    def test_nothing_is_searched_for_among_the_template(self, monkeypatch):
+    def test_a_call_does_not_search_the_lists_of_the_template_again(self, monkeypatch):
         searches = []
         original = wnll_template.nearest
 
-        def noted(queries, points, *args):
+        def recorded(queries, points, *args):
             searches.append(len(queries) == len(points))
             return original(queries, points, *args)
 
-        monkeypatch.setattr(wnll_template, "nearest", noted)
+        monkeypatch.setattr(wnll_template, "nearest", recorded)
         model, _ = make_model(units=None)
         assert searches == [True]
         model(clusters(5, seed=1)[0])
@@ -408,8 +410,8 @@ class TestKeptLists:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("joint", [True, False])
-    def test_they_follow_the_buffer_block(self, joint):
-        """However its weights were changed: nobody has to fill the template anew."""
+    def test_lists_follow_the_weights_of_the_buffer_block(self, joint):
+        """After any change of the block's weights, without a call of `adapt`."""
         model, head = make_model(joint=joint)
         x, y = clusters(20, seed=1)
         before = model.predict(x, verbose=0)
@@ -429,8 +431,10 @@ class TestKeptLists:
     @needs_float64
     @pytest.mark.parametrize("joint", [True, False])
     @pytest.mark.parametrize("is_current", [True, False])
-    def test_the_gradient_in_the_buffer_block(self, joint, is_current):
-        """The template passes through the block, so that its lists and sigma move too."""
+    def test_the_gradient_of_the_buffer_block_agrees_with_finite_differences(
+        self, joint, is_current
+    ):
+        """The template passes through the block, so its lists and sigma change, too."""
         _, head = make_model(dtype="float64", joint=joint)
         x = clusters(12, seed=1)[0].astype("float64")
         rng = np.random.default_rng(2)
@@ -457,8 +461,8 @@ class TestKeptLists:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("units", [None, 16])
-    def test_files_from_before_lists_were_kept(self, units, tmp_path, monkeypatch):
-        """They lack the lists' weights, and answer as they did."""
+    def test_files_without_lists_can_be_loaded(self, units, tmp_path, monkeypatch):
+        """They do not have the lists' weights, and give the same predictions."""
         model, head = make_model(units=units)
         x, _ = clusters(20, seed=1)
         expected = model.predict(x, verbose=0)
@@ -474,29 +478,29 @@ class TestKeptLists:
         model.save_weights(path)
         for is_filled in (False, True):
             again, _ = make_model(adapt=is_filled, units=units, seed=2)
-            if is_filled:  # With other lists.
+            if is_filled:  # Replaces the lists.
                 again.layers[-1].adapt(*clusters(30, seed=5))
             again.load_weights(path)
             found = again.predict(x, verbose=0)
             np.testing.assert_allclose(softmax(found), softmax(expected), atol=1e-5)
 
     def test_all_weights_are_finite(self):
-        """With fewer points than neighbours too."""
+        """Also with fewer points than neighbours."""
         model, _ = make_model(template_size=6, num_neighbors=30)
         assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
-class TestLists:
-    """Lists of a large template, of which no more is kept than how far they reach."""
+class TestLargeTemplate:
+    """For neighbour lists of a large template, only their radii are kept."""
 
     @pytest.fixture(autouse=True)
-    def _few(self, monkeypatch):
+    def _treat_templates_as_large(self, monkeypatch):
         monkeypatch.setattr(wnll_template, "_MAX_UNION", 10)
 
     @pytest.mark.gpu
     @pytest.mark.usefixtures("networks_in_float32")
     @pytest.mark.parametrize("arguments", [{}, {"kernel": "quartic"}, {"template_weight": 0.5}])
-    def test_alone_nothing_is_approximated(self, arguments):
+    def test_without_joint_the_head_is_exact(self, arguments):
         model, head = make_model(joint=False, **arguments)
         assert head.template.keeps_radii_only
         x, _ = clusters(40, seed=1)
@@ -507,8 +511,8 @@ class TestLists:
         np.testing.assert_allclose(u, expected_u(head, x, **arguments), atol=1e-4)
 
     @pytest.mark.gpu
-    def test_together_it_is_close(self):
-        """The queries are a tenth of the points."""
+    def test_with_joint_the_head_is_approximate(self):
+        """With a tenth as many queries as template points."""
         model, head = make_model(template_size=300)
         x, _ = clusters(30, seed=1)
         u, expected = softmax(array(model(x))), expected_u(head, x)
@@ -536,13 +540,13 @@ class TestLists:
         np.testing.assert_allclose(u, expected_u(head, 300 * x), atol=0.02)
 
     @needs_float64
-    def test_the_gradient(self):
+    def test_the_gradient_agrees_with_finite_differences(self):
         _, head = make_model(joint=False, dtype="float64")
         x, _ = clusters(6, seed=1)
-        assert_gradient_is_slope(head, x.astype("float64"))
+        assert_gradient_agrees_with_finite_differences(head, x.astype("float64"))
 
 
-def assert_gradient_is_slope(head, x):
+def assert_gradient_agrees_with_finite_differences(head, x):
     rng = np.random.default_rng(2)
     cotangent = rng.normal(size=(len(x), 3))
 
@@ -562,28 +566,28 @@ def assert_gradient_is_slope(head, x):
 @pytest.mark.parametrize(
     "arguments", [{}, {"joint": False}, {"template_batches": 2}, {"units": None}], ids=str
 )
-def test_the_exact_gradient_is_the_slope(arguments):
+def test_the_exact_gradient_agrees_with_finite_differences(arguments):
     _, head = make_model(dtype="float64", **arguments)
-    assert_gradient_is_slope(head, clusters(12, seed=1)[0].astype("float64"))
+    assert_gradient_agrees_with_finite_differences(head, clusters(12, seed=1)[0].astype("float64"))
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("networks_in_float32")
 def test_the_straight_through_gradient():
-    """(softmax(log u) - y) handed to the linear branch: the papers' code."""
+    """Passes softmax(log u) - y to the linear branch, as in the papers' code."""
     model, head = make_model(gradient="straight_through")
     x, y = clusters(15, seed=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
     found = gradient_of(lambda x: loss(y, model(x)), x)
     u = softmax(array(model(x)))
-    back = (u - np.eye(3)[y]) @ head.linear.get_weights()[0].T * (buffered(head, x) > 0)
+    back = (u - np.eye(3)[y]) @ head.linear.get_weights()[0].T * (after_buffer_block(head, x) > 0)
     np.testing.assert_allclose(found, back @ head.buffer.get_weights()[0].T, atol=1e-3)
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("networks_in_float32")
 def test_the_linear_gradient():
-    """What attacks climb, and what is trained, is the linear branch; the answer is u's."""
+    """Attacks and training differentiate the linear branch, and predictions are those of u."""
     model, head = make_model(gradient="linear")
     x, _ = clusters(15, seed=1)
     z = linear_branch(head, x)
@@ -613,8 +617,11 @@ def test_surrogates_are_undone(gradient):
 def test_soft_neighbors():
     _, head = make_model()
     x, _ = clusters(10, seed=1)
-    template, labels = buffered(head, array(head.template.features)), array(head.template.labels)
-    distances = ((buffered(head, x)[:, None] - template) ** 2).sum(axis=2)
+    template, labels = (
+        after_buffer_block(head, array(head.template.features)),
+        array(head.template.labels),
+    )
+    distances = ((after_buffer_block(head, x)[:, None] - template) ** 2).sum(axis=2)
     weights = np.exp(-distances / np.sort(distances, axis=1)[:, 3:4])
     expected = np.log(np.stack([weights[:, labels == c].sum(axis=1) for c in range(3)], axis=1))
     with head.attacked_as("soft_neighbors"):
@@ -622,7 +629,7 @@ def test_soft_neighbors():
 
 
 def test_a_template_smaller_than_the_lists():
-    """m and n are at their defaults of 30 and 15, the template has 6 points."""
+    """With the defaults of 30 and 15 for m and n, and a template of 6 points."""
     model, head = make_model(template_size=6, num_neighbors=30, sigma_neighbor=15)
     x, _ = clusters(4, seed=1)
     u = softmax(array(model(x)))
@@ -634,7 +641,7 @@ def test_a_template_smaller_than_the_lists():
 
 @pytest.mark.gpu
 def test_mixed_precision():
-    """The solution stays in float32: only the features are rounded."""
+    """The solution is in float32, and only the features are rounded."""
     model, head = make_model(dtype="mixed_float16")
     full, full_head = make_model()
     x, _ = clusters(20, seed=1)
@@ -651,10 +658,10 @@ def test_mixed_precision():
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("arguments", [{}, {"joint": False}, {"units": None}], ids=str)
-def test_the_graph_of_rounded_features_is_float32(policy, arguments):
+def test_the_graph_of_rounded_features_is_in_float32(policy, arguments):
     policy = keras.DTypePolicy(policy)
     _, head = make_model(dtype=policy, **arguments)
-    keras.config.set_dtype_policy(policy)  # set back after each test
+    keras.config.set_dtype_policy(policy)  # Reset after each test.
     inner = keras.layers.Dense(5, kernel_initializer="identity")
     model = keras.Sequential([keras.Input((5,)), inner, head])
     x, _ = clusters(20, seed=1)
@@ -681,14 +688,18 @@ def test_saving_and_loading(tmp_path):
         copies = [again, copy.deepcopy(model), keras.models.clone_model(model)]
         copies[2].set_weights(model.get_weights())
         for other in copies:
-            twin = other.layers[-1]
+            copied_head = other.layers[-1]
             np.testing.assert_array_equal(array(other(x)), array(model(x)))
-            assert (twin.phase, twin.joint, twin.gradient) == (phase, joint, "straight_through")
-            assert twin.is_adapted
+            assert (copied_head.phase, copied_head.joint, copied_head.gradient) == (
+                phase,
+                joint,
+                "straight_through",
+            )
+            assert copied_head.is_adapted
         assert again.layers[-1].get_config() == head.get_config()
 
 
-def test_weights_alone_bring_the_phase_and_the_template(tmp_path):
+def test_a_weights_file_includes_the_phase_and_the_template(tmp_path):
     x, _ = clusters(10, seed=1)
     model, head = make_model()
     head.joint = False
@@ -716,9 +727,9 @@ def test_training_in_the_wnll_phase(gradient):
 
 
 class ExactScann:
-    """In the place of ScaNN, which cannot be loaded beside this TensorFlow: the same interface.
+    """Replaces ScaNN, which may not be installable with this TensorFlow.
 
-    In NumPy: on one core, TensorFlow would wait for itself, whose function is calling this.
+    Uses NumPy. On one core, TensorFlow could deadlock, because a TensorFlow function calls this.
     """
 
     def __init__(self, points, num_neighbors):
@@ -731,9 +742,9 @@ class ExactScann:
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="ScaNN is for TensorFlow alone")
-def test_scann_is_asked_by_compiled_functions(monkeypatch, tmp_path):
+def test_scann_is_called_by_compiled_functions(monkeypatch, tmp_path):
     monkeypatch.setattr(wnll_template, "ScannIndex", ExactScann)
-    # So small that the 2 m candidates are all points.
+    # A template of 2 m points, so that all points are candidates.
     model, head = make_model(joint=False, neighbors="scann", template_size=16)
     x, _ = clusters(20, seed=1)
     np.testing.assert_allclose(softmax(model.predict(x, verbose=0)), expected_u(head, x), atol=1e-4)
@@ -745,7 +756,7 @@ def test_scann_is_asked_by_compiled_functions(monkeypatch, tmp_path):
     copy.deepcopy(model)
 
 
-def test_scann_is_missed_when_the_template_is_filled(monkeypatch):
+def test_missing_scann_is_an_error_when_the_template_is_filled(monkeypatch):
     def missing(*args):
         raise ImportError("ScaNN could not be imported.")
 

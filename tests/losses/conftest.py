@@ -1,4 +1,4 @@
-"""What the tests of losses share: a linear classifier, and the same in NumPy."""
+"""Shared code of the tests of losses: a linear classifier in Keras and in NumPy."""
 
 import types
 
@@ -42,7 +42,7 @@ def fgsm(x, epsilon):
 
 
 def fit(loss, y=Y, learning_rate=0.0, epochs=1, model=None, eager=True, **arguments):
-    """The history of steps on the whole batch, and the model. Eager: nothing is compiled."""
+    """Trains on the whole batch. Returns the losses and the model. Eager mode avoids compiling."""
     robust = kr.RobustModel(model or make_model())
     robust.compile(optimizer=keras.optimizers.SGD(learning_rate), loss=loss, run_eagerly=eager)
     history = robust.fit(
@@ -52,12 +52,12 @@ def fit(loss, y=Y, learning_rate=0.0, epochs=1, model=None, eager=True, **argume
 
 
 def gradient(loss):
-    """The gradient of a step's loss in the weights, by a step of gradient descent."""
+    """Returns the gradient of the loss with respect to the weights, from one SGD step."""
     return WEIGHTS - fit(loss, learning_rate=1.0)[1].get_weights()[0]
 
 
 def numerical_gradient(function):
-    """That of a function of the weights, in float64."""
+    """Returns the gradient of a function of the weights, by finite differences in float64."""
     slopes = np.zeros(WEIGHTS.shape)
     for index in np.ndindex(WEIGHTS.shape):
         step = np.zeros(WEIGHTS.shape)
@@ -68,7 +68,7 @@ def numerical_gradient(function):
 
 @pytest.fixture(scope="session")
 def linear():
-    """The classifier, its data, and what NumPy makes of them."""
+    """Returns the classifier, its data and the NumPy functions."""
     return types.SimpleNamespace(
         x=X,
         y=Y,

@@ -1,4 +1,4 @@
-"""Deep Defense against closed forms on linear models, and finite differences on others."""
+"""Deep Defense agrees with closed forms on linear models, and with finite differences."""
 
 import keras
 import numpy as np
@@ -51,7 +51,7 @@ def cross_entropy(logits, y=Y):
 
 
 def value_of(loss, model, x=X, y=Y, sample_weight=None):
-    """The loss of a batch, as a training step computes it."""
+    """Computes the loss of a batch as in a training step."""
     x = ops.convert_to_tensor(x)
     step = Step(
         model, *loss.prepare(model, x, ops.convert_to_tensor(y), None), training=True, loss=loss
@@ -60,8 +60,8 @@ def value_of(loss, model, x=X, y=Y, sample_weight=None):
         return float(loss(y, loss.forward(step), sample_weight=sample_weight))
 
 
-# A linear model needs one step: rho = (1 + overshoot) |z_k - z_y| / ||w_k - w_y||_q / ||x||_p, for
-# correct examples with the nearest k, for others from the most likely class to y.
+# A linear model needs one step: rho = (1 + overshoot) |z_k - z_y| / ||w_k - w_y||_q / ||x||_p. Here
+# k is the nearest class for correct examples, and the most likely one for the others.
 def linear_rho(x, y, weights, norm, overshoot=0.02, mean=0.0):
     x, weights = x.reshape(len(x), -1).astype("float64"), weights.astype("float64")
     z, order = x @ weights, {"l2": 2, "linf": 1}[norm]
@@ -80,7 +80,7 @@ def linear_rho(x, y, weights, norm, overshoot=0.02, mean=0.0):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_one_step_of_a_linear_model(norm):
-    # Two classes, so that a step never ends in a third.
+    # With two classes, so that the step cannot lead to a third class.
     weights, y = WEIGHTS[:, :2], Y % 2
     loss = kr.losses.DeepDefense(norm=norm, gradient_offset=0.0, mean=0.3, overshoot=0.05)
     expected, correct = linear_rho(X, y, weights, norm, overshoot=0.05, mean=0.3)
@@ -123,7 +123,7 @@ def test_value_on_a_linear_binary_model(y):
     assert found == pytest.approx(expected.mean(), rel=1e-4)
 
 
-def test_beyond_an_exponent_of_five_the_penalty_grows_linearly():
+def test_the_penalty_grows_linearly_for_exponents_greater_than_five():
     weights, y = WEIGHTS[:, :2], Y % 2
     rho, correct = linear_rho(X, y, weights, "l2")
     exponent = np.where(correct, -25 * rho, 60 * rho)
@@ -136,8 +136,8 @@ def test_beyond_an_exponent_of_five_the_penalty_grows_linearly():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_an_image_of_no_length_counts_as_a_tenth_of_the_mean(norm):
-    """Less `mean`; the others' ratios stay what they are."""
+def test_lengths_are_at_least_a_tenth_of_the_mean_length(norm):
+    """Its length after subtracting `mean` is close to 0. The ratios of others do not change."""
     weights, y = WEIGHTS[:, :2], Y % 2
     x = X.copy()
     x[3], x[8], x[10] = 0.4, 0.4001, 0.45
@@ -154,8 +154,8 @@ def test_an_image_of_no_length_counts_as_a_tenth_of_the_mean(norm):
 
 @pytest.mark.slow
 @pytest.mark.slow_on_jax
-def test_rho_counts_as_at_most_10_where_it_is_misclassified():
-    """And beyond, it has no gradient."""
+def test_rho_of_misclassified_examples_is_at_most_10():
+    """Greater values have no gradient."""
     weights = WEIGHTS[:, :2]
     black = np.zeros((4, 2, 3, 1), "float32")
     model = keras.Sequential(
@@ -191,20 +191,20 @@ def test_reduction_and_sample_weight():
 
 
 def test_gradient_on_a_linear_binary_model():
-    # rho = (1 + o) |x' v| / (||v|| ||x||) with v = w_1 - w_0: its gradient in v is worked out.
+    # rho = (1 + o) |x' v| / (||v|| ||x||) with v = w_1 - w_0, differentiated in v by hand.
     weights, y = WEIGHTS[:, :2].copy(), Y % 2
     x = X.reshape(12, -1).astype("float64")
     v = (weights[:, 1] - weights[:, 0]).astype("float64")
     rho, correct = linear_rho(X, y, weights, "l2")
     sizes, length = np.linalg.norm(x, axis=1), np.linalg.norm(v)
-    in_v = 1.02 * np.sign(x @ v)[:, None] * (x / length - np.outer(x @ v, v) / length**3)
-    in_v /= sizes[:, None]
+    rho_gradient = 1.02 * np.sign(x @ v)[:, None] * (x / length - np.outer(x @ v, v) / length**3)
+    rho_gradient /= sizes[:, None]
     slope = np.where(correct, -2 * np.exp(-2 * rho), 3 * np.exp(3 * rho))
-    expected = 0.7 * (slope[:, None] * in_v).mean(0)
+    expected = 0.7 * (slope[:, None] * rho_gradient).mean(0)
     z = x @ weights
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    of_cross_entropy = x.T @ (p - np.eye(2)[y]) / 12
+    cross_entropy_gradient = x.T @ (p - np.eye(2)[y]) / 12
     model = linear_model(weights)
     robust = kr.RobustModel(model)
     robust.compile(
@@ -214,12 +214,12 @@ def test_gradient_on_a_linear_binary_model():
     robust.fit(X, y, batch_size=12, shuffle=False, verbose=0)
     gradient = weights - model.get_weights()[0]
     np.testing.assert_allclose(
-        gradient - of_cross_entropy, np.stack([-expected, expected], axis=1), atol=2e-5
+        gradient - cross_entropy_gradient, np.stack([-expected, expected], axis=1), atol=2e-5
     )
 
 
 def reference_rho(weights, x, y, norm, num_steps, overshoot, offset):
-    """DeepFool of a network with one hidden tanh layer, in float64, its gradients by hand."""
+    """Computes rho in float64 for a network with one hidden tanh layer, with manual gradients."""
     w1, b1, w2, b2 = weights
     order = {"l2": 2, "linf": 1}[norm]
 
@@ -291,8 +291,8 @@ def test_value_and_gradient_through_five_steps(norm):
 
 
 @pytest.mark.slow_on_jax
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX says what it allocates")
-def test_memory_grows_by_as_much_with_each_step_and_choosing_records_nothing():
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX reports its allocations")
+def test_memory_is_linear_in_steps_and_constant_without_gradient():
     import jax
 
     keras.utils.set_random_seed(0)
@@ -307,7 +307,7 @@ def test_memory_grows_by_as_much_with_each_step_and_choosing_records_nothing():
         compiled = jax.jit(function).lower(*arguments).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    def of_gradient(num_steps):
+    def memory_of_gradient(num_steps):
         loss = kr.losses.DeepDefense(num_steps=num_steps)
         choices = loss.prepare(model, x, y, None)[1]
 
@@ -318,19 +318,19 @@ def test_memory_grows_by_as_much_with_each_step_and_choosing_records_nothing():
 
         return allocated(jax.grad(total), weights)
 
-    def of_choices(num_steps):
+    def memory_of_choices(num_steps):
         loss = kr.losses.DeepDefense(num_steps=num_steps)
         return allocated(lambda x: loss.prepare(model, x, y, None)[1].target, x)
 
-    sizes = {num_steps: of_gradient(num_steps) for num_steps in (2, 4, 8)}
-    a_step = (sizes[4] - sizes[2]) / 2
-    assert a_step > x.nbytes
-    assert 0.5 * a_step < (sizes[8] - sizes[4]) / 4 < 1.25 * a_step
-    assert of_choices(8) - of_choices(2) < x.nbytes
+    sizes = {num_steps: memory_of_gradient(num_steps) for num_steps in (2, 4, 8)}
+    per_step = (sizes[4] - sizes[2]) / 2
+    assert per_step > x.nbytes
+    assert 0.5 * per_step < (sizes[8] - sizes[4]) / 4 < 1.25 * per_step
+    assert memory_of_choices(8) - memory_of_choices(2) < x.nbytes
 
 
 def step_in_weights(**arguments):
-    """What one step of SGD changes in each weight of the smooth model."""
+    """Returns the change of each weight of the smooth model in one step of SGD."""
     arguments = {"num_steps": 2, **arguments}
     model = smooth_model()
     before = model.get_weights()
@@ -342,7 +342,7 @@ def step_in_weights(**arguments):
 
 @pytest.mark.slow
 @pytest.mark.slow_on_jax
-def test_the_penalty_of_named_layers_alone():
+def test_only_named_layers_have_the_penalty():
     plain, full = step_in_weights(weight=0.0), step_in_weights()
     for name, regularized in (("hidden", (0, 1)), ("logits", (2,))):
         masked = step_in_weights(layers=[name])
@@ -355,7 +355,7 @@ def test_the_penalty_of_named_layers_alone():
 
 
 @pytest.mark.slow_on_jax
-def test_a_wrong_name_is_answered_with_those_that_exist():
+def test_the_error_for_a_wrong_name_lists_the_layers():
     inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="a")], name="encoder")
     model = keras.Sequential(
         [keras.Input((2, 3, 1)), keras.layers.Flatten(), inner, keras.layers.Dense(3, name="b")]
@@ -370,7 +370,7 @@ def test_a_wrong_name_is_answered_with_those_that_exist():
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("frozen", [True, False])
-def test_batch_norm_is_frozen(frozen):
+def test_freeze_batch_norm(frozen):
     model = keras.Sequential(
         [
             keras.Input((2, 3, 1)),
@@ -397,7 +397,7 @@ def test_evaluation_is_the_plain_loss():
 
 
 @pytest.mark.slow_on_jax
-def test_probabilities():
+def test_probabilities_and_logits_have_the_same_loss():
     model = keras.Sequential([linear_model(), keras.layers.Softmax()])
     found = value_of(kr.losses.DeepDefense(from_logits=False), model)
     assert found == pytest.approx(value_of(kr.losses.DeepDefense(), linear_model()), rel=1e-4)
@@ -436,7 +436,7 @@ def test_mixed_precision_and_other_heads():
 
 @pytest.mark.slow
 def test_robustness_grows():
-    # Fine-tuning enlarges rho, and does not lose accuracy; by the cross-entropy alone it does not.
+    # Fine-tuning by Deep Defense increases rho without loss of accuracy, unlike the cross-entropy.
     labels = RNG.integers(0, 3, 300)
     x = np.clip(0.5 + 0.12 * WEIGHTS.T[labels] + 0.04 * RNG.normal(size=(300, 6)), 0, 1)
     x = x.reshape(-1, 2, 3, 1).astype("float32")
@@ -477,7 +477,7 @@ def test_robustness_grows():
     ],
     ids=str,
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.losses.DeepDefense(**arguments)
 
@@ -490,11 +490,11 @@ def test_arguments(arguments, message):
         ({}, X, Y + 3, None, "Labels in argument `y` must be from 0 to 2"),
         ({}, X, Y + 0.5, None, "Argument `y` must hold integer labels"),
         ({}, X * np.nan, Y, None, "Argument `x` must be finite"),
-        ({"mean": np.zeros((3, 2, 1))}, X, Y, None, "Argument `mean` must be a number, or of the"),
+        ({"mean": np.zeros((3, 2, 1))}, X, Y, None, "`mean` must be a number or broadcast to"),
         ({"mean": np.zeros((12, 2, 3, 1))}, X, Y, None, r"Received: mean of shape \(12, 2, 3, 1\)"),
     ],
 )
-def test_data_are_refused_before_training(arguments, x, y, head, message):
+def test_bad_data_are_an_error_before_training(arguments, x, y, head, message):
     model = keras.Sequential([keras.Input((2, 3, 1)), keras.layers.Flatten()])
     model.add(keras.layers.Dense(3, activation=head))
     robust = kr.RobustModel(model)
@@ -510,7 +510,7 @@ def test_the_mean_may_have_the_shape_of_an_image_or_of_a_part_of_it():
         assert robust.fit(X, Y, batch_size=12, verbose=0).history["loss"][0] > 0
 
 
-def test_outside_of_a_robust_model():
+def test_needs_a_robust_model():
     model = linear_model()
     model.compile("sgd", kr.losses.DeepDefense())
     with pytest.raises(ValueError, match="wrap the model"):

@@ -1,4 +1,4 @@
-"""The Fisher-information regularizer against NumPy."""
+"""The Fisher information regularizer agrees with NumPy."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ LABELS = np.array([0, 2, 2])
 
 
 def expected(z, labels, zeta, limit=1e4):
-    """Each example's loss, from the definition."""
+    """Computes the loss of each example from the definition."""
     p = np.exp(z.astype("float64"))
     p /= p.sum(1, keepdims=True)
     trace = (1 / p).sum(1)
@@ -29,16 +29,16 @@ def test_values(labels, zeta):
     np.testing.assert_allclose(loss(labels, Z), expected(Z, LABELS, zeta), rtol=1e-5)
 
 
-def test_a_penalty_worked_out_by_hand():
-    # p = (1/2, 1/4, 1/4): 2 + 4 + 4.
+def test_penalty_of_simple_probabilities():
+    # For p = (1/2, 1/4, 1/4), the penalty is 2 + 4 + 4.
     loss = kr.losses.FisherInformation(weight=1.0)
     z = np.log([[2.0, 1.0, 1.0]]).astype("float32")
     assert float(loss(np.array([0]), z)) == pytest.approx(10, rel=1e-5)
-    # And the least, K^2.
+    # The minimum is K^2.
     assert float(loss(np.array([0]), np.zeros((1, 7), "float32"))) == pytest.approx(49, rel=1e-5)
 
 
-def test_the_cut_continues_smoothly():
+def test_the_cut_is_smooth():
     gaps = np.linspace(0, 12, 49).astype("float32")
     z = np.stack([gaps, 0 * gaps, 0 * gaps], axis=1)
     labels = np.zeros(49, int)
@@ -54,17 +54,17 @@ def test_the_cut_continues_smoothly():
         ]
         return (values[1] - values[0]) / 0.02
 
-    # 1 + 2 e^-g + 2 (e^g + 2) = 100: there the slope is that of the penalty without a cut.
-    joint = np.arccosh((100 - 5) / 4)
-    assert slope(joint - 0.05) == pytest.approx(2 * np.exp(joint - 0.05), rel=0.02)
-    assert slope(joint + 0.05) == pytest.approx(slope(joint - 0.05), rel=0.1)
+    # The cut starts at 1 + 2 e^-g + 2 (e^g + 2) = 100. Below, the slope is that without a cut.
+    start_of_cut = np.arccosh((100 - 5) / 4)
+    assert slope(start_of_cut - 0.05) == pytest.approx(2 * np.exp(start_of_cut - 0.05), rel=0.02)
+    assert slope(start_of_cut + 0.05) == pytest.approx(slope(start_of_cut - 0.05), rel=0.1)
 
 
 @pytest.mark.parametrize("limit", [1e4, 1e30])
-def test_sure_of_itself_without_overflow(limit, linear):
+def test_large_logits_do_not_overflow(limit, linear):
     z = np.array([[1000.0, -1000.0, 0.0], [-1000.0, 1000.0, 1000.0]], "float32")
     loss = kr.losses.FisherInformation(weight=0.5, max_inverse=limit, reduction=None)
-    # By hand: sum_j 1 / p_j is exp(2000), and for the second example 2 exp(2000) + 4.
+    # sum_j 1 / p_j is exp(2000) for the first example, and 2 exp(2000) + 4 for the second.
     trace = limit * (1 + np.array([2000, 2000 + np.log(2)]) - np.log(limit))
     cross_entropy = np.array([2000.0, np.log(2)])
     found = loss(np.array([1, 2]), z)
@@ -78,12 +78,12 @@ def test_sure_of_itself_without_overflow(limit, linear):
     assert np.isfinite(trained.get_weights()[0]).all()
 
 
-def test_nan_is_passed_on():
+def test_nan_logits_give_nan():
     z = np.array([[float("nan"), 0.0]], "float32")
     assert np.isnan(float(kr.losses.FisherInformation()(np.array([0]), z)))
 
 
-def test_gradient(linear):
+def test_gradient_agrees_with_finite_differences(linear):
     def reference(weights):
         return expected(linear.x.reshape(12, 6) @ weights, linear.y, 0.1, limit=25.0).mean()
 
@@ -116,7 +116,7 @@ def test_evaluation_of_a_robust_model_is_the_cross_entropy(linear):
 
 
 @pytest.mark.slow_on_jax
-def test_training_makes_a_model_less_sure(linear):
+def test_training_reduces_the_penalty(linear):
     loss = kr.losses.FisherInformation(weight=1.0)
     history, _ = linear.fit(loss, learning_rate=0.02, epochs=25)
     assert history[0] > 20
@@ -157,6 +157,6 @@ def test_it_can_be_the_loss_of_adversarial_training(linear):
         ),
     ],
 )
-def test_arguments(make, message):
+def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Training through the WNLL output, against folds worked out with the float64 reference."""
+"""Training through the WNLL output agrees with folds of the float64 reference."""
 
 import pathlib
 import runpy
@@ -40,7 +40,7 @@ def linear_branch(head, x):
 
 
 def u_of_folds(h, labels, num_folds=3, gamma=None, kernel="gaussian"):
-    """Each fold's labels hidden in turn; the hidden and unlabeled points come first."""
+    """Computes u with the labels of each fold hidden in turn. Points without label come first."""
     weights = REFERENCE["weights"](h, 8, 4, kernel)
     u = np.zeros((len(h), 3))
     rank = np.array([np.sum(labels[: i + 1] == labels[i]) for i in range(len(h))])
@@ -69,7 +69,7 @@ def log(u):
 
 
 def first_loss(loss, model, x=X, y=Y, sample_weight=None):
-    """The loss that `fit` reports for one step on the whole batch."""
+    """Returns the loss that `fit` reports for one step on the whole batch."""
     robust = kr.RobustModel(model)
     robust.compile(keras.optimizers.SGD(0.0), loss, metrics=["accuracy"])
     return robust.fit(
@@ -84,12 +84,12 @@ def first_loss(loss, model, x=X, y=Y, sample_weight=None):
         ({}, {}),
         ({"num_folds": 2}, {"kernel": "quartic"}),
         ({"num_folds": 4}, {"template_weight": 2.0}),
-        # Whatever the head's gradient in its WNLL phase is, this loss is of u.
+        # The loss is that of u, even if the head's gradient is that of the linear branch.
         ({}, {"gradient": "linear"}),
     ],
     ids=str,
 )
-def test_the_value_of_one_batch(loss, head):
+def test_value_agrees_with_the_reference(loss, head):
     model, layer = make_model(**head)
     u = u_of_folds(
         features(layer, X), Y, loss.get("num_folds", 3), head.get("template_weight"),
@@ -101,7 +101,7 @@ def test_the_value_of_one_batch(loss, head):
     assert found == pytest.approx(expected, rel=2e-3)
 
 
-def test_the_linear_branch_has_a_weight():
+def test_the_linear_branch_adds_a_weighted_loss():
     model, head = make_model()
     expected = cross_entropy(log(u_of_folds(features(head, X), Y)), Y).mean()
     expected += 0.5 * cross_entropy(linear_branch(head, X), Y).mean()
@@ -109,20 +109,20 @@ def test_the_linear_branch_has_a_weight():
     assert found == pytest.approx(expected, rel=2e-3)
 
 
-def test_unlabeled_examples_carry_no_loss_but_are_in_the_graph():
+def test_unlabeled_examples_are_in_the_graph_and_have_no_loss():
     y = np.where(np.arange(24) % 5 == 0, -1, Y)
     model, head = make_model(template_size=19)
     h = features(head, X)
     expected = cross_entropy(log(u_of_folds(h, y)), y).mean()
     found = first_loss(kr.losses.GraphInterpolation(), model, y=y)
     assert found == pytest.approx(expected, rel=2e-3)
-    alone = cross_entropy(log(u_of_folds(h[y >= 0], y[y >= 0])), y[y >= 0]).sum() / 24
-    assert abs(alone - expected) > 1e-2
+    without_unlabeled = cross_entropy(log(u_of_folds(h[y >= 0], y[y >= 0])), y[y >= 0]).sum() / 24
+    assert abs(without_unlabeled - expected) > 1e-2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["column", "one-hot"])
-def test_other_forms_of_labels(form):
+def test_other_forms_of_labels_give_the_same_loss(form):
     y = Y[:, None] if form == "column" else np.eye(3, dtype="float32")[Y]
     loss = kr.losses.GraphInterpolation(linear_weight=1.0)
     plain = first_loss(loss, make_model()[0])
@@ -139,16 +139,16 @@ def test_example_weights():
 
 @pytest.mark.gpu
 def test_the_value_on_adversarial_images():
-    """IFGSM on the linear branch, which is a model of two dense layers; -1 is not attacked."""
+    """IFGSM attacks the linear branch, a model of two dense layers, on labeled examples."""
     y = np.where(np.arange(24) % 5 == 0, -1, Y)
     model, head = make_model(template_size=19)
-    twin = keras.Sequential(
+    dense = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
     )
-    twin.set_weights([*head.buffer.get_weights(), *head.linear.get_weights()])
+    dense.set_weights([*head.buffer.get_weights(), *head.linear.get_weights()])
     x_adv = X.copy()
     plain = kr.attacks.IFGSM(0.05, num_steps=3)
-    x_adv[y >= 0] = ops.convert_to_numpy(plain.perturb(twin, X[y >= 0], y[y >= 0], 0))
+    x_adv[y >= 0] = ops.convert_to_numpy(plain.perturb(dense, X[y >= 0], y[y >= 0], 0))
     expected = cross_entropy(log(u_of_folds(features(head, x_adv), y)), y).mean()
     clean = cross_entropy(log(u_of_folds(features(head, X), y)), y).mean()
     assert abs(expected - clean) > 0.05
@@ -157,16 +157,16 @@ def test_the_value_on_adversarial_images():
 
 
 @pytest.mark.slow
-def test_the_attack_climbs_u_of_the_folds():
-    """FGSM along central differences of the log-odds, each in units of its logits' range."""
+def test_the_attack_maximizes_the_loss_of_u_of_the_folds():
+    """FGSM follows central differences of log-odds, each divided by the range of its logits."""
     model, head = make_model()
-    own = np.arange(24), Y
+    true_class = np.arange(24), Y
 
     def log_odds(x):
         z = log(u_of_folds(features(head, x), Y))
         others = np.exp(z)
-        others[own] = 0
-        return np.log(others.sum(axis=1)) - z[own], z.max(axis=1) - z.min(axis=1)
+        others[true_class] = 0
+        return np.log(others.sum(axis=1)) - z[true_class], z.max(axis=1) - z.min(axis=1)
 
     x = X.astype("float64")
     scale = log_odds(x)[1]
@@ -184,7 +184,7 @@ def test_the_attack_climbs_u_of_the_folds():
     assert expected > clean + 0.05
     found = first_loss(kr.losses.GraphInterpolation(attack=kr.attacks.FGSM(0.02)), model)
     assert found == pytest.approx(expected, rel=5e-3)
-    # What the head or the attack is set to climb instead is climbed.
+    # `gradient` of the head or `objective` of the attack may select another gradient.
     linear, _ = make_model(gradient="linear")
     surrogate = kr.attacks.FGSM(0.02, objective=kr.attacks.WNLLSurrogate("linear"))
     values = [
@@ -196,8 +196,8 @@ def test_the_attack_climbs_u_of_the_folds():
 
 
 @pytest.mark.gpu
-def test_far_from_the_origin():
-    """Squared distances by products would be rounding errors there."""
+def test_features_far_from_the_origin():
+    """Squared distances computed by products would be rounding errors."""
     points = (X + 500).astype("float32")
     found = InBatchTemplate(ops.convert_to_tensor(Y.astype("int32")), 3).interpolate(
         ops.convert_to_tensor(points), 3, 8, 4, "gaussian", None
@@ -208,9 +208,9 @@ def test_far_from_the_origin():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(
-    keras.backend.backend() == "jax", reason="JAX has float64 only where it was switched on first"
+    keras.backend.backend() == "jax", reason="JAX has float64 only if it was enabled first"
 )
-def test_the_gradient_through_the_folds_is_the_slope():
+def test_the_gradient_of_the_folds_agrees_with_finite_differences():
     labels = np.where(np.arange(24) % 5 == 0, -1, Y)
     rng = np.random.default_rng(2)
     cotangent, h = rng.normal(size=(24, 3)), CENTERS[Y] + 0.15 * rng.normal(size=(24, 6))
@@ -228,8 +228,8 @@ def test_the_gradient_through_the_folds_is_the_slope():
         assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
-def test_an_example_that_is_not_finite_gets_nan_and_the_others_what_they_get_without_it():
-    """Also one so far away that squares overflow."""
+def test_an_example_that_is_not_finite_does_not_affect_the_others():
+    """Also for an example so far away that squares overflow."""
     h = (CENTERS[Y] + 0.15 * RNG.normal(size=(24, 6))).astype("float32")
     labels = np.where(np.arange(24) % 7 == 0, -1, Y).astype("int32")
 
@@ -261,7 +261,7 @@ def make_network(seed=0):
 
 
 def train_network(model, data, attack=None):
-    """8 epochs on 1000 images; returns the history."""
+    """Trains 8 epochs. Returns the history."""
     robust = kr.RobustModel(model)
     loss = kr.losses.GraphInterpolation(linear_weight=1.0, attack=attack)
     robust.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
@@ -270,9 +270,9 @@ def train_network(model, data, attack=None):
 
 @pytest.mark.slow
 def test_a_network_learns(embedded_data):
-    """By more than an untrained one knows, whose accuracy on raw features is 57% to 67%.
+    """Training improves on the untrained network, whose accuracy is 57% to 67%.
 
-    Over ten seeds, accuracy rose by 0.076 or more, and the mean of log u by 0.29.
+    Over ten seeds, accuracy rose by at least 0.076, and the mean of log u by 0.29.
     """
     train, (x, y) = ((x[:1000], y[:1000]) for x, y in embedded_data)
     model, found = make_network(), []
@@ -293,9 +293,9 @@ def test_a_network_learns(embedded_data):
 
 @pytest.mark.slow
 def test_adversarial_training_makes_it_robust(embedded_data):
-    """Against an attack by the linear branch, which neither was trained on.
+    """Robust to an attack by the linear branch, which training did not use.
 
-    Over four seeds, 0.10 or more above training on clean images.
+    Over four seeds, robust accuracy was at least 0.10 above that of training on clean images.
     """
     train, (x, y) = ((x[:1000], y[:1000]) for x, y in embedded_data)
     accuracies = []
@@ -307,7 +307,7 @@ def test_adversarial_training_makes_it_robust(embedded_data):
     assert accuracies[1] > accuracies[0] + 0.04
 
 
-def test_in_evaluation_it_is_the_cross_entropy():
+def test_evaluation_is_the_cross_entropy():
     model, head = make_model()
     y = np.where(np.arange(24) % 5 == 0, -1, Y)
     robust = kr.RobustModel(model)
@@ -344,7 +344,7 @@ def test_bad_arguments(change, message):
 
 
 @pytest.mark.parametrize("form", ["arrays", "few arrays", "data set", "train_on_batch"])
-def test_a_batch_too_small_for_its_folds(form):
+def test_a_batch_too_small_for_its_folds_is_an_error(form):
     if form == "data set":
         tf = pytest.importorskip("tensorflow", reason="`tf.data` needs TensorFlow")
     robust = kr.RobustModel(make_model()[0])
@@ -360,6 +360,6 @@ def test_a_batch_too_small_for_its_folds(form):
         train()
 
 
-def test_images_out_of_bounds_are_found_before_training():
+def test_images_out_of_bounds_are_an_error_before_training():
     with pytest.raises(ValueError, match="inside the attack's `bounds`"):
         first_loss(kr.losses.GraphInterpolation(attack=ATTACK), make_model()[0], x=255 * X)

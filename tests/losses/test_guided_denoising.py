@@ -1,4 +1,4 @@
-"""Guided denoising: what it compares, by NumPy, and that only the denoiser learns."""
+"""Guided denoising agrees with NumPy, and only trains the denoiser."""
 
 import keras
 import numpy as np
@@ -42,14 +42,14 @@ def make_model(classifier=None, dtype="float32"):
 
 
 def guide(classifier, x, layer="last_conv"):
-    """What the convolutions of one pixel compute."""
+    """Computes the activations of the 1 x 1 convolutions."""
     weights = [np.asarray(w, "float64") for w in classifier.get_weights()]
     hidden = np.tanh(np.asarray(x, "float64") @ weights[0][0, 0] + weights[1])
     return hidden if layer == "conv" else hidden @ weights[2][0, 0] + weights[3]
 
 
 def expected(model, x=X, x_adv=X_ADV, layer="last_conv"):
-    """The loss of each example. `tests/layers` has the denoiser itself in NumPy."""
+    """Computes the loss of each example. (`tests/layers` compares the denoiser with NumPy.)"""
     denoiser, classifier = model.layers
     with keras.StatelessScope():
         x_hat = ops.convert_to_numpy(denoiser(ops.convert_to_tensor(x_adv), training=True))
@@ -58,7 +58,7 @@ def expected(model, x=X, x_adv=X_ADV, layer="last_conv"):
 
 
 def train_once(loss, base, x=(X, X_ADV), y=Y, **arguments):
-    """One step at rate 1. Returns the loss before it."""
+    """Trains one step with a learning rate of 1. Returns the loss before it."""
     model = kr.RobustModel(base)
     model.compile(keras.optimizers.SGD(1.0), loss)
     history = model.fit(x, y, batch_size=len(y), shuffle=False, verbose=0, **arguments)
@@ -67,7 +67,7 @@ def train_once(loss, base, x=(X, X_ADV), y=Y, **arguments):
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("layer", [None, "conv"])
-def test_value(layer):
+def test_value_agrees_with_numpy(layer):
     base = make_model()
     each = expected(base, layer=layer or "last_conv")
     assert np.ptp(each) > 0.1
@@ -77,14 +77,14 @@ def test_value(layer):
 
 @pytest.mark.slow
 @pytest.mark.slow_on_jax
-def test_the_attack_knows_nothing_of_the_denoiser():
+def test_the_attack_is_on_the_classifier_without_the_denoiser():
     base = make_model()
     attack = kr.attacks.FGSM(1.0, norm="l2")
-    alone, whole = (
+    attacked_classifier, attacked_model = (
         ops.convert_to_numpy(attack.perturb(model, X, Y, 0)) for model in (base.layers[1], base)
     )
-    each = expected(base, x_adv=alone)
-    assert abs(each.mean() / expected(base, x_adv=whole).mean() - 1) > 0.002
+    each = expected(base, x_adv=attacked_classifier)
+    assert abs(each.mean() / expected(base, x_adv=attacked_model).mean() - 1) > 0.002
     np.testing.assert_allclose(
         train_once(kr.losses.GuidedDenoising(attack), base, x=X), each.mean(), rtol=1e-4
     )
@@ -114,7 +114,7 @@ def test_only_the_denoiser_learns():
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="has no float64 unless it is set up")
-def test_the_denoiser_learns_along_the_slope():
+def test_the_gradient_of_the_denoiser_agrees_with_finite_differences():
     base = make_model(dtype="float64")
     weights = base.layers[0].weights
     before = base.layers[0].get_weights()
@@ -184,7 +184,7 @@ def without_convolution():
     return make_model(classifier)
 
 
-class NeverBegins(keras.callbacks.Callback):
+class NeverTrains(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         raise AssertionError("Training began.")
 
@@ -198,17 +198,17 @@ class NeverBegins(keras.callbacks.Callback):
         (make_model, {"layer": "cnv"}, X, "one of|'conv', 'last_conv', .*Received: layer='cnv'"),
         (make_model, {}, 3 * X, "inside the attack's `bounds`"),
         (make_model, {}, (X, X_ADV), "Received: pairs"),
-        (make_model, {"attack": None}, X, "Received: images alone"),
-        (make_model, {"attack": None}, (X, X_ADV[:, 1:]), "of one shape"),
+        (make_model, {"attack": None}, X, "Received: images only"),
+        (make_model, {"attack": None}, (X, X_ADV[:, 1:]), "of the same shape"),
     ],
 )
 def test_bad_models_and_data(make, arguments, x, message):
     loss = kr.losses.GuidedDenoising(**{"attack": FGSM, **arguments})
     with pytest.raises(ValueError, match=message):
-        train_once(loss, make(), x=x, callbacks=[NeverBegins()])
+        train_once(loss, make(), x=x, callbacks=[NeverTrains()])
 
 
-def test_arguments():
+def test_bad_arguments():
     with pytest.raises(ValueError, match=r"`layer` must be the name.*Received: layer=3"):
         kr.losses.GuidedDenoising(FGSM, layer=3)
     with pytest.raises(ValueError, match=r"`attack` must be.*Received: attack='fgsm'"):
@@ -216,7 +216,7 @@ def test_arguments():
 
 
 @pytest.mark.slow_on_jax
-def test_layers_of_models_inside_of_the_classifier():
+def test_layers_of_nested_models():
     encoder = keras.Sequential([keras.layers.Conv2D(2, 1, name="deep")], name="encoder")
     classifier = keras.Sequential(
         [keras.Input((4, 4, 1)), encoder, keras.layers.Flatten(), keras.layers.Dense(3)]

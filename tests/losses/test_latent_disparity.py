@@ -1,4 +1,4 @@
-"""Latent disparity against NumPy: values, slopes, which layers, pairs."""
+"""Latent disparity agrees with NumPy: values, gradients, hidden layers and pairs."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ X = RNG.random((6, 2, 2, 1)).astype("float32")
 X_ADV = np.clip(X + RNG.uniform(-0.2, 0.2, X.shape), 0, 1).astype("float32")
 Y = np.arange(6) % 3
 FGSM = kr.attacks.FGSM(0.1)
-EPSILON = 1e-3  # of batch norm
+EPSILON = 1e-3  # Of batch norm.
 
 
 def network():
@@ -38,7 +38,7 @@ SHAPES = [(4, 5), (5,), (5,), (5,), (5, 4), (4,), (4, 3), (3,)]
 
 
 def forward(weights, x, x_adv):
-    """The network in training mode on both halves: hidden activations by name, and logits."""
+    """Computes hidden activations by name, and logits, in training mode on both halves."""
     w1, b1, gamma, beta, w2, b2, w3, b3 = weights
     both = np.concatenate([x, x_adv]).reshape(-1, 4).astype("float64")
     first = np.tanh(both @ w1 + b1)
@@ -52,7 +52,7 @@ def cross_entropy(logits, y=Y):
 
 
 def expected(weights, ratio="batch", order=1, layers=NAMES, xi=0.25, x=X, x_adv=X_ADV, y=Y):
-    """The loss of each example, by eq. 3."""
+    """Computes the loss of each example by eq. 3."""
     hidden, logits = forward(weights, x, x_adv)
     rows = np.concatenate([hidden[name] for name in layers], axis=1)
     clean, moved = rows[: len(x)], rows[len(x) :]
@@ -63,12 +63,12 @@ def expected(weights, ratio="batch", order=1, layers=NAMES, xi=0.25, x=X, x_adv=
 
 
 def weights_of(model):
-    """Those that are trained, in float64."""
+    """Returns the trainable weights in float64."""
     return [np.asarray(ops.convert_to_numpy(v), "float64") for v in model.trainable_variables]
 
 
 def train_once(loss, x=(X, X_ADV), y=Y, base=None, **arguments):
-    """One step at rate 1. Returns the loss before it, and the gradient."""
+    """Trains one step with a learning rate of 1. Returns the loss before it, and the gradient."""
     base = base or network()
     base(X)
     model = kr.RobustModel(base)
@@ -92,7 +92,7 @@ def train_once(loss, x=(X, X_ADV), y=Y, base=None, **arguments):
         ("batch", 1.5, ["second", "first"]),
     ],
 )
-def test_value_and_slopes(over, order, layers):
+def test_value_and_gradient(over, order, layers):
     arguments = {"ratio": over, "order": order, "layers": layers}
     value, gradient = train_once(kr.losses.LatentDisparity(None, **arguments))
     arguments["layers"] = layers or NAMES
@@ -112,7 +112,7 @@ def test_value_and_slopes(over, order, layers):
 
 
 @pytest.mark.slow_on_jax
-def test_the_disparity_alone_and_the_cross_entropy_alone():
+def test_weights_of_zero_and_one():
     start = weights_of(network())
     for xi in (0.0, 1.0):
         value, _ = train_once(kr.losses.LatentDisparity(None, weight=xi))
@@ -120,7 +120,7 @@ def test_the_disparity_alone_and_the_cross_entropy_alone():
 
 
 @pytest.mark.slow_on_jax
-def test_moving_averages_are_those_of_both_halves():
+def test_moving_averages_are_over_both_halves():
     base = network()
     base.get_layer("norm").moving_mean.assign(np.zeros(5))
     hidden, _ = forward(weights_of(base), X, X_ADV)
@@ -150,7 +150,7 @@ def test_example_weights():
 
 
 def losses_of(loss, base, x, x_adv, y):
-    """The loss of each example, outside of `fit`."""
+    """Computes the loss of each example without `fit`."""
     step = Step(
         base, ops.convert_to_tensor(x), ops.convert_to_tensor(x_adv), training=True, loss=loss
     )
@@ -165,15 +165,15 @@ def test_pairs_stay_aligned():
     permuted = losses_of(loss, network(), X[order], X_ADV[order], Y[order])
     assert np.ptp(each) > 0.01
     np.testing.assert_allclose(permuted, each[order], rtol=1e-5)
-    parted = losses_of(loss, network(), X, X_ADV[order], Y)
-    assert parted.mean() > 1.1 * each.mean()
+    misaligned = losses_of(loss, network(), X, X_ADV[order], Y)
+    assert misaligned.mean() > 1.1 * each.mean()
 
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize(("over", "order"), [("batch", 1), ("sample", 2), ("sample", 40)])
-def test_nothing_moves_and_nothing_answers(over, order):
+def test_zero_disparity_and_zero_activations_have_finite_gradients(over, order):
     arguments = {"weight": 1.0, "ratio": over, "order": order}
-    # Two images are equal to their copies: the norm of their difference has a kink there.
+    # Two images are equal to their adversarial images, where the norm is not differentiable.
     partly = X_ADV.copy()
     partly[:2] = X[:2]
     for x_adv in (X, partly):
@@ -181,26 +181,26 @@ def test_nothing_moves_and_nothing_answers(over, order):
         assert all(np.isfinite(g).all() for g in gradient)
         assert (value == 0) == (x_adv is X)
         assert any(g.any() for g in gradient) == (x_adv is not X)
-    # A network whose hidden layer is silent on both.
-    silent = keras.Sequential(
+    # A network whose hidden activations are 0 on both.
+    inactive = keras.Sequential(
         [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(4, "relu")]
     )
-    silent.set_weights([-np.ones((4, 4)), np.zeros(4)])
-    base = keras.Sequential([silent, keras.layers.Dense(3)])
+    inactive.set_weights([-np.ones((4, 4)), np.zeros(4)])
+    base = keras.Sequential([inactive, keras.layers.Dense(3)])
     value, gradient = train_once(kr.losses.LatentDisparity(None, **arguments), base=base)
     assert value == 0
     assert not any(g.any() for g in gradient)
 
 
 @pytest.mark.gpu
-def test_a_large_order_is_the_largest_entry():
+def test_a_large_order_approximates_the_maximum_norm():
     value, _ = train_once(kr.losses.LatentDisparity(None, weight=1.0, order=500))
     start = weights_of(network())
     np.testing.assert_allclose(value, expected(start, order=np.inf, xi=1.0).mean(), rtol=5e-3)
 
 
 class Subclassed(keras.Model):
-    """Its layers in an attribute, in a list and in a model; one of them is called twice."""
+    """A model with layers in an attribute, a list and a model. One layer is called twice."""
 
     def __init__(self):
         super().__init__()
@@ -221,7 +221,7 @@ class Subclassed(keras.Model):
         return self.softmax(self.head(self.again(self.encoder(x))))
 
 
-def test_which_layers_are_hidden():
+def test_hidden_layers_of_a_subclassed_model():
     loss = kr.losses.LatentDisparity(kr.attacks.FGSM(0.1, from_logits=False))
     model = Subclassed()
     model(X)
@@ -245,7 +245,7 @@ def test_names_of_nested_layers():
             train_once(loss, x=X, base=Subclassed())
 
 
-class NeverBegins(keras.callbacks.Callback):
+class NeverTrains(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         raise AssertionError("Training began.")
 
@@ -253,24 +253,24 @@ class NeverBegins(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     ("loss", "x", "message"),
     [
-        (kr.losses.LatentDisparity(None), X, "`attack` that makes them. Received: images alone"),
+        (kr.losses.LatentDisparity(None), X, "`attack` that computes them. Received: images only"),
         (kr.losses.LatentDisparity(FGSM), (X, X_ADV), "images to attack.*Received: pairs"),
-        (kr.losses.LatentDisparity(None), (X, X_ADV[:, :1]), "of one shape.*2, 2, 1.*1, 2, 1"),
-        (kr.losses.LatentDisparity(None), (X, X, X), "two tensors of one shape.*Received: 3"),
+        (kr.losses.LatentDisparity(None), (X, X_ADV[:, :1]), "of the same shape.*2, 2, 1.*1, 2, 1"),
+        (kr.losses.LatentDisparity(None), (X, X, X), "two tensors of the same shape.*Received: 3"),
         (kr.losses.LatentDisparity(None), (X, X_ADV * np.nan), "must be finite"),
         (kr.losses.LatentDisparity(FGSM), 9 * X, "inside the attack's `bounds`"),
-        (kr.losses.LatentDisparity(None, layers=["norm", "x"]), (X, X_ADV), "of which .'x'. are"),
+        (kr.losses.LatentDisparity(None, layers=["norm", "x"]), (X, X_ADV), "which .'x'. do not"),
     ],
 )
-def test_data_are_refused_before_training(loss, x, message):
+def test_bad_data_are_an_error_before_training(loss, x, message):
     with pytest.raises(ValueError, match=message):
-        train_once(loss, x=x, callbacks=[NeverBegins()])
+        train_once(loss, x=x, callbacks=[NeverTrains()])
 
 
-def test_models_without_hidden_layers():
+def test_models_without_hidden_layers_are_an_error():
     base = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
     with pytest.raises(ValueError, match=r"must have hidden layers.*\['flatten.*', 'dense.*'\]"):
-        train_once(kr.losses.LatentDisparity(FGSM), x=X, base=base, callbacks=[NeverBegins()])
+        train_once(kr.losses.LatentDisparity(FGSM), x=X, base=base, callbacks=[NeverTrains()])
 
 
 @pytest.mark.parametrize(
@@ -290,18 +290,18 @@ def test_models_without_hidden_layers():
     ],
     ids=str,
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.losses.LatentDisparity(**{"attack": FGSM, **arguments})
 
 
-def test_reduction_is_that_of_keras():
+def test_keras_reduction_can_be_set():
     loss = kr.losses.LatentDisparity(FGSM, reduction="sum")
     assert loss.reduction == "sum"
     assert kr.losses.LatentDisparity.from_config(loss.get_config()).reduction == "sum"
 
 
-def test_a_configuration_of_version_0_1_0():
+def test_a_configuration_of_version_0_1_0_can_be_loaded():
     config = kr.losses.LatentDisparity(FGSM, ratio="sample").get_config()
     config["reduction"] = config.pop("ratio")
     restored = kr.losses.LatentDisparity.from_config(config)
@@ -323,10 +323,10 @@ def test_a_data_set_of_pairs():
         model.evaluate(data, verbose=0), [history["val_loss"][1], history["val_accuracy"][1]]
     )
     bad = tf.data.Dataset.from_tensor_slices(((X, X_ADV[:, :1]), Y)).batch(6)
-    with pytest.raises(ValueError, match="of one shape"):
-        model.fit(bad, callbacks=[NeverBegins()], verbose=0)
-    # One that cannot be looked at beforehand is refused while the step is built.
-    with pytest.raises(ValueError, match="Received: images alone"):
+    with pytest.raises(ValueError, match="of the same shape"):
+        model.fit(bad, callbacks=[NeverTrains()], verbose=0)
+    # A generator cannot be checked before, so the error comes when the step is built.
+    with pytest.raises(ValueError, match="Received: images only"):
         model.fit((batch for batch in [(X, Y)]), steps_per_epoch=1, verbose=0)
 
 
@@ -335,7 +335,7 @@ def test_in_a_sum():
     start = weights_of(network())
     loss = kr.losses.Sum([kr.losses.LatentDisparity(None), kr.losses.FisherInformation()])
     value, _ = train_once(loss)
-    # FisherInformation has a pass of its own, whose batch norm sees the images alone.
+    # FisherInformation has a separate forward pass, whose batch norm only uses clean images.
     logits = forward(start, X, X[:0])[1]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     fisher = (1 - 0.0025) * cross_entropy(logits) + 0.0025 * (1 / p).sum(1)
@@ -377,7 +377,7 @@ def test_heads_and_attacks(head):
 @pytest.mark.gpu
 def test_half_precision():
     keras.config.set_dtype_policy("mixed_float16")
-    # Sums of squares that float16 cannot hold.
+    # Sums of squares overflow in float16.
     base = keras.Sequential(
         [
             keras.Input((2, 2, 1)),

@@ -1,4 +1,4 @@
-"""Adversarial training and TRADES against values worked out in NumPy."""
+"""Adversarial training and TRADES agree with NumPy."""
 
 import keras
 import numpy as np
@@ -31,7 +31,7 @@ def log_softmax(x):
 
 
 def first_loss(loss, sample_weight=None, y=Y):
-    """The loss that `fit` reports for one step on the whole batch."""
+    """Returns the loss that `fit` reports for one step on the whole batch."""
     model = kr.RobustModel(linear_model())
     model.compile(optimizer=keras.optimizers.SGD(0.0), loss=loss)
     history = model.fit(X, y, batch_size=12, sample_weight=sample_weight, shuffle=False, verbose=0)
@@ -39,7 +39,7 @@ def first_loss(loss, sample_weight=None, y=Y):
 
 
 def adversarial_cross_entropy():
-    """Worked out apart from the library: IFGSM by the softmax's gradient W (p - onehot)."""
+    """Computes the loss without the library: IFGSM by the softmax gradient W (p - onehot)."""
     x_adv = X.astype("float64")
     for _ in range(5):
         p = np.exp(log_softmax(x_adv))
@@ -84,12 +84,12 @@ def test_reductions_and_sample_weight():
     ],
     ids=["name", "object"],
 )
-def test_classification_loss_takes_logits(loss, expected):
+def test_classification_loss_gets_logits(loss, expected):
     at = kr.losses.AdversarialTraining(STEPS, loss=loss)
     np.testing.assert_allclose(first_loss(at), expected, rtol=1e-4)
 
 
-def test_probabilities():
+def test_probabilities_and_logits_have_the_same_loss():
     attack = kr.attacks.IFGSM(0.1, num_steps=5, from_logits=False)
     model = kr.RobustModel(keras.Sequential([linear_model(), keras.layers.Softmax()]))
     model.compile(optimizer=keras.optimizers.SGD(0.0), loss=kr.losses.AdversarialTraining(attack))
@@ -99,7 +99,7 @@ def test_probabilities():
 
 @pytest.mark.parametrize("beta", [0.0, 2.0])
 def test_trades_value(beta):
-    # With the adversarial images given, the loss is CE(x) + beta KL(p(x) || p(x')).
+    # For given adversarial images, the loss is CE(x) + beta KL(p(x) || p(x')).
     loss = kr.losses.TRADES(kr.attacks.PGD(0.1, num_steps=5), beta=beta)
     x_adv = (X + RNG.uniform(-0.1, 0.1, X.shape)).astype("float32")
     model = linear_model()
@@ -112,8 +112,8 @@ def test_trades_value(beta):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_trades_climbs_the_divergence_from_near_the_image(norm):
-    # The same ascent in NumPy: KL(p || q) has the gradient W (q - p) in the image of q.
+def test_trades_maximizes_the_divergence_from_near_the_image(norm):
+    # The ascent in NumPy: the gradient of KL(p || q) in the image of q is W (q - p).
     loss = kr.losses.TRADES(kr.attacks.PGD(0.2, num_steps=10, norm=norm))
     seed = backend.make_seed(3)
     x, x_adv = loss.prepare(linear_model(), ops.convert_to_tensor(X), Y, seed)
@@ -137,7 +137,7 @@ def test_trades_climbs_the_divergence_from_near_the_image(norm):
 
 
 def test_trades_gradient_flows_through_both_passes():
-    # Finite differences of the loss in the weights, with the adversarial images held fixed.
+    # Finite differences of the loss in the weights, with constant adversarial images.
     loss = kr.losses.TRADES(kr.attacks.PGD(0.1, num_steps=2), beta=3.0)
     x_adv = (X + RNG.uniform(-0.1, 0.1, X.shape)).astype("float32")
     direction = RNG.normal(size=WEIGHTS.shape)
@@ -189,12 +189,12 @@ def test_trades_gradient_flows_through_both_passes():
         (lambda: kr.losses.TRADES(kr.attacks.PGD(0.1, num_restarts=2)), "single restart"),
     ],
 )
-def test_arguments(make, message):
+def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_base_class_says_what_to_implement():
+def test_the_base_class_says_what_to_implement():
     loss = kr.losses.ModelLoss(STEPS)
     with (
         step_scope(Step(linear_model(), X, training=True, loss=loss)),

@@ -1,4 +1,4 @@
-"""MART against NumPy."""
+"""MART agrees with NumPy."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def expected(linear, x_adv, beta, weights=None):
 
 
 @pytest.mark.parametrize("labels", ["integer", "column", "one-hot"])
-def test_value(linear, labels):
+def test_value_agrees_with_numpy(linear, labels):
     x_adv = linear.fgsm(linear.x, 0.2)
     y = {"integer": linear.y, "column": linear.y[:, None], "one-hot": np.eye(3)[linear.y]}[labels]
     found, robust = linear.fit(kr.losses.MART(FGSM, beta=3.0), y=y)
@@ -30,8 +30,8 @@ def test_value(linear, labels):
     assert plain == pytest.approx(linear.cross_entropy(linear.x).mean(), rel=1e-5)
 
 
-def test_a_value_worked_out_by_hand():
-    # p(x') = (1/4, 1/2, 1/4), p(x) = (1/2, 1/4, 1/4), the label is 0:
+def test_value_of_simple_probabilities():
+    # For p(x') = (1/4, 1/2, 1/4), p(x) = (1/2, 1/4, 1/4) and label 0, the loss is
     # log 4 - log(1.0001 - 1/2) + 2 (log(2) / 2 - log(2) / 4) (1 - 1/2).
     x = np.log([[2.0, 1.0, 1.0]]).astype("float32")
     x_adv = np.log([[1.0, 2.0, 1.0]]).astype("float32")
@@ -50,7 +50,7 @@ def test_reduction_and_sample_weight(linear):
     assert found == pytest.approx((weight * per_example).sum(), rel=1e-4)
 
 
-def test_gradient(linear):
+def test_gradient_agrees_with_finite_differences(linear):
     x_adv = linear.fgsm(linear.x, 0.2)
     slopes = linear.numerical_gradient(lambda w: expected(linear, x_adv, 3.0, w).mean())
     found = linear.gradient(kr.losses.MART(FGSM, beta=3.0))
@@ -71,8 +71,8 @@ def test_accuracy_is_adversarial(linear):
     assert clean > adversarial
 
 
-def test_a_model_that_is_sure_of_itself(linear):
-    # Wrong and right beyond what float32's probabilities can tell from 0 and 1.
+def test_saturated_probabilities_have_a_finite_loss(linear):
+    # Wrong and correct predictions whose float32 probabilities are 0 and 1.
     z = np.array([[200.0, 0.0, -50.0], [0.0, 200.0, 0.0]], "float32")
     loss = kr.losses.MART(FGSM, beta=2.0, reduction=None)
     with step_scope(Step(lambda x, training: x, z, z, training=True, loss=loss)):
@@ -87,7 +87,7 @@ def test_a_model_that_is_sure_of_itself(linear):
 
 
 @pytest.mark.slow_on_jax
-def test_probabilities(linear):
+def test_probabilities_and_logits_have_the_same_loss(linear):
     attack = kr.attacks.FGSM(0.2, from_logits=False)
     model = keras.Sequential([linear.make_model(), keras.layers.Softmax()])
     found = linear.fit(kr.losses.MART(attack, beta=3.0), model=model)[0][0]
@@ -114,6 +114,6 @@ def test_mixed_precision_with_a_variable(linear):
         (lambda: kr.losses.MART(FGSM, beta=-1.0), r"`beta`.*Received: beta=-1\.0"),
     ],
 )
-def test_arguments(make, message):
+def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()

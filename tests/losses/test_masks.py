@@ -1,4 +1,4 @@
-"""Losses whose attack may change a part of the image alone."""
+"""Losses with a mask for the attack."""
 
 import keras
 import numpy as np
@@ -30,30 +30,30 @@ def classifier(rng):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "MART")) for name in LOSSES]
 )
-def test_a_step_changes_the_masked_part_alone(name):
-    """A value that no attack may change, and that is 0, leaves its weights as they are."""
+def test_the_attack_only_changes_the_masked_part(name):
+    """Weights of a black pixel that the attack may not change have no gradient."""
     rng = np.random.default_rng()
     base = classifier(rng)
     x = rng.random((12, *SHAPE)).astype("float32") * (MASK == 0).astype("float32")
     y = rng.integers(0, 3, 12)
-    x[..., 0, :] = 0  # The first column is black, and not in the mask.
+    x[..., 0, :] = 0  # The first column is black and outside of the mask.
     model = kr.RobustModel(base)
     model.compile(keras.optimizers.SGD(0.1), LOSSES[name](ATTACK, mask=MASK))
     before = base.layers[1].get_weights()[0].reshape(4, 4, 6)
     model.train_on_batch(x, y)
     change = np.abs(base.layers[1].get_weights()[0].reshape(4, 4, 6) - before).max(axis=2)
     assert (change[:, 0] == 0).all()
-    assert (change[1:3, 1:3] > 0).all()  # Black too, but for the attack.
+    assert (change[1:3, 1:3] > 0).all()  # Black, but changed by the attack.
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_mask_is_saved(name):
+def test_get_config_includes_the_mask(name):
     loss = LOSSES[name](ATTACK, mask=MASK)
     again = type(loss).from_config(loss.get_config())
     np.testing.assert_array_equal(again.mask, MASK == 1)
 
 
-def test_a_mask_that_does_not_fit():
+def test_bad_masks():
     rng = np.random.default_rng()
     x, y = rng.random((12, *SHAPE)).astype("float32"), rng.integers(0, 3, 12)
     model = kr.RobustModel(classifier(rng))
@@ -62,5 +62,5 @@ def test_a_mask_that_does_not_fit():
         model.fit(x, y, verbose=0)
     with pytest.raises(ValueError, match="`mask` must hold 0"):
         kr.losses.AdversarialTraining(ATTACK, mask=np.full(SHAPE, 2))
-    with pytest.raises(ValueError, match="`mask` is for the `attack`"):
+    with pytest.raises(ValueError, match="`mask` needs an `attack`"):
         kr.losses.LatentDisparity(None, mask=MASK)

@@ -1,4 +1,4 @@
-"""The Max-Mahalanobis head and its loss."""
+"""The Max-Mahalanobis head and loss agree with NumPy."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ def test_centers_are_a_simplex(num_classes, features, scale):
     assert layer.trainable_weights == []
 
 
-def test_three_centers_by_hand():
+def test_three_centers_in_two_dimensions():
     expected = [[2, 0], [-1, np.sqrt(3)], [-1, -np.sqrt(3)]]
     np.testing.assert_allclose(centers_of(3, 2, 2.0)[1], expected, atol=1e-6)
 
@@ -50,13 +50,13 @@ def test_logits_and_loss():
     logits = layer(Z)
     np.testing.assert_allclose(logits, -distances, rtol=1e-5, atol=1e-4)
     assert (np.asarray(logits).argmax(1) == distances.argmin(1)).all()
-    own = distances[np.arange(9), Y]
+    to_true_center = distances[np.arange(9), Y]
     for labels in (Y, Y[:, None], np.eye(4)[Y]):
         loss = kr.losses.MaxMahalanobis(reduction=None)
-        np.testing.assert_allclose(loss(labels, logits), own, rtol=1e-5)
+        np.testing.assert_allclose(loss(labels, logits), to_true_center, rtol=1e-5)
     weight = np.linspace(0, 2, 9).astype("float32")
     found = kr.losses.MaxMahalanobis()(Y, logits, sample_weight=weight)
-    assert float(found) == pytest.approx((own * weight).mean(), rel=1e-5)
+    assert float(found) == pytest.approx((to_true_center * weight).mean(), rel=1e-5)
     found = kr.losses.MaxMahalanobis()(Y, layer(centers[Y].astype("float32")))
     assert float(found) == pytest.approx(0, abs=1e-4)
 
@@ -73,7 +73,7 @@ def make_model(dtype=None):
 
 
 @pytest.mark.usefixtures("networks_in_float32")
-def test_gradient():
+def test_gradient_agrees_with_finite_differences():
     model = make_model()
     kernel, _, centers = model.get_weights()
 
@@ -94,7 +94,7 @@ def test_gradient():
 
 
 def test_adversarial_training_with_it():
-    # The attack climbs the cross-entropy of the logits; its images are then pulled to the centres.
+    # The attack maximizes the cross-entropy. The loss on its images is the distance to the centres.
     model = make_model()
     attack = kr.attacks.IFGSM(0.1, num_steps=3, bounds=(-4.0, 4.0))
     kernel, bias, centers = (w.astype("float64") for w in model.get_weights())
@@ -125,7 +125,7 @@ def test_mixed_precision():
     model = make_model("mixed_float16")
     x = 100 * Z
     features = x @ model.get_weights()[0].astype("float64")
-    assert (features**2).sum(1).max() > 65504  # More than half precision can hold.
+    assert (features**2).sum(1).max() > 65504  # Overflows in float16.
     assert keras.backend.standardize_dtype(model(x).dtype) == "float32"
     np.testing.assert_allclose(
         model(x), -squared_distances(features, model.get_weights()[2]), rtol=5e-3
@@ -144,6 +144,6 @@ def test_mixed_precision():
         (lambda: kr.losses.MaxMahalanobis(reduction="max"), "reduction"),
     ],
 )
-def test_arguments(make, message):
+def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()

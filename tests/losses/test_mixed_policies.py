@@ -1,7 +1,6 @@
 """Losses compute in float32 under policies of half precision.
 
-What is expected is worked out in float64, from the features or logits as the network has rounded
-them.
+The expected values are computed in float64 from the rounded features or logits of the network.
 """
 
 import pathlib
@@ -30,10 +29,10 @@ policies = pytest.mark.parametrize(
 
 
 def make_model(policy, is_global, make_last, width=16):
-    """Two layers, with a policy of their own or the global one, and weights from -1 to 1."""
+    """Returns two layers with the policy, set globally or per layer, and weights in [-1, 1]."""
     keras.utils.set_random_seed(1)
     if is_global:
-        keras.config.set_dtype_policy(policy)  # set back after each test
+        keras.config.set_dtype_policy(policy)  # Reset after each test.
     own = {} if is_global else {"dtype": keras.DTypePolicy(policy)}
     hidden = keras.layers.Dense(width, "tanh", **own)
     model = keras.Sequential([keras.Input((6,)), hidden, make_last(**own)])
@@ -50,7 +49,7 @@ def array(x):
 
 
 def first_loss(loss, model, x=X):
-    """The loss that `fit` reports for one step on the whole batch; what is rounded stays so."""
+    """Returns the loss of one step of `fit` on the batch. Eager mode keeps all rounding."""
     robust = kr.RobustModel(model)
     robust.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True)
     return robust.fit(x, Y, batch_size=24, shuffle=False, verbose=0).history["loss"][0]
@@ -129,7 +128,7 @@ def test_graph_interpolation(policy, is_global, units):
     weights = REFERENCE["weights"](features, 8, 4, "gaussian")
     u = np.zeros((24, 3))
     for fold in range(3):
-        is_hidden = np.arange(24) // 3 % 3 == fold  # By its rank among those of its class.
+        is_hidden = np.arange(24) // 3 % 3 == fold  # By the rank within its class.
         order = np.argsort(~is_hidden, kind="stable")
         size = int(is_hidden.sum())
         values = np.eye(3)[Y[~is_hidden]]
@@ -137,7 +136,7 @@ def test_graph_interpolation(policy, is_global, units):
         u[is_hidden] = REFERENCE["solve"](weights[np.ix_(order, order)], values, size, share)
     u = np.maximum(u, 0) + 1e-6
     expected = cross_entropy(np.log(u / u.sum(axis=1, keepdims=True)))
-    # The linear branch's logits are rounded themselves.
+    # The logits of the linear branch are rounded, too.
     linear = head.linear(ops.cast(features, head.compute_dtype))
     expected = expected + 0.1 * cross_entropy(array(linear))
     found = first_loss(kr.losses.GraphInterpolation(linear_weight=0.1), model)

@@ -1,4 +1,4 @@
-"""The radius of a loss's attack may change while a model is trained."""
+"""The radius of a loss's attack may change during training."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def make():
 
 
 def losses_at(attack, loss=kr.losses.AdversarialTraining, steps=4, callbacks=()):
-    """The loss of each step; the weights stay as they are."""
+    """Returns the loss of each step, with a learning rate of 0."""
     model = kr.RobustModel(make())
     model.compile(keras.optimizers.SGD(0.0), loss(attack))
     return [
@@ -40,7 +40,7 @@ ATTACKS = {
 @pytest.mark.slow
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_a_schedule_is_followed_step_by_step(attack):
+def test_a_schedule_depends_on_the_step(attack):
     growing = losses_at(attack.replace(epsilon=Schedule(0.0, 2, 0.2)))
     expected = [losses_at(attack.replace(epsilon=e), steps=1)[0] for e in (0.0, 0.1, 0.2, 0.2)]
     np.testing.assert_allclose(growing, expected, rtol=1e-5)
@@ -59,13 +59,13 @@ def test_a_variable_is_read_in_every_step(loss):
     expected = [
         losses_at(attack.replace(epsilon=e), loss, steps=1)[0] for e in (0.0, 0.1, 0.2, 0.2)
     ]
-    # TRADES starts from random numbers, which are others in each step.
+    # TRADES has a random start, which differs in each step.
     tolerance = 0.05 if loss is kr.losses.TRADES else 1e-4
     np.testing.assert_allclose(growing, expected, rtol=tolerance)
 
 
 @pytest.mark.slow_on_jax
-def test_in_a_sum_and_an_ensemble():
+def test_a_variable_in_a_sum_and_an_ensemble():
     epsilon = keras.Variable(0.1, trainable=False)
     attack = kr.attacks.Ensemble([kr.attacks.FGSM(epsilon), kr.attacks.FGSM(epsilon, norm="l2")])
     loss = kr.losses.AdversarialTraining(attack) + kr.losses.TRADES(
@@ -80,7 +80,7 @@ def test_in_a_sum_and_an_ensemble():
     assert values[1] > values[0] + 0.1
 
 
-def test_a_step_size_may_change_too():
+def test_a_variable_as_step_size():
     epsilon = 0.3
     step = keras.Variable(0.0, trainable=False)
     attack = kr.attacks.PGD(epsilon, step_size=step, num_steps=2, random_start=False)
@@ -95,7 +95,7 @@ def test_a_step_size_may_change_too():
 
 @pytest.mark.parametrize("epsilon", [lambda: Schedule(0.0, 10, 0.2), lambda: keras.Variable(0.2)],
                          ids=["schedule", "variable"])  # fmt: skip
-def test_saved_with_the_loss(epsilon, tmp_path):
+def test_the_radius_is_saved_with_the_loss(epsilon, tmp_path):
     loss = kr.losses.AdversarialTraining(kr.attacks.PGD(epsilon(), num_steps=2))
     config = keras.saving.serialize_keras_object(loss)
     again = keras.saving.deserialize_keras_object(config)
@@ -110,7 +110,7 @@ def test_saved_with_the_loss(epsilon, tmp_path):
 
 
 @pytest.mark.slow_on_jax
-def test_a_run_is_resumed_with_the_radius_that_it_had(tmp_path):
+def test_resumed_training_continues_the_schedule(tmp_path):
     def train(epochs):
         model = kr.RobustModel(make())
         attack = kr.attacks.PGD(Schedule(0.0, 8, 0.3), num_steps=2)
@@ -124,12 +124,12 @@ def test_a_run_is_resumed_with_the_radius_that_it_had(tmp_path):
     for path in tmp_path.rglob("*"):
         if path.is_file():
             path.unlink()
-    whole = train(3)
-    for first, second in zip(resumed, whole, strict=True):
+    uninterrupted = train(3)
+    for first, second in zip(resumed, uninterrupted, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-6)
 
 
-def test_where_there_is_no_training():
+def test_outside_of_training_variables_work_and_schedules_are_an_error():
     epsilon = keras.Variable(0.1)
     attack = kr.attacks.PGD(epsilon, num_steps=3, random_start=False)
     model = make()

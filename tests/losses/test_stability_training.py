@@ -1,4 +1,4 @@
-"""Stability training against NumPy."""
+"""Stability training agrees with NumPy."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ ALPHA, STDDEV = 2.0, 0.3
 
 
 def noise_of_step(linear, number, seed=0):
-    """What a `kr.RobustModel` with this seed draws in a step."""
+    """Returns the noise that a `kr.RobustModel` with this seed draws in a step."""
     key = backend.fold_in(backend.make_seed(seed), number)
     return np.asarray(backend.normal(linear.x.shape, key, "float32"))
 
@@ -51,7 +51,7 @@ def test_gradient_flows_through_both_predictions(linear):
     np.testing.assert_allclose(found, slopes, rtol=1e-3, atol=1e-4)
 
 
-def test_noise_is_normal_and_not_clipped():
+def test_noise_is_normal_without_clipping():
     x = keras.ops.ones((50, 20, 20, 1))
     loss = kr.losses.StabilityTraining(1.0, STDDEV)
     clean, noisy = loss.prepare(None, x, None, backend.make_seed(3))
@@ -64,7 +64,7 @@ def test_noise_is_normal_and_not_clipped():
 
 
 @pytest.mark.slow_on_jax
-def test_probabilities(linear):
+def test_probabilities_and_logits_have_the_same_loss(linear):
     loss = kr.losses.StabilityTraining(ALPHA, STDDEV, from_logits=False)
     model = keras.Sequential([linear.make_model(), keras.layers.Softmax()])
     found = linear.fit(loss, model=model, y=np.eye(3, dtype="float32")[linear.y])[0][0]
@@ -97,6 +97,6 @@ def test_the_first_batch_is_checked(linear):
         ((1.0, float("nan")), "`stddev`.*nan"),
     ],
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.losses.StabilityTraining(*arguments)

@@ -1,4 +1,4 @@
-"""Sums of losses, beside what their parts are alone."""
+"""Sums of losses agree with their parts."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ FISHER = kr.losses.FisherInformation(weight=0.25)
 
 @keras.saving.register_keras_serializable(package="test_sum")
 class Passes(keras.layers.Layer):
-    """Counts the passes in training mode, and adds the mean of what passes to the loss."""
+    """Counts forward passes in training mode, and may add the mean of its input to the loss."""
 
     count = 0
 
@@ -38,7 +38,7 @@ def test_adversarial_training_and_fisher_information(linear):
     adversarial = linear.cross_entropy(linear.fgsm(linear.x, 0.1))
     per_example = adversarial + fisher(linear, linear.x)
     assert linear.fit(AT + FISHER)[0][0] == pytest.approx(per_example.mean(), rel=1e-4)
-    # Each is on its own images, in whatever order.
+    # In any order, each loss uses its own images.
     assert linear.fit(FISHER + AT)[0][0] == pytest.approx(per_example.mean(), rel=1e-4)
 
 
@@ -55,19 +55,19 @@ def test_weights_and_sample_weight(linear):
     assert linear.fit(total)[0][0] == pytest.approx(per_example.sum(), rel=1e-4)
 
 
-def test_gradient(linear):
+def test_gradient_agrees_with_finite_differences(linear):
     x_adv = linear.fgsm(linear.x, 0.1)
 
     def reference(weights):
         log_p = linear.log_softmax(linear.x, weights)
-        own = 0.75 * -log_p[np.arange(12), linear.y] + 0.25 * np.exp(-log_p).sum(1)
-        return (own + linear.cross_entropy(x_adv, weights)).mean()
+        clean = 0.75 * -log_p[np.arange(12), linear.y] + 0.25 * np.exp(-log_p).sum(1)
+        return (clean + linear.cross_entropy(x_adv, weights)).mean()
 
     expected = linear.numerical_gradient(reference)
     np.testing.assert_allclose(linear.gradient(AT + FISHER), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_accuracy_is_that_on_the_images_of_the_first(linear):
+def test_accuracy_is_on_the_images_of_the_first_loss(linear):
     at = kr.losses.AdversarialTraining(kr.attacks.FGSM(0.3))
     x_adv = linear.fgsm(linear.x, 0.3)
     clean, adversarial = (
@@ -89,13 +89,13 @@ def test_accuracy_is_that_on_the_images_of_the_first(linear):
         (FISHER + AT, 2),
         (FISHER + AT + FISHER + keras.losses.SparseCategoricalCrossentropy(from_logits=True), 2),
         (kr.losses.Sum([FISHER, FISHER]), 1),
-        # TRADES's predictions are on the clean images, and it makes a second pass of its own.
+        # TRADES shares the pass on clean images, and has a second one.
         (kr.losses.TRADES(kr.attacks.PGD(0.1, num_steps=1)) + FISHER, 2),
         (AT + kr.losses.AdversarialTraining(kr.attacks.FGSM(0.05)), 2),
     ],
     ids=["one", "two", "reversed", "clean", "plain", "trades", "two-attacks"],
 )
-def test_passes_are_shared_where_the_images_are_the_same(linear, loss, count):
+def test_losses_on_the_same_images_share_a_forward_pass(linear, loss, count):
     robust = kr.RobustModel(keras.Sequential([Passes(), linear.make_model()]))
     robust.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True)
     robust.train_on_batch(linear.x, linear.y)
@@ -104,7 +104,7 @@ def test_passes_are_shared_where_the_images_are_the_same(linear, loss, count):
     assert Passes.count == count
 
 
-def test_penalties_of_layers_are_those_of_the_first_images(linear):
+def test_penalties_of_layers_are_on_the_images_of_the_first_loss(linear):
     def penalty(loss):
         values = []
         for weight in (0.0, 1.0):
@@ -118,7 +118,7 @@ def test_penalties_of_layers_are_those_of_the_first_images(linear):
     assert penalty(AT + FISHER) == pytest.approx(x_adv.mean(), rel=1e-4)
 
 
-def test_plain_losses_on_both_sides(linear):
+def test_plain_losses_can_be_added_from_both_sides(linear):
     plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     clean = linear.cross_entropy(linear.x).mean()
     expected = clean + linear.cross_entropy(linear.fgsm(linear.x, 0.1)).mean()
@@ -126,7 +126,7 @@ def test_plain_losses_on_both_sides(linear):
         assert linear.fit(loss)[0][0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_losses_of_the_predictions_add_up_and_the_builtin_sum_adds(linear):
+def test_plus_and_the_builtin_sum(linear):
     model = linear.make_model()
     model.compile("sgd", FISHER + FISHER)
     expected = 2 * fisher(linear, linear.x).mean()
@@ -142,7 +142,7 @@ def test_losses_of_the_predictions_add_up_and_the_builtin_sum_adds(linear):
             FISHER + other
 
 
-def test_plain_losses_alone_need_no_robust_model(linear):
+def test_sums_of_plain_losses_need_no_robust_model(linear):
     plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model = linear.make_model()
     model.compile("sgd", kr.losses.Sum([plain, FISHER], weights=[2, 1]))
@@ -154,7 +154,7 @@ def test_plain_losses_alone_need_no_robust_model(linear):
         model.fit(linear.x, linear.y, verbose=0)
 
 
-def test_evaluation_is_the_first_loss_alone(linear):
+def test_evaluation_only_uses_the_first_loss(linear):
     for loss in (AT + FISHER, FISHER + AT, kr.losses.Sum([AT, FISHER], weights=[3, 5])):
         _, robust = linear.fit(loss)
         found = robust.evaluate(linear.x, linear.y, batch_size=12, verbose=0)
@@ -164,19 +164,19 @@ def test_evaluation_is_the_first_loss_alone(linear):
 @pytest.mark.slow_on_jax
 def test_nested_sums(linear):
     adversarial = linear.cross_entropy(linear.fgsm(linear.x, 0.1))
-    own = fisher(linear, linear.x)
+    clean = fisher(linear, linear.x)
     inner = kr.losses.Sum([AT, FISHER], weights=[0.5, 2])
     nested = kr.losses.Sum([FISHER, inner], weights=[1, 3])
-    expected = (own + 1.5 * adversarial + 6 * own).mean()
+    expected = (clean + 1.5 * adversarial + 6 * clean).mean()
     assert linear.fit(nested)[0][0] == pytest.approx(expected, rel=1e-4)
-    # What is added to a sum joins it.
+    # Adding a loss to a sum extends the sum.
     for joined in (inner + FISHER, FISHER + inner):
         assert len(joined.losses) == 3
-        expected = (own + 0.5 * adversarial + 2 * own).mean()
+        expected = (clean + 0.5 * adversarial + 2 * clean).mean()
         assert linear.fit(joined)[0][0] == pytest.approx(expected, rel=1e-4)
     both = inner + inner
     assert len(both.losses) == 4
-    assert linear.fit(both)[0][0] == pytest.approx((adversarial + 4 * own).mean(), rel=1e-4)
+    assert linear.fit(both)[0][0] == pytest.approx((adversarial + 4 * clean).mean(), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -194,9 +194,9 @@ def test_graph_interpolation_in_a_sum():
         robust.compile(keras.optimizers.SGD(0.0), loss)
         return robust.fit(x, y, batch_size=24, shuffle=False, verbose=0).history["loss"][0]
 
-    alone = value(gi), value(plain)
-    assert abs(alone[0] - alone[1]) > 0.05
-    assert value(plain + gi) == pytest.approx(sum(alone), rel=1e-5)
+    separate = value(gi), value(plain)
+    assert abs(separate[0] - separate[1]) > 0.05
+    assert value(plain + gi) == pytest.approx(sum(separate), rel=1e-5)
 
 
 def test_keras_file(linear, tmp_path):
@@ -242,12 +242,12 @@ PROBABILITIES = kr.losses.AdversarialTraining(kr.attacks.FGSM(0.1, from_logits=F
         (lambda: AT + keras.losses.SparseCategoricalCrossentropy(), "must agree on `from_logits`"),
     ],
 )
-def test_arguments(make, message):
+def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_loss_that_says_nothing_about_logits_agrees_with_both():
+def test_a_loss_without_from_logits_agrees_with_both():
     hinge = kr.losses.Sum([keras.losses.CategoricalHinge()])
     kr.losses.Sum([hinge, PROBABILITIES])
     kr.losses.Sum([hinge, AT])

@@ -1,4 +1,4 @@
-"""Weights that change while a model is trained."""
+"""Weights of losses may change during training."""
 
 import copy
 
@@ -12,7 +12,7 @@ FGSM = kr.attacks.FGSM(0.1)
 
 
 def fixed_trades(weight):
-    """TRADES with other images given, so that no two steps differ but by the weight."""
+    """Returns TRADES on constant images, so that steps only differ in the weight."""
     loss = kr.losses.TRADES(kr.attacks.PGD(0.1, num_steps=1), beta=weight)
     loss.prepare = lambda model, x, y, seed: (x, 1 - x)
     return loss
@@ -42,7 +42,7 @@ class Assign(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_callback_changes_a_variable(linear, name):
+def test_a_callback_may_change_a_variable(linear, name):
     values = [0.25, 1.0, 0.0]
     variable = keras.Variable(0.5, trainable=False)
     found, robust = linear.fit(
@@ -51,13 +51,13 @@ def test_a_callback_changes_a_variable(linear, name):
     fixed = [linear.fit(LOSSES[name](value))[0][0] for value in values]
     assert np.ptp(fixed) > 0.05
     np.testing.assert_allclose(found, fixed, rtol=1e-5)
-    # The step leaves it as it is, and it is no weight of the classifier.
+    # A step does not change the variable, which is not a weight of the classifier.
     assert float(variable.value) == 0.0
     assert len(robust.trainable_variables) == len(robust.base_model.weights) == 1
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), float("inf")])
-def test_a_variable_out_of_range_shows_in_the_loss(linear, value):
+def test_a_variable_out_of_range_makes_the_loss_nan(linear, value):
     variable = keras.Variable(0.5, trainable=False)
     callbacks = [Assign(variable, [0.5, value])]
     found, _ = linear.fit(LOSSES["fisher"](variable), epochs=2, eager=False, callbacks=callbacks)
@@ -66,7 +66,7 @@ def test_a_variable_out_of_range_shows_in_the_loss(linear, value):
 
 
 @pytest.mark.parametrize("name", ["fisher", "in-a-sum"])
-def test_a_schedule_follows_the_optimizer(linear, name):
+def test_a_schedule_depends_on_the_iterations_of_the_optimizer(linear, name):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0, 2], [0.0, 0.5, 1.0])
     found, robust = linear.fit(LOSSES[name](schedule), epochs=4, eager=False)
     fixed = [linear.fit(LOSSES[name](value))[0][0] for value in (0.0, 0.5, 0.5, 1.0)]
@@ -98,7 +98,7 @@ def test_graph_interpolation():
 
 
 @pytest.mark.parametrize("name", ["fisher", "in-a-sum", "of-adversarial-training"])
-def test_a_saved_variable_is_its_value(linear, name, tmp_path):
+def test_a_variable_is_saved_with_its_value(linear, name, tmp_path):
     variable = keras.Variable(0.25, trainable=False)
     history, robust = linear.fit(
         LOSSES[name](variable), epochs=1, callbacks=[Assign(variable, [0.75])]
@@ -111,7 +111,7 @@ def test_a_saved_variable_is_its_value(linear, name, tmp_path):
     np.testing.assert_allclose(value, history, rtol=1e-5)
 
 
-def test_a_saved_schedule(linear, tmp_path):
+def test_a_schedule_is_saved(linear, tmp_path):
     schedule = keras.optimizers.schedules.PolynomialDecay(0.0, 2, end_learning_rate=1.0)
     loss = kr.losses.FisherInformation(schedule)
     history, robust = linear.fit(loss, epochs=3)
@@ -124,7 +124,7 @@ def test_a_saved_schedule(linear, tmp_path):
     assert history[2] > history[1] + 0.5
 
 
-def test_copies():
+def test_copies_have_the_current_value_of_a_variable():
     variable = keras.Variable(0.25, trainable=False)
     loss = kr.losses.FisherInformation(variable)
     again = copy.deepcopy(loss)
@@ -141,10 +141,10 @@ def test_copies():
     ],
     ids=["variable", "schedule"],
 )
-def test_a_model_that_is_not_wrapped_cannot_know_it(linear, weight):
+def test_changing_weights_need_a_robust_model(linear, weight):
     model = linear.make_model()
     model.compile("sgd", kr.losses.FisherInformation(weight()))
-    with pytest.raises(ValueError, match=r"`keras_robust\.RobustModel` alone: wrap the model"):
+    with pytest.raises(ValueError, match=r"`keras_robust\.RobustModel`: wrap the model"):
         model.fit(linear.x, linear.y, verbose=0)
 
 

@@ -1,4 +1,4 @@
-"""What layers compute, against NumPy, for models of every kind."""
+"""Activations of layers agree with NumPy, for all kinds of models."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def layers():
 
 
 class Subclassed(keras.Model):
-    """Keeps one layer as an attribute and the others in a list."""
+    """A model with one layer as an attribute and the others in a list."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ def robust():
 
 @pytest.mark.parametrize("make", [built, unbuilt, functional, robust, Subclassed])
 @pytest.mark.parametrize("batch_size", [3, 128])
-def test_models_of_every_kind(make, batch_size):
+def test_all_kinds_of_models(make, batch_size):
     model = make()
     hidden = features(model, X, layer="hidden", batch_size=batch_size)
     assert [call.name for call in calls_of_one(Classifier(model), X)] == [
@@ -83,7 +83,7 @@ def test_models_of_every_kind(make, batch_size):
 
 
 @pytest.mark.parametrize("outer", ["sequential", "functional"])
-def test_models_inside_of_models(outer):
+def test_nested_models(outer):
     encoder = keras.Sequential(layers()[:2], name="encoder")
     deeper = keras.Sequential([encoder], name="deeper")
     head = keras.layers.Dense(3, name="hidden")
@@ -107,7 +107,7 @@ def test_models_inside_of_models(outer):
     )
 
 
-def test_a_layer_that_is_called_twice():
+def test_a_layer_called_twice_has_two_names():
     shared = keras.layers.Dense(16, name="shared")
     inputs = keras.Input((16,))
     model = keras.Model(inputs, shared(shared(inputs)))
@@ -119,7 +119,7 @@ def test_a_layer_that_is_called_twice():
     np.testing.assert_allclose(twice, dense(shared, once), rtol=1e-4, atol=1e-5)
 
 
-def test_the_classifier_is_the_last_layer_with_weights():
+def test_features_are_the_inputs_of_the_last_layer_with_weights():
     model = keras.Sequential([*layers(), keras.layers.Softmax(), keras.layers.Rescaling(2.0)])
     np.testing.assert_array_equal(features(model, X), features(model, X, layer="hidden"))
     inputs = keras.Input((4, 4, 1))
@@ -165,7 +165,7 @@ def test_mixed_precision():
     np.testing.assert_allclose(hidden, expected, rtol=1e-2, atol=1e-2)
 
 
-def test_a_failing_model_is_left_as_it_was():
+def test_a_failing_model_is_restored():
     class Failing(keras.layers.Layer):
         def call(self, x):
             if x.shape[0] == 7:
@@ -180,7 +180,7 @@ def test_a_failing_model_is_left_as_it_was():
     assert "call" not in vars(layer)
 
 
-def test_models_without_layers():
+def test_models_without_layers_are_an_error():
     class Bare(keras.Model):
         def call(self, x):
             return ops.reshape(x, (-1, 16))
@@ -193,7 +193,7 @@ def test_models_without_layers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layer": "hiden"}, r"no layer 'hiden' .* one of \['flat', 'hidden', 'logits'\]"),
+        ({"layer": "hiden"}, r"no layer 'hiden'\. Expected one of \['flat', 'hidden', 'logits'\]"),
         ({"batch_size": 0}, "`batch_size`"),
         ({"x": X[:0]}, "at least one example"),
         ({"x": X * np.nan}, "finite"),

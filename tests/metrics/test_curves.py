@@ -1,4 +1,4 @@
-"""Accuracy against the radius and the number of steps, where it is known."""
+"""Curves of robust accuracy over radius and number of steps agree with known values."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow_on_jax
 
 
 class Alternating(kr.attacks.Attack):
-    """Fools everything with an odd number of steps and nothing with an even one."""
+    """Fools all examples with an odd number of steps, and none with an even one."""
 
     def __init__(self, num_steps):
         super().__init__()
@@ -23,7 +23,7 @@ class Alternating(kr.attacks.Attack):
         return 1 - x if self.num_steps % 2 else x
 
 
-def test_a_minimum_norm_attack_is_run_once_for_all_radii(linear):
+def test_a_minimum_norm_attack_runs_once_for_all_radii(linear):
     class Counted(type(linear.attack())):
         runs = 0
 
@@ -45,19 +45,19 @@ def test_a_minimum_norm_attack_is_run_once_for_all_radii(linear):
     assert Counted.runs == 1
 
 
-def test_fab_without_a_radius_looks_for_the_smallest_perturbation(linear):
+def test_fab_without_a_radius_is_a_minimum_norm_attack(linear):
     attack = kr.attacks.FAB(norm="l2", num_steps=10, bounds=(-10.0, 10.0))
     epsilons = [0.1, 0.3, 1.0]
     curve = robustness_curve(
         linear.model, linear.x, linear.classes, attack=attack, epsilons=epsilons, verbose=0
     )
-    # Never better than the truth, and within 1% of it.
+    # FAB cannot beat the exact distances, and is within 1% of them.
     for epsilon in epsilons:
         assert (linear.distances > epsilon).mean() <= curve[epsilon]
         assert curve[epsilon] <= (1.01 * linear.distances > epsilon).mean()
 
 
-def test_an_ensemble_is_refused(threshold, pixels):
+def test_an_ensemble_is_an_error(threshold, pixels):
     class Both(kr.attacks.Attack):
         attacks = (kr.attacks.FGSM(0.1), kr.attacks.PGD(0.1))
 
@@ -67,7 +67,7 @@ def test_an_ensemble_is_refused(threshold, pixels):
         )
 
 
-def test_images_that_a_minimum_norm_attack_does_not_fool_stand_at_every_radius(linear):
+def test_images_not_fooled_by_a_minimum_norm_attack_are_robust_at_every_radius(linear):
     curve = robustness_curve(
         linear.model,
         linear.x,
@@ -96,7 +96,7 @@ def test_the_norm_of_a_minimum_norm_attack_can_be_chosen(linear):
     assert curve == {epsilon: (largest > epsilon).mean()}
 
 
-def test_norms_that_say_nothing_are_refused(linear, threshold, pixels):
+def test_bad_norms_and_epsilons(linear, threshold, pixels):
     attack = linear.attack()
     del attack.norm
     for norm in (None, "l7"):
@@ -112,7 +112,7 @@ def test_norms_that_say_nothing_are_refused(linear, threshold, pixels):
         robustness_curve(threshold(0.5), *pixels, attack=kr.attacks.FGSM(0.1), epsilons=[])
 
 
-def test_steps_of_a_known_size(threshold, pixels):
+def test_steps_curve_agrees_with_known_distances(threshold, pixels):
     x, y = pixels
     attack = kr.attacks.PGD(1.0, step_size=0.07, random_start=False)
     curve = steps_curve(
@@ -123,7 +123,7 @@ def test_steps_of_a_known_size(threshold, pixels):
     assert curve == {steps: (distances > 0.07 * steps).mean() for steps in (1, 2, 5)}
 
 
-def test_a_rise_with_the_steps_is_shown(threshold, pixels):
+def test_steps_curve_may_rise(threshold, pixels):
     x, y = pixels
     wrong = y.copy()
     wrong[:10] = 1
@@ -133,9 +133,9 @@ def test_a_rise_with_the_steps_is_shown(threshold, pixels):
     assert curve == {1: 0.0, 2: 0.75, 3: 0.0, 4: 0.75}
 
 
-def test_a_surrogate_is_kept(threshold, pixels):
+def test_curves_keep_the_objective(threshold, pixels):
     x, y = pixels
-    # The surrogate points away from the boundary: the attack, climbing it, fools nobody.
+    # The surrogate leads away from the boundary, so the attack fools no example.
     attack = kr.attacks.PGD(
         0.9, step_size=0.1, random_start=False, objective=lambda model, x, y: -model(x)
     )

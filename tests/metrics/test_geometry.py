@@ -1,4 +1,4 @@
-"""Features in two dimensions, nearest training images, and their pictures."""
+"""Features in two dimensions, and nearest training images."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def identity():
-    """A model of three classes whose features are its input."""
+    """Returns a model of three classes whose features are its input."""
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
     model.set_weights([RNG.normal(size=(6, 3)), np.zeros(3)])
     return model
@@ -29,11 +29,11 @@ def points():
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
-def test_principal_components(identity, points, one_hot):
+def test_principal_components_agree_with_eigenvectors(identity, points, one_hot):
     x, y = points
     x_adv = x + RNG.normal(size=x.shape).astype("float32")
     geometry = feature_geometry(identity, x, np.eye(3)[y] if one_hot else y, x_adv)
-    # Against the eigenvectors of the clean images' covariance.
+    # Compared with the eigenvectors of the covariance of the clean images.
     centre = x.astype("float64").mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(x.T.astype("float64")))
     for axis in (0, 1):
@@ -63,7 +63,7 @@ def test_an_embedding_keeps_clusters_apart(identity):
     np.testing.assert_array_equal(labels[distances.argmin(axis=1)], labels)
 
 
-def test_nearest_images(identity, points):
+def test_nearest_images_agree_with_numpy(identity, points):
     x_train, y_train = points
     x = RNG.normal(size=(7, 6)).astype("float32")
     nearest = nearest_images(identity, x, x_train, y_train, k=4, batch_size=3)
@@ -77,8 +77,8 @@ def test_nearest_images(identity, points):
     np.testing.assert_array_equal(nearest.queries, x)
 
 
-def test_nearest_in_the_space_of_a_layer(points):
-    # What the layer drops does not count.
+def test_nearest_images_by_the_features_of_a_layer(points):
+    # Values that the layer ignores do not count.
     x_train, y_train = points
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="two")])
     kernel = np.zeros((6, 2), "float32")
@@ -122,7 +122,7 @@ def test_bad_input_of_the_geometry(identity, points, arguments, message):
         feature_geometry(identity, **arguments)
 
 
-def test_features_of_one_dimension(points):
+def test_features_of_one_dimension_are_an_error(points):
     model = keras.Sequential([keras.layers.Dense(1, name="one"), keras.layers.Dense(3)])
     with pytest.raises(ValueError, match="at least two dimensions"):
         feature_geometry(model, points[0], points[1], points[0])
@@ -133,7 +133,7 @@ def test_features_of_one_dimension(points):
     [
         ({"k": 0}, "`k`"),
         ({"k": 51}, "at least `k` of them"),
-        ({"x_adv": np.zeros((2, 5), "float32")}, "images of one shape"),
+        ({"x_adv": np.zeros((2, 5), "float32")}, "images of the same shape"),
         ({"y_train": np.zeros(3, int)}, "the same examples"),
     ],
     ids=str,
@@ -145,7 +145,7 @@ def test_bad_input_of_nearest_images(identity, points, arguments, message):
         nearest_images(identity, **arguments)
 
 
-def test_without_scikit_learn(monkeypatch, identity, points):
+def test_missing_scikit_learn_is_an_error(monkeypatch, identity, points):
     x, y = points
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"keras-robust\[analysis\]"):

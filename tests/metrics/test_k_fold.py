@@ -1,4 +1,4 @@
-"""Cross-validation."""
+"""Stratified cross-validation by `k_fold`."""
 
 import importlib.util
 import json
@@ -15,12 +15,12 @@ Y = np.repeat([0, 1, 2], [30, 20, 10])
 X = np.arange(60, dtype="float32").reshape(60, 1)
 
 
-def keep(x, y):
-    """A model that only remembers what it was fitted on."""
+def remember(x, y):
+    """Returns the training data as the model."""
     return x.reshape(-1).astype(int)
 
 
-def test_each_example_is_measured_once_and_classes_keep_their_shares():
+def test_each_example_is_measured_once_in_stratified_folds():
     seen = []
 
     def measure(trained_on, x, y):
@@ -31,17 +31,17 @@ def test_each_example_is_measured_once_and_classes_keep_their_shares():
         np.testing.assert_array_equal(y, Y[tested_on])
         return {"first": float(tested_on[0])}
 
-    result = k_fold(keep, X, Y, measure=measure, num_folds=5, verbose=0)
+    result = k_fold(remember, X, Y, measure=measure, num_folds=5, verbose=0)
     assert sorted(np.concatenate(seen)) == list(range(60))
     assert [fold["first"] for fold in result.folds] == [float(part[0]) for part in seen]
     parts = [sorted(part) for part in seen]
     seen.clear()
-    k_fold(keep, X, Y, measure=measure, num_folds=5, seed=1, verbose=0)
+    k_fold(remember, X, Y, measure=measure, num_folds=5, seed=1, verbose=0)
     assert [sorted(part) for part in seen] != parts
 
 
-def test_intervals():
-    # Student's t with 4 degrees of freedom: 2.776 (any table). The values' deviation is 0.1.
+def test_intervals_agree_with_student_t():
+    # The quantile of Student's t with 4 degrees of freedom is 2.776. The deviation is 0.1.
     folds = [{"a": 0.5 + d, "b": 1.0} for d in (-0.1, -0.1, 0.0, 0.1, 0.1)]
     result = KFold(folds)
     assert result.mean("a") == pytest.approx(0.5)
@@ -53,7 +53,7 @@ def test_intervals():
 
 
 def test_coverage_of_the_intervals():
-    # Of 1000 intervals from five normal values each, 95% hold the mean, give or take 6 sigma.
+    # 95% of 1000 intervals from five normal values each contain the mean, up to 6 sigma.
     values = np.random.default_rng(0).normal(size=(1000, 5))
     intervals = np.array([KFold([{"v": float(v)} for v in row]).interval("v") for row in values])
     share = ((intervals[:, 0] < 0) & (intervals[:, 1] > 0)).mean()
@@ -65,7 +65,8 @@ def test_the_default_is_the_accuracy():
         return lambda x: ops.stack([30 - x[:, 0], x[:, 0] - 30, ops.zeros_like(x[:, 0])], 1)
 
     result = k_fold(fit, X, Y, num_folds=10, verbose=0)
-    # Classes 0 and 1 are told apart but for example 30 (all scores 0), class 2 is never predicted.
+    # Examples of classes 0 and 1 are correct except example 30, whose scores are all 0. Class 2 is
+    # never predicted.
     assert sum(fold["accuracy"] for fold in result.folds) * 6 == pytest.approx(49)
 
 
@@ -84,15 +85,15 @@ def random_number(model, x, y):
     return {"random": float(np.random.random())}
 
 
-def test_what_is_finished_is_kept_and_the_rest_continued(tmp_path):
-    whole = k_fold(keep, X, Y, measure=random_number, num_folds=4, verbose=0)
+def test_finished_folds_are_saved_and_the_rest_resumed(tmp_path):
+    uninterrupted = k_fold(remember, X, Y, measure=random_number, num_folds=4, verbose=0)
     fitted = []
 
     def interrupted(x, y):
         if len(fitted) == 2:
             raise KeyboardInterrupt
         fitted.append(len(x))
-        return keep(x, y)
+        return remember(x, y)
 
     arguments = {
         "measure": random_number,
@@ -110,24 +111,24 @@ def test_what_is_finished_is_kept_and_the_rest_continued(tmp_path):
 
     def counted(x, y):
         fitted.append(len(x))
-        return keep(x, y)
+        return remember(x, y)
 
     result = k_fold(counted, X, Y, **arguments)
     assert len(fitted) == 2
-    assert result.folds == whole.folds
+    assert result.folds == uninterrupted.folds
     saved = json.loads((tmp_path / "a" / "folds" / "k_fold.json").read_text())
     assert saved == result.to_dict()
     fitted.clear()
-    assert k_fold(counted, X, Y, **arguments).folds == whole.folds
+    assert k_fold(counted, X, Y, **arguments).folds == uninterrupted.folds
     assert not fitted
 
 
 @pytest.mark.parametrize("change", [{"num_folds": 5}, {"seed": 1}, {"x": X + 1}, {"y": Y[::-1]}])
-def test_folds_of_another_run_are_not_taken_for_this_one(tmp_path, change):
+def test_a_folder_with_folds_of_other_settings_is_an_error(tmp_path, change):
     arguments = {"x": X, "y": Y, "measure": random_number, "num_folds": 4, "output": tmp_path}
-    k_fold(keep, **arguments, verbose=0)
+    k_fold(remember, **arguments, verbose=0)
     with pytest.raises(ValueError, match="holds the folds of another cross-validation"):
-        k_fold(keep, **{**arguments, **change}, verbose=0)
+        k_fold(remember, **{**arguments, **change}, verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,10 @@ def test_folds_of_another_run_are_not_taken_for_this_one(tmp_path, change):
 def test_bad_input(arguments, message):
     arguments = {"x": X, "y": Y, "num_folds": 3, "measure": random_number, **arguments}
     with pytest.raises(ValueError, match=message):
-        k_fold(keep, **arguments, verbose=0)
+        k_fold(remember, **arguments, verbose=0)
 
 
-def test_without_scikit_learn(monkeypatch):
+def test_missing_scikit_learn_is_an_error(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"keras-robust\[analysis\]"):
-        k_fold(keep, X, Y)
+        k_fold(remember, X, Y)

@@ -1,4 +1,4 @@
-"""Accuracy under noise, where its distribution is known."""
+"""Accuracy under noise agrees with its known distribution."""
 
 import math
 
@@ -12,7 +12,7 @@ from keras_robust.evaluation import noise_accuracy
 pytestmark = pytest.mark.slow_on_jax
 
 
-def test_the_mean_is_that_of_the_normal_distribution(threshold, pixels):
+def test_the_mean_agrees_with_the_normal_distribution(threshold, pixels):
     x, y = pixels
     distances = np.abs(x.reshape(-1) - 0.5)
     noisy = noise_accuracy(
@@ -28,8 +28,8 @@ def test_the_mean_is_that_of_the_normal_distribution(threshold, pixels):
         assert spread / 3 < noisy[stddev].std < 3 * spread
 
 
-def test_strengths_are_compared_on_the_same_draws(threshold, pixels):
-    # Noise that carries an image across the threshold still does when it is scaled up.
+def test_all_stddevs_use_the_same_draws(threshold, pixels):
+    # The noise is the same up to its scale, so accuracy cannot rise with the scale.
     noisy = noise_accuracy(
         threshold(0.5), *pixels, stddevs=[0.1, 0.2, 0.4, 0.8], num_draws=5, verbose=0
     )
@@ -38,7 +38,7 @@ def test_strengths_are_compared_on_the_same_draws(threshold, pixels):
     assert len(np.unique(accuracies[2])) > 1
 
 
-def test_the_seed_decides(threshold, pixels):
+def test_accuracies_depend_on_the_seed_and_not_on_the_batch_size(threshold, pixels):
     runs = [
         noise_accuracy(
             threshold(0.5), *pixels, stddevs=[0.5], seed=seed, batch_size=size, verbose=0
@@ -50,7 +50,7 @@ def test_the_seed_decides(threshold, pixels):
 
 def test_clipping():
     def outside(x):
-        """Predicts class 1 where any value is not in [0, 1]."""
+        """Predicts class 1 if any value is outside of [0, 1]."""
         excess = ops.max(ops.abs(ops.reshape(x, (-1, 16)) - 0.5), axis=1) - 0.5
         return ops.stack([-excess, excess - 1e-6], axis=1)
 
@@ -85,7 +85,7 @@ def test_bad_input(threshold, pixels, arguments, message):
         noise_accuracy(threshold(0.5), pixels[0], **arguments, verbose=0)
 
 
-def test_data_sets(trained_model):
+def test_data_sets_and_one_hot_labels(trained_model):
     data = kr.datasets.load("fashion_mnist_subset", "test").take(30)
     x, y = kr.model.arrays.as_arrays(data)
     results = [

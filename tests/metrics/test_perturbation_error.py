@@ -1,4 +1,4 @@
-"""The relative change of each layer's output, against NumPy."""
+"""The relative change of each layer's output agrees with NumPy."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def relu(x):
 
 
 def error(clean, perturbed):
-    """The mean over examples of the ratio of L1 norms."""
+    """Computes the mean over examples of the ratio of L1 norms."""
     return (np.abs(clean - perturbed).sum(axis=1) / np.abs(clean).sum(axis=1)).mean()
 
 
@@ -35,7 +35,7 @@ def model():
 
 
 @pytest.mark.parametrize("batch_size", [4, 128])
-def test_each_layer(model, batch_size):
+def test_errors_of_all_layers_agree_with_numpy(model, batch_size):
     weights = [np.asarray(weight, "float64") for weight in model.get_weights()]
     hidden = [relu(x @ weights[0] + weights[1]) for x in (X, X_ADV)]
     outputs = [x @ weights[2] + weights[3] for x in hidden]
@@ -46,7 +46,7 @@ def test_each_layer(model, batch_size):
 
 
 def test_every_example_has_the_same_weight():
-    # Not the ratio of the batch's sums, which the brighter image would decide.
+    # The mean of ratios. The ratio of sums would depend on the brighter image only.
     model = keras.Sequential([keras.layers.Rescaling(3.0, name="scaled")])
     x = np.array([[1.0, 1.0], [100.0, 100.0]], "float32")
     x_adv = np.array([[1.0, 2.0], [100.0, 100.0]], "float32")
@@ -80,7 +80,7 @@ def test_layers_with_several_outputs():
     assert perturbation_error(model, x, x * 1.5) == {"pair": pytest.approx(0.5)}
 
 
-def test_an_attack_moves_the_logits_of_a_trained_model(trained_model, embedded_data):
+def test_an_attack_changes_logits_more_than_noise(trained_model, embedded_data):
     x, y = (values[:50] for values in embedded_data[1])
     x_adv = kr.attacks.PGD(0.1, num_steps=10)(trained_model, x, y, seed=0)
     noise = np.clip(x + 0.1 * np.sign(RNG.normal(size=x.shape)), 0, 1).astype("float32")

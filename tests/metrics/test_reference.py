@@ -1,4 +1,4 @@
-"""The radius that fools half, and accuracy at fractions of it, against exact distances."""
+"""The reference radius, and accuracies at fractions of it, agree with exact distances."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ FGSM = kr.attacks.FGSM(0.1)
     ],
     ids=["FGSM", "PGD", "PGD in L1"],
 )
-def test_it_is_the_quantile_of_the_distances(threshold, pixels, attack, error_rate):
+def test_reference_epsilon_is_a_quantile_of_the_distances(threshold, pixels, attack, error_rate):
     x, y = pixels
     distances = np.sort(np.abs(x.reshape(-1).astype("float64") - 0.5))
     exact = distances[int(np.ceil(error_rate * 40)) - 1]
@@ -31,7 +31,7 @@ def test_it_is_the_quantile_of_the_distances(threshold, pixels, attack, error_ra
     assert exact - 1e-6 <= epsilon <= exact * 1.0201 + 1e-6
 
 
-def test_misclassified_images_are_in_the_half(threshold, pixels):
+def test_misclassified_images_count_as_fooled(threshold, pixels):
     x, y = pixels
     wrong = y.copy()
     wrong[:16] = 1 - wrong[:16]
@@ -43,8 +43,8 @@ def test_misclassified_images_are_in_the_half(threshold, pixels):
     assert reference_epsilon(threshold(0.5), x, wrong, attack=FGSM, verbose=0) == 0.0
 
 
-def test_what_is_fooled_stays_fooled():
-    # Class 1 is a band: a single step that is too long leaves it behind.
+def test_images_fooled_at_a_smaller_radius_count_as_fooled():
+    # Class 1 is a band, so a single step may be too long and jump over it.
     def band(x):
         z = 10 * (0.05 - ops.abs(x[:, 0, 0, 0] - 0.65))
         return ops.stack([-z, z], axis=1)
@@ -64,12 +64,12 @@ def test_accuracy_at_the_reference_radius_is_a_half(trained_model, embedded_data
     )
     accuracies = accuracy_at(trained_model, x, y, attack=FGSM, epsilon=epsilon, verbose=0)
     assert list(accuracies) == [0.2, 0.5, 1.0]
-    # An image that was fooled at a smaller radius only is not found again.
+    # Images that are only fooled at a smaller radius are not fooled here.
     assert accuracies[1.0] == pytest.approx(0.5, abs=0.04)
     assert accuracies[0.2] > accuracies[0.5] > accuracies[1.0]
 
 
-def test_accuracies_are_those_at_the_fractions(threshold, pixels):
+def test_accuracies_at_fractions_agree_with_exact_distances(threshold, pixels):
     x, y = pixels
     distances = np.abs(x.reshape(-1) - 0.5)
     accuracies = accuracy_at(
@@ -108,6 +108,6 @@ def test_bad_input(threshold, pixels, arguments, message):
         reference_epsilon(threshold(0.5), **arguments, verbose=0)
 
 
-def test_an_attack_without_epsilon(linear):
+def test_an_attack_without_epsilon_is_an_error(linear):
     with pytest.raises(ValueError, match="must have an `epsilon`"):
         reference_epsilon(linear.model, linear.x, linear.classes, attack=linear.attack())

@@ -1,4 +1,4 @@
-"""The relative size of perturbations, against the closed form of a linear model."""
+"""The relative size of perturbations agrees with the closed form of a linear model."""
 
 import warnings
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow_on_jax
 
 @pytest.mark.parametrize("overshoot", [0.02, 0.5])
 @pytest.mark.parametrize("batch_size", [7, 1000])
-def test_a_linear_model(linear, overshoot, batch_size):
+def test_rho_agrees_with_the_closed_form(linear, overshoot, batch_size):
     attack = linear.attack(overshoot=overshoot)
     expected = (1 + overshoot) * linear.distances / np.linalg.norm(linear.x, axis=1)
     result = rho(linear.model, linear.x, attack=attack, batch_size=batch_size, verbose=0)
@@ -21,7 +21,7 @@ def test_a_linear_model(linear, overshoot, batch_size):
 
 
 @pytest.mark.slow
-def test_fab_comes_close_to_the_closed_form(linear):
+def test_rho_by_fab_is_near_the_closed_form(linear):
     attack = kr.attacks.FAB(norm="l2", num_steps=10, bounds=(-10.0, 10.0))
     expected = (linear.distances / np.linalg.norm(linear.x, axis=1)).mean()
     result = rho(linear.model, linear.x, attack=attack, verbose=0)
@@ -30,7 +30,7 @@ def test_fab_comes_close_to_the_closed_form(linear):
 
 def test_other_norms(linear):
     attack = linear.attack(overshoot=0.02)
-    # Recomputed from the perturbed images, in double precision.
+    # Recomputed from the adversarial images in double precision.
     delta = np.asarray(attack(linear.model, linear.x, linear.classes), "float64") - linear.x
     for norm, order in (("l1", 1), ("l2", 2), ("linf", np.inf)):
         ratios = np.linalg.norm(delta, order, axis=1) / np.linalg.norm(linear.x, order, axis=1)
@@ -38,7 +38,7 @@ def test_other_norms(linear):
         assert result == pytest.approx(ratios.mean(), rel=1e-5)
 
 
-def test_the_mean_is_subtracted_from_the_denominator_alone(linear):
+def test_the_mean_is_only_subtracted_in_the_denominator(linear):
     attack = linear.attack(overshoot=0.02)
     mean = np.array([0.3, -0.2, 0.1, 0.0, 2.0])
     expected = 1.02 * linear.distances / np.linalg.norm(linear.x - mean, axis=1)
@@ -50,7 +50,7 @@ def test_with_true_labels_a_misclassified_image_counts_as_0(linear):
     attack = linear.attack(overshoot=0.02)
 
     class Lazy(type(attack)):
-        """Leaves images alone that are misclassified already, as minimum-norm attacks do."""
+        """Does not change misclassified images, like minimum-norm attacks."""
 
         def generate(self, problem, x, start, index, seed):
             x_adv = super().generate(problem, x, start, index, seed)
@@ -66,8 +66,8 @@ def test_with_true_labels_a_misclassified_image_counts_as_0(linear):
     assert result == pytest.approx(ratios.mean(), rel=1e-5)
 
 
-def test_failures_are_told_and_their_perturbations_count(linear):
-    # Half of the way to the boundary fools nobody.
+def test_failures_cause_a_warning_and_their_perturbations_count(linear):
+    # Half of the distance to the boundary fools no example.
     attack = linear.attack(overshoot=-0.5)
     expected = 0.5 * linear.distances / np.linalg.norm(linear.x, axis=1)
     with pytest.warns(UserWarning, match="failed on 60 of 60 images"):
@@ -78,7 +78,7 @@ def test_failures_are_told_and_their_perturbations_count(linear):
         rho(linear.model, linear.x, attack=linear.attack(overshoot=0.02), verbose=0)
 
 
-def test_images_of_no_length_count_as_a_tenth_of_the_mean(linear):
+def test_lengths_are_at_least_a_tenth_of_the_mean_length(linear):
     x, (kernel, bias) = linear.x.copy(), linear.model.get_weights()
     x[:3] = np.array([0.0, 0.001, 0.1])[:, None]
     sizes = np.linalg.norm(x, axis=1)
@@ -88,12 +88,12 @@ def test_images_of_no_length_count_as_a_tenth_of_the_mean(linear):
     gaps = scores.max(axis=1, keepdims=True) - scores
     lengths = np.linalg.norm(kernel[:, scores.argmax(axis=1)].T[:, :, None] - kernel, axis=1)
     distances = np.where(gaps > 0, gaps / np.maximum(lengths, 1e-9), np.inf).min(axis=1)
-    with pytest.warns(UserWarning, match="2 of 60 images are all but equal to `mean`"):
+    with pytest.warns(UserWarning, match="2 of 60 images are nearly equal to `mean`"):
         result = rho(linear.model, x, attack=linear.attack(overshoot=0.02), verbose=0)
     assert result == pytest.approx(1.02 * (distances / sizes).mean(), rel=1e-4)
 
 
-def test_data_sets(trained_model):
+def test_data_sets_of_images(trained_model):
     data = kr.datasets.load("fashion_mnist_subset", "test").take(20)
     x, _ = kr.model.arrays.as_arrays(data)
     attack = kr.attacks.PGD(5.0, norm="l2", num_steps=10)
@@ -104,7 +104,7 @@ def test_data_sets(trained_model):
 
 
 @pytest.mark.parametrize("more", [(), ("linf",)])
-def test_the_order_of_arguments_of_old_is_refused_by_its_new_one(linear, more):
+def test_the_former_order_of_arguments_is_an_error(linear, more):
     with pytest.raises(ValueError, match=r"rho\(model, x, y=None, norm='l2', \*, attack=...\)"):
         rho(linear.model, linear.x, linear.attack(), *more, verbose=0)
 

@@ -1,4 +1,4 @@
-"""Adversarial examples of one model on another, where the answer is known."""
+"""Transfer of adversarial examples between models agrees with known accuracies."""
 
 import json
 
@@ -15,16 +15,16 @@ FGSM = kr.attacks.FGSM(0.1)
 
 
 def expected(x, y, source, target):
-    """Accuracy of a threshold on images that were moved by 0.1 across another threshold."""
+    """Computes the accuracy of a threshold on images that were moved by 0.1 against the label."""
     x = x.reshape(-1)
     moved = np.clip(np.where(y == 1, x - np.float32(0.1), x + np.float32(0.1)), 0, 1)
     return ((moved > target) == (y == 1)).mean()
 
 
 @pytest.mark.parametrize("batch_size", [7, 128])
-def test_thresholds(threshold, pixels, batch_size):
-    # All images are moved and counted: those that stay correct, and those that are wrong to
-    # begin with.
+def test_accuracies_agree_with_known_thresholds(threshold, pixels, batch_size):
+    # All images are attacked and counted, including those that remain correct and those that were
+    # misclassified before.
     x, y = pixels
     values = {"half": 0.5, "low": 0.3, "high": 0.62}
     models = {name: threshold(value) for name, value in values.items()}
@@ -74,7 +74,7 @@ def test_table_and_json(threshold, pixels):
     [
         ({"models": {}}, "`models` must be a mapping"),
         ({"models": []}, "`models` must be a mapping"),
-        ({"attack": {"b": FGSM}}, r"the names in `models`. Received: \['b'\] for \['a'\]"),
+        ({"attack": {"b": FGSM}}, r"the same names as `models`. Received: \['b'\] for \['a'\]"),
         ({"attack": "FGSM"}, "untargeted"),
         ({"attack": kr.attacks.FGSM(0.1, targeted=True)}, "untargeted"),
         ({"y": None}, "`y` must be given"),

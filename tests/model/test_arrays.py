@@ -1,4 +1,4 @@
-"""Data of every kind that `fit` takes are read, and checked, in the same way."""
+"""All forms of data that `fit` takes are read and checked in the same way."""
 
 import sys
 import types
@@ -46,7 +46,7 @@ def generator(x=X, y=Y, size=8):
 
 
 class DataLoader:
-    """What a torch `DataLoader` looks like: iterable again and again, lists of batches."""
+    """Imitates a torch `DataLoader`: iterable repeatedly, with batches as lists."""
 
     def __init__(self, x=X, y=Y):
         self.x, self.y = x, y
@@ -83,14 +83,14 @@ FINITE = {
 
 
 @pytest.mark.parametrize("make", FINITE.values(), ids=FINITE)
-def test_images_and_labels_are_the_same_in_every_form(make):
+def test_all_forms_give_the_same_images_and_labels(make):
     arguments, options = make()
     x, y = as_arrays(*arguments, **options)
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y.argmax(axis=1) if y.shape == (24, 3) else y.reshape(-1), Y)
 
 
-def test_an_image_of_as_many_rows_as_there_are_classes_is_no_batch():
+def test_images_with_as_many_rows_as_classes_are_not_batches():
     images = rng.random((5, 3, 3, 1), "float32")
     labels = np.eye(3, dtype="float32")[[0, 1, 2, 0, 1]]
     x, y = as_arrays(slices(images, labels))
@@ -99,8 +99,8 @@ def test_an_image_of_as_many_rows_as_there_are_classes_is_no_batch():
 
 
 @pytest.mark.parametrize("make", [generator, Endless, lambda: slices(X, Y).batch(8).repeat()])
-def test_what_has_no_end_is_refused(make):
-    with pytest.raises(ValueError, match="no end is read for `steps`"):
+def test_infinite_data_need_steps(make):
+    with pytest.raises(ValueError, match="without an end needs `steps`"):
         as_arrays(make())
 
 
@@ -118,7 +118,7 @@ def test_what_has_no_end_is_refused(make):
         (lambda: X, {"a": Y, "b": Y}, "`y` must be one array"),
     ],
 )
-def test_what_cannot_be_read(make, y, message):
+def test_bad_data(make, y, message):
     x = make()
     with pytest.raises(ValueError, match=message):
         as_arrays(x, y)
@@ -132,7 +132,7 @@ def small_model():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", FINITE.values(), ids=FINITE)
-def test_evaluation_and_metrics_take_every_form(make):
+def test_evaluation_and_metrics_take_all_forms(make):
     arguments, options = make()
     model = small_model()
     expected = kr.evaluate(model, X, Y, [ATTACK], verbose=0, checks=False).accuracy("worst case")
@@ -149,7 +149,7 @@ def robust_model():
     return model
 
 
-def bad(x, y=Y):
+def ways_to_train(x, y=Y):
     return {
         "arrays": lambda m: m.fit(x, y, batch_size=8, verbose=0),
         "tf.data": lambda m: m.fit(slices(x, y).batch(8), verbose=0),
@@ -172,24 +172,24 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("form", bad(X))
+@pytest.mark.parametrize("form", ways_to_train(X))
 @pytest.mark.parametrize(("x", "y", "message"), BAD.values(), ids=BAD)
-def test_training_looks_at_the_first_batch(form, x, y, message):
+def test_training_checks_the_first_batch(form, x, y, message):
     with pytest.raises(ValueError, match=message):
-        bad(x, y)[form](robust_model())
+        ways_to_train(x, y)[form](robust_model())
 
 
 @pytest.mark.slow_on_jax
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-@pytest.mark.parametrize("form", [form for form in bad(X) if form != "train_on_batch"])
-def test_training_sees_every_batch_from_the_first_on(form):
+@pytest.mark.parametrize("form", [form for form in ways_to_train(X) if form != "train_on_batch"])
+def test_the_check_of_the_first_batch_skips_no_batch(form):
     weights = {}
     for name in ("arrays", form):
         model = robust_model()
         if name == "arrays":
             model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
         elif form != "arrays":
-            bad(X, Y)[form](model)
+            ways_to_train(X, Y)[form](model)
         else:
             continue
         weights[name] = model.get_weights()
@@ -197,17 +197,17 @@ def test_training_sees_every_batch_from_the_first_on(form):
         np.testing.assert_allclose(first, second, atol=1e-6)
 
 
-def test_a_look_at_a_loader_leaves_torch_its_random_numbers(monkeypatch):
+def test_the_check_of_a_loader_does_not_change_torch_random_numbers(monkeypatch):
     entered = []
 
-    class Kept:
+    class ForkedState:
         def __enter__(self):
             entered.append("in")
 
         def __exit__(self, *args):
             entered.append("out")
 
-    random = types.SimpleNamespace(fork_rng=lambda devices: Kept())
+    random = types.SimpleNamespace(fork_rng=lambda devices: ForkedState())
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(random=random))
     images, labels, again = first_batch(loader := DataLoader())
     assert again is loader

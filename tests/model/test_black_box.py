@@ -1,4 +1,4 @@
-"""Functions of NumPy arrays are attacked without gradients."""
+"""Functions of NumPy arrays can be attacked without gradients."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ X = rng.random((20, 6, 6, 1), "float32")
 
 
 def scores(x):
-    """A NumPy function, which nothing but an array can be passed to."""
+    """Computes scores with NumPy. Rejects tensors."""
     assert isinstance(x, np.ndarray)
     return x.reshape(len(x), -1) @ KERNEL
 
@@ -34,7 +34,7 @@ def linear():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_square_finds_on_it_what_it_finds_on_the_model(norm):
+def test_square_finds_the_same_as_on_the_model(norm):
     attack = kr.attacks.Square(0.2 if norm == "linf" else 2.0, norm=norm, num_queries=40)
     box = kr.BlackBox(scores)
     found, expected = attack.run(box, X, Y, seed=0), attack.run(linear(), X, Y, seed=0)
@@ -42,14 +42,14 @@ def test_square_finds_on_it_what_it_finds_on_the_model(norm):
     if norm == "linf":
         np.testing.assert_array_equal(found.success, expected.success)
         np.testing.assert_allclose(found.x_adv, expected.x_adv, atol=1e-6)
-    # In L2 a proposal is made of the last one: what rounding changes goes on to grow.
+    # In L2, each proposal depends on the last one, so rounding differences grow.
     assert abs(found.success_rate - expected.success_rate) <= 0.3
-    # 8 images are looked at first; nothing is asked twice to fill up a batch.
+    # The checks query 8 images. No images are repeated to fill up a batch.
     assert box.num_queries == found.num_evaluations.sum() + 8
 
 
 @pytest.mark.slow
-def test_a_report_of_it(tmp_path):
+def test_a_report_agrees_with_that_of_the_model(tmp_path):
     attacks = [kr.attacks.Square(0.05, num_queries=30), kr.attacks.GaussianNoise(0.1)]
     reports = [
         kr.evaluate(model, X, Y, attacks, batch_size=8, verbose=0, output=output)
@@ -66,7 +66,7 @@ def test_a_report_of_it(tmp_path):
 
 
 @pytest.mark.slow_on_jax
-def test_metrics_of_it():
+def test_metrics_agree_with_those_of_the_model():
     attack, box, model = kr.attacks.Square(0.1, num_queries=20), kr.BlackBox(scores), linear()
     options = {"attack": attack, "epsilons": [0.02, 0.1], "verbose": 0}
     assert kr.evaluation.robustness_curve(box, X, Y, **options) == (
@@ -84,7 +84,7 @@ def test_metrics_of_it():
     [kr.attacks.PGD(0.1), kr.attacks.AutoAttack(0.1), kr.attacks.DeepFool()],
     ids=lambda attack: type(attack).__name__,
 )
-def test_attacks_by_gradients_say_that_they_need_them(attack):
+def test_attacks_by_gradients_are_an_error(attack):
     box = kr.BlackBox(scores)
     with pytest.raises(ValueError, match="needs the model's gradient"):
         attack.run(box, X, Y)
@@ -103,7 +103,7 @@ def test_attacks_by_gradients_say_that_they_need_them(attack):
     ],
     ids=lambda attack: type(attack).__name__,
 )
-def test_a_surrogate_is_differentiated_in_its_place(attack):
+def test_attacks_by_gradients_may_use_a_surrogate(attack):
     surrogate = linear()
     attack = attack.replace(objective=lambda model, x, y: surrogate(x))
     found = attack.run(kr.BlackBox(scores), X, Y, seed=0)
@@ -113,7 +113,7 @@ def test_a_surrogate_is_differentiated_in_its_place(attack):
 
 @dataclasses.dataclass
 class Scaled:
-    """It has `__eq__` and so no hash."""
+    """A dataclass with `__eq__`, which is not hashable."""
 
     factor: float
 
@@ -121,7 +121,7 @@ class Scaled:
         return self.factor * ops.matmul(ops.reshape(x, (-1, 36)), KERNEL)
 
 
-def test_objects_that_can_be_called():
+def test_callable_objects_that_are_not_hashable():
     model = Scaled(2.0)
     attack = kr.attacks.FGSM(0.1)
     np.testing.assert_array_equal(attack.run(model, X, Y).x_adv, attack.run(linear(), X, Y).x_adv)
@@ -129,7 +129,7 @@ def test_objects_that_can_be_called():
     np.testing.assert_allclose(Classifier(model).predict(X), -scores(X), rtol=1e-4)
 
 
-def test_a_bare_function_of_arrays_is_told_what_to_do():
+def test_the_error_for_a_function_of_arrays_suggests_black_box():
     model = linear()
     for function in (scores, lambda x: model.predict(x, verbose=0)):
         with pytest.raises(ValueError, match=r"keras_robust.BlackBox\(function\)"):
@@ -146,7 +146,7 @@ def test_bad_functions():
 
 
 def classes(x):
-    """The predicted classes, and nothing else."""
+    """Computes predicted classes only."""
     return scores(x - 0.5).argmax(axis=1)
 
 
@@ -157,7 +157,7 @@ def test_a_function_that_returns_classes():
     noise = kr.attacks.GaussianNoise(0.5)
     expected = noise.run(kr.BlackBox(lambda x: scores(x - 0.5)), X, labels, seed=0)
     assert 0 < expected.success_rate < 1
-    for from_logits in (True, False):  # One-hot classes do as either.
+    for from_logits in (True, False):  # One-hot classes may be either.
         found = noise.replace(from_logits=from_logits).run(box, X, labels, seed=0)
         np.testing.assert_array_equal(found.x_adv, expected.x_adv)
 
@@ -177,7 +177,7 @@ def test_a_report_of_classes():
 
 
 @pytest.mark.parametrize("name", ["Square", "PGD", "AutoAttack", "an ensemble"])
-def test_what_needs_more_than_classes_says_so(name):
+def test_attacks_that_need_more_than_classes_are_an_error(name):
     attack, message = {
         "Square": (kr.attacks.Square(0.1), "Square needs class scores.*HopSkipJump"),
         "PGD": (kr.attacks.PGD(0.1), "needs the model's gradient.*HopSkipJump"),
@@ -195,7 +195,7 @@ def test_what_needs_more_than_classes_says_so(name):
 
 
 @pytest.mark.slow
-def test_a_surrogate_leads_to_where_the_class_changes():
+def test_a_surrogate_for_a_function_that_returns_classes():
     surrogate = linear()
     attack = kr.attacks.PGD(0.1, num_steps=5, objective=lambda model, x, y: surrogate(x))
     box, labels = kr.BlackBox(classes, num_classes=3), classes(X)
@@ -216,18 +216,18 @@ def test_a_surrogate_leads_to_where_the_class_changes():
         (lambda x: classes(x) - 3, 3, "from 0 to 2.*classes from -[123] to"),
     ],
 )
-def test_outputs_that_are_no_classes(function, num_classes, message):
+def test_bad_outputs_of_a_function_that_returns_classes(function, num_classes, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.HopSkipJump(num_queries=5).run(kr.BlackBox(function, num_classes), X, Y)
 
 
 @pytest.mark.parametrize("num_classes", [1, 2.0, True, "3"])
-def test_bad_numbers_of_classes(num_classes):
+def test_bad_num_classes(num_classes):
     with pytest.raises(ValueError, match="`num_classes`"):
         kr.BlackBox(classes, num_classes)
 
 
-def test_an_error_of_the_function_comes_through():
+def test_an_error_in_the_function_is_raised():
     def fails(x):
         raise ConnectionError("service unavailable")
 

@@ -1,4 +1,4 @@
-"""A classifier is the model as it is now; it is looked at once."""
+"""`Classifier` follows changes of the model, and checks its input and outputs once."""
 
 import keras
 import numpy as np
@@ -63,27 +63,27 @@ CHANGES = {
 
 
 def classes(model, x):
-    """Without Keras's compiled function, which it keeps until the model is compiled again."""
+    """Predicts without `predict`, whose compiled function does not follow changes."""
     return ops.convert_to_numpy(model(x, training=False)).argmax(axis=1)
 
 
 @pytest.mark.slow_on_jax
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_changed_model_is_attacked_as_it_is(change):
+def test_attacks_follow_changes_of_the_model(change):
     model = make()
     attack = kr.attacks.PGD(0.2, num_steps=3, random_start=False)
     attack.run(model, X, Y)
     np.testing.assert_array_equal(clean(model), classes(model, X) == Y)
     change(model)
     np.testing.assert_array_equal(clean(model), classes(model, X) == Y)
-    # What the attack finds on it is what it finds on a model that has always been like this.
+    # The result of the attack agrees with the changed model.
     found = attack.run(model, X, Y)
     fooled = classes(model, found.x_adv) != Y
     np.testing.assert_array_equal(found.success, fooled)
 
 
-def test_statistics_that_are_adapted_again():
+def test_predictions_follow_adapted_statistics():
     layer = L.Normalization(axis=None)
     model = keras.Sequential([keras.Input((4, 4, 1)), layer, L.Flatten(), L.Dense(4)])
     for factor in (1.0, 0.01):
@@ -93,7 +93,7 @@ def test_statistics_that_are_adapted_again():
 
 
 @pytest.mark.slow_on_jax
-def test_training_leaves_the_structure_as_it_is():
+def test_training_does_not_change_the_structure():
     model = make()
     structure = Classifier(model).structure
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -109,7 +109,7 @@ def test_training_leaves_the_structure_as_it_is():
     assert Classifier(robust).structure == structure
 
 
-def test_a_callable_is_compiled_for_what_it_is_bound_to():
+def test_a_callable_follows_changes_of_its_closure():
     model = make()
     scale = 1.0
 
@@ -122,7 +122,7 @@ def test_a_callable_is_compiled_for_what_it_is_bound_to():
 
 
 @pytest.mark.slow_on_jax
-def test_an_evaluation_looks_at_its_input_and_outputs_once(monkeypatch):
+def test_an_evaluation_checks_input_and_outputs_once(monkeypatch):
     counts = {"images": 0, "outputs": 0}
     check_images, predict = module.check_images, Classifier.predict
 
@@ -146,7 +146,7 @@ def test_an_evaluation_looks_at_its_input_and_outputs_once(monkeypatch):
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("last", ["sigmoid", "softmax"])
-def test_the_last_activation_decides_what_outputs_are(last):
+def test_the_last_activation_determines_from_logits(last):
     heads = {
         "in the layer": [L.Dense(4, last)],
         "a layer of its own": [L.Dense(4), L.Activation(last)],
@@ -162,16 +162,16 @@ def test_the_last_activation_decides_what_outputs_are(last):
                 attack.replace(from_logits=True).run(model, X[one], Y[one])
             messages.add(str(error.value))
         assert len(messages) == 1
-        # The logits are attacked: as on the same network without the activation.
+        # The attack uses the logits, as for the same network without the activation.
         logits = make(L.Dense(4))
         logits.set_weights(model.get_weights())
-        of_logits = attack.replace(from_logits=True).run(logits, X, Y)
-        np.testing.assert_allclose(attack.run(model, X, Y).x_adv, of_logits.x_adv, atol=1e-6)
-    with pytest.raises(ValueError, match="no probabilities"):
+        expected = attack.replace(from_logits=True).run(logits, X, Y)
+        np.testing.assert_allclose(attack.run(model, X, Y).x_adv, expected.x_adv, atol=1e-6)
+    with pytest.raises(ValueError, match="are not probabilities"):
         attack.run(make(), X, Y)
 
 
-def test_a_linear_layer_may_return_what_looks_like_probabilities():
+def test_logits_may_look_like_probabilities():
     model = keras.Sequential([keras.Input((4, 4, 1)), L.Flatten(), L.Dense(2)])
     model.set_weights([np.zeros((16, 2)), np.full(2, 0.5)])
     kr.attacks.FGSM(0.1).run(model, X, Y % 2)
@@ -220,7 +220,7 @@ USES = {
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("make_model", [two_outputs, two_inputs, ReturnsTuple])
-def test_several_inputs_or_outputs_are_refused(use, make_model):
+def test_several_inputs_or_outputs_are_an_error(use, make_model):
     x = [X, np.zeros((40, 3), "float32")] if make_model is two_inputs else X
     with pytest.raises(ValueError, match=REMEDY):
         use(make_model(), x, Y)
@@ -254,7 +254,7 @@ ATTACKS = [
 ]
 
 
-# JAX computes in float32 where float64 is asked for, unless it is told not to, and warns.
+# By default, JAX computes in float32 instead of float64, and warns.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
@@ -262,19 +262,19 @@ ATTACKS = [
                                     ("float16", "float32")], ids=str)  # fmt: skip
 def test_images_and_models_of_other_precision(attack, dtypes):
     images, layer = dtypes
-    model, same = make(L.Dense(4, dtype=layer)), make()
-    same.set_weights(model.get_weights())
+    model, reference = make(L.Dense(4, dtype=layer)), make()
+    reference.set_weights(model.get_weights())
     x = X.astype("float16").astype(images)
     found = attack.run(model, x, Y, seed=0)
     assert found.x_adv.dtype == images
     predicted = model.predict(found.x_adv, verbose=0).argmax(axis=1)
     assert (found.success == (predicted != Y)).mean() > 0.9
-    expected = attack.run(same, x.astype("float32"), Y, seed=0).success.mean()
+    expected = attack.run(reference, x.astype("float32"), Y, seed=0).success.mean()
     assert abs(found.success.mean() - expected) <= 0.15
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
-def test_integer_images_are_refused_by_all(dtype):
+def test_integer_images_are_an_error_everywhere(dtype):
     x = (255 * X).astype(dtype)
     for use in USES.values():
         with pytest.raises(ValueError, match="must be floating"):
@@ -297,21 +297,21 @@ LOSSES = {
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64")], ids=str)
-def test_losses_of_other_precision(loss, dtypes):
+def test_losses_for_images_and_models_of_other_precision(loss, dtypes):
     values = {}
     for images, layer in (dtypes, ("float32", "float32")):
         keras.utils.set_random_seed(1)
-        model, same = make(L.Dense(4, dtype=layer)), make()
-        model.set_weights(same.get_weights())
+        model, reference = make(L.Dense(4, dtype=layer)), make()
+        model.set_weights(reference.get_weights())
         robust = kr.RobustModel(model)
         robust.compile(keras.optimizers.SGD(0.0), loss())
         values[images, layer] = robust.fit(X.astype(images), Y, verbose=0).history["loss"]
     np.testing.assert_allclose(values[dtypes], values["float32", "float32"], rtol=0.2)
 
 
-def test_seed_generators_are_found_by_what_they_are():
+def test_seed_generators_are_found_by_their_type():
     class Noisy(L.Layer):
-        """Holds its generator in a list, with a state that has another name."""
+        """Adds noise by a generator in a list, whose state has another name."""
 
         def __init__(self):
             super().__init__()
@@ -328,18 +328,18 @@ def test_seed_generators_are_found_by_what_they_are():
     assert abs(first - other).max() > 1e-3
 
 
-def test_a_function_is_kept_for_its_structure_and_backend():
+def test_compiled_functions_are_reused_until_the_structure_changes():
     model, calls = make(), []
 
-    def noted(classifier, x):
+    def counted(classifier, x):
         calls.append(1)
         return classifier.outputs(x)
 
     for _ in range(2):
-        Classifier(model).compiled("noted", noted)(X)
+        Classifier(model).compiled("noted", counted)(X)
     once = len(calls)
     assert once == {"tensorflow": 1, "jax": 2}[keras.backend.backend()]
     change_activation(model)
-    Classifier(model).compiled("noted", noted)(X)
+    Classifier(model).compiled("noted", counted)(X)
     assert len(calls) == 2 * once
     assert (keras.backend.backend() == "tensorflow") == backend.DYNAMIC_BATCH

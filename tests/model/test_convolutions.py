@@ -1,4 +1,4 @@
-"""On JAX on a CPU, convolutions under attack have another gradient, of the same value."""
+"""On JAX on a CPU, convolutions in attacks have a faster gradient with the same value."""
 
 import re
 
@@ -13,7 +13,7 @@ from keras_robust.model.classifier import Classifier
 
 pytestmark = pytest.mark.skipif(
     backend.convolution_for_loops() is None,
-    reason="loops need no other convolutions on TensorFlow, or on a GPU",
+    reason="convolutions are only replaced on JAX on a CPU",
 )
 RNG = np.random.default_rng(0)
 SHAPES = {1: (7, 2), 2: (7, 8, 2), 3: (5, 6, 5, 2)}
@@ -21,7 +21,7 @@ KINDS = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
 
 
 class Standardized(layers.Conv2D):
-    """A convolution of the user's own."""
+    """A custom convolution."""
 
     def convolution_op(self, inputs, kernel):
         return super().convolution_op(inputs, kernel / ops.std(kernel))
@@ -32,7 +32,7 @@ def squares(model, x):
 
 
 def gradients(layer, x):
-    """Of the sum of squares, in the images: in an attack, and by Keras alone."""
+    """Returns the gradient of the sum of squares in an attack, and by plain Keras."""
     model = keras.Sequential([keras.Input(x.shape[1:]), layer])
     attacked = Classifier(model).compiled(
         "test",
@@ -50,7 +50,7 @@ def gradients(layer, x):
 @pytest.mark.parametrize(("strides", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2)])
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_the_gradient_is_keras_own(rank, size, strides, dilation, padding):
+def test_the_gradient_agrees_with_keras(rank, size, strides, dilation, padding):
     layer = KINDS[rank](3, size, strides=strides, dilation_rate=dilation, padding=padding)
     found, expected = gradients(layer, RNG.normal(size=(2, *SHAPES[rank])).astype("float32"))
     assert abs(expected).max() > 0.1
@@ -69,18 +69,18 @@ def test_the_gradient_is_keras_own(rank, size, strides, dilation, padding):
         lambda: Standardized(4, 3),
     ],
 )
-def test_other_layers_are_what_they_are(layer):
+def test_other_layers_agree_with_keras(layer):
     found, expected = gradients(layer(), RNG.normal(size=(2, 7, 8, 2)).astype("float32"))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_causal():
+def test_causal_padding_agrees_with_keras():
     layer = layers.Conv1D(4, 3, padding="causal")
     found, expected = gradients(layer, RNG.normal(size=(2, 7, 2)).astype("float32"))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_all_of_an_attack_have_their_axes_in_the_order_that_is_fast_in_loops():
+def test_all_convolutions_of_an_attack_have_the_fast_order_of_axes():
     import jax
 
     model = keras.Sequential(

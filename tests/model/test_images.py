@@ -1,4 +1,4 @@
-"""Images of a data set that is larger than memory: as an array of them, a batch at a time."""
+"""`Images` gives access to a data set like an array, and holds one batch at a time."""
 
 import collections
 import weakref
@@ -26,14 +26,14 @@ INDICES = {
 
 
 class Alive:
-    """How many arrays of those that were watched have not been freed, and the most so far."""
+    """Counts the watched arrays that have not been freed, and their maximum so far."""
 
     def __init__(self):
-        self.count = self.most = 0
+        self.count = self.maximum = 0
 
     def watch(self, array):
         self.count += 1
-        self.most = max(self.most, self.count)
+        self.maximum = max(self.maximum, self.count)
         weakref.finalize(array, self._freed)
         return array
 
@@ -42,25 +42,25 @@ class Alive:
 
 
 class Pixels(keras.utils.PyDataset):
-    """Images of one pixel, made when they are asked for."""
+    """Generates images of one pixel on demand, and counts the requests."""
 
     def __init__(self, count, size):
         super().__init__()
         self.count, self.size, self.alive = count, size, Alive()
-        self.asked = collections.Counter()
+        self.requests = collections.Counter()
 
     def __len__(self):
         return -(-self.count // self.size)
 
     def __getitem__(self, number):
-        self.asked[number] += 1
+        self.requests[number] += 1
         rows = np.arange(self.size * number, min(self.size * (number + 1), self.count))
         images = ((rows + 0.5) / self.count).astype("float32").reshape(-1, 1, 1, 1)
         return self.alive.watch(images), (rows >= self.count / 2).astype("int32")
 
 
 class InOrder:
-    """The same, to be read from the beginning only, as `tf.data` and torch's `DataLoader` are."""
+    """Allows access in order only, like `tf.data` and torch's `DataLoader`."""
 
     def __init__(self, pixels):
         self.pixels = pixels
@@ -75,7 +75,7 @@ def threshold(x):
 
 
 @pytest.mark.parametrize("make", FINITE.values(), ids=FINITE)
-def test_they_are_an_array_of_all(make):
+def test_images_behave_like_an_array(make):
     arguments, options = make()
     images, labels = as_images(*arguments, **options)
     assert len(images) == len(labels) == 24
@@ -94,7 +94,7 @@ def test_they_are_an_array_of_all(make):
     [(generator, 3), (lambda: tf_data(X, Y).shuffle(24).batch(5), None)],
     ids=["generator", "shuffled tf.data"],
 )
-def test_generators_and_what_changes_are_held_in_memory(make, steps):
+def test_generators_and_shuffled_data_are_held_in_memory(make, steps):
     images, labels = as_images(make(), steps=steps)
     assert isinstance(images, np.ndarray)
     assert len(images) == 24
@@ -103,11 +103,11 @@ def test_generators_and_what_changes_are_held_in_memory(make, steps):
 
 
 @pytest.mark.parametrize("form", [lambda pixels: pixels, InOrder], ids=["any order", "in order"])
-def test_what_changes_later_is_refused(form):
+def test_data_that_change_later_are_an_error(form):
     pixels = Pixels(200, 10)
     images, _ = as_images(form(pixels))
     assert isinstance(images, Images)
-    for count in (150, 90):  # Other images, and fewer batches.
+    for count in (150, 90):  # Different images, and fewer batches.
         pixels.count = count
         with pytest.raises(ValueError, match=r"same images in the same order.* 12 has changed"):
             images[120:130]
@@ -122,7 +122,7 @@ def test_what_changes_later_is_refused(form):
     ],
     ids=["NaN", "0 to 255", "integers"],
 )
-def test_an_evaluation_refuses_bad_images(change, message):
+def test_bad_images_in_an_evaluation(change, message):
     model = keras.Sequential(
         [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
     )
@@ -130,7 +130,7 @@ def test_an_evaluation_refuses_bad_images(change, message):
         kr.evaluate(model, DataLoader(change(X)), attacks=kr.attacks.FGSM(0.1), verbose=0)
 
 
-def test_images_of_several_sizes_are_refused():
+def test_images_of_several_sizes_are_an_error():
     class SeveralSizes(DataLoader):
         def __iter__(self):
             return ([x[:, number:], y] for number, (x, y) in enumerate(super().__iter__()))
@@ -139,8 +139,8 @@ def test_images_of_several_sizes_are_refused():
         as_images(SeveralSizes())
 
 
-def test_what_can_be_read_once_or_is_empty_is_refused():
-    tf = pytest.importorskip("tensorflow", reason="such data sets are `tf.data`'s")
+def test_data_that_can_only_be_read_once_are_an_error():
+    tf = pytest.importorskip("tensorflow", reason="needs `tf.data`")
     once = iter([(X[:8], Y[:8]), (X[8:], Y[8:])])
     signature = tf.TensorSpec((None, 6, 6, 1)), tf.TensorSpec((None,), "int64")
     data = tf.data.Dataset.from_generator(lambda: once, output_signature=signature)
@@ -151,7 +151,7 @@ def test_what_can_be_read_once_or_is_empty_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [lambda pixels: pixels, InOrder], ids=["any order", "in order"])
-def test_an_evaluation_holds_a_batch_at_a_time(form, tmp_path, monkeypatch):
+def test_an_evaluation_holds_one_batch_at_a_time(form, tmp_path, monkeypatch):
     pixels, copies = Pixels(1000, 50), Alive()
     attacks = [kr.attacks.FGSM(0.1), kr.attacks.PGD(0.2, num_steps=2)]
     options = {"attacks": attacks, "batch_size": 40, "checks": False, "verbose": 0}
@@ -162,22 +162,22 @@ def test_an_evaluation_holds_a_batch_at_a_time(form, tmp_path, monkeypatch):
     get = Images.__getitem__
     monkeypatch.setattr(Images, "__getitem__", lambda self, index: copies.watch(get(self, index)))
     report = kr.evaluate(threshold, form(pixels), output=tmp_path, **options)
-    assert pixels.alive.most == 1
-    assert copies.most <= 2  # JAX may hold a batch until what it has computed of it is freed.
-    # To look at all, to classify them, and to attack them twice.
-    assert max(pixels.asked[number] for number in range(8, 20)) <= 4
+    assert pixels.alive.maximum == 1
+    assert copies.maximum <= 2  # JAX may hold a batch until its results are freed.
+    # One pass each to check, to classify, and for two attacks.
+    assert max(pixels.requests[number] for number in range(8, 20)) <= 4
     assert {**report.to_dict(), "date": None} == {**expected.to_dict(), "date": None}
     assert 0.59 < report.accuracy("worst case") < 0.61
 
-    # What was begun with a data set goes on with arrays: they hold the same images.
+    # The evaluation can be resumed with arrays of the same images.
     again = kr.evaluate(threshold, x, y, output=tmp_path, resume=True, **options)
     assert {**again.to_dict(), "date": None} == {**expected.to_dict(), "date": None}
 
 
 @pytest.mark.slow_on_jax
-def test_the_other_figures_hold_a_batch_at_a_time():
+def test_robust_accuracy_and_checks_hold_one_batch_at_a_time():
     attack, pixels = kr.attacks.FGSM(0.1), Pixels(1000, 50)
     assert kr.evaluation.robust_accuracy(threshold, pixels, attack=attack) == 0.8
     results = kr.evaluation.check(threshold, InOrder(pixels), attack=attack, verbose=0)
-    assert pixels.alive.most == 1
+    assert pixels.alive.maximum == 1
     assert any(result.passed for result in results)

@@ -1,4 +1,4 @@
-"""What changes the keys of values and of models, and what does not."""
+"""Keys of values and models change with everything that affects traced functions."""
 
 import enum
 import functools
@@ -113,7 +113,7 @@ def tensor(values, dtype="float32"):
     return keras.ops.convert_to_tensor(values, dtype)
 
 
-# Each makes a value that is traced unlike the others.
+# Each function makes a value that is traced differently from the others.
 VALUES = {
     "none": lambda: None,
     "false": lambda: False,
@@ -199,20 +199,20 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_values_made_alike_have_one_key(name):
+def test_equal_values_have_equal_keys(name):
     one, other = VALUES[name](), VALUES[name]()
     assert value_key(one) == value_key(other)
     assert hash(value_key(one)) == hash(value_key(other))
 
 
-def test_other_values_have_other_keys():
+def test_different_values_have_different_keys():
     found = {name: value_key(make()) for name, make in VALUES.items()}
     pairs = itertools.combinations(found, 2)
     assert [(a, b) for a, b in pairs if found[a] == found[b]] == []
 
 
 @pytest.mark.parametrize("size", [3, 100_000])
-def test_one_element_of_an_array(size):
+def test_every_element_of_an_array_counts(size):
     array = np.zeros(size)
     before, before_tensor = value_key([array]), value_key(tensor(array))
     array[size // 2] = 1e-30
@@ -220,7 +220,7 @@ def test_one_element_of_an_array(size):
     assert value_key(tensor(array)) != before_tensor
 
 
-def test_arrays_count_by_content_not_by_layout():
+def test_arrays_are_compared_by_content_and_not_by_layout():
     array = np.arange(6.0).reshape(2, 3)
     assert value_key(array) == value_key(np.asfortranarray(array))
 
@@ -250,7 +250,7 @@ def change_closure(function):
         (lambda: factory(layers.Dropout(0.5)), lambda value: setattr(closed(value), "rate", 0.1)),
     ],
 )
-def test_a_change_inside_of_a_value(make, change):
+def test_a_change_inside_of_a_value_changes_its_key(make, change):
     value = make()
     before = value_key(value)
     assert value_key(value) == before
@@ -276,7 +276,7 @@ def closed(function):
         (global_layer, "LAYER", np.exp),
     ],
 )
-def test_globals_of_a_function(function, name, other, monkeypatch):
+def test_globals_used_by_a_function_count(function, name, other, monkeypatch):
     before = value_key(function)
     monkeypatch.setitem(globals(), name, other)
     assert value_key(function) != before
@@ -284,7 +284,7 @@ def test_globals_of_a_function(function, name, other, monkeypatch):
     assert value_key(function) == before
 
 
-def test_changes_in_globals_of_a_function(monkeypatch):
+def test_changes_inside_of_globals_count(monkeypatch):
     before = value_key(global_settings), value_key(global_layer)
     monkeypatch.setitem(SETTINGS, "scale", 3.0)
     monkeypatch.setattr(LAYER, "activation", keras.activations.tanh)
@@ -292,18 +292,18 @@ def test_changes_in_globals_of_a_function(monkeypatch):
     assert value_key(global_layer) != before[1]
 
 
-def test_other_globals_are_no_part_of_a_function(monkeypatch):
+def test_unused_globals_do_not_count(monkeypatch):
     before = value_key(global_table)
     monkeypatch.setitem(globals(), "SCALE", 3.0)
     assert value_key(global_table) == before
 
 
 def in_module(name, **scope):
-    """`global_scale` as of another module."""
+    """Returns `global_scale` as a function of another module."""
     return types.FunctionType(global_scale.__code__, {"__name__": name, **scope})
 
 
-def test_functions_of_other_modules_that_a_function_calls_count_by_identity(monkeypatch):
+def test_called_functions_of_other_modules_are_compared_by_identity(monkeypatch):
     monkeypatch.setitem(globals(), "global_scale", in_module("elsewhere", SCALE=2.0))
     before = value_key(calls_global_scale)
     assert value_key(calls_global_scale) == before
@@ -311,14 +311,14 @@ def test_functions_of_other_modules_that_a_function_calls_count_by_identity(monk
     assert value_key(calls_global_scale) != before
 
 
-def test_globals_of_libraries_are_not_looked_up():
+def test_globals_of_libraries_do_not_count():
     caches = [in_module("keras.cache", SCALE=scale) for scale in (1.0, 2.0)]
     others = [in_module("elsewhere", SCALE=scale) for scale in (1.0, 2.0)]
     assert value_key(caches[0]) == value_key(caches[1])
     assert value_key(others[0]) != value_key(others[1])
 
 
-def test_a_function_that_was_compiled_has_the_same_key():
+def test_compiling_a_function_does_not_change_its_key():
     function = factory(2.0)
     before = value_key(function)
     keras.ops.vectorized_map(function, tensor([1.0, 2.0]))
@@ -345,7 +345,7 @@ def recursive(content):
 
 
 @pytest.mark.parametrize("make", [loop, ring, recursive])
-def test_cycles(make):
+def test_cyclic_values(make):
     assert value_key(make(1)) == value_key(make(1))
     assert value_key(make(1)) != value_key(make(2))
 
@@ -355,16 +355,16 @@ def test_recursive_functions():
     assert value_key(is_even) != value_key(is_odd)
 
 
-def test_a_loop_and_one_that_begins_later_differ():
+def test_cycles_of_different_length_have_different_keys():
     one, other = ["one"], ["other"]
     one.append(other)
     other.append(one)
-    straight = ["other"]
-    straight.append(straight)
-    assert value_key([one, other]) != value_key([one, straight])
+    self_loop = ["other"]
+    self_loop.append(self_loop)
+    assert value_key([one, other]) != value_key([one, self_loop])
 
 
-def test_long_chains():
+def test_deeply_nested_values():
     def chain(end):
         for _ in range(5000):
             end = [end]
@@ -381,7 +381,7 @@ def test_tracked_containers_equal_plain_ones(value):
     assert value_key(layer.value) == value_key(value)
 
 
-def test_traced_tensors_count_by_identity():
+def test_traced_tensors_are_compared_by_identity():
     results = []
 
     def function(x):
@@ -395,7 +395,7 @@ def test_traced_tensors_count_by_identity():
     assert value_key(x) == value_key(x) != value_key(y)
 
 
-def test_variables_count_by_identity():
+def test_variables_are_compared_by_identity():
     variable, other = keras.Variable([1.0]), keras.Variable([1.0])
     before = value_key(variable)
     assert before != value_key(other)
@@ -405,7 +405,7 @@ def test_variables_count_by_identity():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own variables")
-def test_raw_variables_count_by_identity():
+def test_tensorflow_variables_are_compared_by_identity():
     import tensorflow as tf
 
     variable, other = tf.Variable([1.0]), tf.Variable([1.0])
@@ -416,12 +416,12 @@ def test_raw_variables_count_by_identity():
 
 
 @pytest.mark.parametrize("make", [object, lambda: operator.itemgetter(0)])
-def test_what_cannot_be_seen_counts_by_identity(make):
+def test_opaque_objects_are_compared_by_identity(make):
     one, other = make(), make()
     assert value_key(one) == value_key(one) != value_key(other)
 
 
-def test_same():
+def test_same_compares_by_identity_after_deletion():
     one, other = Settings(), Settings()
     same = Same(one)
     assert same == Same(one)
@@ -435,15 +435,15 @@ def test_same():
     assert hash(same) == address
 
 
-def test_an_address_that_is_used_again():
-    class OfOneSize:
+def test_same_distinguishes_objects_at_a_reused_address():
+    class FixedSize:
         __slots__ = ("__weakref__",)
 
     for _ in range(100):
-        value = OfOneSize()
+        value = FixedSize()
         same, address = Same(value), id(value)
         del value
-        value = OfOneSize()
+        value = FixedSize()
         if id(value) == address:
             break
     assert id(value) == address
@@ -451,7 +451,7 @@ def test_an_address_that_is_used_again():
     assert same != Same(value)
 
 
-def test_what_cannot_be_referenced_weakly_is_held():
+def test_same_holds_objects_without_weak_references():
     value = object()
     same, again = Same(value), Same(value)
     del value
@@ -466,7 +466,7 @@ class OwnLayer(layers.Layer):
         self.table = np.ones(3)
         self.nested = {"inner": [layers.Dense(3)]}
         self.held = types.SimpleNamespace(layer=layers.Dropout(0.5), variable=keras.Variable(1.0))
-        # The names of a model's bookkeeping are a layer's own.
+        # Names that only models use internally.
         self.loss = 2.0
         self.history = 2.0
 
@@ -541,7 +541,7 @@ def with_layer(kind, change):
 
 
 def quantize(model):
-    with warnings.catch_warnings(action="ignore"):  # An input layer cannot be.
+    with warnings.catch_warnings(action="ignore"):  # Input layers cannot be quantized.
         model.quantize("int8")
 
 
@@ -597,7 +597,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_of_the_structure(name):
+def test_a_change_of_the_structure_changes_the_key(name):
     make, change = CHANGES[name]
     model = make()
     before = structure_key(model)
@@ -607,7 +607,7 @@ def test_a_change_of_the_structure(name):
     assert structure_key(model) == value_key(model)
 
 
-def test_a_weight_that_is_no_attribute():
+def test_a_weight_that_is_not_an_attribute_counts():
     class Unnamed(layers.Layer):
         def build(self, shape):
             self.add_weight(shape=(3,))
@@ -618,7 +618,7 @@ def test_a_weight_that_is_no_attribute():
     assert structure_key(layer) != before
 
 
-def test_a_metric_of_a_layer_that_is_built_later():
+def test_building_a_metric_does_not_change_the_key():
     layer = layers.Layer()
     layer.metric = keras.metrics.F1Score()
     before = structure_key(layer)
@@ -628,7 +628,7 @@ def test_a_metric_of_a_layer_that_is_built_later():
     assert structure_key(layer) != before
 
 
-def test_a_setting_and_back():
+def test_a_reverted_change_restores_the_key():
     model = sequential()
     before = structure_key(model)
     dropout = all_layers(model, layers.Dropout)[0]
@@ -637,7 +637,7 @@ def test_a_setting_and_back():
     assert structure_key(model) == before
 
 
-def test_an_operation_of_a_functional_model():
+def test_operations_of_a_functional_model_count():
     class Times(keras.Operation):
         factor = 2.0
 
@@ -656,7 +656,7 @@ def test_an_operation_of_a_functional_model():
     assert structure_key(model) != before
 
 
-def test_a_layer_alone():
+def test_key_of_a_layer():
     layer = layers.Dropout(0.5)
     before = structure_key(layer)
     assert structure_key(layers.Dropout(0.5)) != before
@@ -682,7 +682,7 @@ def recompile_and_fit(model):
 
 
 def assign_weights(model):
-    """The trained ones: those of `Normalization` are constants, which `load_weights` renews."""
+    """Assigns trainable weights only, as those of `Normalization` are constants."""
     for variable in model.trainable_variables:
         variable.assign(variable * 0.0)
     model.set_weights(model.get_weights())
@@ -694,12 +694,12 @@ def save_and_load_weights(model, path):
 
 
 def build_a_metric(model):
-    """Any metric, and the model's own."""
+    """Builds a new metric, and that of the model."""
     for metric in (keras.metrics.Accuracy(), getattr(model, "metric", keras.metrics.Mean())):
         metric.update_state([1.0], [1.0])
 
 
-# In this order, on one model.
+# Uses that do not change the structure, applied to one model in this order.
 KEEPS = {
     "call": lambda model, path: model(X),
     "call_in_training": lambda model, path: model(X, training=True),
@@ -733,7 +733,7 @@ if keras.backend.backend() == "tensorflow":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", MODELS)
-def test_use_keeps_the_structure(make, tmp_path):
+def test_use_of_a_model_does_not_change_the_key(make, tmp_path):
     model = make()
     before = structure_key(model)
     changed = []
@@ -745,7 +745,7 @@ def test_use_keeps_the_structure(make, tmp_path):
     assert changed == []
 
 
-def test_a_key_keeps_no_model_alive():
+def test_keys_do_not_keep_models_alive():
     model = sequential()
     compile_model(model)
     found = {structure_key(model), value_key(factory(model))}
@@ -757,8 +757,8 @@ def test_a_key_keeps_no_model_alive():
     assert len(found) == 2
 
 
-def test_keys_take_no_names_of_layers():
-    keys._kept_by_keras.cache_clear()
+def test_keys_do_not_affect_automatic_names():
+    keys._attributes_of_keras.cache_clear()
     keras.backend.clear_session()
     structure_key(layers.ReLU(name="named"))
     assert (keras.Model().name, layers.Layer().name) == ("model", "layer")

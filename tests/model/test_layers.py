@@ -1,4 +1,4 @@
-"""Layers are found wherever they sit, and what is known of them holds there."""
+"""Layers are found inside of layers and models, and features work for them there."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ L = keras.layers
 
 @keras.saving.register_keras_serializable("test_layers")
 class Block(L.Layer):
-    """A residual block whose layers are an attribute, in a list, a tuple and a dict."""
+    """A residual block with layers as an attribute, and in a list, a tuple and a dict."""
 
     def __init__(self, width=4, **kwargs):
         super().__init__(**kwargs)
@@ -82,7 +82,7 @@ def test_every_layer_is_found_once(make):
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("make", MODELS)
-def test_layers_see_the_same_calls_everywhere(make):
+def test_features_of_nested_layers(make):
     model = make()
     model(X[:1])
     block = "encoder/block" if make is nested else "block"
@@ -90,11 +90,11 @@ def test_layers_see_the_same_calls_everywhere(make):
     errors = kr.evaluation.perturbation_error(model, X, X + 0.01)
     names = [name for name in errors if not name.startswith("input_layer")]
     assert names == [*parts, "flat", "head"]
-    # The block by itself is what it returns: the last two of its parts, summed.
-    whole = kr.evaluation.features(model, X, layer=block)
-    kept = kr.evaluation.features(model, X, layer=f"{block}/first")
-    added = kr.evaluation.features(model, X, layer=f"{block}/second")
-    np.testing.assert_allclose(whole, kept + added, atol=1e-6)
+    # The features of the block are its output, the sum of two of its parts.
+    block_output = kr.evaluation.features(model, X, layer=block)
+    first = kr.evaluation.features(model, X, layer=f"{block}/first")
+    second = kr.evaluation.features(model, X, layer=f"{block}/second")
+    np.testing.assert_allclose(block_output, first + second, atol=1e-6)
     loss = kr.losses.LatentDisparity(kr.attacks.FGSM(0.1), layers=[block, parts[0]])
     robust = kr.RobustModel(model)
     robust.compile("sgd", loss)
@@ -103,7 +103,7 @@ def test_layers_see_the_same_calls_everywhere(make):
         kr.evaluation.features(model, X, layer="missing")
 
 
-def test_names_that_occur_twice():
+def test_duplicate_names_are_numbered():
     class Twins(L.Layer):
         def __init__(self):
             super().__init__(name="twins")
@@ -117,7 +117,7 @@ def test_names_that_occur_twice():
 
 
 @pytest.mark.slow_on_jax
-def test_keras_own_layers_count_as_one():
+def test_composite_layers_of_keras_are_single_layers():
     x = keras.Input((5, 4))
     h = L.Bidirectional(L.LSTM(3, return_sequences=True), name="both")(x)
     h = L.MultiHeadAttention(2, 2, name="attention")(h, h)
@@ -132,7 +132,7 @@ def test_keras_own_layers_count_as_one():
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("make", MODELS)
-def test_batch_norm_stays_frozen_anywhere(make):
+def test_nested_batch_norm_can_be_frozen(make):
     model = make()
     model(X[:1])
     (norm,) = [v for v in all_layers(model) if isinstance(v, L.BatchNormalization)]
@@ -148,7 +148,7 @@ def test_batch_norm_stays_frozen_anywhere(make):
 
 @keras.saving.register_keras_serializable("test_layers")
 class WithHead(L.Layer):
-    """A WNLL head inside of a layer."""
+    """A layer with a WNLL head."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -169,7 +169,7 @@ def test_a_joint_head_inside_of_a_layer():
     report = kr.evaluate(model, X, Y, {"PGD": attack}, batch_size=10, checks=False, verbose=0)
     names = [row.name for row in report.rows]
     assert {f"PGD, {name}" for name in ("linear", "exact", "soft_neighbors")} <= set(names)
-    # Batches are those of the examples in their order, and nothing is added to the last.
+    # Batches keep the order of the examples, and the last one is not padded.
     expected = np.concatenate([model.predict(X[n : n + 10], verbose=0) for n in (0, 10, 20)])
     assert report.accuracy("clean") == (expected.argmax(axis=1) == Y).mean()
     robust = kr.RobustModel(model)
@@ -179,7 +179,7 @@ def test_a_joint_head_inside_of_a_layer():
 
 @pytest.mark.slow
 @pytest.mark.slow_on_jax
-def test_saturation_is_seen_inside_of_layers():
+def test_saturation_inside_of_layers_is_found():
     model = sequential()
     (last,) = [v for v in all_layers(model) if v.name == "last"]
     last.set_weights([100 * weight + 50 for weight in last.get_weights()])

@@ -1,4 +1,4 @@
-"""Nearest neighbours against sorting all distances in NumPy."""
+"""Nearest neighbours agree with sorting all distances in NumPy."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def gaussians(count, dimensions=6, seed=0):
 
 @pytest.mark.parametrize("num_points", [1, 50, 32768, 32769, 70000])
 @pytest.mark.parametrize("count", [1, 30])
-def test_exact_index_is_brute_force(num_points, count):
+def test_exact_index_agrees_with_brute_force(num_points, count):
     points, queries = gaussians(num_points), gaussians(7, seed=1)
     count = min(count, num_points)
     distances, indices = kr.neighbors.ExactIndex(points).search(queries, count)
@@ -33,7 +33,7 @@ def test_exact_index_is_brute_force(num_points, count):
     assert distances.dtype == np.float32
 
 
-def test_all_points_are_neighbours():
+def test_all_points_may_be_neighbours():
     points = gaussians(40)
     _, indices = kr.neighbors.ExactIndex(points).search(points, 40)
     np.testing.assert_array_equal(np.sort(indices, axis=1), np.tile(np.arange(40), (40, 1)))
@@ -50,7 +50,7 @@ def test_more_queries_than_a_batch():
 
 
 def test_ties_and_duplicates():
-    """Which of equally near points are found is open, their distances and that they differ not."""
+    """Any of the equally near points may be found, but each only once."""
     points = np.repeat(gaussians(10), 2000, axis=0)
     distances, indices = kr.neighbors.ExactIndex(points).search(points[::2000], 30)
     np.testing.assert_array_equal(distances, 0)
@@ -67,11 +67,11 @@ def test_points_far_from_the_origin():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_smallest_is_sorting(seed):
+def test_smallest_agrees_with_sorting(seed):
     rng = np.random.default_rng(seed)
     width = int(rng.integers(1, 3000))
     count = int(rng.integers(1, min(width, 40) + 1))
-    # Every other time with many ties and with infinite values, of which the columns are open.
+    # Odd seeds have many ties and infinite values. The columns of infinite values are arbitrary.
     values = rng.normal(size=(3, width)).astype("float32")
     if seed % 2:
         values = np.where(rng.random((3, width)) < 0.5, np.inf, np.round(values)).astype("float32")
@@ -98,7 +98,7 @@ def test_smallest_in_groups_and_at_once_agree(monkeypatch):
 
 
 @pytest.mark.parametrize("block", [32768, 32])
-def test_nearest_leaves_a_query_itself_out(block, monkeypatch):
+def test_nearest_excludes_the_query_itself(block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
     points, rows = gaussians(100), np.arange(40, 60)
     tensors = ops.convert_to_tensor(points[rows]), ops.convert_to_tensor(points)
@@ -124,7 +124,7 @@ def test_nearest_in_two_ways(block, monkeypatch):
         np.testing.assert_allclose(distances, true, rtol=1e-4)
 
 
-def test_many_queries_go_in_parts(monkeypatch):
+def test_many_queries_are_searched_in_parts(monkeypatch):
     points = ops.convert_to_tensor(gaussians(50))
     at_once = [ops.convert_to_numpy(a) for a in nearest(points, points, 5, 0)]
     monkeypatch.setattr(module, "_MAX_ROWS", 16)
@@ -142,19 +142,19 @@ def test_missing_neighbours_are_infinitely_far():
 
 
 @pytest.mark.parametrize("block", [32768, 32])
-def test_points_that_are_no_ones_neighbours(block, monkeypatch):
+def test_excluded_points_are_not_neighbours(block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
     points = gaussians(100)
     is_point = np.arange(100) % 3 > 0
-    kept = np.flatnonzero(is_point)
+    included = np.flatnonzero(is_point)
     found = nearest(*map(ops.convert_to_tensor, (points, points)), 5, 0, is_point)
     expected = all_distances(points, points)
     np.fill_diagonal(expected, np.inf)
-    order = np.argsort(expected[:, kept], axis=1)[:, :5]
-    np.testing.assert_array_equal(ops.convert_to_numpy(found[1]), kept[order])
+    order = np.argsort(expected[:, included], axis=1)[:, :5]
+    np.testing.assert_array_equal(ops.convert_to_numpy(found[1]), included[order])
 
 
-def test_squared_distances_keep_nan():
+def test_squared_distances_propagate_nan():
     x = gaussians(4)
     x[1, 0] = np.nan
     distances = ops.convert_to_numpy(squared_distances(*[ops.convert_to_tensor(x)] * 2))
@@ -170,7 +170,7 @@ def test_squared_distances_of_duplicates_are_zero():
 
 def test_float64_is_kept():
     if keras.backend.backend() == "jax":
-        pytest.skip("JAX has float64 only where it was switched on before anything else")
+        pytest.skip("JAX has float64 only if it was enabled first")
     points = np.random.default_rng(0).normal(size=(30, 4))
     distances, _ = kr.neighbors.ExactIndex(points).search(points[:3] + 1e-3, 4)
     assert distances.dtype == np.float64
@@ -185,7 +185,7 @@ def test_float64_is_kept():
         np.zeros(3),
         np.zeros((0, 3)),
         np.full((2, 3), np.nan),
-        # Of which there is no finite square, in float32 or at all.
+        # Their squares overflow in float32 or float64.
         np.full((2, 3), 1e25, "float32"),
         np.full((2, 3), 1e300),
     ],
@@ -225,7 +225,7 @@ def test_bad_arguments_of_scann(arguments, message):
 
 
 def test_scann():
-    """It works, or says why it cannot."""
+    """ScaNN works, or the error says why it does not."""
     try:
         index = kr.neighbors.ScannIndex(gaussians(500), 10)
     except ImportError:

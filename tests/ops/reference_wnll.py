@@ -1,10 +1,10 @@
-"""WNLL written a second time, in float64 NumPy and with loops, from equation 5."""
+"""A reference implementation of WNLL, eq. 5, with loops in float64 NumPy."""
 
 import numpy as np
 
 
 def weights(points, m, n, kernel):
-    """The directed weights, shape (N, N)."""
+    """Computes the directed weights, shape (N, N)."""
     count = len(points)
     result = np.zeros((count, count))
     for i in range(count):
@@ -20,7 +20,7 @@ def weights(points, m, n, kernel):
 
 
 def solve(w, values, num_queries, gamma):
-    """u on the queries, which come first; `values` are the template's."""
+    """Solves for u on the queries, which come first in `w`. `values` are those of the template."""
     matrix = np.zeros((num_queries, num_queries))
     right = np.zeros((num_queries, values.shape[1]))
     for x in range(num_queries):

@@ -1,4 +1,4 @@
-"""Whatever is compared, inverted or subtracted has full precision, where GPUs multiply in TF32."""
+"""The library's own matrix products have full precision, although GPUs use TF32."""
 
 import keras
 import numpy as np
@@ -15,11 +15,11 @@ RNG = np.random.default_rng(0)
 A, B = RNG.normal(size=(30, 200)).astype("float32"), RNG.normal(size=(200, 20)).astype("float32")
 QUERIES, TEMPLATE = (RNG.normal(size=(n, 6)).astype("float32") + 3 for n in (20, 60))
 LABELS = np.arange(60) % 3
-jax_only = pytest.mark.skipif(keras.backend.backend() != "jax", reason="looks at JAX's jaxprs")
+jax_only = pytest.mark.skipif(keras.backend.backend() != "jax", reason="inspects JAX's jaxprs")
 
 
-def cubes(multiply):
-    """`sum((A B)^3)` as a function of A: its value, and its gradient in A."""
+def product_and_gradient(multiply):
+    """Returns the product A B, and the gradient of `sum((A B)^3)` with respect to A."""
     return backend.value_and_gradient(
         lambda a: (ops.sum(multiply(a, ops.convert_to_tensor(B)) ** 3), multiply(a, B)),
         ops.convert_to_tensor(A),
@@ -27,17 +27,17 @@ def cubes(multiply):
 
 
 def errors(multiply):
-    """The largest errors of a product and its gradient, relative to the largest entry."""
+    """Returns the largest errors of the product and the gradient, relative to the largest entry."""
     product = A.astype("float64") @ B
     expected = product, 3 * product**2 @ B.T
     return [
         abs(ops.convert_to_numpy(found) - true).max() / abs(true).max()
-        for found, true in zip(cubes(multiply), expected, strict=True)
+        for found, true in zip(product_and_gradient(multiply), expected, strict=True)
     ]
 
 
 @pytest.mark.usefixtures("tf32")
-def test_the_emulation_is_of_10_bits():
+def test_the_emulation_has_10_bits():
     for error in errors(ops.matmul):
         assert 2**-15 < error < 2**-9
 
@@ -56,7 +56,7 @@ def test_a_product_has_the_dtype_of_its_factors(dtype, double_precision):
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
-def test_wnll_is_what_it_is_without_tf32(joint, monkeypatch):
+def test_wnll_does_not_depend_on_tf32(joint, monkeypatch):
     def outputs():
         u = kr.ops.wnll(QUERIES, TEMPLATE, LABELS, 8, joint=joint)
         return ops.convert_to_numpy(u)
@@ -67,7 +67,7 @@ def test_wnll_is_what_it_is_without_tf32(joint, monkeypatch):
 
 
 def products(jaxpr):
-    """The products in a jaxpr, and in those inside of it."""
+    """Yields the products in a jaxpr and in nested jaxprs."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield equation
@@ -80,7 +80,7 @@ def products(jaxpr):
 
 @jax_only
 @pytest.mark.parametrize("joint", [True, False])
-def test_no_product_of_wnll_is_below_the_highest_precision(joint):
+def test_all_products_of_wnll_have_the_highest_precision(joint):
     import jax
 
     def first(queries):

@@ -1,6 +1,6 @@
-"""Graphs, Gram matrices and solutions in float32 where weights or features are half precision.
+"""WNLL, the angular penalty and Parseval steps compute in float32 on half precision inputs.
 
-What is expected is worked out in float64, from the rounded numbers.
+The expected values are computed in float64 from the rounded inputs.
 """
 
 import pathlib
@@ -32,7 +32,7 @@ def array(x, dtype="float64"):
 @half_precision
 @pytest.mark.parametrize("joint", [True, False])
 def test_wnll(dtype, joint):
-    # As far away as float16 can hold: squares overflow, and little of the differences is left.
+    # Points far from the origin in float16: squares overflow, and differences lose most digits.
     queries, template = ((100 * x + 1000).astype(dtype) for x in (QUERIES, TEMPLATE))
     u = kr.ops.wnll(queries, template, LABELS, 6, joint=joint)
     assert keras.backend.standardize_dtype(u.dtype) == "float32"

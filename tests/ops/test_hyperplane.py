@@ -1,4 +1,4 @@
-"""The projection to a hyperplane within bounds, against SciPy's solvers."""
+"""The projection to a hyperplane within bounds agrees with SciPy's solvers."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ NORMS = ["linf", "l2", "l1"]
 
 
 def problems(num=12, size=9, share=0.5, seed=0):
-    """Points (some values at the bounds), normals (some 0), reachable distances of both signs."""
+    """Returns points, some at the bounds, normals with zeros, and distances of both signs."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(*BOUNDS, (num, size))
     x = np.where(rng.random(x.shape) < 0.3, rng.choice(BOUNDS, x.shape), x)
@@ -24,13 +24,13 @@ def problems(num=12, size=9, share=0.5, seed=0):
 
 
 def furthest(x, w, sign):
-    """How far `sign * <w, d>` can rise within the bounds."""
+    """Returns the maximum of `sign * <w, d>` within the bounds."""
     w = sign[:, None] * w
     return np.maximum(w * (BOUNDS[1] - x), w * (BOUNDS[0] - x)).sum(axis=1)
 
 
 def steps(x, w, c, norm):
-    """The projection's steps, of images of 3 rows."""
+    """Returns the steps of the projection for images with 3 rows."""
     shape = (len(x), 3, -1, 1)
     as_images = (v.reshape(shape).astype("float32") for v in (x, w))
     d = to_hyperplane(*map(ops.convert_to_tensor, as_images), c.astype("float32"), norm, BOUNDS)
@@ -42,13 +42,13 @@ def in_bounds(x, d):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_linf_is_the_linear_programs_optimum(share):
+def test_linf_agrees_with_linear_programming(share):
     x, w, c = problems(share=share)
     d = steps(x, w, c, "linf")
     np.testing.assert_allclose((w * d).sum(1), c, rtol=1e-5)
     assert in_bounds(x, d)
     size = x.shape[1]
-    for i in range(len(x)):  # minimize t subject to -t <= d <= t, over (d, t)
+    for i in range(len(x)):  # Minimizes t over (d, t), subject to -t <= d <= t.
         ones = np.ones((size, 1))
         result = optimize.linprog(
             np.append(np.zeros(size), 1.0),
@@ -63,7 +63,7 @@ def test_linf_is_the_linear_programs_optimum(share):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_l2_is_the_quadratic_programs_optimum(share):
+def test_l2_agrees_with_quadratic_programming(share):
     x, w, c = problems(share=share)
     d = steps(x, w, c, "l2")
     np.testing.assert_allclose((w * d).sum(1), c, rtol=1e-5)
@@ -87,14 +87,14 @@ def test_l2_is_the_quadratic_programs_optimum(share):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_l1_is_the_linear_programs_optimum(share):
+def test_l1_agrees_with_linear_programming(share):
     x, w, c = problems(share=share)
-    w[:, 4] = w[:, 2]  # It does not matter which of two equal ones moves.
+    w[:, 4] = w[:, 2]  # Either of two equal values may change.
     c = np.clip(c, *(0.99 * furthest(x, w, sign) * sign for sign in (-np.ones(12), np.ones(12))))
     d = steps(x, w, c, "l1")
     np.testing.assert_allclose((w * d).sum(1), c, rtol=1e-5)
     assert in_bounds(x, d)
-    for i in range(len(x)):  # d is the difference of what rises and what falls
+    for i in range(len(x)):  # d is the difference of two nonnegative vectors.
         result = optimize.linprog(
             np.ones(2 * x.shape[1]),
             A_eq=np.append(w[i], -w[i])[None],
@@ -117,7 +117,7 @@ def test_reaches_the_hyperplane(norm, size, share):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("share", [1.0, 1.5, 1e6])
-def test_goes_as_far_as_it_can_where_the_hyperplane_is_out_of_reach(norm, share):
+def test_goes_to_the_nearest_corner_if_the_hyperplane_is_out_of_reach(norm, share):
     x, w, c = problems(share=share)
     w = np.where(abs(w) < 1e-2, 0, w)
     direction = np.sign(c[:, None] * w)
@@ -127,7 +127,7 @@ def test_goes_as_far_as_it_can_where_the_hyperplane_is_out_of_reach(norm, share)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_stays_where_there_is_nothing_to_do(norm):
+def test_zero_distances_and_zero_normals_need_no_step(norm):
     x, w, c = problems()
     np.testing.assert_array_equal(steps(x, w, 0 * c, norm), 0)
     np.testing.assert_array_equal(steps(x, 0 * w, c, norm), 0)
@@ -137,11 +137,11 @@ def test_stays_where_there_is_nothing_to_do(norm):
 @pytest.mark.parametrize("exponent", [-100, 100])
 def test_the_length_of_the_normal_does_not_matter(norm, exponent):
     x, w, c = problems()
-    scale = 2.0**exponent  # A power of 2 changes no rounding.
+    scale = 2.0**exponent  # A power of 2 does not change the rounding.
     np.testing.assert_array_equal(steps(x, scale * w, scale * c, norm), steps(x, w, c, norm))
 
 
-def test_works_in_float64():
+def test_float64():
     if keras.backend.backend() == "jax":
         pytest.skip("JAX computes in float32 unless its x64 mode is on")
     x, w, c = problems(size=100)

@@ -1,4 +1,4 @@
-"""The L1 ball cut with bounds: projection, random points and sparse steps."""
+"""The L1 ball with bounds: projection, random points and sparse steps."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def numpy(tensor):
 
 
 def nearest(x, far, epsilon, low, high):
-    """The projection of one point, exactly: it sorts the places where the slope changes."""
+    """Computes the exact projection of one point, by sorting the breakpoints of its length."""
     u = far - x
     room = np.where(u > 0, high - x, x - low)
 
@@ -25,16 +25,16 @@ def nearest(x, far, epsilon, low, high):
 
     threshold = 0.0
     if length(0) > epsilon:
-        places = np.unique(np.concatenate([[0], np.maximum(abs(u) - room, 0), abs(u)]))
-        lengths = np.array([length(place) for place in places])
+        breakpoints = np.unique(np.concatenate([[0], np.maximum(abs(u) - room, 0), abs(u)]))
+        lengths = np.array([length(place) for place in breakpoints])
         last = np.flatnonzero(lengths > epsilon)[-1]
         share = (lengths[last] - epsilon) / (lengths[last] - lengths[last + 1])
-        threshold = places[last] + share * (places[last + 1] - places[last])
+        threshold = breakpoints[last] + share * (breakpoints[last + 1] - breakpoints[last])
     return x + np.sign(u) * np.minimum(np.maximum(abs(u) - threshold, 0), room)
 
 
 def points(rng, num, size, scale, dtype="float32"):
-    """Points, some values at the bounds, and others that are far from them."""
+    """Returns points with some values at the bounds, and other points at a distance `scale`."""
     x = rng.uniform(*BOUNDS, (num, size))
     x = np.where(rng.random(x.shape) < 0.3, rng.choice(BOUNDS, x.shape), x).astype(dtype)
     return x, (x + scale * rng.standard_t(3, x.shape)).astype(dtype)
@@ -53,7 +53,7 @@ def test_projection_is_the_nearest_point(size, scale, epsilon):
     found = projected(x, far, epsilon)
     exact = x.astype("float64"), far.astype("float64")
     expected = [nearest(a, b, epsilon, *BOUNDS) for a, b in zip(*exact, strict=True)]
-    # The difference of both points is rounded.
+    # The tolerance includes the rounding of the difference of the points.
     np.testing.assert_allclose(found, expected, atol=4e-7 * max(1, abs(far).max()))
     assert abs(found - exact[0]).sum(axis=1).max() <= epsilon + 1e-7 * size**0.5 * max(1, epsilon)
     assert found.min() >= BOUNDS[0]
@@ -74,11 +74,11 @@ def test_projection_in_float64():
 def test_projection_in_closed_form():
     x = np.zeros((5, 4), "float32")
     far = np.array([
-        [3.0, 0, 0, 0],  # One value goes as far as the radius allows,
-        [3.0, 2.0, 0, 0],  # of two each gives up the same,
-        [0.9, -0.1, 0.2, -0.3],  # and small ones go no way at all.
+        [3.0, 0, 0, 0],  # One value changes by the radius.
+        [3.0, 2.0, 0, 0],  # Two values are reduced by the same amount.
+        [0.9, -0.1, 0.2, -0.3],  # Small values do not change.
         [9.0, 0, -9.0, 0],
-        [0.1, 0.1, -0.1, 0],  # What is inside stays.
+        [0.1, 0.1, -0.1, 0],  # A point in the ball does not change.
     ])  # fmt: skip
     expected = [
         [0.8, 0, 0, 0],
@@ -95,7 +95,7 @@ def test_projection_in_closed_form():
     np.testing.assert_allclose(narrow[3], [0.5, 0, -0.25, 0])
 
 
-def test_a_radius_of_0_leaves_the_image():
+def test_a_radius_of_0_gives_the_image():
     x, far = points(np.random.default_rng(), 8, 50, 1.0)
     np.testing.assert_array_equal(projected(x, far, 0.0), x)
 
@@ -103,8 +103,8 @@ def test_a_radius_of_0_leaves_the_image():
 def test_bounds_for_each_value():
     rng = np.random.default_rng()
     x, far = points(rng, 8, 50, 1.0)
-    low = np.where(rng.random(x.shape) < 0.3, x, -np.inf)  # Some can only rise,
-    high = np.where(rng.random(x.shape) < 0.5, x, x + 0.1)  # and some not at all.
+    low = np.where(rng.random(x.shape) < 0.3, x, -np.inf)  # Some values can only increase.
+    high = np.where(rng.random(x.shape) < 0.5, x, x + 0.1)  # Some of them cannot change at all.
     bounds = tuple(ops.convert_to_tensor(bound.astype("float32")) for bound in (low, high))
     found = projected(x, far, 3.0, bounds)
     expected = [
@@ -116,7 +116,7 @@ def test_bounds_for_each_value():
     np.testing.assert_array_equal(found[is_fixed], x[is_fixed])
 
 
-def test_nan_is_not_lost_and_stays_with_its_example():
+def test_nan_only_affects_its_example():
     x, far = points(np.random.default_rng(), 3, 50, 1.0)
     far[1, 7] = np.nan
     found = projected(x, far, 1.0)
@@ -138,11 +138,11 @@ def test_random_points_are_uniform_in_the_ball(is_masked):
     delta = numpy(kops.random_in_ball(x, epsilon, "l1", seed, bounds)) - 0.5
     assert (delta[:, ~free] == 0).all()
     delta, count = delta[:, free], free.sum()
-    # The share of the volume within a radius r is (r / epsilon)^d.
+    # The share of the volume inside the radius r is (r / epsilon)^d.
     share = (abs(delta).sum(axis=1) / epsilon) ** count
     assert share.max() <= 1 + 1e-5
     np.testing.assert_allclose(np.quantile(share, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.03)
-    # One value's |d| / epsilon is distributed as the smallest of d uniform numbers.
+    # |delta_i| / epsilon is distributed like the smallest of d uniform numbers.
     smallest = (1 - abs(delta[:, 0]) / epsilon) ** count
     quantiles = np.quantile(smallest, [0.25, 0.5, 0.75])
     np.testing.assert_allclose(quantiles, [0.25, 0.5, 0.75], atol=0.03)
@@ -150,7 +150,7 @@ def test_random_points_are_uniform_in_the_ball(is_masked):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_sparse_steps_share_their_length(scale):
+def test_sparse_steps_divide_their_length_equally(scale):
     rng = np.random.default_rng()
     gradient = (rng.normal(size=(6, 5, 4, 1)) * scale).astype("float32")
     counts = np.array([0.1, 1, 2.5, 7, 20, 99], "float32")
@@ -169,7 +169,7 @@ def test_sparse_steps_share_their_length(scale):
     assert ((found != 0) == (few.reshape(6, -1) != 0)).all()
 
 
-def test_a_size_for_each_value():
+def test_step_with_a_size_for_each_value():
     gradient = np.array([[3.0, -2.0, 1.0, 0.5]], "float32")
     size = np.array([[0.1, 1.0, 0.0, 2.0]], "float32")
     for count, expected in ((1, [0, -1.0, 0, 0]), (2, [0, -0.5, 0, 1.0])):
@@ -177,7 +177,7 @@ def test_a_size_for_each_value():
         np.testing.assert_allclose(step, [expected], atol=1e-7)
 
 
-def test_what_is_at_a_bound_shares_no_length():
+def test_values_at_a_bound_are_not_part_of_the_step():
     x = np.array([[0.0, 1.0, 0.0, 1.0, 0.5]], "float32")
     gradient = np.array([[1.0, 2.0, -3.0, -4.0, 5.0]], "float32")
     for rounding in (0, 1e-7):
@@ -189,7 +189,7 @@ def test_what_is_at_a_bound_shares_no_length():
             np.testing.assert_allclose(numpy(found), [expected], rtol=1e-6)
 
 
-def test_a_gradient_that_is_not_a_number_is_no_direction():
+def test_nan_in_the_gradient_gives_nan():
     gradient = ops.convert_to_tensor(np.array([[1, np.nan, -3, 0], [1, 2, -3, 0]], "float32"))
     direction = ops.convert_to_numpy(kops.steepest_direction(gradient, "l1", 2))
     assert np.isnan(direction[0]).any()

@@ -1,4 +1,4 @@
-"""The graph from lists that are known, against that which is searched for as a whole."""
+"""The graph from known neighbour lists equals the graph from a full search."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CASES = [
 
 
 def matrix(edges, num_queries, count):
-    """The weights, but those from template to template, which move nothing."""
+    """Returns the matrix of weights. Those between template points have no effect and are 0."""
     source, target, weight = (ops.convert_to_numpy(part) for part in edges)
     found = np.zeros((count, count))
     np.add.at(found, (source, target), weight)
@@ -29,7 +29,9 @@ def matrix(edges, num_queries, count):
 @pytest.mark.parametrize("kernel", ["gaussian", "quartic"])
 @pytest.mark.parametrize(("num_queries", "num_template", "m", "n"), CASES)
 @pytest.mark.parametrize("share_left_out", [0.0, 0.3])
-def test_edges_of_union(num_queries, num_template, m, n, kernel, share_left_out):
+def test_edges_of_union_agree_with_a_full_search(
+    num_queries, num_template, m, n, kernel, share_left_out
+):
     rng = np.random.default_rng(num_queries)
     queries, template = (
         rng.normal(size=(count, 4)).astype("float32") for count in (num_queries, num_template)
@@ -37,11 +39,11 @@ def test_edges_of_union(num_queries, num_template, m, n, kernel, share_left_out)
     is_query = rng.random(num_queries) >= share_left_out
     points = np.concatenate([queries, template])
     is_point = np.concatenate([is_query, np.ones(num_template, bool)])
-    whole = union_edges(*map(ops.convert_to_tensor, (points,)), m, n, kernel, is_point)
+    full_search = union_edges(*map(ops.convert_to_tensor, (points,)), m, n, kernel, is_point)
     tensors = [ops.convert_to_tensor(part) for part in (queries, template)]
     lists = nearest(tensors[1], tensors[1], m, 0)[0]
     found = edges_of_union(*tensors, lists, n, kernel, ops.convert_to_tensor(is_query))
-    expected = matrix(whole, num_queries, len(points))
+    expected = matrix(full_search, num_queries, len(points))
     np.testing.assert_allclose(matrix(found, num_queries, len(points)), expected, atol=1e-5)
     assert not expected[:num_queries][~is_query].any()
     assert not expected[:, :num_queries][:, ~is_query].any()

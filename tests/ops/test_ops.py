@@ -1,4 +1,4 @@
-"""Tensor functions against NumPy."""
+"""Tensor functions agree with NumPy."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_steepest_direction_maximises_the_inner_product(norm, scale):
     gradient = (RNG.normal(size=(5, 3, 3, 1)) * scale).astype("float32")
     direction = numpy(kops.steepest_direction(gradient, norm)).reshape(5, -1).astype("float64")
     flat = gradient.reshape(5, -1).astype("float64")
-    # The maximum over the unit ball is the dual norm: L1 for L-infinity, L2 for L2.
+    # The maximum over the unit ball is the dual norm.
     dual = np.linalg.norm(flat, {"linf": 1, "l2": 2, "l1": np.inf}[norm], axis=1)
     np.testing.assert_allclose((direction * flat).sum(1), dual, rtol=1e-5)
     radius = np.linalg.norm(direction, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
@@ -70,8 +70,8 @@ def test_projection_is_the_nearest_point(norm):
     if norm == "l2":
         candidates = candidates[np.linalg.norm(candidates.reshape(20000, -1), axis=1) <= 0.2]
     distance = np.linalg.norm((x + candidates - far).reshape(len(candidates), 20, -1), axis=2)
-    reached = np.linalg.norm((point - far).reshape(20, -1), axis=1)
-    assert (reached <= distance.min(0) + 1e-6).all()
+    projected_distance = np.linalg.norm((point - far).reshape(20, -1), axis=1)
+    assert (projected_distance <= distance.min(0) + 1e-6).all()
     inside = x + 0.05 * (far - x) / abs(far - x).max()
     np.testing.assert_allclose(
         numpy(kops.projection(x, 0.2, norm, (0.0, 1.0))(inside)), inside, atol=1e-7
@@ -85,8 +85,8 @@ def test_sparse_labels():
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
-def test_simplex_gram_is_that_of_a_regular_simplex(num_classes):
-    # Vertices made independently: the centred standard basis, scaled to length s.
+def test_simplex_gram_agrees_with_a_regular_simplex(num_classes):
+    # The vertices are the centred standard basis, scaled to length s.
     vertices = np.eye(num_classes) - 1 / num_classes
     vertices *= 0.3 / np.linalg.norm(vertices[0])
     np.testing.assert_allclose(

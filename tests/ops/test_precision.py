@@ -1,4 +1,4 @@
-"""float64 stays float64, on JAX too, where it may be switched on."""
+"""float64 inputs give float64 outputs, also on JAX with x64 enabled."""
 
 import keras
 import numpy as np

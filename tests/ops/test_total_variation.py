@@ -1,4 +1,4 @@
-"""Total variation against scikit-image, the functional's gradient, and finite differences."""
+"""Total variation agrees with scikit-image, the optimality condition and finite differences."""
 
 import keras
 import numpy as np
@@ -12,12 +12,12 @@ pytestmark = pytest.mark.slow_on_jax
 
 RNG = np.random.default_rng(0)
 WEIGHT = 1 / 0.03
-COMPILED_FOR = keras.layers.Layer()
+OWNER = keras.layers.Layer()
 
 
 def denoised(x, mask, weight=WEIGHT, num_steps=10):
     function = backend.compiled(
-        COMPILED_FOR,
+        OWNER,
         (weight, num_steps),
         lambda x, mask: kr.ops.total_variation(x, mask, weight, num_steps),
     )
@@ -49,11 +49,11 @@ def interior(x):
     return x[:, 4:-4, 4:-4]
 
 
-def test_the_limit_is_that_of_scikit_image(images):
+def test_the_limit_agrees_with_scikit_image(images):
     limit, theirs = denoised(images, np.ones_like(images), num_steps=200), scikit_image(images, 500)
     difference = abs(limit - theirs)
     assert interior(difference).max() < 0.001
-    assert 0.3 < difference.max() < 0.7  # The border, which scikit-image ties to noise.
+    assert 0.3 < difference.max() < 0.7  # scikit-image treats the border differently.
 
 
 def test_ten_steps_are_nearer_to_the_limit_than_those_of_scikit_image(images):
@@ -69,8 +69,8 @@ def test_ten_steps_are_nearer_to_the_limit_than_those_of_scikit_image(images):
 def test_channels_are_separate_as_in_scikit_image(images):
     x = np.concatenate([images[:4], images[4:8], images[8:12]], axis=-1)
     mask = random_mask(x.shape)
-    alone = np.concatenate([denoised(x[..., [c]], mask[..., [c]]) for c in range(3)], axis=-1)
-    np.testing.assert_allclose(denoised(x, mask), alone, atol=1e-6)
+    separate = np.concatenate([denoised(x[..., [c]], mask[..., [c]]) for c in range(3)], axis=-1)
+    np.testing.assert_allclose(denoised(x, mask), separate, atol=1e-6)
     full = np.ones_like(x)
     difference = denoised(x, full, num_steps=200) - scikit_image(x, 500)
     assert interior(abs(difference)).max() < 0.001
@@ -88,8 +88,8 @@ def test_convergence(images):
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
-def test_the_limit_is_where_the_functional_has_gradient_0(keep):
-    # phi'(r) = a / (a + 1) where lambda r = a^2 / (a + 1).
+def test_the_gradient_of_the_functional_is_0_at_the_limit(keep):
+    # phi'(r) = a / (a + 1) with lambda r = a^2 / (a + 1).
     x, weight = RNG.random((3, 7, 6, 2)), 8.0
     mask = random_mask(x.shape, keep)
     z = denoised(x.astype("float32"), mask, weight, 3000).astype("float64")
@@ -102,17 +102,17 @@ def test_the_limit_is_where_the_functional_has_gradient_0(keep):
     gradient = weight * mask * (z - x)
     for axis, difference in ((1, down), (2, right)):
         flow = slope * difference
-        gradient -= flow - np.roll(flow, 1, axis)  # What is rolled in from the border is 0.
+        gradient -= flow - np.roll(flow, 1, axis)  # The wrapped values are 0.
     assert abs(gradient).max() < 0.02
     assert abs(weight * mask * (z - x)).max() > 1
 
 
-def test_constant_images_stay():
+def test_constant_images_do_not_change():
     x = np.full((2, 6, 5, 3), 0.3, "float32")
     np.testing.assert_allclose(denoised(x, random_mask(x.shape, 0.8)), x, atol=1e-6)
 
 
-def test_unknown_pixels_are_not_read():
+def test_masked_pixels_are_ignored():
     x = RNG.random((2, 9, 8, 3)).astype("float32")
     mask = random_mask(x.shape)
     z = denoised(x, mask)
@@ -136,7 +136,7 @@ def test_weight_has_the_units_of_one_over_the_images():
     np.testing.assert_allclose(scaled, denoised(x, mask), atol=1e-5)
 
 
-def test_gradient_against_finite_differences():
+def test_gradient_agrees_with_finite_differences():
     x, upstream = (RNG.random((1, 5, 6, 2)).astype("float32") for _ in range(2))
     mask = random_mask(x.shape)
 
@@ -170,7 +170,7 @@ def test_dtypes():
         ({"num_steps": 0}, "`num_steps`.*at least 1"),
     ],
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     images = np.zeros((2, 4, 4, 1), "float32")
     defaults = {"images": images, "mask": images, "weight": 1.0, "num_steps": 1}
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""WNLL against golden values, a float64 reference, closed forms and its invariances."""
+"""WNLL agrees with golden values, a float64 reference and closed forms, and is invariant."""
 
 import pathlib
 
@@ -13,12 +13,12 @@ from keras_robust import backend
 from keras_robust.ops import interpolation
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-# JAX has float64 only where it was switched on before anything else.
+# JAX has float64 only if it was enabled first.
 DTYPES = ["float32", "float64"] if keras.backend.backend() == "tensorflow" else ["float32"]
 
 
 def points(num_queries=40, num_template=60, dimensions=5, num_classes=3, seed=0):
-    """Clusters, one for each class."""
+    """Returns queries, a template and labels, with one cluster for each class."""
     rng = np.random.default_rng(seed)
     centers = 3 * rng.normal(size=(num_classes, dimensions))
     labels = np.arange(num_queries + num_template) % num_classes
@@ -32,14 +32,14 @@ def interpolated(queries, template, labels, *args, dtype="float32", **kwargs):
 
 
 def gradients(function, *arrays):
-    """The gradients of a scalar function in each of its arguments."""
+    """Returns the gradients of a scalar function with respect to each of its arguments."""
     found = []
     for index in range(len(arrays)):
 
-        def alone(x, index=index):
+        def separate(x, index=index):
             return function(*(x if i == index else a for i, a in enumerate(arrays)))
 
-        found.append(backend.input_gradient(alone, ops.convert_to_tensor(arrays[index])))
+        found.append(backend.input_gradient(separate, ops.convert_to_tensor(arrays[index])))
     return [ops.convert_to_numpy(gradient) for gradient in found]
 
 
@@ -74,7 +74,7 @@ def test_golden_values(name, dtype):
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("kernel", ["gaussian", "quartic"])
 @pytest.mark.parametrize("gamma", [None, 0.0, 2.0])
-def test_equals_the_reference(joint, kernel, gamma, dtype):
+def test_agrees_with_the_reference(joint, kernel, gamma, dtype):
     queries, template, labels = points()
     settings = {"kernel": kernel, "joint": joint}
     u = interpolated(
@@ -87,7 +87,7 @@ def test_equals_the_reference(joint, kernel, gamma, dtype):
 
 @pytest.mark.skipif(len(DTYPES) == 1, reason="finite differences need float64")
 @pytest.mark.parametrize("joint", [True, False])
-def test_gradient_by_finite_differences(joint):
+def test_gradient_agrees_with_finite_differences(joint):
     queries, template, labels = points(12, 18)
     values = np.eye(3)[labels]
     rng = np.random.default_rng(1)
@@ -111,8 +111,8 @@ def test_gradient_by_finite_differences(joint):
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
-def test_second_derivative_by_finite_differences(joint):
-    """Losses that have a gradient in them train through it."""
+def test_second_derivative_agrees_with_finite_differences(joint):
+    """Losses that include a gradient need the second derivative."""
     dtype = DTYPES[-1]
     queries, template, labels = points(8, 12)
     queries, template = np.asarray(queries, dtype), np.asarray(template, dtype)
@@ -138,7 +138,7 @@ def test_second_derivative_by_finite_differences(joint):
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
 def test_gradient_in_a_branch(joint):
-    """A WNLL head switches between phases while a function is compiled."""
+    """A compiled WNLL head switches between phases by branches."""
     queries, template, labels = (np.asarray(a, "float32") for a in points(12, 18))
     labels = labels.astype("int32")
 
@@ -155,7 +155,7 @@ def test_gradient_in_a_branch(joint):
 
 
 @pytest.mark.gpu
-def test_gradient_is_blind_to_translation_and_scale():
+def test_gradient_is_orthogonal_to_translation_and_scaling():
     queries, template, labels = (np.asarray(a, "float32") for a in points())
     labels = labels.astype("int32")
 
@@ -197,15 +197,15 @@ def test_invariances():
 
 @pytest.mark.gpu
 def test_one_query_between_two_points():
-    """u(x) = weight of the second over the sum: by symmetry w(x, y) + (1 + gamma) w(y, x)."""
+    """u(x) is the share of each point's weight, w(x, y) + (1 + gamma) w(y, x)."""
     template = np.array([[0.0], [3.0]])
     u = interpolated([[1.0]], template, [0, 1], 2, 2, template_weight=0.5)
-    pull = [np.exp(-1 / 4) + 1.5 * np.exp(-1 / 9), np.exp(-4 / 4) + 1.5 * np.exp(-4 / 9)]
-    np.testing.assert_allclose(u[0], np.array(pull) / sum(pull), atol=1e-5)
+    weights = [np.exp(-1 / 4) + 1.5 * np.exp(-1 / 9), np.exp(-4 / 4) + 1.5 * np.exp(-4 / 9)]
+    np.testing.assert_allclose(u[0], np.array(weights) / sum(weights), atol=1e-5)
 
 
 @pytest.mark.slow_on_jax
-def test_isolated_components_get_the_prior():
+def test_isolated_components_get_the_class_shares():
     template = np.array([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1], [0.1, 0.1]])
     near, far = template[:3] + 0.05, 1e4 + np.random.default_rng(0).normal(size=(200, 2))
     u = interpolated(np.concatenate([near, far]), template, [0, 1, 1, 1], 3, 2)
@@ -240,7 +240,7 @@ def test_fewer_points_than_neighbours(joint):
     np.testing.assert_allclose(u, expected, atol=1e-4)
 
 
-def test_a_class_without_template_points_gets_nothing():
+def test_a_class_without_template_points_gets_0():
     queries, template, labels = points()
     u = interpolated(queries, template, np.where(labels == 2, 1, labels), 8, 4, num_classes=4)
     assert u.shape == (40, 4)
@@ -249,11 +249,11 @@ def test_a_class_without_template_points_gets_nothing():
 
 @pytest.mark.gpu
 @pytest.mark.slow_on_jax
-def test_alone_is_the_limit_of_a_batch_of_one():
+def test_without_joint_results_equal_batches_of_one():
     queries, template, labels = points()
     together = interpolated(queries, template, labels, 8, 4, joint=False)
-    alone = [interpolated(query[None], template, labels, 8, 4)[0] for query in queries]
-    np.testing.assert_allclose(together, alone, atol=1e-4)
+    separate = [interpolated(query[None], template, labels, 8, 4)[0] for query in queries]
+    np.testing.assert_allclose(together, separate, atol=1e-4)
     half = interpolated(queries[:20], template, labels, 8, 4, joint=False)
     np.testing.assert_allclose(together[:20], half, atol=1e-5)
 
@@ -288,8 +288,8 @@ def test_in_a_compiled_function_with_any_batch_size():
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_a_query_that_is_not_finite(joint, value):
-    """It gets NaN, and the others what they get without it; 1e30 has no finite square."""
+def test_a_query_that_is_not_finite_does_not_affect_the_others(joint, value):
+    """It gets NaN and does not affect the others. The square of 1e30 overflows."""
     queries, template, labels = points()
     broken = queries.copy()
     broken[[3, 17], 2] = value
@@ -298,13 +298,13 @@ def test_a_query_that_is_not_finite(joint, value):
     assert np.isnan(u[[3, 17]]).all()
     expected = interpolated(queries[rest], template, labels, 8, 4, joint=joint)
     np.testing.assert_allclose(u[rest], expected, atol=1e-5)
-    alone = interpolated(broken[[3]], template, labels, 8, 4, joint=joint)
-    assert np.isnan(alone).all()
+    separate = interpolated(broken[[3]], template, labels, 8, 4, joint=joint)
+    assert np.isnan(separate).all()
 
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("joint", [True, False])
-def test_the_gradient_beside_a_query_that_is_not_finite(joint):
+def test_a_query_that_is_not_finite_does_not_affect_gradients(joint):
     rng = np.random.default_rng(0)
     queries, template = (rng.normal(size=(n, 5)).astype("float32") for n in (12, 18))
     labels, rest = np.arange(18, dtype="int32") % 3, np.delete(np.arange(12), 4)
@@ -322,7 +322,7 @@ def test_the_gradient_beside_a_query_that_is_not_finite(joint):
 
 
 @pytest.mark.slow_on_jax
-def test_a_template_that_is_not_finite_is_refused_or_makes_all_nan():
+def test_a_template_that_is_not_finite_is_an_error_or_gives_nan():
     queries, template, labels = (np.asarray(a, "float32") for a in points())
     labels = labels.astype("int32")
     for value in (np.nan, np.inf, 1e30):
@@ -331,7 +331,7 @@ def test_a_template_that_is_not_finite_is_refused_or_makes_all_nan():
             kr.ops.wnll(queries, template, labels, 8, 4)
 
         class Model(keras.Model):
-            """Its template is traced: only when the graph runs are its values there."""
+            """A model whose template is a traced weight, so its values are unknown in tracing."""
 
             def build(self, input_shape):
                 self.template = self.add_weight(shape=template.shape)
@@ -353,7 +353,7 @@ def test_a_template_that_is_not_finite_is_refused_or_makes_all_nan():
     ("num_neighbors", "expected"), [(30, 15), (15, 8), (14, 7), (10, 5), (2, 1), (1, 1)]
 )
 def test_sigma_neighbor_is_half_of_num_neighbors(num_neighbors, expected):
-    """Rounded up, as the paper's pair of 15 and 8 is, and its code's of 14 and 7."""
+    """Rounded up, in agreement with the paper (15 and 8) and its code (14 and 7)."""
     queries, template, labels = points()
     u = interpolated(queries, template, labels, num_neighbors)
     np.testing.assert_array_equal(

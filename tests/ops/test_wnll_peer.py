@@ -1,13 +1,13 @@
-"""The solutions of GraphLearning, Calder's package, where both solve the same equations.
+"""WNLL agrees with GraphLearning, Calder's package, where both solve the same equations.
 
-For symmetric weights W it takes `A W + W A` instead, with a diagonal A that is N / t on labeled
+For symmetric weights W, the package uses `A W + W A` with a diagonal A that is N / t on labeled
 points and 1 elsewhere, and solves
 
     sum_y (a(x) + a(y)) w(x, y) (u(x) - u(y)) = 0
 
-for each unlabeled x. The factor is 2 if y is unlabeled and 1 + N / t if it is labeled. Equation 5
-has 2 and 2 + gamma there, which is the same with the default, gamma = N / t - 1. Without
-reweighting the factor is 1 for all: gamma = 0.
+for each unlabeled x. The factor is 2 if y is unlabeled and 1 + N / t if it is labeled. In equation
+5 the factors are 2 and 2 + gamma, which are equal to these for the default gamma = N / t - 1.
+Without reweighting all factors are 1, which corresponds to gamma = 0.
 """
 
 import keras
@@ -24,9 +24,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         keras.backend.backend() == "jax",
-        reason="JAX has float64 only where it was switched on first",
+        reason="JAX has float64 only if it was enabled first",
     ),
-    # The peer's imports warn of what they and their dependencies have deprecated.
+    # The package and its dependencies cause deprecation warnings.
     pytest.mark.filterwarnings("ignore"),
 ]
 
@@ -36,7 +36,7 @@ REWEIGHTINGS = [(None, "wnll"), (0.0, "none")]
 
 @pytest.fixture
 def laplace():
-    """Their Laplace learning: u on all points."""
+    """Returns the package's Laplace learning, which computes u on all points."""
     peer = pytest.importorskip("graphlearning", reason="GraphLearning is in the extra `peers`")
 
     def fit(weights, rows, labels, reweighting):
@@ -47,7 +47,7 @@ def laplace():
 
 
 def split(num_template=15, seed=0):
-    """Rows of queries and template, and labels of the latter."""
+    """Returns the rows of queries and template, and the template's labels."""
     order = np.random.default_rng(seed).permutation(NUM_POINTS)
     return order[num_template:], order[:num_template], np.arange(num_template) % NUM_CLASSES
 
@@ -58,8 +58,8 @@ def assert_same(u, expected):
 
 @pytest.mark.parametrize(("gamma", "reweighting"), REWEIGHTINGS)
 @pytest.mark.parametrize(("m", "n"), [(8, 4), (NUM_POINTS - 1, 20)])
-def test_on_a_regular_polygon(laplace, m, n, gamma, reweighting):
-    """All points have the same sigma and neighbours on both sides: the weights are symmetric."""
+def test_agrees_on_a_regular_polygon(laplace, m, n, gamma, reweighting):
+    """All points have the same sigma and symmetric neighbours, so the weights are symmetric."""
     angles = 2 * np.pi * np.arange(NUM_POINTS) / NUM_POINTS
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     steps = abs(np.arange(NUM_POINTS)[:, None] - np.arange(NUM_POINTS))
@@ -73,7 +73,7 @@ def test_on_a_regular_polygon(laplace, m, n, gamma, reweighting):
 
 
 @pytest.mark.parametrize(("gamma", "reweighting"), REWEIGHTINGS)
-def test_on_a_graph_of_theirs(laplace, gamma, reweighting):
+def test_agrees_on_a_graph_of_the_package(laplace, gamma, reweighting):
     peer = pytest.importorskip("graphlearning", reason="GraphLearning is in the extra `peers`")
     points = np.random.default_rng(0).normal(size=(NUM_POINTS, 3))
     graph = peer.weightmatrix.knn(points, 8).tocoo()
@@ -90,8 +90,8 @@ def test_on_a_graph_of_theirs(laplace, gamma, reweighting):
 
 @pytest.mark.parametrize("gamma", [None, 0.0, 2.0])
 @pytest.mark.parametrize("kernel", ["gaussian", "quartic"])
-def test_on_a_directed_graph(laplace, kernel, gamma):
-    """Equation 5 is Laplace learning with the symmetric weights B W + W^T B, B = 1 or 1 + gamma."""
+def test_agrees_on_a_directed_graph(laplace, kernel, gamma):
+    """Eq. 5 is Laplace learning with symmetric weights B W + W^T B, B = 1 or 1 + gamma."""
     points = np.random.default_rng(0).normal(size=(NUM_POINTS, 3))
     queries, template, labels = split()
     u = kr.ops.wnll(points[queries], points[template], labels, 8, 4, kernel, template_weight=gamma)

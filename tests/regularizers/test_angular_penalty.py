@@ -1,4 +1,4 @@
-"""The angular penalty against NumPy and finite differences."""
+"""The angular penalty agrees with NumPy and finite differences."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ NORMS = {"frobenius": "fro", "spectral": 2}
 
 
 def simplex_kernel(num_classes, features, scale):
-    """Weights at the vertices of a regular simplex, shape (features, num_classes)."""
+    """Returns weights at the vertices of a regular simplex, shape (features, num_classes)."""
     eigenvalues, eigenvectors = np.linalg.eigh(simplex_gram(num_classes, scale))
     kernel = np.zeros((features, num_classes))
     root = (eigenvectors * np.sqrt(np.maximum(eigenvalues, 0))).T[1:]
@@ -24,7 +24,7 @@ def simplex_kernel(num_classes, features, scale):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_value(norm):
+def test_value_agrees_with_numpy(norm):
     kernel = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
     gram = np.full((4, 4), 0.25 / -3) + np.eye(4) * (0.25 + 0.25 / 3)
     expected = 7 * np.linalg.norm(kernel.T.astype("float64") @ kernel - gram, NORMS[norm])
@@ -33,7 +33,7 @@ def test_value(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradient(norm):
+def test_gradient_agrees_with_finite_differences(norm):
     rng = np.random.default_rng(1)
     kernel, direction = (rng.normal(size=(6, 4)).astype("float32") for _ in range(2))
     penalty = kr.regularizers.AngularPenalty(1.0, 0.5, norm)
@@ -51,7 +51,7 @@ def test_gradient(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("features", [9, 12])
-def test_a_simplex_costs_nothing_and_has_a_finite_gradient(norm, features):
+def test_a_simplex_has_no_penalty_and_a_finite_gradient(norm, features):
     kernel = ops.convert_to_tensor(simplex_kernel(10, features, 0.1))
     penalty = kr.regularizers.AngularPenalty(100.0, 0.1, norm)
     assert float(penalty(kernel)) < 1e-4
@@ -62,7 +62,7 @@ def test_a_simplex_costs_nothing_and_has_a_finite_gradient(norm, features):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_training_reaches_the_largest_angles(norm):
+def test_training_maximizes_the_angles(norm):
     layer = keras.layers.Dense(
         4, use_bias=False, kernel_regularizer=kr.regularizers.AngularPenalty(1.0, 0.5, norm)
     )
@@ -86,12 +86,12 @@ def test_training_reaches_the_largest_angles(norm):
         ({"norm": "l1"}, "`norm`.*'frobenius', 'spectral'.*Received: norm='l1'"),
     ],
 )
-def test_arguments(arguments, message):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kr.regularizers.AngularPenalty(**arguments)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 4), (5, 1), (3, 5)])
-def test_kernels_that_have_no_simplex(shape):
+def test_kernels_without_a_simplex_are_an_error(shape):
     with pytest.raises(ValueError, match="at most `features \\+ 1`"):
         kr.regularizers.AngularPenalty()(ops.zeros(shape))

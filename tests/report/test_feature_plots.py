@@ -1,4 +1,4 @@
-"""The pictures: written, of the right size, and with what is to be read in them."""
+"""Plots of features and errors are written, with the right texts."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def texts(monkeypatch):
-    """The texts in the pictures that are drawn."""
+    """Returns the texts of the plots that the test draws."""
     found = []
-    figure_of = feature_plots._figure
+    make_figure = feature_plots._figure
 
-    def spied(width, height):
+    def recorded(width, height):
         from matplotlib.text import Text
 
-        figure = figure_of(width, height)
+        figure = make_figure(width, height)
         save = figure.savefig
 
         def savefig(path):
@@ -28,11 +28,11 @@ def texts(monkeypatch):
         figure.savefig = savefig
         return figure
 
-    monkeypatch.setattr(feature_plots, "_figure", spied)
+    monkeypatch.setattr(feature_plots, "_figure", recorded)
     return found
 
 
-def check_png(path):
+def assert_is_png(path):
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(data) > 5000
@@ -53,7 +53,7 @@ def test_geometry(tmp_path, texts, method, num_classes):
     )
     names = [f"class_$_{index}" for index in range(31)]
     kr.evaluation.plot_geometry(geometry, tmp_path / "a.png", class_names=names, title="$x")
-    check_png(tmp_path / "a.png")
+    assert_is_png(tmp_path / "a.png")
     assert {"clean (accuracy 100.0%)", "attacked (accuracy 25.0%)"} < set(texts)
     assert ("first principal component (60% of variance)" in texts) == (method == "pca")
     assert ("misclassified" in texts) == (r"class_\$_1" in texts) == (num_classes < 30)
@@ -71,14 +71,14 @@ def test_nearest(tmp_path, texts, channels):
     )
     path = tmp_path / "a.png"
     kr.evaluation.plot_nearest_images(nearest, path, labels=[0, 2], class_names=["x", "y", "z"])
-    check_png(path)
-    assert {"x,\nseen as y", "z,\nseen as z", "y\n0.250", "x\n1.50", "z\n30.0"} <= set(texts)
+    assert_is_png(path)
+    assert {"x,\npredicted y", "z,\npredicted z", "y\n0.250", "x\n1.50", "z\n30.0"} <= set(texts)
     texts.clear()
     kr.evaluation.plot_nearest_images(nearest, path, title="a title")
-    assert {"seen as 1", "2\n30.0", "a title"} <= set(texts)
+    assert {"predicted 1", "2\n30.0", "a title"} <= set(texts)
 
 
-def test_images_that_cannot_be_shown(tmp_path):
+def test_nearest_must_hold_images(tmp_path):
     nearest = kr.evaluation.NearestImages(*[np.zeros((2, 3))] * 6)
     with pytest.raises(ValueError, match="`nearest` must hold images"):
         kr.evaluation.plot_nearest_images(nearest, tmp_path / "a.png")
@@ -88,10 +88,10 @@ def test_perturbation_errors(tmp_path, texts):
     errors = {"first": {"conv": 0.1, "dense": 0.4}, "second": {"conv": 0.2, "dense": 0.3}}
     path = tmp_path / "a.png"
     kr.evaluation.plot_perturbation_error(errors, path, title="FGSM")
-    check_png(path)
+    assert_is_png(path)
     assert {"conv", "dense", "first", "second", "FGSM", "perturbation error"} <= set(texts)
     texts.clear()
-    # Models with other layers are compared by the layers' numbers.
+    # Models with different layers are compared by the number of the layer.
     errors["third"] = {"embedding": 0.1, "block": 0.1, "head": 0.1}
     kr.evaluation.plot_perturbation_error(errors, path)
     assert {"1", "2", "3", "layer"} <= set(texts)
@@ -103,6 +103,6 @@ def test_transfer(tmp_path, texts):
     accuracy = {"first": {"first": 0.05, "second": 0.31}, "second": {"first": 0.42, "second": 0.0}}
     matrix = kr.evaluation.TransferMatrix(clean, accuracy, 100)
     kr.evaluation.plot_transfer_matrix(matrix, tmp_path / "a.png", title="FGSM")
-    check_png(tmp_path / "a.png")
+    assert_is_png(tmp_path / "a.png")
     assert {"clean images", "made on first", "made on second", "classified by"} <= set(texts)
     assert {"90.0", "80.0", "5.0", "31.0", "42.0", "0.0", "FGSM"} <= set(texts)

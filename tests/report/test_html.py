@@ -1,4 +1,4 @@
-"""The page of a report: what a browser shows of it, and that it needs nothing else."""
+"""The HTML page of a report has all figures, and needs no other files."""
 
 import base64
 import html.parser
@@ -18,7 +18,7 @@ from keras_robust.report.samples import Samples
 
 pytestmark = pytest.mark.slow_on_jax
 
-EVIL = "<script>document.title = 'evil'</script> & \"$x^$\" 'quotes'"
+MALICIOUS = "<script>document.title = 'evil'</script> & \"$x^$\" 'quotes'"
 CHECKS = [
     CheckResult("more steps", True, "With 10 and 20 steps it is 31% & 30%.", {"20 steps": 0.3}),
     CheckResult("large epsilon", None, "The attack has no epsilon."),
@@ -36,17 +36,17 @@ def attacked_row(name, num_correct, radii, size):
 
 @pytest.fixture
 def report():
-    """A report with every section."""
+    """Returns a report with all sections."""
     images = np.random.default_rng(0).random((8, 8, 8, 1)).astype("float32")
     samples = Samples(images, np.clip(images + 0.1, 0, 1), np.arange(8), np.arange(8) + 1)
     report = Report(num_examples=100, batch_size=32, seed=3, worst_case_only=False)
     report.add(Row("clean", np.arange(100) < 90))
-    report.add(attacked_row(EVIL, 40, {"linf": 8 / 255}, 8 / 255), samples)
+    report.add(attacked_row(MALICIOUS, 40, {"linf": 8 / 255}, 8 / 255), samples)
     report.add(attacked_row("DeepFool", 0, {}, 0.5), samples)
     report.add(Row("worst case", np.arange(100) < 40, radii={"linf": 8 / 255}))
     report.checks = list(CHECKS)
     report.curves = {
-        "epsilon": {EVIL: {0.0: 0.9, 0.1: 0.2}, "FGSM": {0.0: 0.9, 0.2: 0.1}},
+        "epsilon": {MALICIOUS: {0.0: 0.9, 0.1: 0.2}, "FGSM": {0.0: 0.9, 0.2: 0.1}},
         "steps": {"PGD": {1: 0.5, 20: 0.25}},
     }
     points = np.random.default_rng(0).random((20, 2))
@@ -54,13 +54,13 @@ def report():
     report.geometry = FeatureGeometry(
         points, points + 1, classes, classes, (classes + 1) % 3, "pca", np.array([0.5, 0.2])
     )
-    report.labels, report.class_names = np.arange(100) // 50, ["b & c", EVIL, *"2345678"]
+    report.labels, report.class_names = np.arange(100) // 50, ["b & c", MALICIOUS, *"2345678"]
     report.notes = {"command": "keras-robust evaluate 'a & b.keras'"}
     return report
 
 
 class Tables(html.parser.HTMLParser):
-    """The cells of the tables in a page, by id."""
+    """Parses the cells of the tables in a page, by id."""
 
     def __init__(self, page):
         super().__init__()
@@ -103,7 +103,7 @@ def assert_tables_are_right(page):
         "facts",
     ]
     names = [row[0] for row in tables["accuracy"][1:]]
-    assert names == ["clean", EVIL, "DeepFool", "worst case"]
+    assert names == ["clean", MALICIOUS, "DeepFool", "worst case"]
     cells = [dict(zip(tables["accuracy"][0], row, strict=True)) for row in tables["accuracy"]]
     assert [row["accuracy"] for row in cells[1:]] == ["90.0%", "40.0%", "0.0%", "40.0%"]
     assert [row["radius"] for row in cells[1:]] == [
@@ -112,21 +112,21 @@ def assert_tables_are_right(page):
         "no limit",
         "L-inf 0.03137",
     ]
-    # Of 90 attacked examples, those from 40 on (from 0 on) are fooled; norms grow with the index.
+    # 90 examples are attacked, and those from 40 (from 0) are fooled. Norms grow with the index.
     size = np.linspace(0, 8 / 255, 100)
     assert cells[2]["fooled"] == "50 of 90"
     assert cells[2]["L-inf, median (largest)"] == f"{size[64:66].mean():.3g} ({size[89]:.3g})"
     assert cells[3]["fooled"] == "90 of 90"
     assert cells[3]["L2, median (largest)"] == f"{5 * 44.5 / 99:.3g} ({5 * 89 / 99:.3g})"
     assert cells[2]["gradients + evaluations"] == "20.0 + 2.5"
-    # The Wilson interval of 0 in n ends at z^2 / (n + z^2).
+    # The Wilson interval of 0 out of n ends at z^2 / (n + z^2).
     assert cells[3]["95% interval"] == "0.0% to 3.7%"
 
-    # Of 50 examples each: 50 and 40 are classified correctly, 40 and 0 are in the worst case.
+    # Each class has 50 examples. 50 and 40 are correct, and 40 and 0 in the worst case.
     assert tables["accuracy-by-class"][:4] == [
         ["class", "examples", "clean", "worst case", "95% interval", ""],
         ["b & c", "50", "100.0%", "80.0%", "67.0% to 88.8%", ""],
-        [EVIL, "50", "80.0%", "0.0%", "0.0% to 7.1%", ""],
+        [MALICIOUS, "50", "80.0%", "0.0%", "0.0% to 7.1%", ""],
         ["2", "0", "no examples", "", "", ""],
     ]
     assert len(tables["accuracy-by-class"]) == 10
@@ -140,7 +140,7 @@ def assert_tables_are_right(page):
         ["large epsilon", "not run", "The attack has no epsilon.", ""],
     ]
     assert tables["accuracy-over-epsilon"] == [
-        ["epsilon", EVIL, "FGSM"],
+        ["epsilon", MALICIOUS, "FGSM"],
         ["0", "90.0%", "90.0%"],
         ["0.1", "20.0%", ""],
         ["0.2", "", "10.0%"],
@@ -152,12 +152,12 @@ def assert_tables_are_right(page):
 
 
 def text_of(page):
-    """The page's text without its style."""
+    """Returns the page's text without its style."""
     body = page[page.index("<body>") :]
     return " ".join(re.sub("<[^>]*>", " ", body).split())
 
 
-def test_the_page_needs_nothing_else(report, tmp_path):
+def test_the_page_needs_no_other_files(report, tmp_path):
     report.save(tmp_path / "a")
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert_tables_are_right(page)
@@ -175,7 +175,7 @@ def test_the_page_needs_nothing_else(report, tmp_path):
     assert json.loads((tmp_path / "a" / "report.json").read_text()) == report.to_dict()
 
 
-def test_a_failed_check_comes_before_everything_else(report, tmp_path, capsys):
+def test_a_failed_check_comes_first(report, tmp_path, capsys):
     report.save(tmp_path)
     text = text_of((tmp_path / "report.html").read_text())
     assert text.startswith("Robustness report 1 of 3 CHECKS FAILED")
@@ -222,9 +222,9 @@ def test_figures_that_are_not_finite_are_valid_json(report, tmp_path):
     assert report.failed_checks == report.checks
 
 
-def test_what_is_said_of_attacks_without_a_radius(report):
+def test_the_statement_on_attacks_without_a_radius(report):
     assert "within L-inf 0.03137: 40.0%" in report.statement
-    assert "left out of it: DeepFool." in report.statement
+    assert "Attacks without a radius are left out: DeepFool." in report.statement
     report.rows = [report.row(name) for name in ("clean", "DeepFool")]
     assert "not finished" in report.statement
     report.add(Row("worst case", np.zeros(100, bool)))
@@ -246,7 +246,7 @@ PROBE = """<script>addEventListener('load', () => {
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [500, 1200])
-def test_a_browser_shows_it(report, tmp_path, width):
+def test_a_browser_shows_the_page(report, tmp_path, width):
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
@@ -267,5 +267,5 @@ def test_a_browser_shows_it(report, tmp_path, width):
     assert seen["width"][0] <= seen["width"][1]
     assert seen["images"] == [True] * 5
     bottom, color, background, border = seen["verdict"]
-    assert bottom < 1000  # seen without scrolling
+    assert bottom < 1000  # Visible without scrolling.
     assert (color, background, border) == ("rgb(26, 26, 26)", "rgb(253, 234, 234)", "5px")

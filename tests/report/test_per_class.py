@@ -1,4 +1,4 @@
-"""Accuracy per class: what it is, how it is said and shown, and that it is saved and read again."""
+"""Accuracy per class is exact, printed, shown in the page, saved and loaded."""
 
 import functools
 import json
@@ -17,23 +17,23 @@ pytestmark = pytest.mark.slow_on_jax
 
 evaluate = functools.partial(kr.evaluate, checks=False, verbose=0)
 
-# From 0.31 on, so that fewer examples are of class 0, and these are closer to the threshold.
+# From 0.31, so that class 0 has fewer examples, which are closer to the threshold.
 X = np.linspace(0.31, 1, 50, dtype="float32").reshape(50, 1, 1, 1)
 DISTANCES = abs(X[:, 0, 0, 0] - 0.5)
 Y = (X[:, 0, 0, 0] > 0.5).astype("int32")
-Y[[3, 30, 49]] = 2  # Which the model never answers.
+Y[[3, 30, 49]] = 2  # A class that the model never predicts.
 
 
 def threshold(x):
-    """Answers 1 where the only pixel is above 0.5, and 0 elsewhere; there are four classes."""
+    """Predicts class 1 if the only pixel is greater than 0.5, else 0, of four classes."""
     z = 10 * (x[:, 0, 0, 0] - 0.5)
     never = ops.full_like(z, -100)
     return ops.stack([-z, z, never, never], axis=1)
 
 
 ATTACKS = {"small": kr.attacks.FGSM(0.05), "large": kr.attacks.PGD(0.15, num_steps=2)}
-# How many examples of each class stand: those that are farther from the threshold than the radius.
-STANDING = {
+# The number of robust examples of each class: their distance is larger than the radius.
+ROBUST = {
     name: [int((DISTANCES[c == Y] > epsilon).sum()) for c in (0, 1)] + [0, 0]
     for name, epsilon in [("clean", 0), ("small", 0.05), ("large", 0.15), ("worst case", 0.15)]
 }
@@ -45,14 +45,14 @@ SIZES = [int((c == Y).sum()) for c in range(4)]
 def test_accuracies_are_exact(worst_case_only, one_hot):
     labels = np.eye(4)[Y] if one_hot else Y
     report = evaluate(threshold, X, labels, ATTACKS, worst_case_only=worst_case_only, batch_size=7)
-    assert 0 < STANDING["large"][0] < STANDING["small"][0] < SIZES[0]
+    assert 0 < ROBUST["large"][0] < ROBUST["small"][0] < SIZES[0]
     assert SIZES[3] == 0
     assert [one.num_examples for one in report.per_class] == SIZES
     for c, one in enumerate(report.per_class):
         assert (one.index, one.name) == (c, str(c))
         assert list(one.accuracy) == ["clean", "small", "large", "worst case"]
-        for name, standing in STANDING.items():
-            expected = standing[c] / SIZES[c] if SIZES[c] else None
+        for name, robust in ROBUST.items():
+            expected = robust[c] / SIZES[c] if SIZES[c] else None
             assert one.accuracy[name] == expected
             if SIZES[c]:
                 assert one.accuracy[name] == report.row(name).correct[c == Y].mean()
@@ -64,12 +64,12 @@ def test_accuracies_are_exact(worst_case_only, one_hot):
         "index": 3,
         "name": "3",
         "num_examples": 0,
-        "accuracy": dict.fromkeys(STANDING),
+        "accuracy": dict.fromkeys(ROBUST),
     }
 
 
-def by_hand(correct, labels, names):
-    """A report of these flags."""
+def make_report(correct, labels, names):
+    """Returns a report of the flags `correct`."""
     labels = np.array(labels)
     report = Report(
         len(labels), batch_size=8, seed=0, worst_case_only=False, labels=labels, class_names=names
@@ -80,36 +80,38 @@ def by_hand(correct, labels, names):
 
 
 def test_the_worst_class_is_named(capsys):
-    report = by_hand([1, 0, 1, 1, 0, 0, 0, 1], [0, 0, 0, 2, 2, 2, 2, 2], ["cat", "dog", "<elk>"])
+    report = make_report(
+        [1, 0, 1, 1, 0, 0, 0, 1], [0, 0, 0, 2, 2, 2, 2, 2], ["cat", "dog", "<elk>"]
+    )
     assert report.worst_class.name == "<elk>"
     low, high = wilson_interval(2, 5)
     sentence = (
-        f"Worst class: <elk>, with 40.0% (95% interval {low:.1%} to {high:.1%}) of 5 examples in "
-        "the worst case. Classes without examples: 1."
+        "Worst class: <elk>, with 40.0% worst-case accuracy "
+        f"(95% interval {low:.1%} to {high:.1%}) on 5 examples. Classes without examples: 1."
     )
     assert report.class_statement == sentence
-    said = report.summary().splitlines()
-    assert said[said.index(report.statement) + 1] == sentence
-    assert not any(line.startswith("class ") for line in said)
+    summary = report.summary().splitlines()
+    assert summary[summary.index(report.statement) + 1] == sentence
+    assert not any(line.startswith("class ") for line in summary)
     shown = report.summary(per_class=True).splitlines()
     table = shown[4:8]
-    assert shown[:4] + shown[9:] == said
+    assert shown[:4] + shown[9:] == summary
     assert table[0].split() == ["class", "examples", "clean", "worst", "case", "95%", "interval"]
     assert table[1].split()[:4] == ["cat", "3", "100.0%", "66.7%"]
     assert table[2].split() == ["dog", "0", "no", "examples"]
     assert table[3].split() == ["<elk>", "5", "100.0%", "40.0%", f"{low:.1%}", "to", f"{high:.1%}"]
-    assert capsys.readouterr().out == "\n".join([*said, *shown, ""])
+    assert capsys.readouterr().out == "\n".join([*summary, *shown, ""])
 
 
 def test_several_classes_are_worst():
-    report = by_hand([1, 0, 0, 1, 1], [0, 1, 2, 3, 3], list("abcd"))
+    report = make_report([1, 0, 0, 1, 1], [0, 1, 2, 3, 3], list("abcd"))
     assert report.worst_class.name == "b"
     assert "Equally low: 1 more." in report.class_statement
     assert "without examples" not in report.class_statement
 
 
-def test_before_the_worst_case_is_known_no_class_is_worst(tmp_path, capsys):
-    report = by_hand([1, 0, 0, 1, 1], [0, 1, 2, 3, 3], list("abcd"))
+def test_there_is_no_worst_class_before_the_worst_case_is_known(tmp_path, capsys):
+    report = make_report([1, 0, 0, 1, 1], [0, 1, 2, 3, 3], list("abcd"))
     report.rows.pop()
     report.save(tmp_path)
     for found in (report, Report.load(tmp_path)):
@@ -123,12 +125,12 @@ def test_before_the_worst_case_is_known_no_class_is_worst(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A report, and the folder that it was saved in."""
+    """Returns a report and the folder in which it is saved."""
     folder = tmp_path_factory.mktemp("report")
     return evaluate(threshold, X, Y, ATTACKS, output=folder, class_names=list("abcd")), folder
 
 
-def test_it_is_saved_and_read_again(saved, tmp_path):
+def test_accuracies_are_saved_and_loaded(saved, tmp_path):
     report, folder = saved
     assert [one.name for one in report.per_class] == list("abcd")
     loaded = Report.load(folder)
@@ -139,7 +141,7 @@ def test_it_is_saved_and_read_again(saved, tmp_path):
     assert Report.load(tmp_path).to_dict() == report.to_dict()
 
 
-def test_it_is_read_from_the_figures_alone(saved, tmp_path):
+def test_accuracies_are_loaded_without_arrays(saved, tmp_path):
     report, folder = saved
     shutil.copy(folder / "report.json", tmp_path)
     loaded = Report.load(tmp_path)
@@ -151,13 +153,13 @@ def test_it_is_read_from_the_figures_alone(saved, tmp_path):
 
 
 def by_class_in(folder):
-    """That section of the page."""
+    """Returns the section on accuracy by class of the page."""
     page = (folder / "report.html").read_text()
     return re.search(r"<h2>Accuracy by class</h2>.*?</section>", page, re.DOTALL)[0]
 
 
 @pytest.mark.parametrize("with_arrays", [False, True])
-def test_a_report_of_before_there_were_classes_is_loaded(saved, tmp_path, with_arrays):
+def test_a_report_without_classes_can_be_loaded(saved, tmp_path, with_arrays):
     report, folder = saved
     old = json.loads((folder / "report.json").read_text())
     for name in ("per_class", "worst_class", "class_statement"):
@@ -176,7 +178,7 @@ def test_a_report_of_before_there_were_classes_is_loaded(saved, tmp_path, with_a
     assert "Accuracy by class" not in (tmp_path / "report.html").read_text()
 
 
-def test_labels_that_give_other_figures_are_refused(saved, tmp_path):
+def test_labels_that_do_not_match_the_report_are_an_error(saved, tmp_path):
     _, folder = saved
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     with np.load(tmp_path / "report.npz") as file:
@@ -187,7 +189,7 @@ def test_labels_that_give_other_figures_are_refused(saved, tmp_path):
 
 
 @pytest.mark.parametrize("names", ["abcd", ["a", "b", "c"], list("abcde"), [0, 1, 2, 3], 4])
-def test_names_that_are_not_one_for_each_class_are_refused(names):
+def test_bad_class_names(names):
     class Never(kr.attacks.FGSM):
         def run_checked(self, *args, **kwargs):
             raise AssertionError

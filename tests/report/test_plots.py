@@ -1,10 +1,10 @@
-"""Pictures of curves: every curve is in them."""
+"""Plots show all of their curves."""
 
 import keras_robust as kr
 from keras_robust.report import feature_plots, plots
 
 
-def test_every_curve_is_drawn_however_many_there_are(monkeypatch, tmp_path):
+def test_all_of_many_curves_are_drawn(monkeypatch, tmp_path):
     figures = []
     for module in (plots, feature_plots):
         make = module._figure

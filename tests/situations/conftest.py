@@ -1,4 +1,4 @@
-"""What the situations share."""
+"""Shared fixtures of the situations."""
 
 import keras
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def classifier(embedded_data):
-    """A linear classifier of images of 0 to 1, right on about three quarters; do not change it."""
+    """Returns a linear classifier of images in [0, 1] with 75% accuracy. Do not change it."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]

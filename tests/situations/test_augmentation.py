@@ -1,4 +1,4 @@
-"""Augmentation inside of the model: attack and training step see the same images."""
+"""Augmentation layers in the model: attack and training step use the same augmentation."""
 
 import itertools
 
@@ -17,15 +17,15 @@ X, Y = rng.random((4, 1, 8, 1), "float32"), np.array([0, 1, 2, 0])
 
 
 def make(*layers, kernel=KERNEL):
-    """A linear classifier behind the layers."""
+    """Returns a linear classifier after `layers`."""
     head = keras.layers.Dense(3, use_bias=False)
     model = keras.Sequential([keras.Input((1, 8, 1)), *layers, keras.layers.Flatten(), head])
     head.kernel.assign(kernel)
     return model
 
 
-def values_of_a_step(loss, model, seed=0):
-    """The step's loss; the weights stay as they are."""
+def loss_of_a_step(loss, model, seed=0):
+    """Returns the loss of a step with a learning rate of 0."""
     robust = kr.RobustModel(model, seed=seed)
     robust.compile(keras.optimizers.SGD(0.0), loss, metrics=["accuracy"])
     return robust.fit(X, Y, shuffle=False, verbose=0).history["loss"][0]
@@ -37,7 +37,7 @@ def log_p(x):
 
 
 def attacked_loss(x):
-    """The cross-entropy on FGSM's images, each by itself."""
+    """Computes the cross-entropy of each image attacked by FGSM."""
     p = np.exp(log_p(x))
     gradient = ((p - np.eye(3)[Y]) @ KERNEL.T).reshape(x.shape)
     moved = np.clip(x + EPSILON * np.sign(gradient), 0, 1)
@@ -54,14 +54,14 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
-def test_the_attack_climbs_the_image_that_the_step_sees(block):
+def test_the_attack_uses_the_augmentation_of_the_step(block):
     upright, flipped = attacked_loss(X), attacked_loss(X[:, :, ::-1])
-    # Each image is flipped or not: the mean is one of 16 numbers.
+    # Each of 4 images is flipped or not, so the mean is one of 16 numbers.
     flips = np.array(list(itertools.product([False, True], repeat=4)))
     possible = np.where(flips, flipped, upright).mean(axis=1)
     attack = kr.attacks.FGSM(EPSILON)
     found = [
-        values_of_a_step(kr.losses.AdversarialTraining(attack), make(*block()), seed=seed)
+        loss_of_a_step(kr.losses.AdversarialTraining(attack), make(*block()), seed=seed)
         for seed in range(3)
     ]
     assert np.abs(np.subtract.outer(found, possible)).min(axis=1).max() < 1e-5
@@ -75,7 +75,7 @@ LAYERS = {
     "erasing": lambda: keras.layers.RandomErasing(1.0, value_range=(0, 1)),
     "pipeline": lambda: keras.layers.Pipeline([keras.layers.RandomFlip("horizontal")]),
 }
-# What remains of each where the perturbation is as good as 0.
+# Losses with a perturbation of nearly 0.
 LOSSES = {
     "TRADES": lambda beta: kr.losses.TRADES(
         kr.attacks.PGD(1e-6, num_steps=1), beta=beta, start_stddev=1e-6
@@ -87,24 +87,24 @@ LOSSES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_both_images_of_a_pair_are_augmented_alike(layer, loss):
-    plain = values_of_a_step(loss(0.0), make(layer()))
-    weighted = values_of_a_step(loss(1000.0), make(layer()))
+def test_both_images_of_a_pair_have_the_same_augmentation(layer, loss):
+    plain = loss_of_a_step(loss(0.0), make(layer()))
+    weighted = loss_of_a_step(loss(1000.0), make(layer()))
     assert weighted == pytest.approx(plain, abs=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_both_halves_of_a_batch_of_pairs_are_augmented_alike(layer):
+def test_both_halves_of_a_batch_of_pairs_have_the_same_augmentation(layer):
     attack = kr.attacks.FGSM(1e-6)
     model = make(layer(), keras.layers.Flatten(), keras.layers.Dense(8))
-    disparity = values_of_a_step(kr.losses.LatentDisparity(attack, weight=1.0), model)
+    disparity = loss_of_a_step(kr.losses.LatentDisparity(attack, weight=1.0), model)
     assert disparity < 1e-4
 
 
 @pytest.mark.slow
-def test_deep_defense_measures_the_image_that_the_step_sees():
-    def of_each(images):
+def test_deep_defense_uses_the_augmentation_of_the_step():
+    def losses_of_examples(images):
         robust = kr.RobustModel(make())
         robust.compile(keras.optimizers.SGD(0.0), kr.losses.DeepDefense())
         return [
@@ -114,7 +114,9 @@ def test_deep_defense_measures_the_image_that_the_step_sees():
         ]  # fmt: skip
 
     flips = np.array(list(itertools.product([False, True], repeat=4)))
-    possible = np.where(flips, of_each(X[:, :, ::-1]), of_each(X)).mean(axis=1)
+    possible = np.where(flips, losses_of_examples(X[:, :, ::-1]), losses_of_examples(X)).mean(
+        axis=1
+    )
     layer = keras.layers.RandomFlip("horizontal", seed=1)
-    found = values_of_a_step(kr.losses.DeepDefense(), make(layer))
+    found = loss_of_a_step(kr.losses.DeepDefense(), make(layer))
     assert np.abs(possible - found).min() < 1e-4 * found

@@ -1,4 +1,4 @@
-"""Promised: no check fails for a difference that is below rounding, whatever the logits' scale."""
+"""No check fails because of rounding errors, at any scale of the logits."""
 
 import keras
 import numpy as np
@@ -8,17 +8,17 @@ from keras import layers, ops
 import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
 
-# All checks on one model take some 10 seconds, on JAX a minute: those that add little are slow.
+# All checks of one model take about 10 seconds, or a minute on JAX, so most tests are slow.
 pytestmark = pytest.mark.slow_on_jax
-# The margin's direction is the same whatever the logits are multiplied with; the cross-entropy of
-# logits of 1e-12 is as good as linear in them, and climbs the mean of all other classes.
+# The direction of the margin does not depend on the scale of the logits. The cross-entropy of tiny
+# logits is nearly linear, and maximizes the mean of all other classes instead.
 ATTACK = kr.attacks.PGD(0.1, num_steps=5, loss="margin")
 DIFFERENCES = "the gradient agrees with finite differences"
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small classifier, and images of the same size."""
+    """Returns a small trained classifier and its images."""
     x, y = as_arrays(kr.datasets.load("fashion_mnist_subset", "train").take(2000))
     x = x[:, 2:26:3, 2:26:3]
     keras.utils.set_random_seed(0)
@@ -31,8 +31,8 @@ def trained():
     return model, x[:200]
 
 
-def behind(model, first=None, scale=1.0, offset=0.0):
-    """The model behind another layer, and before a scale and an offset of all logits."""
+def rescaled(model, first=None, scale=1.0, offset=0.0):
+    """Returns the model with a layer in front, and scaled and shifted logits."""
     stack = [] if first is None else [layers.Lambda(first)]
     return keras.Sequential(
         [keras.Input(model.input_shape[1:]), *stack, model, layers.Rescaling(scale, offset)]
@@ -40,7 +40,7 @@ def behind(model, first=None, scale=1.0, offset=0.0):
 
 
 def checked(model, x, **arguments):
-    """The results, on what the model itself says."""
+    """Checks the model with its own predictions as labels. Returns the results by name."""
     y = model.predict(x, verbose=0).argmax(axis=1)
     arguments = {"attack": ATTACK, "num_examples": 40, "verbose": 0, **arguments}
     return {result.name: result for result in kr.evaluation.check(model, x, y, **arguments)}
@@ -61,7 +61,7 @@ def straight_through(x):
 )
 def test_a_sound_model_passes_at_every_scale(trained, scale):
     model, x = trained
-    results = checked(behind(model, scale=scale), x)
+    results = checked(rescaled(model, scale=scale), x)
     assert failures(results) == set()
     assert results[DIFFERENCES].passed
     assert results[DIFFERENCES].figures["median_relative_error"] < 0.02
@@ -69,13 +69,13 @@ def test_a_sound_model_passes_at_every_scale(trained, scale):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1e-12])
-def test_a_gradient_that_misleads_is_found_at_every_scale(trained, scale):
+def test_a_wrong_gradient_is_found_at_every_scale(trained, scale):
     model, x = trained
-    results = checked(behind(model, straight_through, scale), x)
+    results = checked(rescaled(model, straight_through, scale), x)
     assert DIFFERENCES in failures(results)
 
 
-# Scores that differ by a millionth, or by nothing at all, and scores that are all 0.
+# Scores that differ by a millionth, scores that are equal after rounding, and scores of 0.
 LOST = {"near": (1e-7, 1.0), "lost": (1e-12, 1.0), "zero": (0.0, 0.0)}
 
 
@@ -87,9 +87,9 @@ LOST = {"near": (1e-7, 1.0), "lost": (1e-12, 1.0), "zero": (0.0, 0.0)}
         for n, v in LOST.items()
     ],
 )
-def test_classes_that_rounding_decides_say_nothing(trained, scale, offset):
+def test_checks_are_inconclusive_if_rounding_decides_the_class(trained, scale, offset):
     model, x = trained
-    results = checked(behind(model, scale=scale, offset=offset), x)
+    results = checked(rescaled(model, scale=scale, offset=offset), x)
     assert not any(result.passed for result in results.values())
     assert failures(results) == set()
     assert (
@@ -99,25 +99,25 @@ def test_classes_that_rounding_decides_say_nothing(trained, scale, offset):
 
 
 @pytest.mark.slow
-def test_probabilities_that_round_to_a_tie(trained):
+def test_no_check_fails_for_probabilities_that_tie_after_rounding(trained):
     model, x = trained
-    softmax = keras.Sequential([*behind(model, scale=1e-12).layers, layers.Softmax()])
+    softmax = keras.Sequential([*rescaled(model, scale=1e-12).layers, layers.Softmax()])
     results = checked(softmax, x, attack=ATTACK.replace(from_logits=False))
     assert failures(results) == set()
 
 
 @pytest.mark.slow
-def test_a_large_offset_leaves_the_class_and_takes_the_slope(trained):
-    # Steps of 0.06, and logits that are 10 apart.
+def test_a_large_offset_makes_finite_differences_inconclusive(trained):
+    # Rounding to multiples of 0.06, and logits that differ by 10.
     model, x = trained
-    results = checked(behind(model, offset=1e6), x)
+    results = checked(rescaled(model, offset=1e6), x)
     assert failures(results) == set()
     assert results[DIFFERENCES].passed is None
     assert "by more than rounding" in results[DIFFERENCES].sentence
 
 
 @pytest.mark.slow
-def test_an_untrained_mobilenet():
+def test_an_untrained_mobilenet_passes():
     keras.utils.set_random_seed(0)
     model = keras.applications.MobileNetV2(
         weights=None, classifier_activation=None, input_shape=(32, 32, 3), classes=10

@@ -1,4 +1,4 @@
-"""Promised: what a callback logs is never overwritten by another, without a word."""
+"""Callbacks never silently overwrite each other's logs."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def weak(data, **arguments):
     return kr.callbacks.RobustAccuracy(kr.attacks.FGSM(0.0), *data, **arguments)
 
 
-def test_two_of_one_name_are_refused_before_training(model, small_data):
+def test_two_callbacks_with_one_name_are_an_error_before_training(model, small_data):
     before = model.get_weights()
     with pytest.raises(ValueError, match="Pass another `name` to this `RobustAccuracy`"):
         model.fit(*small_data, callbacks=[weak(small_data), strong(small_data)], verbose=0)
@@ -33,7 +33,7 @@ def test_two_of_one_name_are_refused_before_training(model, small_data):
         np.testing.assert_array_equal(old, new)
 
 
-def test_two_of_different_names_log_what_each_finds(model, small_data):
+def test_two_callbacks_with_different_names(model, small_data):
     callbacks = [weak(small_data), strong(small_data, name="val_strong")]
     history = model.fit(*small_data, epochs=2, callbacks=callbacks, verbose=0).history
     assert list(history) == ["accuracy", "loss", "val_robust_accuracy", "val_strong"]
@@ -42,7 +42,7 @@ def test_two_of_different_names_log_what_each_finds(model, small_data):
     assert history["val_strong"][-1] < clean
 
 
-def test_a_name_that_a_metric_has_is_refused(model, small_data):
+def test_a_name_of_a_metric_is_an_error(model, small_data):
     with pytest.raises(ValueError, match="logged as 'val_accuracy'"):
         model.fit(
             *small_data,
@@ -52,7 +52,7 @@ def test_a_name_that_a_metric_has_is_refused(model, small_data):
         )
 
 
-def test_one_callback_serves_several_trainings(model, small_data):
+def test_a_callback_can_be_used_in_several_trainings(model, small_data):
     callback = strong(small_data)
     stopped = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""Promised: the command shows a model the images that it takes, and says plainly what is wrong."""
+"""The command passes images in the model's range and shape, and reports errors clearly."""
 
 import json
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow_on_jax
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DATA = ["--dataset", "fashion_mnist_subset"]
 FGSM = ["--attack", "fgsm", "--epsilon", "0.05"]
-# As the installed script does.
+# Like the installed script.
 SCRIPT = [sys.executable, "-c", "import sys, keras_robust_command as c; sys.exit(c.main())"]
 
 
@@ -31,7 +31,7 @@ def path(classifier, tmp_path_factory):
 
 
 def for_range(classifier, low, high, folder):
-    """The path of a model that takes images of another range, and answers the same."""
+    """Saves a model with the same predictions for images in another range. Returns its path."""
     scale = keras.layers.Rescaling(1 / (high - low), offset=-low / (high - low))
     model = keras.Sequential([keras.Input((28, 28, 1)), scale, classifier])
     model.save(folder / "other.keras")
@@ -42,7 +42,7 @@ def rows_in(folder):
     return json.loads((folder / "report.json").read_text())["rows"]
 
 
-def refusal(argv, capsys):
+def error_of(argv, capsys):
     assert main(argv) == 2
     return capsys.readouterr().err
 
@@ -59,7 +59,7 @@ def test_images_are_scaled_to_the_bounds(low, high, classifier, embedded_data, t
     attack = kr.attacks.FGSM(0.05 * (high - low), bounds=(low, high))
     there = kr.evaluate(model, low + (high - low) * x, y, attack, checks=False, verbose=0)
     assert rows_in(tmp_path) == there.to_dict()["rows"]
-    # And they are those of the model on images of 0 to 1.
+    # They agree with the classifier on images from 0 to 1.
     here = kr.evaluate(classifier, x, y, kr.attacks.FGSM(0.05), checks=False, verbose=0)
     assert abs(there.accuracy("clean") - here.accuracy("clean")) <= 0.01
     assert abs(there.accuracy("worst case") - here.accuracy("worst case")) <= 0.02
@@ -67,7 +67,7 @@ def test_images_are_scaled_to_the_bounds(low, high, classifier, embedded_data, t
     assert f"scaled to {low} to {high}" in (tmp_path / "report.html").read_text()
 
 
-def test_stored_images_come_back_as_they_were(embedded_data, tmp_path):
+def test_stored_integer_images_are_restored_exactly(embedded_data, tmp_path):
     from keras_robust.cli.data import load_data
     from keras_robust.cli.options import parser
 
@@ -78,7 +78,7 @@ def test_stored_images_come_back_as_they_were(embedded_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_in_a_wrong_range_are_a_failed_check(classifier, tmp_path, capsys):
+def test_images_in_a_wrong_range_fail_a_check(classifier, tmp_path, capsys):
     path = for_range(classifier, 0, 255, tmp_path)
     argv = ["evaluate", path, *DATA, "--num-examples", "400", "--attack", "deepfool"]
     assert main([*argv, "--output", str(tmp_path)]) == 3
@@ -98,16 +98,16 @@ def test_images_in_a_wrong_range_are_a_failed_check(classifier, tmp_path, capsys
         (["--bounds", "0", "255", "--epsilon", "8"], None),
     ],
 )
-def test_an_epsilon_in_other_units_than_the_images_is_remarked_on(options, remark, path, capsys):
+def test_an_epsilon_in_other_units_than_the_images_causes_a_warning(options, remark, path, capsys):
     argv = ["evaluate", path, *DATA, "--num-examples", "8", "--attack", "fgsm", "--no-checks"]
     assert main([*argv, *options]) == 0
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     if remark is None:
-        assert said == ""
+        assert printed == ""
     else:
-        assert said.startswith("keras-robust: warning: ")
-        assert remark in said
-        assert said.count("\n") == 1
+        assert printed.startswith("keras-robust: warning: ")
+        assert remark in printed
+        assert printed.count("\n") == 1
 
 
 def archive_without(name, source, target):
@@ -123,8 +123,8 @@ def archive_with(name, content, source, target):
         archive.writestr(name, content)
 
 
-def flip(source, target):
-    """The file with one byte of its weights changed."""
+def flip_a_byte(source, target):
+    """Copies the file with one byte of its weights changed."""
     data = bytearray(pathlib.Path(source).read_bytes())
     with zipfile.ZipFile(source) as archive:
         start = archive.getinfo("model.weights.h5").header_offset
@@ -133,16 +133,16 @@ def flip(source, target):
 
 
 DAMAGES = {
-    "it is cut short": lambda source, target: target.write_bytes(
+    "it is incomplete": lambda source, target: target.write_bytes(
         pathlib.Path(source).read_bytes()[:-100]
     ),
     "it is empty": lambda source, target: target.write_bytes(b""),
     "it is a folder": lambda source, target: target.mkdir(),
-    "it is no zip archive": lambda source, target: target.write_text("<html>404</html>"),
+    "it is not a zip archive": lambda source, target: target.write_text("<html>404</html>"),
     "it is an HDF5 file under another name": lambda source, target: target.write_bytes(
         zipfile.ZipFile(source).read("model.weights.h5")
     ),
-    "it is a pointer of Git LFS": lambda source, target: target.write_text(
+    "it is a Git LFS pointer": lambda source, target: target.write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     ),
     "it holds no config.json": lambda source, target: archive_without(
@@ -151,7 +151,7 @@ DAMAGES = {
     "its config.json is damaged": lambda source, target: archive_with(
         "config.json", "{", source, target
     ),
-    "its model.weights.h5 is damaged": flip,
+    "its model.weights.h5 is damaged": flip_a_byte,
     "model.weights.h5": lambda source, target: archive_without(
         "model.weights.h5", source, target
     ),
@@ -162,29 +162,29 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("message", DAMAGES)
-def test_a_damaged_file_is_told_by_its_damage(message, path, tmp_path, capsys):
+def test_the_error_for_a_damaged_file_names_the_damage(message, path, tmp_path, capsys):
     damaged = tmp_path / "damaged.keras"
     DAMAGES[message](path, damaged)
-    said = refusal(["evaluate", str(damaged), *DATA, *FGSM], capsys)
-    assert said.startswith(f"keras-robust: error: {str(damaged)!r} cannot be loaded: ")
-    assert message in said
-    assert "not found" not in said.lower()
-    assert said.count("\n") == 1
+    printed = error_of(["evaluate", str(damaged), *DATA, *FGSM], capsys)
+    assert printed.startswith(f"keras-robust: error: {str(damaged)!r} cannot be loaded: ")
+    assert message in printed
+    assert "not found" not in printed.lower()
+    assert printed.count("\n") == 1
 
 
-def test_a_model_for_images_of_another_shape_is_told_both_shapes(tmp_path, capsys):
+def test_the_error_for_images_of_another_shape_has_both_shapes(tmp_path, capsys):
     for shape in ((32, 32, 3), (1, 28, 28), (784,)):
         model = keras.Sequential(
             [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(10)]
         )
         model.save(tmp_path / "other.keras")
         argv = ["evaluate", str(tmp_path / "other.keras"), *DATA, *FGSM, "--num-examples", "8"]
-        said = refusal(argv, capsys)
-        assert "(28, 28, 1)" in said
-        assert str(shape) in said
+        printed = error_of(argv, capsys)
+        assert "(28, 28, 1)" in printed
+        assert str(shape) in printed
 
 
-def test_a_model_without_an_axis_of_channels_takes_grey_images(classifier, tmp_path, capsys):
+def test_a_model_without_channels_takes_grey_images(classifier, tmp_path, capsys):
     layers = [keras.Input((28, 28)), keras.layers.Flatten(), classifier.layers[-1]]
     keras.Sequential(layers).save(tmp_path / "flat.keras")
     argv = ["evaluate", str(tmp_path / "flat.keras"), *DATA, *FGSM, "--num-examples", "50"]
@@ -195,7 +195,7 @@ def test_a_model_without_an_axis_of_channels_takes_grey_images(classifier, tmp_p
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="on JAX `kr.datasets.load` refuses them"
 )
-def test_images_of_different_sizes_are_told(path, monkeypatch, capsys):
+def test_images_of_different_sizes_are_an_error(path, monkeypatch, capsys):
     tf = pytest.importorskip("tensorflow")
     images = (np.zeros((n, 28, 1), "float32") for n in (28, 27))
     signature = (tf.TensorSpec((None, 28, 1)), tf.TensorSpec((), "int64"))
@@ -203,22 +203,24 @@ def test_images_of_different_sizes_are_told(path, monkeypatch, capsys):
         lambda: ((image, 0) for image in images), output_signature=signature
     )
     monkeypatch.setattr("keras_robust.cli.data.load", lambda *arguments: data)
-    said = refusal(["evaluate", path, "--dataset", "cats_vs_dogs", *FGSM], capsys)
-    assert "--dataset cats_vs_dogs: A data set passed as `x` must hold images of one size" in said
-    assert "(27, 28, 1), (28, 28, 1)" in said
+    printed = error_of(["evaluate", path, "--dataset", "cats_vs_dogs", *FGSM], capsys)
+    assert (
+        "--dataset cats_vs_dogs: A data set passed as `x` must hold images of one size" in printed
+    )
+    assert "(27, 28, 1), (28, 28, 1)" in printed
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pictures"], "--pictures needs the --output"),
+        (["--pictures"], "--pictures needs an --output"),
         (["--attack", "carliniwagnerl2", "--norm", "linf"], "carliniwagnerl2 takes no --norm"),
         (["--seed", "-1"], "--seed: expected an integer of at least 0, not '-1'"),
         (["--seed", "1.5"], "--seed: expected an integer of at least 0, not '1.5'"),
     ],
 )
-def test_what_an_option_cannot_do_is_refused_before_any_work(options, message, capsys):
-    assert message in refusal(["evaluate", "missing.keras", *DATA, *FGSM, *options], capsys)
+def test_bad_options_are_an_error_before_any_work(options, message, capsys):
+    assert message in error_of(["evaluate", "missing.keras", *DATA, *FGSM, *options], capsys)
 
 
 def test_version(capsys):
@@ -231,8 +233,8 @@ def test_version(capsys):
 
 
 def run(command, **variables):
-    kept = {name: v for name, v in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    env = {**kept, "KERAS_BACKEND": keras.backend.backend(), **variables}
+    environment = {name: v for name, v in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    env = {**environment, "KERAS_BACKEND": keras.backend.backend(), **variables}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
 
 
@@ -241,7 +243,7 @@ def run_script(*argv, **variables):
 
 
 @pytest.mark.slow
-def test_tensorflows_log_is_left_out(path):
+def test_the_log_of_tensorflow_is_hidden(path):
     argv = ["evaluate", path, *DATA, "--num-examples", "8", *FGSM, "--no-checks"]
     quiet = run_script(*argv)
     assert (quiet.returncode, quiet.stderr) == (0, "")
@@ -249,38 +251,38 @@ def test_tensorflows_log_is_left_out(path):
 
 
 @pytest.mark.slow
-def test_tensorflows_log_is_as_the_user_has_set_it():
+def test_the_user_may_enable_the_log_of_tensorflow():
     pytest.importorskip("tensorflow", reason="the log is TensorFlow's")
     refused = run_script("--unknown", TF_CPP_MIN_LOG_LEVEL="0")
     assert refused.returncode == 2
     assert "oneDNN" in refused.stderr
-    # A session of Python's own is left as it is.
+    # Importing the package in Python does not change the log.
     session = run([sys.executable, "-c", "import keras_robust, tensorflow"])
     assert (session.returncode, session.stdout) == (0, "")
     assert "oneDNN" in session.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="TensorFlow keeps nothing compiled")
-def test_jax_keeps_what_it_compiles_for_the_next_call(path, tmp_path):
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="TensorFlow has no compilation cache")
+def test_jax_compilations_are_cached_for_the_next_call(path, tmp_path):
     argv = ["evaluate", path, *DATA, "--num-examples", "8", *FGSM, "--no-checks"]
-    # By default JAX keeps what took a second to compile.
+    # By default, JAX only caches compilations of at least a second.
     settings = {
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
-    def kept():
+    def cached():
         return {file.name for file in tmp_path.glob("cache/keras_robust/jax/*/*-cache")}
 
     first = run_script(*argv, **settings)
     assert first.returncode == 0, first.stderr
-    compiled = kept()
+    compiled = cached()
     assert any(name.startswith("jit_stateless") for name in compiled)
     second = run_script(*argv, **settings)
-    assert kept() == compiled
+    assert cached() == compiled
     assert second.stdout.split("\n\n")[1:] == first.stdout.split("\n\n")[1:] != []
     elsewhere = str(tmp_path / "elsewhere")
     run_script(*argv, **settings, JAX_COMPILATION_CACHE_DIR=elsewhere)
-    assert kept() == compiled
+    assert cached() == compiled
     assert list(pathlib.Path(elsewhere).iterdir())

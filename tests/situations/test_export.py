@@ -1,4 +1,4 @@
-"""An exported model answers as the model does, or says NaN; never something else."""
+"""An exported model has the predictions of the model, or returns NaN."""
 
 import keras
 import numpy as np
@@ -50,41 +50,41 @@ def with_total_variation():
 
 def from_saved_model(model, path):
     model.export(path, verbose=False)
-    loaded = tf.saved_model.load(path)  # It holds the variables.
+    loaded = tf.saved_model.load(path)  # The variables live as long as `loaded`.
     return loaded.serve(tf.constant(NEW)).numpy()
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_a_trained_robust_model(base, tmp_path):
+def test_saved_model_of_a_robust_model(base, tmp_path):
     model = kr.RobustModel(base())
     model.compile("adam", kr.losses.AdversarialTraining(kr.attacks.FGSM(0.1)))
     model.fit(X, Y, verbose=0)
     expected = model.predict(NEW, verbose=0)
     for number, exported in enumerate((model, model.base_model)):
-        answers = from_saved_model(exported, str(tmp_path / str(number)))
-        np.testing.assert_allclose(answers, expected, atol=1e-5)
+        outputs = from_saved_model(exported, str(tmp_path / str(number)))
+        np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
 @pytest.mark.skipif(IS_JAX, reason="TensorFlow cannot read JAX's search for neighbours")
-def test_a_wnll_head(tmp_path):
+def test_saved_model_of_a_wnll_head(tmp_path):
     model = with_head()
-    answers = from_saved_model(model, str(tmp_path / "model"))
-    np.testing.assert_allclose(answers, model.predict(NEW, verbose=0), atol=1e-5)
+    outputs = from_saved_model(model, str(tmp_path / "model"))
+    np.testing.assert_allclose(outputs, model.predict(NEW, verbose=0), atol=1e-5)
 
 
 @pytest.mark.skipif(not IS_JAX, reason="TensorFlow exports the head itself")
-def test_a_wnll_head_says_nan_on_jax(tmp_path):
+def test_saved_model_of_a_wnll_head_returns_nan_on_jax(tmp_path):
     model = with_head()
     assert np.isnan(from_saved_model(model, str(tmp_path / "wnll"))).all()
     model.layers[-1].phase = "linear"
-    answers = from_saved_model(model, str(tmp_path / "linear"))
-    np.testing.assert_allclose(answers, model.predict(NEW, verbose=0), atol=1e-5)
+    outputs = from_saved_model(model, str(tmp_path / "linear"))
+    np.testing.assert_allclose(outputs, model.predict(NEW, verbose=0), atol=1e-5)
 
 
 @pytest.mark.skipif(IS_JAX, reason="Keras exports to TFLite from TensorFlow alone")
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 @pytest.mark.parametrize("make", [with_head, with_total_variation])
-def test_tflite(make, tmp_path):
+def test_tflite_agrees_with_the_model(make, tmp_path):
     model = make()
     path = str(tmp_path / "model.tflite")
     model.export(path, format="litert", verbose=False)
@@ -95,5 +95,5 @@ def test_tflite(make, tmp_path):
         interpreter.allocate_tensors()
         interpreter.set_tensor(image["index"], NEW[:count])
         interpreter.invoke()
-        answers = interpreter.get_tensor(scores["index"])
-        np.testing.assert_allclose(answers, model.predict(NEW[:count], verbose=0), atol=1e-4)
+        outputs = interpreter.get_tensor(scores["index"])
+        np.testing.assert_allclose(outputs, model.predict(NEW[:count], verbose=0), atol=1e-4)

@@ -1,4 +1,4 @@
-"""Promised: what counts as fooled is fooled in `model.predict`, in batches of every size."""
+"""Examples that count as fooled are misclassified by `model.predict` at every batch size."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ import keras_robust as kr
 from keras_robust.model.arrays import as_arrays
 
 NUM_IMAGES = 200
-# Those that end at the boundary, and those that do not; a few steps show which side they end on.
+# Attacks whose images are at the boundary, and others. Few steps suffice for this test.
 ATTACKS = {
     "FAB": kr.attacks.FAB(num_steps=8, num_targets=2),
     "FAB-l2": kr.attacks.FAB(norm="l2", num_steps=8, num_targets=2, num_restarts=2),
@@ -28,12 +28,12 @@ ATTACKS = {
     "GaussianNoise": kr.attacks.GaussianNoise(0.2),
     "Ensemble": kr.attacks.Ensemble([kr.attacks.FGSM(0.02), kr.attacks.FAB(num_steps=5)]),
 }
-# XLA compiles the others for long.
+# XLA takes long to compile the others.
 QUICK_ON_JAX = ("FAB", "Square", "PGD")
 
 
 def classifier(dtype=None, end=None):
-    """Two layers, whose long sums are added up in another order in a batch of one."""
+    """Returns two layers with long sums, whose order differs in a batch of one."""
     stack = [keras.Input((28, 28, 1)), layers.Flatten(dtype=dtype)]
     stack += [layers.Dense(64, "relu", dtype=dtype), layers.Dense(10, dtype=dtype)]
     return keras.Sequential(stack + ([] if end is None else [end]))
@@ -55,12 +55,12 @@ def weights():
     return model.get_weights()
 
 
-def still_right(model, x, y):
-    """How many of the images `predict` gets right in some batch size."""
+def num_correct(model, x, y):
+    """Returns how many images `predict` classifies correctly at any of several batch sizes."""
     if not len(x):
         return 0
-    right = [model.predict(x, b, verbose=0).argmax(axis=1) == y for b in (1, 32, len(x))]
-    return int(np.any(right, axis=0).sum())
+    correct = [model.predict(x, b, verbose=0).argmax(axis=1) == y for b in (1, 32, len(x))]
+    return int(np.any(correct, axis=0).sum())
 
 
 def is_slow(name):
@@ -71,26 +71,26 @@ def is_slow(name):
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if is_slow(n) else []) for n in ATTACKS]
 )
-def test_every_attack(name, weights, images):
+def test_fooled_images_of_every_attack(name, weights, images):
     model, (x, y) = classifier(), images
     model.set_weights(weights)
     result = ATTACKS[name].run(model, x, y, seed=0)
     fooled = result.success
     assert fooled.sum() > 0.1 * NUM_IMAGES
-    assert still_right(model, result.x_adv[fooled], y[fooled]) == 0
+    assert num_correct(model, result.x_adv[fooled], y[fooled]) == 0
 
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
-def test_the_smallest_perturbations_are_no_larger_for_it(norm, weights, images):
-    # Exactly at the boundary the margin is 0, and a thousandth of the way back it is negative.
+def test_smallest_perturbations_are_hardly_larger_than_necessary(norm, weights, images):
+    # Slightly nearer images, by 0.2% of the distance, are on the other side of the boundary.
     model, (x, y) = classifier(), images
     model.set_weights(weights)
     result = kr.attacks.FAB(norm=norm, num_steps=8, num_targets=2).run(model, x, y, seed=0)
-    right = model.predict(x, verbose=0).argmax(axis=1) == y
+    correct = model.predict(x, verbose=0).argmax(axis=1) == y
     assert result.success.all()
-    nearer = (x + (1 - 2e-3) * (result.x_adv - x))[right]
-    assert (model.predict(nearer, verbose=0).argmax(axis=1) == y[right]).mean() > 0.9
+    nearer = (x + (1 - 2e-3) * (result.x_adv - x))[correct]
+    assert (model.predict(nearer, verbose=0).argmax(axis=1) == y[correct]).mean() > 0.9
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_models_of_half_precision(attack, dtype, weights, images):
     model.set_weights(weights)
     result = attack.run(model, x, y, seed=0)
     assert result.success.sum() > 0.4 * NUM_IMAGES
-    assert still_right(model, result.x_adv[result.success], y[result.success]) == 0
+    assert num_correct(model, result.x_adv[result.success], y[result.success]) == 0
 
 
 @pytest.mark.slow_on_jax
@@ -111,7 +111,7 @@ def test_images_of_half_precision(weights, images):
     result = ATTACKS["FAB"].run(model, x, y, seed=0)
     assert result.x_adv.dtype == "float16"
     assert result.success.all()
-    assert still_right(model, result.x_adv, y) == 0
+    assert num_correct(model, result.x_adv, y) == 0
 
 
 ENDS = {
@@ -122,21 +122,21 @@ ENDS = {
 
 
 @pytest.mark.parametrize(("end", "scale"), ENDS.values(), ids=ENDS)
-def test_probabilities_that_tie_fool_nobody(end, scale, weights, images):
-    # Where two probabilities are rounded to the same number, `predict` sees no difference between
-    # the logits behind them.
+def test_tied_probabilities_do_not_count_as_fooled(end, scale, weights, images):
+    # If two probabilities are equal after rounding, `predict` does not see the difference of their
+    # logits.
     model, (x, y) = classifier(end=end()), images
     model.set_weights([*weights[:-2], *(scale * value for value in weights[-2:])])
-    right = model.predict(x, verbose=0).argmax(axis=1) == y
-    x, y = x[right], y[right]
+    correct = model.predict(x, verbose=0).argmax(axis=1) == y
+    x, y = x[correct], y[correct]
     result = kr.attacks.PGD(0.05, num_steps=5, from_logits=False).run(model, x, y, seed=0)
     if scale == 1.0:
         assert result.success.mean() > 0.2
-    assert still_right(model, result.x_adv[result.success], y[result.success]) == 0
+    assert num_correct(model, result.x_adv[result.success], y[result.success]) == 0
 
 
-def test_a_tie_is_not_fooled():
-    # Both scores are the same sum; which is the larger depends on nothing but rounding.
+def test_tied_scores_do_not_count_as_fooled():
+    # Both scores are the same sum, so only rounding may decide which is larger.
     kernel = np.random.default_rng(0).normal(size=(50, 1)).astype("float32")
 
     def model(x):
@@ -149,12 +149,12 @@ def test_a_tie_is_not_fooled():
 
 
 @pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
-def test_the_scale_of_the_logits_makes_no_difference(scale, weights, images):
-    # A power of 2 changes no rounding.
+def test_results_do_not_depend_on_the_scale_of_the_logits(scale, weights, images):
+    # A power of 2 does not change the rounding.
     model, scaled, (x, y) = classifier(), classifier(), images
     model.set_weights(weights)
     scaled.set_weights([*weights[:-2], *(scale * value for value in weights[-2:])])
     attack = kr.attacks.PGD(0.03, num_steps=8, loss="margin")
     found, expected = attack.run(scaled, x, y, seed=0), attack.run(model, x, y, seed=0)
     np.testing.assert_array_equal(found.success, expected.success)
-    assert still_right(scaled, found.x_adv[found.success], y[found.success]) == 0
+    assert num_correct(scaled, found.x_adv[found.success], y[found.success]) == 0

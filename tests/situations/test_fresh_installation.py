@@ -1,4 +1,4 @@
-"""Promised: what pip installs from this repository loads data sets by name and has its command."""
+"""The package that pip installs from this repository loads data sets and has its command."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import keras_robust as kr
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
-# In a module of a package, as TensorFlow Datasets' own are.
+# For a module of a package, like the data sets of TensorFlow Datasets.
 DATA_SET = """
 import numpy as np
 import tensorflow_datasets as tfds
@@ -65,7 +65,7 @@ print([images.shape for images, _ in train], losses[0] > 0, report.num_examples,
 
 @pytest.fixture
 def installed(tmp_path):
-    """Installs the package with an extra in an environment of its own; returns what runs there."""
+    """Installs the package with an extra in a new environment. Returns a function to run there."""
 
     def install(extra, **settings):
         source = tmp_path / "source"
@@ -111,7 +111,7 @@ def test_with_tensorflow_datasets(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_with_jax_alone(installed, tmp_path):
+def test_with_jax_and_without_tensorflow(installed, tmp_path):
     run = installed("jax", KERAS_BACKEND="jax")
     found = run("python", "-c", WITHOUT_TENSORFLOW).stdout.splitlines()[-1]
     assert found.startswith("[(32, 28, 28, 1), (32, 28, 28, 1)] True 64 ")

@@ -1,4 +1,4 @@
-"""Promised: an evaluation of hours shows how far it is within a batch, and loses one round at most.
+"""Long evaluations show their progress inside of a batch, and lose at most one round.
 
 A round is one restart, one target class, or some of Square's queries.
 """
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.slow_on_jax
 KERNEL = np.random.default_rng(0).normal(size=(36, 4)).astype("float32")
 X = np.random.default_rng(1).random((6, 6, 6, 1), "float32")
 Y = (X.reshape(6, -1) @ KERNEL).argmax(axis=1)
-# Three images at most, and Square's first 10 queries with the two around them.
+# At most three images, and Square's first 10 queries with one query before and one after.
 LONGEST_ROUND = 3 * (10 + 2)
-# What begins every evaluation: outputs are looked at, and the clean images are classified.
+# Every evaluation first checks outputs and classifies the clean images.
 START = 2 * len(X)
 
 
 class Service:
-    """A classifier that is asked over a wire: someone presses Ctrl-C, or the wire breaks."""
+    """A remote classifier, which is interrupted by Ctrl-C or a lost connection."""
 
     def __init__(self):
         self.num_queries, self.ends_at, self.error = 0, None, KeyboardInterrupt()
@@ -55,7 +55,7 @@ def evaluate(service, output, **options):
 
 
 def figures(report):
-    """All that a report says of each example, and in sum."""
+    """Returns all figures of a report, without its date."""
     rows = [
         [row.correct, *(row.measures[name] for name in sorted(row.measures))] for row in report.rows
     ]
@@ -68,11 +68,11 @@ def figures(report):
     [pytest.param(KeyboardInterrupt(), marks=pytest.mark.slow), ConnectionError("lost")],
     ids=str,
 )
-def test_an_interruption_loses_one_round_at_most(tmp_path, error):
+def test_an_interruption_loses_at_most_one_round(tmp_path, error):
     service = Service()
-    whole = evaluate(service, tmp_path / "whole")
+    uninterrupted = evaluate(service, tmp_path / "whole")
     needed = service.num_queries
-    assert 0 < whole.accuracy("all") < 1
+    assert 0 < uninterrupted.accuracy("all") < 1
     for share in (0.3, 0.5, 0.7):
         service, output, ends_at = Service(), tmp_path / str(share), int(share * needed)
         service.ends_at, service.error = ends_at, error
@@ -80,13 +80,13 @@ def test_an_interruption_loses_one_round_at_most(tmp_path, error):
             evaluate(service, output)
         service.ends_at = None
         resumed = evaluate(service, output, resume=True)
-        assert figures(resumed) == figures(whole)
+        assert figures(resumed) == figures(uninterrupted)
         assert service.num_queries <= needed + START + LONGEST_ROUND
 
 
 def test_many_interruptions(tmp_path):
     service = Service()
-    whole = evaluate(service, tmp_path / "whole")
+    uninterrupted = evaluate(service, tmp_path / "whole")
     needed, service = service.num_queries, Service()
     for _ in range(100):
         service.ends_at = service.num_queries + START + 2 * LONGEST_ROUND
@@ -96,7 +96,7 @@ def test_many_interruptions(tmp_path):
         except KeyboardInterrupt:
             continue
     assert service.num_queries > needed + START
-    assert figures(resumed) == figures(whole)
+    assert figures(resumed) == figures(uninterrupted)
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_many_interruptions(tmp_path):
     ],
     ids=str,
 )
-def test_half_a_batch_is_continued_by_the_same_evaluation_alone(tmp_path, changed, named):
+def test_only_the_same_evaluation_resumes_inside_of_a_batch(tmp_path, changed, named):
     service = Service()
     service.ends_at = START + LONGEST_ROUND + 10
     with pytest.raises(KeyboardInterrupt):
@@ -117,35 +117,35 @@ def test_half_a_batch_is_continued_by_the_same_evaluation_alone(tmp_path, change
     service.ends_at = None
     with pytest.raises(ValueError, match=f"other {named}"):
         evaluate(service, tmp_path, resume=True, **changed)
-    # Without `resume` it begins anew.
-    whole = evaluate(Service(), tmp_path / "whole", **changed)
-    assert figures(evaluate(service, tmp_path, **changed)) == figures(whole)
+    # Without `resume`, the evaluation starts again.
+    uninterrupted = evaluate(Service(), tmp_path / "whole", **changed)
+    assert figures(evaluate(service, tmp_path, **changed)) == figures(uninterrupted)
 
 
-def test_what_is_done_needs_no_rounds(tmp_path):
+def test_a_finished_evaluation_has_no_saved_rounds(tmp_path):
     evaluate(Service(), tmp_path)
     assert not list((tmp_path / "progress" / "rounds").iterdir())
 
 
 class Terminal(io.StringIO):
-    """What a terminal shows."""
+    """Imitates a terminal."""
 
     def isatty(self):
         return True
 
 
 def shown_by(monkeypatch, run):
-    """The lines that are shown, one over the other, while something runs."""
+    """Returns the lines that `run` shows in a terminal, including overwritten ones."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setenv("COLUMNS", "120")  # A line is cut where the terminal ends.
+    monkeypatch.setenv("COLUMNS", "120")  # Lines are cut at the width of the terminal.
     run()
     monkeypatch.undo()
     return [line.strip() for line in re.split("[\r\n]", terminal.getvalue()) if line.strip()]
 
 
 class Slow(Service):
-    """It takes its time."""
+    """A slow classifier."""
 
     def __call__(self, x):
         time.sleep(0.02)
@@ -161,7 +161,7 @@ def test_progress_within_a_batch(monkeypatch, tmp_path):
     assert any(re.search(r"about 0:00:0\d left", line) for line in lines)
 
 
-def test_progress_of_an_attack_by_itself(monkeypatch):
+def test_progress_of_an_attack_without_evaluate(monkeypatch):
     attack = kr.attacks.Square(1e-6, num_queries=20)
     lines = shown_by(monkeypatch, lambda: attack.run(kr.BlackBox(Slow()), X, Y, seed=0, verbose=1))
     for number in (1, 2, 3, 4):
@@ -169,15 +169,15 @@ def test_progress_of_an_attack_by_itself(monkeypatch):
     assert lines[-1].endswith("6 of 6 images are robust")
 
 
-def test_gradients_too(tmp_path, monkeypatch):
+def test_attacks_by_gradients_resume_after_the_last_round(tmp_path, monkeypatch):
     model = keras.Sequential(
         [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(4, use_bias=False)]
     )
     model.set_weights([KERNEL])
     attack = kr.attacks.PGD(0.03, num_steps=2, num_restarts=4)
     options = {"attacks": [attack], "batch_size": 3, "verbose": 0, "checks": False}
-    whole = kr.evaluate(model, X, Y, output=tmp_path / "whole", **options)
-    assert 0 < whole.accuracy("worst case") < 1
+    uninterrupted = kr.evaluate(model, X, Y, output=tmp_path / "whole", **options)
+    assert 0 < uninterrupted.accuracy("worst case") < 1
 
     run_round, finished, allowed = Rounds._run_round, [], 0
 
@@ -194,12 +194,12 @@ def test_gradients_too(tmp_path, monkeypatch):
             kr.evaluate(model, X, Y, output=tmp_path / "a", **options)
         allowed = None
         resumed = kr.evaluate(model, X, Y, output=tmp_path / "a", resume=True, **options)
-        assert figures(resumed) == figures(whole)
-        assert finished == [0, 1, 2, 3] * 2  # None is missing, and none is run twice.
+        assert figures(resumed) == figures(uninterrupted)
+        assert finished == [0, 1, 2, 3] * 2  # No round is missing or repeated.
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_time(tmp_path):
+def test_an_evaluation_can_be_resumed_after_kills_at_any_time(tmp_path):
     program = """
         import sys, time
         import numpy as np
@@ -235,11 +235,11 @@ def test_a_kill_at_any_time(tmp_path):
     kills = [run(tmp_path / "a", seconds) for seconds in (0.0, 0.3, 1.1, 0.7, 2.3)]
     assert kills[0] == -signal.SIGKILL
     assert run(tmp_path / "a") == 0
-    whole, resumed = (
+    uninterrupted, resumed = (
         {path.name: dict(np.load(path)) for path in (tmp_path / name / "progress").glob("*.npz")}
         for name in ("whole", "a")
     )
-    assert whole.keys() == resumed.keys()
-    for name, arrays in whole.items():
+    assert uninterrupted.keys() == resumed.keys()
+    for name, arrays in uninterrupted.items():
         for key, values in arrays.items():
             np.testing.assert_array_equal(resumed[name][key], values)

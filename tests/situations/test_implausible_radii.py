@@ -1,4 +1,4 @@
-"""Promised: a radius or step that can hardly be meant is warned of, with what to pass instead."""
+"""An implausible radius or step size causes a warning that suggests another value."""
 
 import warnings
 
@@ -19,7 +19,7 @@ def classifier():
 def messages(make):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # Keras's own: it asks JAX for 64 bits.
+        # A warning of Keras, which requests 64 bits from JAX.
         warnings.filterwarnings("ignore", "Explicitly requested dtype .?int64")
         make()
     return [str(warning.message) for warning in caught if warning.category is UserWarning]
@@ -39,32 +39,32 @@ LARGE = {
 
 
 @pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
-def test_grey_levels_on_images_from_0_to_1(make):
+def test_a_radius_in_grey_levels_for_images_from_0_to_1(make):
     (message,) = messages(make)
     assert "`epsilon=8` is larger than any difference within `bounds=(0.0, 1.0)`" in message
     assert "pass `epsilon=0.0314`" in message
 
 
-def test_the_units_of_the_bounds_count():
+def test_the_warning_depends_on_the_bounds():
     (message,) = messages(lambda: kr.attacks.PGD(8, bounds=(-1.0, 1.0)))
     assert "pass `epsilon=0.0627`" in message
     assert not messages(lambda: kr.attacks.PGD(8, bounds=(0, 255)))
 
 
-def test_noise_in_grey_levels():
+def test_a_stddev_in_grey_levels():
     (message,) = messages(lambda: kr.attacks.GaussianNoise(16))
     assert "`stddev=16`" in message
     assert "pass `stddev=0.0627`" in message
 
 
 @pytest.mark.parametrize("make", [kr.attacks.PGD, kr.attacks.MIM, kr.attacks.MultiTargeted])
-def test_the_number_of_steps_as_their_size(make):
+def test_the_number_of_steps_as_step_size(make):
     (message,) = messages(lambda: make(0.03, 10))
-    assert "`step_size=10` is larger than the ball, 2 * epsilon = 0.06" in message
+    assert "`step_size=10` is larger than the diameter of the ball, 2 * epsilon = 0.06" in message
     assert "`num_steps`" in message
 
 
-def test_a_radius_for_images_from_0_to_1_on_grey_levels():
+def test_a_radius_for_images_from_0_to_1_with_bounds_in_grey_levels():
     for make in (
         lambda: kr.attacks.PGD(8 / 255, **GREY_LEVELS),
         lambda: kr.attacks.AutoAttack(8 / 255, norm="l2", **GREY_LEVELS),
@@ -76,8 +76,8 @@ def test_a_radius_for_images_from_0_to_1_on_grey_levels():
 
 
 @pytest.mark.slow_on_jax
-def test_an_l2_radius_is_known_to_be_large_where_the_images_are():
-    # The largest distance of two images of 48 values from 0 to 1 is the root of 48, 6.9.
+def test_a_large_l2_radius_causes_a_warning_when_the_shape_is_known():
+    # The largest L2 distance of two images of 48 values in [0, 1] is the root of 48, 6.9.
     attack = kr.attacks.PGD(7.0, num_steps=1, norm="l2")
     (message,) = messages(lambda: attack.run(classifier(), X, Y, seed=0))
     assert "`epsilon=7`" in message
@@ -88,26 +88,26 @@ def test_an_l2_radius_is_known_to_be_large_where_the_images_are():
     assert not messages(lambda: attack.run(classifier(), X, Y, seed=0))
 
 
-def test_an_l1_radius_is_known_to_be_large_where_the_images_are():
-    # The largest distance of two images of 48 values from 0 to 1 is 48.
+def test_a_large_l1_radius_causes_a_warning_when_the_shape_is_known():
+    # The largest L1 distance of two images of 48 values in [0, 1] is 48.
     attack = kr.attacks.PGD(50.0, num_steps=1, norm="l1")
     (message,) = messages(lambda: attack.run(classifier(), X, Y, seed=0))
     assert "`epsilon=50`" in message
-    assert "within `bounds=(0.0, 1.0)`, 48." in message
+    assert "within `bounds=(0.0, 1.0)`, which is at most 48." in message
     attack = attack.replace(epsilon=48.0)
     assert not messages(lambda: attack.run(classifier(), X, Y, seed=0))
 
 
-def test_the_warning_points_to_the_line_that_made_the_attack():
+def test_the_warning_is_located_where_the_attack_is_made():
     for make in (lambda: kr.attacks.PGD(8), lambda: kr.attacks.FGSM(8)):
         with pytest.warns(UserWarning, match="epsilon=8") as caught:
             make()
         assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_what_is_plausible_is_not_warned_of():
+def test_plausible_values_cause_no_warning():
     for make in (
-        lambda: kr.attacks.PGD(1.0),  # A ball that holds all images.
+        lambda: kr.attacks.PGD(1.0),  # A ball that contains all images.
         lambda: kr.attacks.PGD(0.0, step_size=0.01),
         lambda: kr.attacks.PGD(0.1, step_size=0.2),
         lambda: kr.attacks.PGD(1e-7),
@@ -123,7 +123,7 @@ def test_what_is_plausible_is_not_warned_of():
         assert not messages(make)
 
 
-def test_radii_that_change():
+def test_schedules_and_variables():
     schedule = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.1)
     variable = keras.Variable(8.0)
 

@@ -1,4 +1,4 @@
-"""A loss that attacks is never dropped: in a list, a dict, a wrapper or another model."""
+"""A loss with an attack is never silently ignored in a list, a dict, a wrapper or a plain model."""
 
 import keras
 import numpy as np
@@ -32,15 +32,15 @@ def loss_of_a_step(loss, make=functional, labels=Y, **settings):
 
 
 @pytest.mark.parametrize("make", [functional, sequential])
-def test_a_list_or_a_dict_of_one_loss_is_that_loss(make):
+def test_a_list_or_a_dict_of_one_loss_equals_the_loss(make):
     loss = kr.losses.AdversarialTraining(ATTACK)
     expected = loss_of_a_step(loss, make)["loss"][0]
     config = keras.saving.serialize_keras_object(loss)
-    for same in ([loss], {"head": loss}, {"head": config}):
-        assert loss_of_a_step(same, make)["loss"][0] == pytest.approx(expected, rel=1e-6)
+    for structure in ([loss], {"head": loss}, {"head": config}):
+        assert loss_of_a_step(structure, make)["loss"][0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_metrics_weights_and_labels_in_dicts_as_for_any_keras_model():
+def test_metrics_weights_and_labels_in_dicts():
     loss = kr.losses.AdversarialTraining(ATTACK)
     expected = loss_of_a_step(loss, metrics=["accuracy"])
     history = loss_of_a_step(
@@ -60,13 +60,13 @@ def test_a_loss_times_a_number():
     for product in (0.5 * loss, loss * 0.5, np.float32(0.5) * loss, loss * half):
         assert loss_of_a_step(product)["loss"][0] == pytest.approx(0.5 * expected, rel=1e-6)
     both = 0.5 * loss + 2 * kr.losses.MaxMahalanobis()
-    alone = loss_of_a_step(kr.losses.MaxMahalanobis())["loss"][0]
-    assert loss_of_a_step(both)["loss"][0] == pytest.approx(0.5 * expected + 2 * alone, rel=1e-5)
+    other = loss_of_a_step(kr.losses.MaxMahalanobis())["loss"][0]
+    assert loss_of_a_step(both)["loss"][0] == pytest.approx(0.5 * expected + 2 * other, rel=1e-5)
     with pytest.raises(ValueError, match="`weights`"):
         -1 * loss
 
 
-def test_several_losses_are_refused_in_compile():
+def test_several_losses_are_an_error_in_compile():
     loss = kr.losses.AdversarialTraining(ATTACK)
     model = kr.RobustModel(functional())
     for several in ([loss, loss], {"head": loss, "other": None}, ["mse", loss]):
@@ -88,7 +88,7 @@ class Wrapper(keras.losses.Loss):
         return self.inner.call(y_true, y_pred)
 
 
-def test_a_loss_inside_of_something_else_is_refused_at_the_first_step():
+def test_a_wrapped_loss_is_an_error_in_the_first_step():
     loss = kr.losses.AdversarialTraining(ATTACK)
     compiled = kr.RobustModel(functional())
     compiled.compile("adam", loss)
@@ -104,14 +104,14 @@ def test_a_loss_inside_of_something_else_is_refused_at_the_first_step():
 
 
 @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [v], lambda v: {"head": v}])
-def test_a_model_that_is_not_wrapped_is_refused(wrap):
+def test_a_model_that_is_not_wrapped_is_an_error(wrap):
     model = functional()
     model.compile("adam", wrap(kr.losses.AdversarialTraining(ATTACK)))
     with pytest.raises(ValueError, match=r"RobustModel\(model\)"):
         model.fit(X, Y, verbose=0)
 
 
-def test_a_saved_model_trains_on_as_it_did(tmp_path):
+def test_a_loaded_model_continues_training(tmp_path):
     model = kr.RobustModel(functional())
     model.compile("adam", [kr.losses.AdversarialTraining(ATTACK)], metrics=["accuracy"])
     model.fit(X, Y, verbose=0)

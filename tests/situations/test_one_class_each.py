@@ -1,4 +1,4 @@
-"""Promised: what is no classifier of one label is refused in one sentence, wherever it comes in."""
+"""Models and labels without one class per example are an error in every function."""
 
 import inspect
 import re
@@ -27,25 +27,25 @@ def dense(num_outputs, activation=None):
     )
 
 
-def of_pixels():
+def segmentation_model():
     return keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(3, 1)])
 
 
 MULTI_HOT = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]])[CLASSES]
-# A model, labels, and whether it returns logits.
+# Each kind is a model, labels, and `from_logits`.
 KINDS = {
     "multi-label": (dense(3, "sigmoid"), MULTI_HOT, False),
     "multi-label, floats": (dense(3), MULTI_HOT.astype("float32"), True),
     "regression": (dense(1), RNG.normal(size=12).astype("float32"), True),
     "regression, column": (dense(1), RNG.normal(size=(12, 1)), True),
     "regression of several": (dense(3), RNG.normal(size=(12, 3)), True),
-    "segmentation": (of_pixels, RNG.integers(0, 3, (12, 4, 4)), True),
-    "segmentation, one-hot": (of_pixels, RNG.random((12, 4, 4, 3), "float32"), True),
+    "segmentation": (segmentation_model, RNG.integers(0, 3, (12, 4, 4)), True),
+    "segmentation, one-hot": (segmentation_model, RNG.random((12, 4, 4, 3), "float32"), True),
     "images as labels": (dense(3), X, True),
 }
-# Labels that show it with the model alone.
+# Kinds with valid labels, where only the outputs of the model are wrong.
 OUTPUTS_ONLY = {
-    "segmentation, labels of images": (of_pixels, CLASSES, True),
+    "segmentation, labels of images": (segmentation_model, CLASSES, True),
     "counts": (dense(1), CLASSES, True),
 }
 
@@ -132,7 +132,7 @@ def test_no_function_is_missing():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_it_is_refused_everywhere(entry, kind):
+def test_bad_labels_are_an_error_in_every_function(entry, kind):
     make, y, from_logits = KINDS[kind]
     with pytest.raises(ValueError, match=re.escape(SENTENCE)):
         ENTRIES[entry](make(), y, attack(from_logits))
@@ -140,14 +140,14 @@ def test_it_is_refused_everywhere(entry, kind):
 
 @pytest.mark.parametrize("kind", OUTPUTS_ONLY)
 @pytest.mark.parametrize("entry", ["run", "fit with AdversarialTraining", "evaluate", "rho"])
-def test_the_model_shows_it(entry, kind):
+def test_bad_outputs_are_an_error(entry, kind):
     make, y, from_logits = OUTPUTS_ONLY[kind]
     with pytest.raises(ValueError, match=re.escape(SENTENCE)):
         ENTRIES[entry](make(), y, attack(from_logits))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *OUTPUTS_ONLY])
-def test_the_command(kind, monkeypatch, tmp_path, capsys):
+def test_the_command_has_the_same_error(kind, monkeypatch, tmp_path, capsys):
     make, y, from_logits = {**KINDS, **OUTPUTS_ONLY}[kind]
     data = kr.datasets.ArrayDataset(X, y)
     monkeypatch.setattr("keras_robust.cli.data.load", lambda *args: data)
@@ -158,9 +158,9 @@ def test_the_command(kind, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err.count(SENTENCE) == 1
 
 
-def test_segmentation_is_refused_inside_of_a_compiled_function():
-    # The values of labels are not known there.
-    robust = compiled(of_pixels(), kr.losses.FisherInformation())
+def test_segmentation_is_an_error_in_a_compiled_function():
+    # Compiled functions do not know the values of the labels.
+    robust = compiled(segmentation_model(), kr.losses.FisherInformation())
     with pytest.raises(ValueError, match=re.escape(SENTENCE)):
         robust.fit(X, CLASSES, verbose=0)
 
@@ -168,6 +168,6 @@ def test_segmentation_is_refused_inside_of_a_compiled_function():
         return attack(True).perturb(model, x, y, 0)
 
     images, classes = ops.convert_to_tensor(X), ops.convert_to_tensor(CLASSES)
-    for model, y in ((dense(3)(), images), (of_pixels(), classes)):
+    for model, y in ((dense(3)(), images), (segmentation_model(), classes)):
         with pytest.raises(ValueError, match=re.escape(SENTENCE)):
             Classifier(model).compiled("perturb", perturb)(images, y)

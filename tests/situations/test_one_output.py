@@ -1,6 +1,6 @@
-"""Promised: a classifier of one output is that of two classes, with the logits `(0, z)`.
+"""A classifier with one output `z` is treated like one with the two logits `(0, z)`.
 
-Its twin, written separately, has both outputs.
+The tests compare it with a separate model that has both outputs.
 """
 
 import inspect
@@ -21,12 +21,12 @@ Z = (np.tanh(X.reshape(24, 36).astype("float64") @ HIDDEN) @ KERNEL)[:, 0]
 BIAS = np.array([-np.median(Z)], "float32")
 Z = Z + BIAS.astype("float64")
 Y = (Z > 0).astype("int64")
-# Whether the model returns logits.
+# `from_logits` by the last activation.
 ENDS = {"logit": True, "sigmoid": False}
 
 
 def one_output(from_logits=True, scale=1.0):
-    """A network with one output."""
+    """Returns a network with one output."""
     end = layers.Dense(1, None if from_logits else "sigmoid", name="end")
     model = keras.Sequential([keras.Input((6, 6, 1)), *hidden_layers(), end])
     model.set_weights([HIDDEN, scale * KERNEL, scale * BIAS])
@@ -34,7 +34,7 @@ def one_output(from_logits=True, scale=1.0):
 
 
 def two_outputs(from_logits=True):
-    """The same with the two columns `(0, w)`."""
+    """Returns the network with two outputs, whose last kernel has the columns `(0, w)`."""
     end = layers.Dense(2, None if from_logits else "softmax", name="end")
     model = keras.Sequential([keras.Input((6, 6, 1)), *hidden_layers(), end])
     kernel = np.concatenate([np.zeros_like(KERNEL), KERNEL], axis=1)
@@ -47,8 +47,8 @@ def hidden_layers():
     return [flatten, layers.Dense(5, "tanh", use_bias=False, name="hidden")]
 
 
-def made_of_one(model, from_logits=True):
-    """A network with the logits `(0, z)`, or their softmax, and the weights of a model of one z."""
+def with_zero_logit(model, from_logits=True):
+    """Returns a model with the logits `(0, z)` or their softmax, from a model with one output."""
     inputs = outputs = keras.Input((6, 6, 1))
     for layer in model.layers:
         outputs = layer(outputs)
@@ -80,11 +80,11 @@ ATTACKS = {
     ),
 }
 QUICK, QUICK_ON_JAX = ("FGSM", "PGD", "Square", "GaussianNoise"), ("FGSM",)
-NOT_RUN = {"Attack", "AttackResult", "RoundResult", "WNLLSurrogate"}
+NOT_TESTED = {"Attack", "AttackResult", "RoundResult", "WNLLSurrogate"}
 
 
 def unless(quick, quick_on_jax=True):
-    """The marks of a test that takes long unless it is a quick one."""
+    """Returns the marks of a test that is slow unless `quick`."""
     return [pytest.mark.slow] * (not quick) + [pytest.mark.slow_on_jax] * (not quick_on_jax)
 
 
@@ -94,7 +94,7 @@ def flat(x):
 
 def test_no_attack_is_missing():
     public = {name for name, value in vars(kr.attacks).items() if inspect.isclass(value)}
-    assert public == set(ATTACKS) | NOT_RUN
+    assert public == set(ATTACKS) | NOT_TESTED
 
 
 @pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
@@ -102,16 +102,16 @@ def test_no_attack_is_missing():
     "name",
     [pytest.param(name, marks=unless(name in QUICK, name in QUICK_ON_JAX)) for name in ATTACKS],
 )
-def test_attacks_find_what_they_find_on_the_twin(name, from_logits):
+def test_attacks_find_the_same_as_with_two_outputs(name, from_logits):
     attack = ATTACKS[name](from_logits=from_logits)
     found = attack.run(one_output(from_logits), X, Y, seed=0)
     expected = attack.run(two_outputs(from_logits), X, Y, seed=0)
     assert expected.success.any()
     np.testing.assert_array_equal(found.success, expected.success)
-    # A hundred steps enlarge rounding.
+    # A hundred steps enlarge rounding errors.
     atol = 5e-3 if name == "AutoAttack" else 2e-5
     np.testing.assert_allclose(found.x_adv, expected.x_adv, atol=atol)
-    # What counts as fooled is fooled in `predict`.
+    # `predict` misclassifies the fooled images.
     outputs = one_output(from_logits).predict(found.x_adv, verbose=0)[:, 0]
     classes = outputs > (0 if from_logits else 0.5)
     assert (classes != Y)[found.success].all()
@@ -119,7 +119,7 @@ def test_attacks_find_what_they_find_on_the_twin(name, from_logits):
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
-def test_targets(from_logits):
+def test_targeted_attacks_find_the_same_as_with_two_outputs(from_logits):
     attack = kr.attacks.PGD(0.1, num_steps=3, targeted=True, from_logits=from_logits)
     found = attack.run(one_output(from_logits), X, 1 - Y, seed=0)
     expected = attack.run(two_outputs(from_logits), X, 1 - Y, seed=0)
@@ -155,7 +155,7 @@ LABELS = {
 
 
 @pytest.mark.slow_on_jax
-def test_labels_of_every_form():
+def test_all_forms_of_labels():
     attack, model = kr.attacks.FGSM(0.1), one_output()
     expected = attack.run(two_outputs(), X, Y)
     for y in LABELS.values():
@@ -181,7 +181,7 @@ LOSSES = {
         + 0.5 * kr.losses.StabilityTraining(2.0, stddev=0.3, from_logits=f)
     ),
 }
-NOT_TRAINED = {
+NOT_TESTED_LOSSES = {
     "GuidedDenoising": "trains another model, below",
     "GraphInterpolation": "needs a WNLLHead",
     "MaxMahalanobis": "needs a MaxMahalanobisClassifier",
@@ -198,7 +198,7 @@ def trained(base, loss, y, **arguments):
 
 def test_no_loss_is_missing():
     public = {name for name, value in vars(kr.losses).items() if inspect.isclass(value)}
-    assert public == set(LOSSES) | set(NOT_TRAINED)
+    assert public == set(LOSSES) | set(NOT_TESTED_LOSSES)
 
 
 @pytest.mark.parametrize(
@@ -211,28 +211,28 @@ def test_no_loss_is_missing():
         )
         for name in LOSSES
         for from_logits in ENDS.values()
-        if from_logits or name != "FisherInformation"  # It takes logits alone.
+        if from_logits or name != "FisherInformation"  # It only takes logits.
     ],
 )
-def test_a_training_step_is_that_of_the_twin(name, from_logits):
+def test_a_training_step_equals_that_with_two_outputs(name, from_logits):
     make = LOSSES[name]
-    # The metric is that of the images that the step's predictions are made on.
+    # The metric uses the predictions of the training step.
     metric = keras.metrics.BinaryAccuracy("accuracy", threshold=0.0 if from_logits else 0.5)
     y = Y[:, None].astype("float32")
     robust, history = trained(one_output(from_logits), make(from_logits), y, metrics=[metric])
-    twin, expected = trained(
-        made_of_one(one_output(), from_logits), make(from_logits), Y, metrics=["accuracy"]
+    two, expected = trained(
+        with_zero_logit(one_output(), from_logits), make(from_logits), Y, metrics=["accuracy"]
     )
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
     np.testing.assert_allclose(history["accuracy"], expected["accuracy"], rtol=1e-6)
     before = one_output().get_weights()
-    for old, ours, theirs in zip(before, robust.get_weights(), twin.get_weights(), strict=True):
+    for old, ours, theirs in zip(before, robust.get_weights(), two.get_weights(), strict=True):
         assert abs(ours - old).max() > 1e-3
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_denoiser_of_it_is_that_of_the_twin():
+def test_training_of_a_denoiser_equals_that_with_two_outputs():
     def denoiser():
         layer = kr.layers.GuidedDenoiser((2, 3), name="denoiser")
         layer.build((None, 6, 6, 1))
@@ -255,7 +255,7 @@ def test_a_denoiser_of_it_is_that_of_the_twin():
 
 @pytest.mark.parametrize("y", LABELS.values(), ids=LABELS)
 def test_the_clean_loss_is_binary_cross_entropy(y):
-    # `log(1 + exp(z)) - y z`, and Keras's own metric.
+    # The loss is `log(1 + exp(z)) - y z`.
     expected = (np.logaddexp(0, Z) - Y * Z).mean()
     for from_logits in ENDS.values():
         robust = kr.RobustModel(one_output(from_logits))
@@ -263,7 +263,7 @@ def test_the_clean_loss_is_binary_cross_entropy(y):
         robust.compile("sgd", loss, metrics=["accuracy"])
         value, accuracy = robust.evaluate(X, y, verbose=0)
         assert value == pytest.approx(expected, rel=1e-5)
-        # Keras compares the output with 0.5, whatever it is.
+        # Keras compares the output with 0.5, even if it is a logit.
         threshold = 0.5 if from_logits else 0.0
         assert accuracy == pytest.approx(((threshold < Z) == Y).mean())
         assert robust.predict(X, verbose=0).shape == (24, 1)
@@ -280,7 +280,7 @@ def test_the_clean_loss_is_binary_cross_entropy(y):
     ],
     ids=["name", "binary", "of classes", "ours"],
 )
-def test_given_classification_losses(loss):
+def test_classification_losses_may_be_given(loss):
     expected = trained(one_output(), kr.losses.AdversarialTraining(pgd(True)), Y)[1]["loss"]
     given = kr.losses.AdversarialTraining(pgd(True), loss=loss)
     np.testing.assert_allclose(trained(one_output(), given, Y)[1]["loss"], expected, rtol=1e-5)
@@ -296,13 +296,13 @@ def test_plain_losses_in_a_sum():
         np.testing.assert_allclose(value, [expected], rtol=1e-5)
 
 
-def test_heads_of_one_class_are_refused():
+def test_heads_with_one_class_are_an_error():
     for head in (kr.layers.TanhClassifier, kr.layers.MaxMahalanobisClassifier, kr.layers.WNLLHead):
         with pytest.raises(ValueError, match=r"`num_classes`.*at least 2"):
             head(1)
     robust = kr.RobustModel(one_output())
     robust.compile("sgd", kr.losses.MaxMahalanobis())
-    with pytest.raises(ValueError, match="at least two for each example"):
+    with pytest.raises(ValueError, match="for at least two classes"):
         robust.fit(X, Y, verbose=0)
     with pytest.raises(ValueError, match="at least 2 classes"):
         kr.regularizers.AngularPenalty()(ops.ones((5, 1)))
@@ -310,7 +310,7 @@ def test_heads_of_one_class_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
-def test_a_report_and_its_checks_are_those_of_the_twin(from_logits):
+def test_a_report_and_its_checks_equal_those_with_two_outputs(from_logits):
     attacks = [kr.attacks.PGD(0.05, num_steps=4, from_logits=from_logits)]
     attacks.append(kr.attacks.FGSM(0.05, from_logits=from_logits))
     y = Y.copy()
@@ -334,7 +334,7 @@ def test_a_report_and_its_checks_are_those_of_the_twin(from_logits):
 
 
 @pytest.mark.slow
-def test_a_sigmoid_at_the_end_is_no_saturated_layer():
+def test_a_final_sigmoid_is_not_a_saturated_layer():
     model = one_output(from_logits=False, scale=300.0)
     attack = kr.attacks.FGSM(0.1, from_logits=False)
     checks = kr.evaluation.check(model, X, Y, attack=attack, verbose=0)
@@ -346,8 +346,8 @@ def test_a_sigmoid_at_the_end_is_no_saturated_layer():
 
 
 @pytest.mark.slow_on_jax
-def test_metrics_are_those_of_the_twin():
-    attack, model, twin = kr.attacks.FGSM(0.05), one_output(), two_outputs()
+def test_metrics_equal_those_with_two_outputs():
+    attack, model, two = kr.attacks.FGSM(0.05), one_output(), two_outputs()
     y = Y[:, None].astype("float32")
 
     def figures(model, y):
@@ -361,20 +361,20 @@ def test_metrics_are_those_of_the_twin():
         nearest = kr.evaluation.nearest_images(model, X[:3], X, y, k=2)
         return [*curve.values(), *noisy.accuracies, rho, unlabeled, *nearest.labels.ravel()]
 
-    np.testing.assert_allclose(figures(model, y), figures(twin, Y), rtol=1e-4)
+    np.testing.assert_allclose(figures(model, y), figures(two, Y), rtol=1e-4)
     matrix = kr.evaluation.transfer_matrix(
-        {"one": model, "two": twin}, X, Y, attack=attack, verbose=0
+        {"one": model, "two": two}, X, Y, attack=attack, verbose=0
     )
     assert matrix.accuracy["one"] == matrix.accuracy["two"]
     folds = [
         kr.evaluation.k_fold(lambda x, y, m=m: m, X, labels, num_folds=3, verbose=0).folds
-        for m, labels in ((model, y), (twin, Y))
+        for m, labels in ((model, y), (two, Y))
     ]
     assert folds[0] == folds[1] == [{"accuracy": 1.0}] * 3
 
 
 @pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
-def test_certificates_are_those_of_the_twin(from_logits):
+def test_certificates_equal_those_with_two_outputs(from_logits):
     pytest.importorskip("scipy", reason="certificates need SciPy")
     found, expected = (
         kr.evaluation.certify(
@@ -396,7 +396,7 @@ def test_certificates_are_those_of_the_twin(from_logits):
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
-def test_the_smoothed_classifier_is_that_of_the_twin(from_logits):
+def test_the_smoothed_classifier_equals_that_with_two_outputs(from_logits):
     def votes(model):
         smoothed = kr.evaluation.SmoothedClassifier(model, stddev=0.1, num_votes=50, seed=1)
         return ops.convert_to_numpy(smoothed(X))
@@ -407,7 +407,7 @@ def test_the_smoothed_classifier_is_that_of_the_twin(from_logits):
     np.testing.assert_array_equal(found, votes(two_outputs(from_logits)))
 
 
-def test_a_smoothed_output_that_may_be_either_is_refused():
+def test_an_ambiguous_smoothed_output_is_an_error():
     model = keras.Sequential([keras.Input((6, 6, 1)), layers.Flatten(), layers.Dense(4)])
     one = keras.Model(model.inputs, ops.mean(model.outputs[0], axis=1, keepdims=True))
     with pytest.raises(ValueError, match="a logit or a probability"):
@@ -415,7 +415,7 @@ def test_a_smoothed_output_that_may_be_either_is_refused():
 
 
 @pytest.mark.slow
-def test_the_other_model_of_a_check_may_have_one_output():
+def test_the_model_for_transfer_may_have_one_output():
     attack = kr.attacks.FGSM(0.1)
     floats = Y.astype("float32")
     one, two = one_output(), two_outputs()
@@ -429,7 +429,7 @@ def test_the_other_model_of_a_check_may_have_one_output():
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize("from_logits", ENDS.values(), ids=ENDS)
-def test_the_command(from_logits, monkeypatch, tmp_path, capsys):
+def test_the_command_takes_a_model_with_one_output(from_logits, monkeypatch, tmp_path, capsys):
     data = kr.datasets.ArrayDataset(X, Y[:, None].astype("float32"))
     monkeypatch.setattr("keras_robust.cli.data.load", lambda *args: data)
     path = str(tmp_path / "one.keras")
@@ -446,7 +446,7 @@ def test_the_command(from_logits, monkeypatch, tmp_path, capsys):
 
 
 def score(x):
-    """What scikit-learn calls the decision function."""
+    """Computes the logit, like `decision_function` of scikit-learn."""
     assert isinstance(x, np.ndarray)
     return np.tanh(x.reshape(len(x), 36) @ HIDDEN) @ KERNEL[:, 0] + BIAS[0]
 
@@ -465,21 +465,23 @@ FUNCTIONS = {
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize(("function", "from_logits"), FUNCTIONS.values(), ids=FUNCTIONS)
-def test_functions_of_arrays(function, from_logits):
+def test_functions_of_arrays_with_one_output(function, from_logits):
     attack = kr.attacks.Square(0.1, num_queries=10, from_logits=from_logits)
     found = attack.run(kr.BlackBox(function), X, Y, seed=0)
     expected = attack.run(two_outputs(from_logits), X, Y, seed=0)
     assert expected.success.any()
     np.testing.assert_array_equal(found.success, expected.success)
     noisy = kr.evaluation.noise_accuracy(kr.BlackBox(function), X, Y, stddevs=[0.3], verbose=0)
-    twins = kr.evaluation.noise_accuracy(two_outputs(from_logits), X, Y, stddevs=[0.3], verbose=0)
-    np.testing.assert_array_equal(noisy[0.3].accuracies, twins[0.3].accuracies)
+    expected = kr.evaluation.noise_accuracy(
+        two_outputs(from_logits), X, Y, stddevs=[0.3], verbose=0
+    )
+    np.testing.assert_array_equal(noisy[0.3].accuracies, expected[0.3].accuracies)
     with pytest.raises(ValueError, match=f"`from_logits={not from_logits}` was given"):
         attack.replace(from_logits=not from_logits).run(kr.BlackBox(function), X, Y, seed=0)
 
 
 @pytest.mark.slow_on_jax
-def test_functions_of_tensors():
+def test_functions_of_tensors_with_one_output():
     model = one_output()
     for function, from_logits in ((model, True), (lambda x: ops.sigmoid(model(x))[:, 0], False)):
         attack = kr.attacks.PGD(0.1, num_steps=3, from_logits=from_logits)
@@ -490,7 +492,7 @@ def test_functions_of_tensors():
 
 
 @pytest.mark.slow_on_jax
-def test_objectives():
+def test_objectives_with_one_output():
     surrogate = one_output()
 
     def objective(model, x, y):
@@ -502,13 +504,13 @@ def test_objectives():
     np.testing.assert_array_equal(found.success, expected.success)
 
 
-def test_outputs_that_may_be_either():
-    # A logit from 0 to 1 for the first images looks like a probability.
+def test_ambiguous_outputs_are_an_error():
+    # A logit in [0, 1] for the first images looks like a probability.
     def between(x):
         return 0.5 + score(x) / 100
 
     attack = kr.attacks.Square(0.1, num_queries=3)
-    with pytest.raises(ValueError, match=r"from 0 to 1 for the first images.*return two, `\(0, z"):
+    with pytest.raises(ValueError, match=r"from 0 to 1 for the first images.*return two: `\(0, z"):
         attack.run(kr.BlackBox(between), X, Y)
 
     def then_not(x):
@@ -519,7 +521,7 @@ def test_outputs_that_may_be_either():
 
 
 class Subclassed(keras.Model):
-    """Its last layer is known by running it alone."""
+    """A model whose last layer is only known after a call."""
 
     def __init__(self, activation):
         super().__init__()
@@ -541,13 +543,13 @@ def test_a_subclassed_model_whose_logits_look_like_probabilities(from_logits):
     attack = kr.attacks.PGD(0.5, num_steps=2, from_logits=from_logits)
     assert kr.evaluation.noise_accuracy(model, X, y, stddevs=[0.0], verbose=0)[0.0].mean == 1
     result = attack.run(model, X, y, seed=0)
-    assert not result.success.any()  # At 0 everywhere, which it can't reach, z would be 0.1.
+    assert not result.success.any()  # Even for black images, z would be 0.1.
     with pytest.raises(ValueError, match=f"`from_logits={not from_logits}` was given"):
         attack.replace(from_logits=not from_logits).run(model, X, y)
 
 
 @pytest.mark.filterwarnings("ignore:.*softmax over axis")
-def test_a_softmax_over_one_output_is_refused():
+def test_a_softmax_over_one_output_is_an_error():
     model = keras.Sequential([keras.Input((6, 6, 1)), *hidden_layers(), layers.Dense(1, "softmax")])
     with pytest.raises(ValueError, match="softmax over one output, which is always 1"):
         kr.attacks.FGSM(0.1, from_logits=False).run(model, X, Y)
@@ -565,7 +567,7 @@ def test_a_softmax_over_one_output_is_refused():
         (Y[:-1], "same number of examples"),
     ],
 )
-def test_other_labels_are_refused(y, message):
+def test_bad_labels(y, message):
     with pytest.raises(ValueError, match=message):
         kr.attacks.FGSM(0.1)(one_output(), X, y)
     robust = kr.RobustModel(one_output())

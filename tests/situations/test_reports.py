@@ -1,4 +1,4 @@
-"""Promised: a saved report is read again as it was, and one attack needs no list around it."""
+"""A saved report is loaded unchanged. One attack or number may be passed without a list."""
 
 import json
 
@@ -18,7 +18,7 @@ def data(embedded_data):
 
 @pytest.fixture(scope="module")
 def saved(classifier, data, tmp_path_factory):
-    """A report, and the folder that it was saved in."""
+    """Returns a report and the folder in which it is saved."""
     folder = tmp_path_factory.mktemp("report")
     attacks = [kr.attacks.FGSM(0.05), kr.attacks.PGD(0.02, num_steps=2)]
     report = kr.evaluate(
@@ -42,7 +42,7 @@ def saved(classifier, data, tmp_path_factory):
     return report, folder
 
 
-def test_a_loaded_report_says_and_shows_what_the_saved_one_does(saved, tmp_path, capsys):
+def test_a_loaded_report_has_the_same_texts_and_files(saved, tmp_path, capsys):
     report, folder = saved
     loaded = kr.evaluation.Report.load(folder)
     assert loaded.to_dict() == report.to_dict()
@@ -57,7 +57,7 @@ def test_a_loaded_report_says_and_shows_what_the_saved_one_does(saved, tmp_path,
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_what_was_found_on_each_example_is_loaded(saved):
+def test_results_of_each_example_are_loaded(saved):
     report, folder = saved
     loaded = kr.evaluation.Report.load(folder)
     for row, other in zip(report.rows, loaded.rows, strict=True):
@@ -68,7 +68,7 @@ def test_what_was_found_on_each_example_is_loaded(saved):
         np.testing.assert_array_equal(images, others)
 
 
-def test_it_says_what_it_was_made_with_then(saved, tmp_path):
+def test_a_loaded_report_keeps_versions_device_and_date(saved, tmp_path):
     _, folder = saved
     for name in ("report.json", "report.npz"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -83,7 +83,7 @@ def test_it_says_what_it_was_made_with_then(saved, tmp_path):
     assert keras.__version__ not in page
 
 
-def test_a_report_of_before_there_was_a_schema_is_loaded(saved, tmp_path):
+def test_a_report_without_a_schema_can_be_loaded(saved, tmp_path):
     report, folder = saved
     old = json.loads((folder / "report.json").read_text())
     del old["schema"]
@@ -91,13 +91,13 @@ def test_a_report_of_before_there_was_a_schema_is_loaded(saved, tmp_path):
     loaded = kr.evaluation.Report.load(tmp_path)
     assert loaded.summary() == report.summary()
     assert loaded.to_dict() == report.to_dict()
-    with pytest.raises(AttributeError, match=r"no 'correct'.*report.npz"):
+    with pytest.raises(AttributeError, match=r"without its `report.npz` has no 'correct'"):
         loaded.row("clean").correct  # noqa: B018
     loaded.save(tmp_path)
     assert kr.evaluation.Report.load(tmp_path).to_dict() == report.to_dict()
 
 
-def test_a_report_of_a_newer_version_is_refused(saved, tmp_path):
+def test_a_report_of_a_newer_version_is_an_error(saved, tmp_path):
     newer = json.loads((saved[1] / "report.json").read_text())
     newer |= {"schema": 99, "keras_robust": "9.9"}
     (tmp_path / "report.json").write_text(json.dumps(newer))
@@ -109,24 +109,24 @@ def test_a_report_of_a_newer_version_is_refused(saved, tmp_path):
     ("content", "message"),
     [
         (None, r"must be a folder that holds report\.json"),
-        ("{", "is damaged: it is no JSON"),
-        ("[]", "is no report of keras_robust"),
-        ("{}", "is no whole report of keras_robust"),
-        ('{"schema": "one"}', "is no report of keras_robust"),
+        ("{", "is damaged: it is not valid JSON"),
+        ("[]", "is not a keras_robust report"),
+        ("{}", "is not a complete keras_robust report"),
+        ('{"schema": "one"}', "is not a keras_robust report"),
     ],
 )
-def test_what_is_no_report_is_refused(content, message, tmp_path):
+def test_files_that_are_not_reports_are_an_error(content, message, tmp_path):
     if content is not None:
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         kr.evaluation.Report.load(tmp_path)
 
 
-def test_arrays_of_another_report_are_refused(saved, classifier, data, tmp_path):
+def test_arrays_that_do_not_match_the_report_are_an_error(saved, classifier, data, tmp_path):
     _, folder = saved
     (tmp_path / "report.json").write_bytes((folder / "report.json").read_bytes())
-    whole = (folder / "report.npz").read_bytes()
-    (tmp_path / "report.npz").write_bytes(whole[:-100])
+    content = (folder / "report.npz").read_bytes()
+    (tmp_path / "report.npz").write_bytes(content[:-100])
     with pytest.raises(ValueError, match=r"report\.npz' is damaged"):
         kr.evaluation.Report.load(tmp_path)
     other = kr.evaluate(classifier, *data, kr.attacks.FGSM(0.3), checks=False, verbose=0)
@@ -136,7 +136,7 @@ def test_arrays_of_another_report_are_refused(saved, classifier, data, tmp_path)
         kr.evaluation.Report.load(tmp_path)
 
 
-def test_an_evaluation_that_was_not_finished_is_loaded(classifier, data, tmp_path, monkeypatch):
+def test_an_unfinished_report_can_be_loaded(classifier, data, tmp_path, monkeypatch):
     class Stopping(kr.attacks.FGSM):
         def generate(self, *arguments, **named):
             raise KeyboardInterrupt
@@ -150,7 +150,7 @@ def test_an_evaluation_that_was_not_finished_is_loaded(classifier, data, tmp_pat
     assert "not finished" in loaded.statement
 
 
-def test_one_attack_alone_is_a_list_of_one(classifier, data):
+def test_one_attack_equals_a_list_of_one(classifier, data):
     attack = kr.attacks.FGSM(0.05)
     one, several = (
         kr.evaluate(classifier, *data, attacks, checks=False, verbose=0).to_dict()
@@ -160,7 +160,7 @@ def test_one_attack_alone_is_a_list_of_one(classifier, data):
     assert [row["name"] for row in one["rows"]] == ["clean", "FGSM(epsilon=0.05)", "worst case"]
 
 
-def test_one_number_alone_is_a_list_of_one(classifier, data):
+def test_one_number_equals_a_list_of_one(classifier, data):
     attack = kr.attacks.PGD(0.02, num_steps=2)
     options = {"attack": attack, "verbose": 0}
     evaluation = kr.evaluation
@@ -176,7 +176,7 @@ def test_one_number_alone_is_a_list_of_one(classifier, data):
     assert list(evaluation.perturbation_error(classifier, x, x, layers=name)) == [name]
 
 
-def test_a_model_that_knows_nothing_of_the_data_fails_a_check(classifier, embedded_data):
+def test_a_model_at_chance_fails_a_check(classifier, embedded_data):
     x, y = (values[:200] for values in embedded_data[1])
     renumbered = (y + 1) % 10
     report = kr.evaluate(classifier, x, renumbered, kr.attacks.GaussianNoise(0.1), verbose=0)

@@ -1,4 +1,4 @@
-"""A WNLL head: what is trained through the graph predicts by it; what is not finite says so."""
+"""A WNLL head predicts by the graph after end-to-end training, and NaN for bad images."""
 
 import keras
 import numpy as np
@@ -62,8 +62,8 @@ FORMS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_after_fit_the_model_predicts_as_it_was_trained(form):
-    """Nobody has to know of the template: 25% would be chance."""
+def test_the_model_predicts_by_the_graph_after_fit(form):
+    """`fit` fills the template. Chance would be an accuracy of 25%."""
     data, arguments = FORMS[form]()
     model = make_model()
     history = compiled(model).fit(*data, epochs=3, verbose=0, **arguments).history
@@ -74,7 +74,7 @@ def test_after_fit_the_model_predicts_as_it_was_trained(form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generator", "iterator"])
-def test_data_that_are_read_once_bring_a_warning_that_says_what_to_call(kind):
+def test_data_that_can_only_be_read_once_cause_a_warning(kind):
     def generator():
         for number in range(8):
             yield Batches()[number % 4]
@@ -90,7 +90,7 @@ def test_data_that_are_read_once_bring_a_warning_that_says_what_to_call(kind):
 
 
 @pytest.mark.slow
-def test_a_callback_fills_the_template_where_fit_cannot():
+def test_a_callback_fills_the_template_if_fit_cannot():
     model = make_model()
     data = (Batches()[number % 4] for number in range(8))
     update = kr.callbacks.TemplateUpdate(X, Y)
@@ -100,8 +100,8 @@ def test_a_callback_fills_the_template_where_fit_cannot():
 
 
 @pytest.mark.slow
-def test_validation_and_the_best_epoch_are_those_of_the_graph(tmp_path):
-    """Early stopping and checkpoints would otherwise choose by a branch that is not trained."""
+def test_validation_and_the_best_epoch_use_the_graph(tmp_path):
+    """Otherwise early stopping and checkpoints would monitor a branch that is not trained."""
     robust = compiled(make_model())
     path = tmp_path / "best.keras"
     callbacks = [
@@ -121,16 +121,16 @@ def test_validation_and_the_best_epoch_are_those_of_the_graph(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_that_are_set_apart_for_validation_are_not_in_the_template():
-    """They would predict themselves."""
+def test_images_of_the_validation_split_are_not_in_the_template():
+    """Otherwise they would be classified by their own labels."""
     model = make_model(template_size=160)
     x, y = np.concatenate([X, X_TEST]), np.tile(Y, 2)
     compiled(model).fit(x, y, batch_size=40, validation_split=0.5, verbose=0)
-    assert template_is_that_of(model, X, Y)
+    assert has_template_of(model, X, Y)
 
 
 @pytest.mark.slow
-def test_in_a_sum_with_weights():
+def test_fit_with_a_weighted_sum():
     model = make_model()
     plain = kr.losses.FisherInformation(weight=0.0)
     loss = kr.losses.Sum([plain, kr.losses.GraphInterpolation()], weights=[0.1, 1.0])
@@ -139,14 +139,14 @@ def test_in_a_sum_with_weights():
 
 
 @pytest.mark.slow
-def test_with_unlabeled_examples():
+def test_fit_with_unlabeled_examples():
     model = make_model(unlabeled_size=20)
     y = np.where(np.arange(160) % 5 == 0, -1, Y)
     compiled(model).fit(X, y, batch_size=40, verbose=0, epochs=3)
     assert accuracy(model) > 0.8
 
 
-def test_too_few_examples_for_the_template_are_found_before_training():
+def test_too_few_examples_for_the_template_are_an_error_before_training():
     for data in ((X, Y), (shuffled(),)):
         robust = compiled(make_model(template_size=200))
         with pytest.raises(ValueError, match=r"at least `template_size`, 200.*TemplateUpdate"):
@@ -165,8 +165,8 @@ def test_a_batch_that_is_too_small_for_its_folds_is_an_error():
 @pytest.mark.slow
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_image_that_is_not_finite_has_no_class(joint, value):
-    """Its row is NaN, as behind a dense layer; the others are what they are without it."""
+def test_an_image_that_is_not_finite_has_nan_outputs(joint, value):
+    """Its output is NaN, like that of a dense layer, and the other outputs do not change."""
     model = make_model(activation=None)
     kr.training.adapt_template(model, X, Y)
     model.layers[-1].joint = joint
@@ -179,15 +179,15 @@ def test_an_image_that_is_not_finite_has_no_class(joint, value):
     np.testing.assert_allclose(np.exp(outputs[rest]), np.exp(expected), atol=1e-4)
 
 
-def test_few_neighbours_need_no_second_number():
+def test_sigma_neighbor_defaults_to_half_of_num_neighbors():
     head = kr.layers.WNLLHead(10, num_neighbors=10)
     assert head.sigma_neighbor == 5
     assert kr.layers.WNLLHead(10).sigma_neighbor == 15
 
 
 @pytest.mark.slow
-def test_training_ends_as_it_would_without_the_filling():
-    """The template is filled beside the training, and moves nothing in it."""
+def test_filling_the_template_does_not_affect_training():
+    """Filling the template has no effect on training."""
     found = []
     for callbacks in ([], [keras.callbacks.History()]):
         robust = compiled(make_model())
@@ -201,8 +201,8 @@ def test_training_ends_as_it_would_without_the_filling():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def template_is_that_of(model, x, y):
-    """Whether `adapt_template` changes nothing."""
+def has_template_of(model, x, y):
+    """Returns whether the template is already that of the data."""
     before = model.get_weights()
     kr.training.adapt_template(model, x, y)
     return all(
@@ -211,10 +211,10 @@ def template_is_that_of(model, x, y):
     )
 
 
-def test_each_call_of_fit_leaves_a_template_of_its_data_and_of_the_network_as_it_is():
+def test_each_call_of_fit_fills_the_template_with_its_data():
     model = make_model()
     robust = compiled(model)
     robust.fit(X, Y, batch_size=40, verbose=0)
-    assert template_is_that_of(model, X, Y)
+    assert has_template_of(model, X, Y)
     robust.fit(X_TEST, Y, batch_size=40, verbose=0)
-    assert template_is_that_of(model, X_TEST, Y)
+    assert has_template_of(model, X_TEST, Y)

@@ -1,4 +1,4 @@
-"""What `fit` fills a template with, and when."""
+"""`fit` fills the template of a WNLL head with examples of its data, after each epoch."""
 
 import keras
 import numpy as np
@@ -32,14 +32,14 @@ def template(size, num_classes=3, unlabeled_size=0):
 
 
 def numbered(labels, batch_size=64, make=pairs):
-    """A data set whose images are their own numbers."""
+    """Returns a data set whose images are their row numbers."""
     images = np.arange(len(labels), dtype="float32")[:, None]
     return make(images, labels).batch(batch_size)
 
 
 class TestDrawFromDataSet:
-    def test_each_example_is_as_likely_as_another(self):
-        """Wherever it stands; the mean place of 500 among 5,000 has a deviation of 61."""
+    def test_all_examples_are_equally_likely(self):
+        """The mean row of 500 out of 5,000 has a standard deviation of 61."""
         labels = np.repeat([0, 1, 2], [3000, 1999, 1])
         images, found = draw_from_data_set(template(500), numbered(labels), None)
         rows = images[:, 0].astype(int)
@@ -49,8 +49,8 @@ class TestDrawFromDataSet:
         assert abs(rows.mean() - 2500) < 5 * 61
         assert abs((found == 0).sum() - 300) < 5 * 10.4
 
-    def test_it_is_the_rule_of_arrays(self):
-        """Of those in front in an order, the first of each class before all others."""
+    def test_the_draw_equals_that_from_arrays(self):
+        """In a random order, the first example of each class is drawn before all others."""
         labels = RNG.integers(0, 3, 400)
         images, _ = draw_from_data_set(template(20), numbered(labels), None)
         order = np.argsort(np.random.default_rng(0).random(400))
@@ -65,7 +65,7 @@ class TestDrawFromDataSet:
         assert (found < 0).sum() == 40
         np.testing.assert_array_equal(found, labels[images[:, 0].astype(int)])
 
-    def test_no_more_is_read_than_is_needed(self, monkeypatch):
+    def test_only_as_many_examples_are_read_as_needed(self, monkeypatch):
         monkeypatch.setattr(template_draw, "_MOST_READ", 200)
         labels = np.zeros(1000, int)
         labels[[7, 650]] = 1, 2
@@ -76,7 +76,7 @@ class TestDrawFromDataSet:
         images, _ = draw_from_data_set(template(100), numbered(labels, 50), None)
         assert images.max() < 200
 
-    def test_the_steps_of_an_endless_data_set(self):
+    def test_an_infinite_data_set_is_read_for_steps(self):
         data = numbered(np.arange(300) % 3, 50, tf_data).repeat()
         images, _ = draw_from_data_set(template(100), data, 2)
         assert sorted(images[:, 0].astype(int)) == list(range(100))
@@ -90,11 +90,11 @@ class TestDrawFromDataSet:
             (np.arange(300) % 3 + 0.5, "dtype float64"),
         ],
     )
-    def test_labels_that_make_no_template(self, labels, message):
+    def test_bad_labels(self, labels, message):
         with pytest.raises(ValueError, match=message):
             draw_from_data_set(template(100), numbered(labels), None)
 
-    def test_other_forms_of_labels(self):
+    def test_other_forms_of_labels_give_the_same_template(self):
         labels = np.arange(300) % 3
         expected = draw_from_data_set(template(100), numbered(labels), None)
         for form in (labels.astype("float32"), labels[:, None], np.eye(3)[labels]):
@@ -103,7 +103,7 @@ class TestDrawFromDataSet:
                 np.testing.assert_array_equal(one, other)
 
 
-def test_choose_template_has_all_classes_and_no_example_twice():
+def test_choose_template_has_all_classes_and_no_duplicates():
     labels = np.where(np.arange(200) == 77, 2, np.arange(200) % 2)
     for seed in range(5):
         rows = choose_template(labels, 30, seed)
@@ -111,8 +111,8 @@ def test_choose_template_has_all_classes_and_no_example_twice():
         assert 77 in rows
 
 
-def test_a_template_of_those_that_are_drawn_is_that_of_all():
-    """Nothing is computed from the others."""
+def test_adapt_template_only_needs_the_drawn_examples():
+    """Examples that are not drawn have no effect."""
     model, head = make_model(unlabeled_size=10)
     labels = np.where(np.arange(60) % 3 == 0, -1, Y)
     labels[:9] = Y[:9]
@@ -124,14 +124,14 @@ def test_a_template_of_those_that_are_drawn_is_that_of_all():
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes the head's phase in training, and at the end of each epoch."""
+    """Records the phase of the head in training and validation, and at the end of each epoch."""
 
     def __init__(self, head):
         super().__init__()
         self.head, self.phases = head, []
 
     def on_train_batch_begin(self, batch, logs=None):
-        _ = self.model  # On JAX, Keras then puts the values of training back in the variables.
+        _ = self.model  # On JAX, this updates the variables from the training state.
         self.phases.append(("batch", self.head.phase))
 
     def on_test_begin(self, logs=None):
@@ -143,7 +143,7 @@ class Watch(keras.callbacks.Callback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["list", "one", "CallbackList"])
-def test_other_losses_of_a_sum_train_in_the_phase_of_before(form):
+def test_training_has_the_linear_phase_and_validation_the_wnll_phase(form):
     model, head = make_model()
     watch = Watch(head)
     callbacks = {
@@ -158,15 +158,15 @@ def test_other_losses_of_a_sum_train_in_the_phase_of_before(form):
 
 
 @pytest.mark.slow_on_jax
-def test_the_callback_comes_instead():
-    """`TemplateUpdate` fills it as often as it says, and with its own data."""
+def test_the_callback_replaces_the_template_of_fit():
+    """`TemplateUpdate` fills the template with its own data."""
     model, head = make_model(template_size=60)
     model.fit(X[:30], Y[:30], verbose=0, callbacks=[kr.callbacks.TemplateUpdate(X, Y)])
     labels = ops.convert_to_numpy(head.template.labels)
     np.testing.assert_array_equal(np.bincount(labels), [20, 20, 20])
 
 
-def test_what_is_interrupted_is_left_as_it_is():
+def test_an_interrupted_fit_does_not_fill_the_template():
     model, head = make_model()
 
     class Stop(keras.callbacks.Callback):
@@ -180,7 +180,7 @@ def test_what_is_interrupted_is_left_as_it_is():
 
 
 @pytest.mark.slow
-def test_a_network_that_has_diverged_leaves_its_history():
+def test_a_diverged_network_causes_a_warning():
     model, _ = make_model()
     weights = model.get_weights()
     weights[0] = weights[0] * np.nan
@@ -191,7 +191,7 @@ def test_a_network_that_has_diverged_leaves_its_history():
     assert np.isnan(model.predict(X, verbose=0)).all()
 
 
-def test_losses_in_sums_and_structures():
+def test_graph_losses_are_found_in_sums_and_structures():
     gi, plain = kr.losses.GraphInterpolation(), keras.losses.CategoricalHinge()
     nested = kr.losses.Sum([plain, kr.losses.Sum([gi, plain])])
     for loss in (gi, nested, [gi], {"head": nested}, [plain, gi]):

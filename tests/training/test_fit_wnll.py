@@ -1,4 +1,4 @@
-"""Training in alternation: its stages, what each moves, and that it resumes."""
+"""`fit_wnll` alternates linear and WNLL stages, and can be resumed."""
 
 import json
 
@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 Y = np.arange(80) % 3
 X = np.clip(RNG.uniform(0.2, 0.8, (3, 6))[Y] + 0.2 * RNG.normal(size=(80, 6)), 0, 1)
 X = X.astype("float32")
-# With seed 3 not in the half that gives the template.
+# With seed 3, this example is not in the half for the template.
 LAST = np.random.default_rng(3).permutation(80)[-1]
 SETTINGS = {
     "linear_epochs": 2, "wnll_epochs": 1, "linear_batch_size": 40, "wnll_batch_size": 40,
@@ -25,7 +25,7 @@ SETTINGS = {
 
 @keras.saving.register_keras_serializable(package="test_fit_wnll")
 class Pair(keras.layers.Layer):
-    """A layer with layers inside."""
+    """A layer with nested layers."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -63,7 +63,7 @@ def fast(number, steps_per_epoch):
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes the head's phase and the weights before and after each stage."""
+    """Records the phase of the head, and the weights before and after each stage."""
 
     def __init__(self, model):
         super().__init__()
@@ -81,7 +81,7 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class Stopping(keras.callbacks.Callback):
-    """Raises when stage number `at` begins."""
+    """Raises an error at the start of stage number `at`."""
 
     def __init__(self, at):
         super().__init__()
@@ -97,7 +97,7 @@ class Stopping(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     ("gradient", "passes"), [("exact", 2), ("straight_through", 1), ("linear", 1)]
 )
-def test_what_each_stage_moves(gradient, passes):
+def test_each_stage_trains_its_weights(gradient, passes):
     model = make_model(gradient=gradient)
     watch = Watch(model)
     history = kr.training.fit_wnll(
@@ -128,7 +128,7 @@ def test_what_each_stage_moves(gradient, passes):
 
 
 @pytest.mark.slow
-def test_flags_are_what_they_were():
+def test_trainable_flags_are_restored():
     model = make_model()
     model.layers[0].layers[0].trainable = False
     model.layers[1].first.trainable = False
@@ -151,10 +151,10 @@ def test_flags_are_what_they_were():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("done", [1, 2])
-def test_interrupted_it_ends_as_if_it_had_not_been(done, tmp_path):
-    whole = make_model()
+def test_an_interrupted_training_can_be_resumed(done, tmp_path):
+    uninterrupted = make_model()
     settings = {**SETTINGS, "passes": 1}
-    expected = kr.training.fit_wnll(whole, X, Y, **settings)
+    expected = kr.training.fit_wnll(uninterrupted, X, Y, **settings)
     with pytest.raises(Interrupted) if done < 2 else pytest.MonkeyPatch.context():
         kr.training.fit_wnll(
             make_model(), X, Y, directory=tmp_path, callbacks=[Stopping(done)], **settings
@@ -168,14 +168,14 @@ def test_interrupted_it_ends_as_if_it_had_not_been(done, tmp_path):
     assert stopping.count == 2 - done
     assert history["stage"] == expected["stage"]
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-4)
-    for ours, theirs in zip(again.weights, whole.weights, strict=True):
+    for ours, theirs in zip(again.weights, uninterrupted.weights, strict=True):
         if "seed" not in ours.path:
             values = (ops.convert_to_numpy(weight) for weight in (ours, theirs))
             np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_another_schedule_is_refused_and_an_unbuilt_model_resumes(tmp_path):
+def test_only_the_same_schedule_can_be_resumed(tmp_path):
     def unbuilt():
         head = kr.layers.WNLLHead(3, units=8, num_neighbors=8, sigma_neighbor=4, template_size=30)
         return keras.Sequential([keras.layers.Dense(8), head])
@@ -197,7 +197,7 @@ def test_another_schedule_is_refused_and_an_unbuilt_model_resumes(tmp_path):
 
 @pytest.mark.slow
 def test_adversarial_stages():
-    """Algorithm 3: each stage with a loss that attacks; a wrapped model is unwrapped."""
+    """Algorithm 3: each stage trains adversarially, on a wrapped model."""
     attack = kr.attacks.PGD(0.05, num_steps=2)
     model = make_model(gradient="straight_through")
     watch = Watch(model)
@@ -224,7 +224,7 @@ def test_unlabeled_examples():
 
 
 @pytest.mark.slow
-def test_it_learns():
+def test_training_learns():
     model = make_model()
     history = kr.training.fit_wnll(
         model, X, Y, passes=1, **{**SETTINGS, "linear_epochs": 40}, linear_optimizer=fast
@@ -248,7 +248,7 @@ def test_it_learns():
         ({"y": None}, "`y` must be given"),
     ],
 )
-def test_bad_arguments_are_found_before_any_work(change, message):
+def test_bad_arguments_are_an_error_before_any_work(change, message):
     head = {name: change[name] for name in ("units", "unlabeled_size") if name in change}
     model = make_model(**head)
     before = model.get_weights()

@@ -1,1 +1,1 @@
-"""What must hold if the failure of an attack means that the model is robust."""
+"""Checks that must pass before a failed attack counts as evidence of robustness."""

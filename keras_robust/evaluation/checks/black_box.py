@@ -1,4 +1,4 @@
-"""Whether attacks that know the gradient do better than those that do not."""
+"""Checks whether attacks with the gradient are at least as strong as attacks without it."""
 
 from typing import Any
 
@@ -10,25 +10,25 @@ from keras_robust.evaluation.checks.case import NUM_STEPS, Case
 from keras_robust.evaluation.checks.outcome import Outcome, compared
 from keras_robust.metrics.perturbed import perturbed_images
 
-# Far from what Square needs to come near PGD on a sound model, and enough to overtake it where
-# the gradient leads nowhere.
+# Far too few for Square to match PGD on a sound model, but enough to beat PGD if the gradient is
+# useless.
 NUM_QUERIES = 200
-# The best of so many draws is compared with PGD.
+# PGD is compared with the best of this many draws.
 NUM_DRAWS = 10
 _PGD = f"PGD with {NUM_STEPS} steps"
 
 
 def square(case: Case) -> Outcome:
-    """PGD against Square."""
+    """Checks that PGD is no weaker than Square."""
     if case.classifier.returns_classes:
-        return Outcome(None, "Square needs class scores, and the model returns classes alone.")
+        return Outcome(None, "Square needs class scores, but the model returns only classes.")
     attack = Square(case.ball, norm=case.norm, num_queries=NUM_QUERIES, **_setting(case))
     name = f"Square with {NUM_QUERIES} queries"
     return compared(_PGD, case.robust(case.pgd()), name, case.robust(attack))
 
 
 def transfer(case: Case) -> Outcome:
-    """PGD on the model itself against PGD on another one, by that one's own gradient."""
+    """Checks that PGD is no weaker than PGD on another model, with that model's own gradient."""
     if case.transfer_from is None:
         return Outcome(None, "No other model was given as `transfer_from`.")
     attack = PGD(case.ball, num_steps=NUM_STEPS, norm=case.norm, loss=case.loss, **_setting(case))
@@ -36,11 +36,11 @@ def transfer(case: Case) -> Outcome:
         case.transfer_from, case.x, case.y, attack, case.batch_size, case.seed, mask=case.mask
     )
     robust = case.still_correct(x_adv)
-    return compared(_PGD, case.robust(case.pgd()), "the same attack on the other model", robust)
+    return compared(_PGD, case.robust(case.pgd()), "PGD on the other model", robust)
 
 
 def noise(case: Case) -> Outcome:
-    """PGD against the best of several draws of noise of the same norm."""
+    """Checks that PGD is no weaker than the best of several draws of noise of the same norm."""
     robust = np.ones(len(case.examples), bool)
     for draw in range(NUM_DRAWS):
         rng = np.random.default_rng([case.seed, draw])
@@ -60,5 +60,5 @@ def noise(case: Case) -> Outcome:
 
 
 def _setting(case: Case) -> dict[str, Any]:
-    """The setting without the `objective`, which is made for the gradient of the judged model."""
+    """Returns the settings without the `objective`, which is specific to the judged model."""
     return {name: value for name, value in case.setting.items() if name != "objective"}

@@ -1,4 +1,4 @@
-"""Whether the model's gradient is the derivative of what the model computes."""
+"""Checks whether the model's gradient is the derivative of its outputs."""
 
 from typing import Any
 
@@ -7,38 +7,41 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.evaluation.checks.case import Case
-from keras_robust.evaluation.checks.gradients import failed_without
+from keras_robust.evaluation.checks.gradients import fails_without_gradient
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops import log_odds_against, logit_range, rounding
 
-# Ordinary networks stay below 0.05 in float32: ReLU networks below 0.01, those with max pooling
-# below 0.04. Where the gradient is not the function's derivative, the two have little in common,
-# and the median is near 1.
+# Ordinary networks stay below 0.05 in float32: ReLU networks below 0.01, networks with max pooling
+# below 0.04. If the gradient is not the derivative of the function, the two are unrelated, and the
+# median is near 1.
 _MAX_RELATIVE_ERROR = 0.2
 _NUM_DIRECTIONS = 4
-# Where predictions depend on the batch, so many examples are moved, each alone: were all moved at
-# once, one prediction that jumps (a graph of neighbours has such) would be in every difference.
+# If predictions depend on the batch, this many examples are moved one at a time. If all examples
+# moved at once, a single prediction that jumps (as with a graph of neighbours) would affect every
+# difference.
 _NUM_MOVED = 24
-# In units of the bounds' range. A small step drowns in the rounding of float32, a large one
-# crosses the kinks of a ReLU network: the one that agrees best counts.
+# Step sizes in units of the bounds' range. A small step drowns in float32 rounding, and a large
+# step crosses the kinks of a ReLU network, so the step with the best agreement counts.
 _STEPS = (1e-4, 1e-3, 1e-2)
-# Likewise: images are shaken by so much first. Where all neighbours are equal, as in a black
-# background, max pooling has a kink, and no gradient is its derivative there.
+# Noise added to the images first, in the same units. In regions of equal pixels, such as a black
+# background, max pooling has a kink and no derivative.
 _JITTER = 0.02
 
 
-@failed_without
+@fails_without_gradient
 def agree(case: Case) -> Outcome:
-    """Directional derivatives of the log-odds against central differences.
+    """Compares directional derivatives of the log-odds with central differences.
 
-    Along `v` with entries of -1 and 1, `<grad f(x), v>` against `(f(x + h v) - f(x - h v)) / 2h`.
-    `f` are the log-odds of the logits divided by their typical range, so that the figures are the
-    same whatever the logits are multiplied with: those of 1e-12 would be lost in the logarithm.
-    Where both are below what rounding makes of a difference, they are not compared.
-    Before that, the images are moved away from the bounds so far that no step leaves them, and by
-    a little noise. Where predictions depend on the batch, each `v` moves one example alone, and `f`
-    is the sum over the batch.
+    For `v` with entries of -1 and 1, compares `<grad f(x), v>` with
+    `(f(x + h v) - f(x - h v)) / 2h`. `f` are the log-odds of the logits divided by their typical
+    range. The result therefore does not depend on the scale of the logits: logits of 1e-12 would
+    vanish in the logarithm. Pairs are not compared if both values are below the rounding error of a
+    difference.
+
+    Before that, the images are moved away from the bounds, so that no step leaves them, and a
+    little noise is added. If predictions depend on the batch, each `v` moves a single example, and
+    `f` is the sum over the batch.
     """
     low, high = case.attack.bounds
     jitter = _JITTER * case.range
@@ -53,7 +56,7 @@ def agree(case: Case) -> Outcome:
     except backend.NoGradientError:
         if case.attack.objective is None:
             raise
-        sentence = "The model has no gradient; the attack follows its `objective` instead."
+        sentence = "The model has no gradient. The attack follows its `objective` instead."
         return Outcome(None, sentence)
     axes = tuple(range(1, x.ndim))
     expected = np.array([(gradient * sign).sum(axis=axes) for sign in signs])
@@ -72,27 +75,27 @@ def agree(case: Case) -> Outcome:
         errors.append(_median_error(expected, measured, noise / step))
     known = [error for error in errors if error is not None]
     if not known:
-        sentence = "The log-odds do not change by more than rounding: there is nothing to compare."
+        sentence = "The log-odds do not change by more than rounding, so there is no comparison."
         return Outcome(None, sentence)
     figures = {"median_relative_error": min(known)}
     facts = (
-        "Along random directions the gradient differs from finite differences by "
-        f"{min(known):.1%} (median)"
+        "Along random directions, the gradient differs from finite differences by "
+        f"{min(known):.1%} (median)."
     )
     if case.attack.objective is not None:
-        return Outcome(None, f"{facts}; the attack follows its `objective` instead.", figures)
+        return Outcome(None, f"{facts} The attack follows its `objective` instead.", figures)
     if min(known) <= _MAX_RELATIVE_ERROR:
-        return Outcome(True, f"{facts}.", figures)
+        return Outcome(True, facts, figures)
     if _is_half_precision(case.classifier):
-        return Outcome(None, f"{facts}, which half precision alone can explain.", figures)
+        return Outcome(None, f"{facts} This may be due to half precision alone.", figures)
     sentence = (
-        f"{facts}: it is not the derivative of what the model computes, and misleads attacks."
+        f"{facts} The gradient is not the derivative of the model's outputs, and misleads attacks."
     )
     return Outcome(False, sentence, figures)
 
 
 def _directions(case: Case, rng: np.random.Generator) -> list[np.ndarray]:
-    """For all images at once, or, where predictions depend on the batch, for one example each."""
+    """Returns random directions for all images, or for single images if predictions are joint."""
 
     def signs() -> np.ndarray:
         return rng.choice(np.array([-1, 1], "float32"), case.x.shape)
@@ -104,18 +107,21 @@ def _directions(case: Case, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _summed(case: Case, changes: np.ndarray) -> np.ndarray:
-    """Changes of shape `(directions, num_images)`; their sums where they depend on each other."""
+    """Sums changes of shape `(directions, num_images)` over the images if predictions are joint."""
     return changes.sum(axis=1, keepdims=True) if case.is_joint else changes
 
 
 def _is_half_precision(classifier: Classifier) -> bool:
-    """Whether a Keras model, or one of its layers, computes in float16 or bfloat16."""
+    """Returns whether any layer of a Keras model computes in float16 or bfloat16."""
     dtypes = [getattr(layer, "compute_dtype", "") or "" for layer in classifier.layers]
     return any(dtype.endswith("float16") for dtype in dtypes)
 
 
 def _median_error(expected: np.ndarray, measured: np.ndarray, noise: np.ndarray) -> float | None:
-    """The median of `|a - b| / max(|a|, |b|)`, where not both are within the noise around 0."""
+    """Returns the median of `|a - b| / max(|a|, |b|)`.
+
+    Ignores pairs with both values within the noise, and returns `None` if no pair remains.
+    """
     largest = np.maximum(abs(expected), abs(measured))
     counted = ~(largest <= noise)
     if not counted.any():

@@ -1,4 +1,4 @@
-"""Whether the model has a gradient that attacks can follow."""
+"""Checks whether the model has a gradient that attacks can follow."""
 
 import functools
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.model.classifier import Classifier
 
-# An ordinary network has a gradient for every image; a few images may lie on a flat spot.
+# An ordinary network has a nonzero gradient for nearly every image: a few may lie on a flat spot.
 _MAX_ZERO_SHARE = 0.05
 
 
-def failed_without(check: Callable[[Case], Outcome]) -> Callable[[Case], Outcome]:
-    """The check, failed where the model has no gradient at all: TensorFlow raises there."""
+def fails_without_gradient(check: Callable[[Case], Outcome]) -> Callable[[Case], Outcome]:
+    """Makes a check fail if the model has no gradient at all, which is an error on TensorFlow."""
 
     @functools.wraps(check)
     def wrapped(case: Case) -> Outcome:
@@ -30,30 +30,31 @@ def failed_without(check: Callable[[Case], Outcome]) -> Callable[[Case], Outcome
     return wrapped
 
 
-@failed_without
+@fails_without_gradient
 def finite(case: Case) -> Outcome:
-    """NaN and infinite values in the gradient."""
+    """Checks that the gradient has no NaN or infinite values."""
     share = float(np.mean(~np.isfinite(_gradient(case)).all(axis=1)))
     figures = {"share_not_finite": share}
     if share == 0:
-        return Outcome(True, "The gradient in the input is finite for every example.", figures)
-    sentence = f"The gradient in the input is NaN or infinite for {share:.1%} of the examples."
+        return Outcome(True, "The input gradient is finite for every example.", figures)
+    sentence = f"The input gradient is NaN or infinite for {share:.1%} of the examples."
     return Outcome(False, sentence, figures)
 
 
-@failed_without
+@fails_without_gradient
 def not_zero(case: Case) -> Outcome:
-    """Examples without a gradient, of what attacks here climb, and of the cross-entropy.
+    """Checks that the gradient is not zero, for the attacks' own loss and for the cross-entropy.
 
-    The cross-entropy is that of the model's outputs as they are, which other libraries climb. Its
-    gradient in the logits is `softmax(z) - onehot(y)`, and counts as 0 where this is, in float32.
-    With an `objective` it is left out, because the model itself is not what is differentiated.
+    Other libraries maximize the cross-entropy of the model's outputs. Its gradient in the logits is
+    `softmax(z) - onehot(y)`, and counts as 0 if this difference is 0 in float32. With an
+    `objective`, the cross-entropy is skipped, because attacks do not differentiate the model
+    itself.
     """
-    climbed = float(np.mean(~_gradient(case).any(axis=1)))
-    figures = {"share_zero": climbed}
-    facts = f"The gradient that attacks climb is exactly zero for {climbed:.1%} of the examples"
-    if climbed > _MAX_ZERO_SHARE:
-        return Outcome(False, f"{facts}: they stand still there.", figures)
+    zero = float(np.mean(~_gradient(case).any(axis=1)))
+    figures = {"share_zero": zero}
+    facts = f"The gradient that attacks follow is exactly zero for {zero:.1%} of the examples"
+    if zero > _MAX_ZERO_SHARE:
+        return Outcome(False, f"{facts}, so attacks make no progress on them.", figures)
     if case.attack.objective is not None:
         return Outcome(True, f"{facts}.", figures)
     p = case.probabilities()
@@ -61,18 +62,19 @@ def not_zero(case: Case) -> Outcome:
     standard = float(np.mean((p == one_hot).all(axis=1)))
     figures["share_zero_cross_entropy"] = standard
     if standard <= _MAX_ZERO_SHARE:
-        sentence = f"{facts}, that of the cross-entropy for {standard:.1%}."
+        sentence = f"{facts}, and the gradient of the cross-entropy for {standard:.1%}."
         return Outcome(True, sentence, figures)
     sentence = (
         f"The gradient of the cross-entropy underflows to zero for {standard:.1%} of the "
-        f"examples. Attacks here climb the log-odds (zero for {climbed:.1%}); libraries that "
-        "climb the cross-entropy stand still, and report too high an accuracy."
+        f"examples. The attacks here maximize the log-odds, whose gradient is zero for {zero:.1%}. "
+        "In libraries that maximize the cross-entropy, attacks make no progress, and the reported "
+        "accuracy is too high."
     )
     return Outcome(False, sentence, figures)
 
 
 def _gradient(case: Case) -> np.ndarray:
-    """What PGD follows in its first step, shape `(num_examples, features)`."""
+    """Returns the gradient of PGD's first step, shape `(num_examples, features)`."""
     attack = case.pgd()
 
     def gradient(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a check function returns, and the comparison that several of them make."""
+"""The result of a check function, and the comparison of two attacks that several checks make."""
 
 import dataclasses
 
@@ -17,13 +17,14 @@ class Outcome:
 
 
 def compared(stronger: str, robust: np.ndarray, weaker: str, others: np.ndarray) -> Outcome:
-    """Whether the attack that should be the stronger is no weaker, example by example.
+    """Compares two attacks example by example. Passes if the stronger attack is no weaker.
 
     Args:
-        stronger: its name.
-        robust: bool array, shape `(num_examples,)`: the examples that withstand it.
-        weaker: the other's name.
-        others: the examples that withstand the other.
+        stronger: string, the name of the attack that should be the stronger one.
+        robust: bool array, shape `(num_examples,)`: the examples that it does not fool.
+        weaker: string, the name of the other attack.
+        others: bool array, shape `(num_examples,)`: the examples that the other attack does not
+            fool.
     """
     missed = int((robust & ~others).sum())
     found = int((~robust & others).sum())
@@ -36,11 +37,11 @@ def compared(stronger: str, robust: np.ndarray, weaker: str, others: np.ndarray)
         "num_examples": float(len(robust)),
         "p_value": p_value,
     }
-    first = stronger[0].upper() + stronger[1:]
     facts = (
-        f"{first} leaves {robust.mean():.1%} of the examples standing, {weaker} {others.mean():.1%}"
+        f"The model classifies {robust.mean():.1%} of the examples correctly under {stronger}, "
+        f"and {others.mean():.1%} under {weaker}."
     )
     if p_value >= SIGNIFICANCE:
-        return Outcome(True, f"{facts}.", figures)
-    sentence = f"{facts}: {missed} are fooled by {weaker} alone, and {found} by {stronger} alone."
+        return Outcome(True, facts, figures)
+    sentence = f"{facts} Examples fooled only by {weaker}: {missed}; only by {stronger}: {found}."
     return Outcome(False, sentence, figures)

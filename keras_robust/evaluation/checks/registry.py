@@ -1,4 +1,4 @@
-"""All checks, by the names of what should hold."""
+"""Runs all checks, registered by the names of the properties that should hold."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.report.check_result import CheckResult
 
-# Where rounding decides the class of more of the examples, no check can tell anything.
+# If rounding decides the class of a larger share of the examples, no check is conclusive.
 _MAX_TIED_SHARE = 0.5
 
 CHECKS: dict[str, Callable[[Case], Outcome]] = {
@@ -44,7 +44,7 @@ CHECKS: dict[str, Callable[[Case], Outcome]] = {
 
 
 def run_checks(case: Case, verbose: int) -> list[CheckResult]:
-    """All checks; one that raises an error loses none of the others."""
+    """Runs all checks. An error in one check does not stop the others."""
     bar = keras.utils.Progbar(len(CHECKS), verbose=verbose)
     results = []
     for name, check in CHECKS.items():
@@ -59,14 +59,14 @@ def _run(check: Callable[[Case], Outcome], case: Case) -> Outcome:
         return Outcome(None, "The model classifies none of the examples correctly.")
     try:
         outcome = check(case)
-        is_told = outcome.passed is not None and len(case.examples) > 0
-        if is_told and case.share_of_ties() > _MAX_TIED_SHARE:
+        is_decided = outcome.passed is not None and len(case.examples) > 0
+        if is_decided and case.share_of_ties() > _MAX_TIED_SHARE:
             sentence = (
-                f"{outcome.sentence} But rounding decides the class of {case.share_of_ties():.1%} "
-                "of the examples, so this says nothing."
+                f"{outcome.sentence} However, rounding decides the class of "
+                f"{case.share_of_ties():.1%} of the examples, so this result is not conclusive."
             )
             return dataclasses.replace(outcome, passed=None, sentence=sentence)
         return outcome
     except Exception as error:
         message = f"{type(error).__name__}: {error}".split(". ")[0].rstrip(".")
-        return Outcome(None, f"It could not be run. {message}.")
+        return Outcome(None, f"The check could not be run. {message}.")

@@ -1,4 +1,4 @@
-"""Whether the model works where its functions are flat."""
+"""Checks whether the softmax or the activations of the model are saturated."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import without_final_activation
 from keras_robust.model.smoothed import SmoothedClassifier
 
-# In float32 a softmax is exactly 1 from a margin of about 17 on: ordinary networks reach it on
-# some images, not on most.
+# In float32, a softmax is exactly 1 at margins above about 17. Ordinary networks have such margins
+# on some images, but not on most.
 _MAX_CERTAIN_SHARE = 0.5
-# |tanh(h)| > 0.999 from |h| = 3.8 on, where the slope is below 0.002.
+# |tanh(h)| > 0.999 if |h| > 3.8, where the slope is below 0.002.
 _FLAT = 0.999
 _MAX_FLAT_SHARE = 0.5
 _SYMMETRIC = (keras.activations.tanh, keras.activations.hard_tanh, ops.tanh, ops.hard_tanh)
@@ -28,46 +28,47 @@ _POSITIVE = (
 
 
 def logits(case: Case) -> Outcome:
-    """Examples whose softmax is exactly 1 in float32, and their cross-entropy 0."""
+    """Counts the examples whose softmax is exactly 1 in float32, so their cross-entropy is 0."""
     share = float(np.mean(case.probabilities().max(axis=1) == 1))
     figures = {"share_certain": share}
     facts = f"The softmax is exactly 1 in float32 for {share:.1%} of the examples"
     if share <= _MAX_CERTAIN_SHARE:
         return Outcome(True, f"{facts}.", figures)
     sentence = (
-        f"{facts}: their cross-entropy is 0, and its gradient has lost its digits. Attacks here "
-        "climb the log-odds, which do not saturate; libraries that climb the cross-entropy report "
-        "too high an accuracy."
+        f"{facts}. Their cross-entropy is 0, and its gradient is lost in rounding. The attacks "
+        "here maximize the log-odds, which do not saturate. In libraries that maximize the "
+        "cross-entropy, the reported accuracy is too high."
     )
     return Outcome(False, sentence, figures)
 
 
 def hidden(case: Case) -> Outcome:
-    """Units of bounded activations, and of the last layer's input, at the end of their range."""
+    """Counts the saturated values of bounded activations and of the last layer's input."""
     if not isinstance(case.classifier.model, keras.Model):
-        return Outcome(None, "The model is no Keras model: its layers are not known.")
+        return Outcome(None, "The model is not a Keras model, so its layers are not known.")
     if isinstance(case.classifier.model, SmoothedClassifier):
-        return Outcome(None, "The layers run once for each vote: look at the model that votes.")
+        return Outcome(None, "The layers run once for each vote: check the base model instead.")
     shares = _shares(case)
     if not shares:
-        return Outcome(True, "The model has no tanh or sigmoid, and its features are not bounded.")
+        sentence = "The model has no tanh or sigmoid layers, and its features are not bounded."
+        return Outcome(True, sentence)
     name, share = max(shares.items(), key=lambda item: round(item[1], 3))
     figures = {f"share_flat_{layer}": each for layer, each in shares.items()}
-    facts = f"{share:.1%} of the values of {name} are at the flat ends of its activation"
+    facts = f"{share:.1%} of the values of {name} are saturated"
     if share <= _MAX_FLAT_SHARE:
-        return Outcome(True, f"{facts}, and fewer elsewhere.", figures)
-    return Outcome(False, f"{facts}: little or no gradient passes through it.", figures)
+        return Outcome(True, f"{facts}, the largest share of all layers.", figures)
+    return Outcome(False, f"{facts}: little or no gradient passes through this layer.", figures)
 
 
 def _shares(case: Case) -> dict[str, float]:
-    """The share of flat values in each bounded layer, by its name.
+    """Returns the share of saturated values in each layer with a bounded activation, by its name.
 
-    A sigmoid that ends the model is none: attacks leave it out.
+    A final sigmoid is excluded, because attacks bypass it.
     """
     names = [call.name for call in calls_of_one(case.classifier, case.x[:1].astype("float32"))]
 
     def flat(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
-        """Shape `(batch_size, calls)`; -1 for layers that are not bounded."""
+        """Returns shares of shape `(batch_size, calls)`; -1 for layers that are not bounded."""
         left_out = without_final_activation(classifier.model)
         with backend.seeded(classifier.random_state, seed), left_out:
             return ops.stack([_flat(call, x) for call in layer_calls(classifier, x)], axis=1)
@@ -83,7 +84,7 @@ def _shares(case: Case) -> dict[str, float]:
 
 
 def _flat(call: LayerCall, x: Any) -> Any:
-    """The share of each example's values that are at the ends of the activation's range."""
+    """Returns the share of each example's values that are at the ends of the activation's range."""
     activation = getattr(call.layer, "activation", None)
     if activation not in _SYMMETRIC + _POSITIVE:
         return ops.full((ops.shape(x)[0],), -1.0)

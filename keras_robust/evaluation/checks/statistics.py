@@ -1,11 +1,10 @@
-"""Exact tests by counts."""
+"""Exact statistical tests on counts."""
 
 import math
 
-# A comparison fails where chance alone would give its counts, or worse ones, once in a hundred
-# times. The attacks are compared example by example, and only the examples on which they differ
-# count: at least 7 of them are needed to fail, so that a few that flip with the random start never
-# do, whatever the number of examples.
+# A comparison fails if chance alone gives its counts, or more extreme ones, in fewer than 1% of all
+# cases. Only the examples on which the two attacks differ count. At least 7 of them are needed to
+# fail, so a few examples that flip with the random start never do, whatever the number of examples.
 SIGNIFICANCE = 0.01
 
 
@@ -20,14 +19,14 @@ def _chance(successes: int, trials: int, probability: float) -> float:
     p, q, failures = probability, 1 - probability, trials - successes
     if trials <= 1000 or not 0 < p < 1:
         return math.comb(trials, successes) * p**successes * q**failures
-    # In logarithms: the factors are too large and too small for floats.
+    # Logarithms, because the factors overflow and underflow.
     ways = math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(failures + 1)
     return math.exp(ways + successes * math.log(p) + failures * math.log(q))
 
 
 def sign_test(against: int, in_favour: int) -> float:
-    """One-sided p-value of `against` or more, were each case as likely to go either way.
+    """Returns the one-sided p-value of `against` or more cases if both outcomes are equally likely.
 
-    With the examples on which two attacks differ, this is McNemar's exact test.
+    Applied to the examples on which two attacks differ, this is McNemar's exact test.
     """
     return binomial_tail(against, against + in_favour, 0.5)

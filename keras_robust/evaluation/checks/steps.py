@@ -1,4 +1,4 @@
-"""Whether attacks become stronger by more steps, as those that follow a gradient must."""
+"""Checks whether more steps make attacks stronger, as they must for a useful gradient."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _COUNTS = (1, 5, NUM_STEPS)
 
 
 def more_steps(case: Case) -> Outcome:
-    """PGD with an increasing number of steps: no accuracy above the one before."""
+    """Checks that the accuracy under PGD never rises with the number of steps."""
     robust = [case.robust(case.pgd(num_steps)) for num_steps in _COUNTS]
     names = [f"PGD with {count} step{'s' * (count > 1)}" for count in _COUNTS]
     outcomes = [
@@ -18,31 +18,33 @@ def more_steps(case: Case) -> Outcome:
     ]
     worst = min(outcomes, key=lambda outcome: outcome.figures["p_value"])
     accuracies = {
-        f"accuracy_after_{count}_steps": float(np.mean(left))
-        for count, left in zip(_COUNTS, robust, strict=True)
+        f"accuracy_after_{count}_steps": float(np.mean(each))
+        for count, each in zip(_COUNTS, robust, strict=True)
     }
     figures = {**accuracies, "p_value": worst.figures["p_value"]}
     if not worst.passed:
         return Outcome(False, worst.sentence, figures)
     numbers = ", ".join(f"{accuracy:.1%}" for accuracy in accuracies.values())
     counts = ", ".join(map(str, _COUNTS))
-    sentence = f"PGD with {counts} steps leaves {numbers} of the examples standing."
+    sentence = (
+        f"The model classifies {numbers} of the examples correctly under PGD with {counts} steps."
+    )
     return Outcome(True, sentence, figures)
 
 
 def single_step(case: Case) -> Outcome:
-    """PGD against FGSM."""
+    """Checks that PGD is no weaker than FGSM."""
     fgsm = FGSM(case.epsilon, norm=case.norm, loss=case.loss, **case.setting)
     return compared(
         f"PGD with {NUM_STEPS} steps",
         case.robust(case.pgd()),
-        "FGSM's single step",
+        "FGSM (a single step)",
         case.robust(fgsm),
     )
 
 
 def no_weaker(case: Case) -> Outcome:
-    """The judged attack against plain PGD."""
+    """Checks that the judged attack is no weaker than plain PGD."""
     return compared(
         case.name,
         case.robust(case.attack),
