@@ -1,4 +1,4 @@
-"""Writes the book of results: docs/results.md and the pages in docs/results/.
+"""Writes the results: docs/results.md, the pages in docs/results/, and README's table.
 
     python benchmarks/report.py
 
@@ -10,7 +10,7 @@ has what tuning finds, AutoAttack's versions, and what the library's own code co
 import dataclasses
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 # isort: off
 from paper_pages import PICTURES, ROOT, found, markdown_table, new_figure, page, shown
@@ -22,7 +22,7 @@ import wnll_defense
 from papers import PAPERS
 # isort: on
 
-RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,40 +140,52 @@ def percent(value: float) -> str:
     return f"{100 * value:.2f}%"
 
 
+class Measured(NamedTuple):
+    """What is on record of a claim."""
+
+    claim: Claim
+    published: float | None
+    scale: str
+    # Accuracies of each seed: clean, under the paper's attack, in the worst case; or nothing.
+    values: tuple[list[float], ...]
+
+
+def measured() -> list[Measured]:
+    rows = []
+    for claim in CLAIMS:
+        table = claim.paper.tables[claim.table]
+        scale = "paper" if found(table, "paper").get(claim.row) else "small"
+        records = found(table, scale)
+        seeds, worst = records.get(claim.row), records.get(claim.worst_row or claim.row)
+        values: tuple[list[float], ...] = ()
+        if seeds and worst:
+            columns = ((claim.clean, seeds), (claim.attack, seeds), (claim.worst, worst))
+            values = tuple([s["values"][column] for s in part] for column, part in columns)
+        published = table.published.get(claim.row, {}).get(claim.attack)
+        rows.append(Measured(claim, published, scale, values))
+    return rows
+
+
 def opening() -> str:
     """The first page: a row for each claim, one picture, three sentences."""
     costs = load("losses-amd-epyc-2-cores-tensorflow.json")["cases"]
-    rows, drawn = [], []
-    for claim in CLAIMS:
-        table = claim.paper.tables[claim.table]
-        is_measured = bool(found(table, "paper").get(claim.row))
-        scale = "paper" if is_measured else "small"
-        records = found(table, scale)
-        seeds, worst = records.get(claim.row), records.get(claim.worst_row or claim.row)
-        published = table.published.get(claim.row, {}).get(claim.attack)
+    rows = []
+    for claim, published, scale, values in measured():
         theirs = "no number" if published is None else percent(published)
-        cost = "" if claim.cost is None else f"{costs[claim.cost]['ratio_to_step']:.1f}"
-        link = f"[{claim.table}](results/{claim.paper.key}.md)"
-        cells = ["not measured", "", "", ""]
-        if seeds and worst:
-            values = [
-                [s["values"][column] for s in part]
-                for column, part in (
-                    (claim.clean, seeds), (claim.attack, seeds), (claim.worst, worst)
-                )
-            ]  # fmt: skip
-            cells = [scale, *(shown("", column) for column in values)]
-            drawn.append((f"{claim.defence}\n{claim.setting}", published, *values[1:]))
+        cost = "1.0" if claim.cost is None else f"{costs[claim.cost]['ratio_to_step']:.1f}"
+        cells = [scale, *(shown("", column) for column in values)] if values else [
+            "not measured", "", "", "",
+        ]  # fmt: skip
         rows.append([
-            claim.defence, claim.setting, f"{claim.attack}: {theirs}", *cells, cost or "1.0",
-            "none", link,
+            claim.defence, claim.setting, f"{claim.attack}: {theirs}", *cells, cost, "none",
+            f"[{claim.table}](results/{claim.paper.key}.md)",
         ])  # fmt: skip
     header = [
         "defence", "data, radius", "the paper's attack and claim", "scale", "clean here",
         "the paper's attack here", "worst case here", "a training step costs", "certificate",
         "table",
     ]  # fmt: skip
-    draw_claims(drawn)
+    draw_claims([row for row in measured() if row.values])
     return "\n".join([
         "# Results\n",
         "Each defence beside the claim of its paper: robust accuracy under the paper's own attack "
@@ -194,15 +206,40 @@ def opening() -> str:
     ])  # fmt: skip
 
 
-def draw_claims(claims: list[Any]) -> None:
+def readme() -> str:
+    """The README, with what has been measured of the claims between its marks."""
+    text = (ROOT / "README.md").read_text()
+    begin, end = "<!-- results -->", "<!-- end of results -->"
+    rows = [
+        [
+            claim.defence, claim.setting, claim.attack, "" if known is None else percent(known),
+            *(shown("", column) for column in values[1:]), scale,
+        ]
+        for claim, known, scale, values in measured()
+        if values
+    ]  # fmt: skip
+    header = ["defence", "data, radius", "the paper's attack", "published", "here",
+              "worst case here", "scale"]  # fmt: skip
+    inner = "\n".join([
+        "Robust accuracy as published, under the same attack here, and under the strongest attacks "
+        "here. Small scale means 2 CPU cores: fewer images, epochs or channels than the paper's.\n",
+        markdown_table(header, rows),
+        "\n[Results](docs/results.md) has every table of the papers, each with its command.",
+    ])  # fmt: skip
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    return f"{before}{begin}\n{inner}\n{end}{after}"
+
+
+def draw_claims(rows: list[Measured]) -> None:
     """Three bars for each claim: published, the same attack here, worst case."""
-    figure, (axis,) = new_figure(9.0, 0.8 + 0.55 * max(1, len(claims)), 1)
-    for place, (_, published, attack, worst) in enumerate(claims):
-        values = (published, sum(attack) / len(attack), sum(worst) / len(worst))
+    figure, (axis,) = new_figure(9.0, 0.8 + 0.55 * max(1, len(rows)), 1)
+    for place, row in enumerate(rows):
+        values = (row.published, *(sum(v) / len(v) for v in row.values[1:]))
         for number, (value, color) in enumerate(zip(values, COLORS.values(), strict=True)):
             if value is not None:
                 axis.barh(place + 0.25 * (number - 1), 100 * value, 0.23, color=color)
-    axis.set_yticks(range(len(claims)), [claim[0] for claim in claims], fontsize=7)
+    labels = [f"{row.claim.defence}\n{row.claim.setting}" for row in rows]
+    axis.set_yticks(range(len(rows)), labels, fontsize=7)
     axis.invert_yaxis()
     axis.set_xlim(0, 100)
     axis.set_xlabel("robust accuracy, %")
@@ -380,15 +417,16 @@ def measurements() -> str:
 
 
 def pages() -> dict[str, str]:
-    """The text of each page, by its name in docs/; draws their pictures."""
-    texts = {"results": opening(), "results/measurements": measurements()}
-    texts |= {f"results/{paper.key}": page(paper) for paper in PAPERS.values()}
+    """The text of each page, by its path without ".md"; draws their pictures."""
+    texts = {"README": readme(), "docs/results": opening()}
+    texts["docs/results/measurements"] = measurements()
+    texts |= {f"docs/results/{paper.key}": page(paper) for paper in PAPERS.values()}
     return {name: text.rstrip() + "\n" for name, text in texts.items()}
 
 
 def main() -> None:
     for name, text in pages().items():
-        path = DOCS / f"{name}.md"
+        path = ROOT / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         print(path)
