@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test doctest test-jax test-slow gpu-test gpu-benchmark lint format clean
+.PHONY: demo test doctest test-jax test-slow gpu-test gpu-benchmark coverage docs dist lint format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -44,6 +44,26 @@ gpu-test:
 gpu-benchmark:
 	$(GPU_PYTHON) benchmarks/gpu.py
 
+# The lines that `make test` runs on either backend; build/coverage/ has the pages.
+COVERAGE := $(BIN)/python -m pytest -q -n 2 --dist worksteal --cov=keras_robust --cov-append --cov-report=
+
+coverage: .venv/installed-dev
+	rm -f .coverage
+	KERAS_BACKEND=tensorflow $(COVERAGE) -m "not slow" tests
+	KERAS_BACKEND=jax $(COVERAGE) -m "not slow and not slow_on_jax" tests
+	$(BIN)/python -m coverage report --skip-covered
+	$(BIN)/python -m coverage html --directory build/coverage
+
+# The site, in site/.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Builds the wheel and the source distribution, and tries each in an environment of its own.
+dist: .venv/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python scripts/try_distributions.py dist
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,6 +86,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[all,dev]"
+	touch $@
+
+.venv/installed-docs: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 .venv/installed-peers: .venv/installed
