@@ -39,7 +39,8 @@ from training import input_gradient, measured, measured_fit
 import keras_robust as kr
 from keras_robust import backend
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import of_class, other_classes, sparse_labels
+from keras_robust.ops.labels import sparse_labels
+from keras_robust.ops.logits import of_class, other_classes
 
 EPSILON = 0.1
 IN_PAPER = ", VGG-16"

@@ -34,7 +34,7 @@ from cases import CASES, Case, random_batch
 import keras_robust as kr
 from keras_robust import backend
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import log_odds_against
+from keras_robust.ops.logits import log_odds_against
 
 _MAX_ARRAY_BYTES = 2**30
 _MEMORY_STEPS = (10, 160)

@@ -31,10 +31,12 @@ def blocks(path, language="python"):
     return [code for name, code in found if name == language]
 
 
-README, EVALUATION, LOSSES, SCALING, WNLL = (
+README, TRAIN, ATTACK, EVALUATION, LOSSES, SCALING, WNLL = (
     blocks(ROOT / name)
     for name in (
         "README.md",
+        "docs/train.md",
+        "docs/attack.md",
         "docs/evaluation.md",
         "docs/losses.md",
         "docs/scaling.md",
@@ -77,25 +79,49 @@ def accuracy(model, images):
 def test_every_example_has_its_test():
     counts = {path.name: len(blocks(path)) for path in PAGES if blocks(path)}
     assert counts == {
-        "README.md": 5,
+        "README.md": 2,
+        "attack.md": 1,
         "evaluation.md": 4,
         "losses.md": 4,
         "scaling.md": 4,
         "supported.md": 6,
+        "train.md": 4,
         "wnll.md": 3,
     }
 
 
-def test_layer_of_the_readme(run, images):
-    model = run(README[0], count=2000)["model"]
+def test_model_is_trained_and_judged(run, images, capsys, monkeypatch):
+    monkeypatch.setattr(kr, "evaluate", functools.partial(kr.evaluate, checks=False))
+    report = run(README[0], count=60)["report"]
+    assert [row.name for row in report.rows] == ["clean", "AutoAttack(epsilon=0.1)", "worst case"]
+    assert report.statement in capsys.readouterr().out
+    assert pathlib.Path("report/report.html").exists()
+    saved = keras.saving.load_model("classifier.keras")
+    assert "keras_robust" not in saved.to_json()
+
+
+def test_defence_is_tuned(run, capsys):
+    """KerasTuner proposes as many weights as there are trials, and the best is printed."""
+    tuner = run(README[1], count=200)["tuner"]
+    trials = tuner.oracle.trials.values()
+    assert len({trial.hyperparameters.get("beta") for trial in trials}) == 4
+    scores = [trial.score for trial in trials]
+    best = max(trials, key=lambda trial: trial.score).hyperparameters.values
+    assert all(0 <= score <= 1 for score in scores)
+    assert tuner.get_best_hyperparameters()[0].values == best
+    assert str(best) in capsys.readouterr().out
+
+
+def test_layer(run, images):
+    model = run(TRAIN[0], count=2000)["model"]
     features = kr.evaluation.features(model, images[0])
     assert abs(features).max() <= 1  # Tanh features.
     assert float(sum(model.losses)) > 0  # The angular penalty.
     assert accuracy(model, images) > 0.4
 
 
-def test_wnll_head_of_the_readme(run, images):
-    model = run(README[1], count=800)["model"]
+def test_wnll_head(run, images):
+    model = run(TRAIN[1], count=800)["model"]
     head = model.layers[-1]
     assert head.phase == "wnll"
     outputs = model.predict(images[0], verbose=0)
@@ -106,8 +132,8 @@ def test_wnll_head_of_the_readme(run, images):
     np.testing.assert_allclose(separate, outputs[:5], rtol=1e-3, atol=1e-4)
 
 
-def test_loss_of_the_readme(run, images, capsys):
-    found = run(README[2], count=500)
+def test_loss(run, images, capsys):
+    found = run(TRAIN[2], count=500)
     report, model = found["report"], found["model"]
     assert [row.name for row in report.rows] == ["clean", "PGD-40", "worst case"]
     assert report.accuracy("worst case") == report.accuracy("PGD-40") <= report.accuracy("clean")
@@ -130,7 +156,7 @@ def test_callback_of_the_readme_keeps_the_best_epoch_and_stops(run, monkeypatch)
         return next(logged)
 
     monkeypatch.setattr(robust_accuracy, "robust_accuracy", scripted)
-    found = run(README[3], epochs=20)
+    found = run(TRAIN[3], epochs=20)
     assert found["model"].history.history["val_robust_accuracy"] == [0.3, 0.6, 0.5, 0.4, 0.2]
     best = keras.saving.load_model("best.keras")
     for saved, expected in zip(best.get_weights(), weights[1], strict=True):
@@ -138,8 +164,8 @@ def test_callback_of_the_readme_keeps_the_best_epoch_and_stops(run, monkeypatch)
     assert any((a != b).any() for a, b in zip(weights[1], weights[-1], strict=True))
 
 
-def test_attacks_and_report_of_the_readme(run, monkeypatch):
-    found = run(README[4], count=40)
+def test_attacks_and_report(run, monkeypatch):
+    found = run(ATTACK[0], count=40)
     result, report, x, y = (found[name] for name in ("result", "report", "x", "y"))
     # A failed attack returns the original image.
     np.testing.assert_array_equal(result.x_adv[~result.success], x[~result.success])
@@ -360,8 +386,9 @@ def test_the_pages_of_results_agree_with_the_records(tmp_path):
     )
     command = [sys.executable, "-c", code, ROOT / "benchmarks", tmp_path]
     subprocess.run(command, check=True, cwd=ROOT)
-    names = ["results", *(f"results/{p.stem}" for p in (ROOT / "docs" / "results").glob("*.md"))]
-    assert len(names) == 7
+    pages = (ROOT / "docs" / "results").glob("*.md")
+    names = ["README", "docs/results", *(f"docs/results/{path.stem}" for path in pages)]
+    assert len(names) == 8
     for name in names:
-        expected = (ROOT / "docs" / f"{name}.md").read_text()
+        expected = (ROOT / f"{name}.md").read_text()
         assert (tmp_path / name.replace("/", " ")).read_text() == expected

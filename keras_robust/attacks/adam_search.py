@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_robust.attacks.problem import Problem
-from keras_robust.ops import euclidean_norm, logit_range, margin, per_example, per_example_where
+from keras_robust.ops.balls import euclidean_norm, per_example, per_example_where
+from keras_robust.ops.logits import logit_range, margin
 
 _BETA_1, _BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-16
 # `|tanh(w)|` at the start for a value at its bound.

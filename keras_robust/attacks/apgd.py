@@ -14,15 +14,8 @@ from keras_robust.attacks.pgd import LOSSES
 from keras_robust.attacks.problem import Loss, Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import (
-    dlr_targeted,
-    logit_range,
-    of_class,
-    other_classes,
-    projection,
-    random_in_ball,
-    steepest_direction,
-)
+from keras_robust.ops.balls import projection, random_in_ball, steepest_direction
+from keras_robust.ops.logits import dlr_targeted, logit_range, of_class, other_classes
 
 # Losses for one target class `t`: functions of class scores, `y` and `t`.
 TARGETED_LOSSES = {

@@ -21,7 +21,8 @@ from keras_robust.model.arrays import as_array, check_broadcasts, check_one_clas
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
 from keras_robust.model.smoothed import SmoothedClassifier
-from keras_robust.ops import per_example_where, sparse_labels
+from keras_robust.ops.balls import per_example_where
+from keras_robust.ops.labels import sparse_labels
 
 # Folded into a round's seed, so that a random model makes different draws while it is attacked and
 # while success is judged.

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust.attacks.problem import Loss, Problem
-from keras_robust.ops import (
+from keras_robust.ops.balls import (
     NEGLIGIBLE,
     dimensions,
     movable,

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.attacks.problem import Problem
-from keras_robust.ops import (
+from keras_robust.ops.balls import (
     euclidean_norm,
     maximum_norm,
     per_example,

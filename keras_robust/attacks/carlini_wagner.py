@@ -12,7 +12,7 @@ from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
-from keras_robust.ops import per_example_where
+from keras_robust.ops.balls import per_example_where
 
 _MIN_STEPS_PER_ROUND = 10
 

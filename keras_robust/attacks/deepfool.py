@@ -11,13 +11,8 @@ from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
-from keras_robust.ops import (
-    euclidean_norm,
-    of_class,
-    other_classes,
-    per_example,
-    steepest_direction,
-)
+from keras_robust.ops.balls import euclidean_norm, per_example, steepest_direction
+from keras_robust.ops.logits import of_class, other_classes
 
 # Misclassified examples are dropped between rounds.
 _STEPS_PER_ROUND = 3

@@ -18,7 +18,7 @@ from keras_robust.attacks.rounds import filled_up
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import Images
 from keras_robust.model.keys import value_key
-from keras_robust.ops import per_example
+from keras_robust.ops.balls import per_example
 
 # Attributes that all attacks of an ensemble must share.
 _COMMON = ("targeted", "bounds", "from_logits")

@@ -10,18 +10,16 @@ from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
-from keras_robust.ops import (
+from keras_robust.ops.balls import (
     absolute_norm,
     euclidean_norm,
-    logit_range,
     maximum_norm,
-    of_class,
-    other_classes,
     per_example,
     per_example_where,
     projection,
-    to_hyperplane,
 )
+from keras_robust.ops.hyperplane import to_hyperplane
+from keras_robust.ops.logits import logit_range, of_class, other_classes
 
 NORMS = {"linf": maximum_norm, "l2": euclidean_norm, "l1": absolute_norm}
 _NUM_SEARCH_STEPS = 3

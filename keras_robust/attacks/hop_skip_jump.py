@@ -12,7 +12,7 @@ from keras_robust.attacks.boundary_search import AT_ONCE, BoundarySearch
 from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
-from keras_robust.ops import per_example_where
+from keras_robust.ops.balls import per_example_where
 
 # B_1: the number of images from which the first normal is estimated.
 _FIRST_SAMPLES = 100

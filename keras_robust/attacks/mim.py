@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.attacks.pgd import PGD
-from keras_robust.ops import per_example, projection, steepest_step
+from keras_robust.ops.balls import per_example, projection, steepest_step
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")

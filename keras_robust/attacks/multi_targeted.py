@@ -10,7 +10,7 @@ from keras_robust import validation
 from keras_robust.attacks.pgd import PGD
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
-from keras_robust.ops import of_class, other_classes
+from keras_robust.ops.logits import of_class, other_classes
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")

@@ -11,16 +11,8 @@ from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import (
-    dimensions,
-    dlr,
-    log_odds_against,
-    margin,
-    movable,
-    projection,
-    random_in_ball,
-    steepest_step,
-)
+from keras_robust.ops.balls import dimensions, movable, projection, random_in_ball, steepest_step
+from keras_robust.ops.logits import dlr, log_odds_against, margin
 
 # Losses to maximise, by their names in the literature.
 LOSSES = {"ce": log_odds_against, "margin": margin, "dlr": dlr}

@@ -12,8 +12,13 @@ from keras_robust.attacks.space import Space
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import attacked_as
 from keras_robust.model.smoothed import SmoothedClassifier
-from keras_robust.ops import logit_range, margin, rounding, rounding_of_probabilities
-from keras_robust.ops.logits import class_scores
+from keras_robust.ops.logits import (
+    class_scores,
+    logit_range,
+    margin,
+    rounding,
+    rounding_of_probabilities,
+)
 from keras_robust.ops.precision import EPSILON
 
 # Maps class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`, to one

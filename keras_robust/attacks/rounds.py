@@ -16,7 +16,7 @@ from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import NORMS, AttackResult, perturbation_norms
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import sparse_labels
+from keras_robust.ops.labels import sparse_labels
 
 
 class Rounds:

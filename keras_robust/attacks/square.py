@@ -14,7 +14,7 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.attacks.square_search import SEARCHES
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import per_example
+from keras_robust.ops.balls import per_example
 
 # Queries of the first round. Each later round ends when the total number of queries has grown by
 # the factor `_GROWTH`, or by `_LONGEST_CHUNK`, so that the last rounds do not take hours.

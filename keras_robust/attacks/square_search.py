@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.ops import projection
+from keras_robust.ops.balls import projection
 
 # The queries, of 10,000, after which the fraction of the image that a square covers is halved.
 _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

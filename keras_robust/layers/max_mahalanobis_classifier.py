@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from keras_robust import backend, validation
-from keras_robust.ops import simplex_vertices
 from keras_robust.ops.precision import working_dtype
+from keras_robust.ops.simplex import simplex_vertices
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")

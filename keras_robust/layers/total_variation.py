@@ -89,8 +89,8 @@ class TotalVariation(keras.layers.Layer):
     data, a small network behind this layer has a clean accuracy of 82%. At a radius of 0.1, its
     accuracy is 22% on FGSM images made for the network without the layer, and 16% under PGD as
     above (10 steps, 4 samples). The network without the layer keeps 12% under PGD. The gain of 4
-    points is an effect of blurring, not robustness (`test_it_is_no_defence_by_itself` in
-    `tests/layers/test_total_variation_layer.py`).
+    points is an effect of blurring, not robustness
+    (`test_total_variation_alone_is_not_a_defence` in `tests/layers/test_total_variation_layer.py`).
 
     Departures from the papers:
 

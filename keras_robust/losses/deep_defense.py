@@ -16,7 +16,8 @@ from keras_robust.losses.step import Step
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.layers import named_layers
 from keras_robust.model.patching import frozen_batch_norm
-from keras_robust.ops import LEAST_SHARE, sparse_labels
+from keras_robust.ops.balls import LEAST_SHARE
+from keras_robust.ops.labels import sparse_labels
 
 # Above this exponent, the tangent replaces the exponential.
 _LARGEST_EXPONENT = 5.0

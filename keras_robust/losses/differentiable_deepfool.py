@@ -14,7 +14,8 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import of_class, other_classes, per_example, per_example_where
+from keras_robust.ops.balls import per_example, per_example_where
+from keras_robust.ops.logits import of_class, other_classes
 
 # Lower bound of squared lengths: keeps the gradient of the square root finite.
 _SMALLEST_SQUARE = 1e-30

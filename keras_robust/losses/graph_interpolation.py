@@ -13,8 +13,8 @@ from keras_robust.layers.wnll_head import wnll_head
 from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.ops import per_example_where, sparse_labels
-from keras_robust.ops.labels import is_one_hot
+from keras_robust.ops.balls import per_example_where
+from keras_robust.ops.labels import is_one_hot, sparse_labels
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")

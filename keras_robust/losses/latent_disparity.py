@@ -13,7 +13,7 @@ from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.augmentation import copies_in_batch
 from keras_robust.model.calls import LayerCall, noted_calls, parts
-from keras_robust.ops import LEAST_SHARE
+from keras_robust.ops.balls import LEAST_SHARE
 from keras_robust.ops.precision import working_dtype
 
 _RATIOS = ("batch", "sample")

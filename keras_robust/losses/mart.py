@@ -9,7 +9,8 @@ from keras_robust.attacks import Attack
 from keras_robust.losses import weight
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
-from keras_robust.ops import kl_divergence, log_probabilities, sparse_labels
+from keras_robust.ops.labels import sparse_labels
+from keras_robust.ops.logits import kl_divergence, log_probabilities
 
 # The constants 1.0001 and 1.0000001 of the authors' code, minus 1.
 _MARGIN_OFFSET = 1e-4

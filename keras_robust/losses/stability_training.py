@@ -11,7 +11,7 @@ from keras_robust.losses import weight as weights
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import kl_divergence, log_probabilities
+from keras_robust.ops.logits import kl_divergence, log_probabilities
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")

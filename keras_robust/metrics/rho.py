@@ -20,7 +20,7 @@ from keras_robust.model.arrays import (
     sparse,
 )
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import LEAST_SHARE
+from keras_robust.ops.balls import LEAST_SHARE
 
 
 def rho(

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from keras_robust import backend, validation
-from keras_robust.ops import simplex_gram
 from keras_robust.ops.precision import working_dtype
+from keras_robust.ops.simplex import simplex_gram
 
 
 def _frobenius_norm(matrix: Any) -> Any:

@@ -190,7 +190,7 @@ def test_adversarial_training_through_the_exact_gradient_under_xla():
 
 @TENSORFLOW_ONLY
 @pytest.mark.slow
-def test_it_is_no_defence_by_itself(trained_model, embedded_data):
+def test_total_variation_alone_is_not_a_defence(trained_model, embedded_data):
     x, y = (values[:200] for values in embedded_data[1])
     model = keras.Sequential(
         [keras.Input((28, 28, 1)), kr.layers.TotalVariation(seed=0), trained_model]

@@ -282,7 +282,7 @@ def test_models_without_hidden_layers_are_an_error():
         ({"weight": float("nan")}, "`weight`"),
         ({"layers": "norm"}, "`layers` must be a list.*Received: layers='norm'"),
         ({"layers": []}, "`layers`"),
-        ({"layers": ["a", "a"]}, "each once"),
+        ({"layers": ["a", "a"]}, "distinct layer names"),
         ({"ratio": "sum_over_batch_size"}, "`ratio`.*'batch', 'sample'"),
         ({"reduction": "sample"}, "`ratio='sample'`.*Received: reduction='sample'"),
         ({"order": 0.5}, "`order`.*at least 1.*Received: order=0.5"),

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 from scipy import optimize
 
-from keras_robust.ops import to_hyperplane
+from keras_robust.ops.hyperplane import to_hyperplane
 
 BOUNDS = (-0.5, 1.0)
 NORMS = ["linf", "l2", "l1"]

@@ -6,7 +6,13 @@ import pytest
 from keras import ops
 
 from keras_robust import backend
-from keras_robust import ops as kops
+from keras_robust.ops.balls import (
+    movable,
+    projection,
+    random_in_ball,
+    steepest_direction,
+    steepest_step,
+)
 
 BOUNDS = (-0.5, 1.0)
 
@@ -41,7 +47,7 @@ def points(rng, num, size, scale, dtype="float32"):
 
 
 def projected(x, far, epsilon, bounds=BOUNDS):
-    return numpy(kops.projection(ops.convert_to_tensor(x), epsilon, "l1", bounds)(far))
+    return numpy(projection(ops.convert_to_tensor(x), epsilon, "l1", bounds)(far))
 
 
 @pytest.mark.parametrize("size", [1, 7, 3072])
@@ -135,7 +141,7 @@ def test_random_points_are_uniform_in_the_ball(is_masked):
         low = np.broadcast_to(np.where(free, -9.0, 0.5), (num, size)).astype("float32")
         bounds = ops.convert_to_tensor(low), ops.convert_to_tensor(1 - low)
     seed = backend.make_seed(np.random.default_rng().integers(2**31))
-    delta = numpy(kops.random_in_ball(x, epsilon, "l1", seed, bounds)) - 0.5
+    delta = numpy(random_in_ball(x, epsilon, "l1", seed, bounds)) - 0.5
     assert (delta[:, ~free] == 0).all()
     delta, count = delta[:, free], free.sum()
     # The share of the volume inside the radius r is (r / epsilon)^d.
@@ -154,7 +160,7 @@ def test_sparse_steps_divide_their_length_equally(scale):
     rng = np.random.default_rng()
     gradient = (rng.normal(size=(6, 5, 4, 1)) * scale).astype("float32")
     counts = np.array([0.1, 1, 2.5, 7, 20, 99], "float32")
-    found = numpy(kops.steepest_direction(gradient, "l1", counts)).reshape(6, -1)
+    found = numpy(steepest_direction(gradient, "l1", counts)).reshape(6, -1)
     flat = gradient.reshape(6, -1)
     for step, g, count in zip(
         found, flat, np.clip(np.ceil(counts), 1, 20).astype(int), strict=True
@@ -163,9 +169,9 @@ def test_sparse_steps_divide_their_length_equally(scale):
         expected = np.zeros(20)
         expected[largest] = np.sign(g[largest]) / count
         np.testing.assert_allclose(step, expected, rtol=1e-6)
-    np.testing.assert_array_equal(numpy(kops.steepest_direction(0 * gradient, "l1", 3)), 0)
+    np.testing.assert_array_equal(numpy(steepest_direction(0 * gradient, "l1", 3)), 0)
     few = np.where(abs(gradient) < scale, 0, gradient)
-    found = numpy(kops.steepest_direction(few, "l1", 20)).reshape(6, -1)
+    found = numpy(steepest_direction(few, "l1", 20)).reshape(6, -1)
     assert ((found != 0) == (few.reshape(6, -1) != 0)).all()
 
 
@@ -173,7 +179,7 @@ def test_step_with_a_size_for_each_value():
     gradient = np.array([[3.0, -2.0, 1.0, 0.5]], "float32")
     size = np.array([[0.1, 1.0, 0.0, 2.0]], "float32")
     for count, expected in ((1, [0, -1.0, 0, 0]), (2, [0, -0.5, 0, 1.0])):
-        step = numpy(kops.steepest_step(gradient, ops.convert_to_tensor(size), "l1", count))
+        step = numpy(steepest_step(gradient, ops.convert_to_tensor(size), "l1", count))
         np.testing.assert_allclose(step, [expected], atol=1e-7)
 
 
@@ -182,15 +188,15 @@ def test_values_at_a_bound_are_not_part_of_the_step():
     gradient = np.array([[1.0, 2.0, -3.0, -4.0, 5.0]], "float32")
     for rounding in (0, 1e-7):
         near = x + rounding * np.array([[0, -1, 1, 0, 0]], "float32")
-        can_move = kops.movable(gradient, near, 0.5, (0.0, 1.0))
+        can_move = movable(gradient, near, 0.5, (0.0, 1.0))
         np.testing.assert_array_equal(can_move, [[True, False, False, True, True]])
         for count, expected in ((2, [0, 0, 0, -0.5, 0.5]), (3, np.sign(gradient[0]) / 3)):
-            found = kops.steepest_direction(gradient, "l1", count, can_move)
+            found = steepest_direction(gradient, "l1", count, can_move)
             np.testing.assert_allclose(numpy(found), [expected], rtol=1e-6)
 
 
 def test_nan_in_the_gradient_gives_nan():
     gradient = ops.convert_to_tensor(np.array([[1, np.nan, -3, 0], [1, 2, -3, 0]], "float32"))
-    direction = ops.convert_to_numpy(kops.steepest_direction(gradient, "l1", 2))
+    direction = ops.convert_to_numpy(steepest_direction(gradient, "l1", 2))
     assert np.isnan(direction[0]).any()
     np.testing.assert_array_equal(direction[1], [0, 0.5, -0.5, 0])

@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_robust as kr
 from keras_robust import backend
-from keras_robust.ops import simplex_gram
+from keras_robust.ops.simplex import simplex_gram
 
 pytestmark = pytest.mark.gpu
 

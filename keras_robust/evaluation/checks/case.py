@@ -21,7 +21,7 @@ from keras_robust.metrics.radii import radii
 from keras_robust.model.arrays import padded_batches
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.keys import value_key
-from keras_robust.ops import rounding, rounding_of_probabilities
+from keras_robust.ops.logits import rounding, rounding_of_probabilities
 
 # PGD's default step size is then 2.5 epsilon / NUM_STEPS: together, the steps can cross the ball.
 NUM_STEPS = 20

@@ -10,7 +10,7 @@ from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.gradients import fails_without_gradient
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.model.classifier import Classifier
-from keras_robust.ops import log_odds_against, logit_range, rounding
+from keras_robust.ops.logits import log_odds_against, logit_range, rounding
 
 # Ordinary networks stay below 0.05 in float32: ReLU networks below 0.01, networks with max pooling
 # below 0.04. If the gradient is not the derivative of the function, the two are unrelated, and the
