@@ -10,7 +10,7 @@ import keras_robust as kr
 from keras_robust.cli import main
 from keras_robust.cli.data import load_data, load_mask
 from keras_robust.cli.options import parser
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 
 pytestmark = pytest.mark.slow_on_jax
 
@@ -336,7 +336,7 @@ def test_images_agree_with_keras(channels, mode, suffix, tmp_path):
     pairs = list(expected.as_numpy_iterator())
     for bounds in ((0, 1), (-1, 1), (0, 255)):
         data = loaded(tmp_path, "--bounds", *map(str, bounds), model=model)
-        assert isinstance(data.x, Images)  # Reads one batch at a time.
+        assert isinstance(data.x, LazyImages)  # Reads one batch at a time.
         assert data.class_names == expected.class_names == ["10", "9", "B", "a", "b", "empty"]
         np.testing.assert_array_equal(data.y, [label for _, label in pairs])
         low, high = bounds

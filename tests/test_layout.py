@@ -11,6 +11,7 @@ import keras_robust
 PACKAGE = pathlib.Path(keras_robust.__file__).parent
 # From the bottom up. A part may import from itself and from the parts before it.
 ORDER = (
+    "types",
     "backend",
     "validation",
     "scheduled",

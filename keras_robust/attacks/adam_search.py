@@ -7,6 +7,7 @@ from keras import ops
 from keras_robust.attacks.problem import Problem
 from keras_robust.ops.balls import euclidean_norm, per_example, per_example_where
 from keras_robust.ops.logits import logit_range, margin
+from keras_robust.types import Images, Scores, Tensor
 
 _BETA_1, _BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-16
 # `|tanh(w)|` at the start for a value at its bound.
@@ -49,7 +50,7 @@ class AdamSearch:
     def __init__(self, attack: Any) -> None:
         self.attack = attack
 
-    def initial_state(self, x: Any) -> tuple[Any, ...]:
+    def initial_state(self, x: Images) -> tuple[Any, ...]:
         zeros = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
         return Search(
             w=self._start(x),
@@ -65,7 +66,13 @@ class AdamSearch:
         )
 
     def descend(
-        self, problem: Problem, x: Any, best: Any, index: Any, search: Search, active: Any
+        self,
+        problem: Problem,
+        x: Images,
+        best: Tensor,
+        index: Tensor,
+        search: Search,
+        active: Tensor,
     ) -> tuple[Any, Any, Any, Search]:
         """Runs the Adam steps of one round.
 
@@ -83,7 +90,7 @@ class AdamSearch:
             ),
         )
 
-        def body(step: Any, best: Any, search: Search) -> tuple[Any, Any, Search]:
+        def body(step: Tensor, best: Tensor, search: Search) -> tuple[Any, Any, Search]:
             return step + 1, *self._step(problem.at(step), x, best, search, step, index)
 
         step, best, after = problem.while_loop(
@@ -101,13 +108,13 @@ class AdamSearch:
         num_evaluations = self.attack.num_samples + (num_gradients if has_objective else 0)
         return best, num_gradients, num_evaluations, after._replace(improving=improving)
 
-    def _without_misclassified(self, problem: Problem, x: Any, search: Search) -> Search:
+    def _without_misclassified(self, problem: Problem, x: Images, search: Search) -> Search:
         """Finishes the examples that are adversarial from the start: their distance is 0."""
         is_done = self._is_adversarial(problem.margin(x))
         shortest = ops.where(is_done, ops.zeros_like(search.shortest), search.shortest)
         return search._replace(shortest=shortest)
 
-    def _with_next_const(self, x: Any, search: Search) -> Search:
+    def _with_next_const(self, x: Images, search: Search) -> Search:
         found, const = search.found, search.const
         upper = ops.where(found, ops.minimum(search.upper, const), search.upper)
         lower = ops.where(found, search.lower, ops.maximum(search.lower, const))
@@ -125,7 +132,7 @@ class AdamSearch:
         )
 
     def _step(
-        self, problem: Problem, x: Any, best: Any, search: Search, step: Any, index: Any
+        self, problem: Problem, x: Images, best: Tensor, search: Search, step: Tensor, index: Tensor
     ) -> tuple[Any, Search]:
         """Evaluates the current point, then takes one step of Adam from it."""
         z = problem.as_returned(self._image(search.w))
@@ -161,14 +168,14 @@ class AdamSearch:
         return per_example_where(is_nearer, z, best), after
 
     def approach(
-        self, problem: Problem, x: Any, best: Any, search: Search
+        self, problem: Problem, x: Images, best: Tensor, search: Search
     ) -> tuple[Any, Any, Any, Search]:
         """Moves the image towards `x` as far as it stays adversarial."""
 
-        def image(share: Any) -> Any:
+        def image(share: Tensor) -> Tensor:
             return problem.as_returned(x + per_example(share, x) * (best - x))
 
-        def halve(number: Any, shares: tuple[Any, Any]) -> tuple[Any, Any]:
+        def halve(number: Tensor, shares: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             near, far = shares
             middle = (near + far) / 2
             is_adversarial = self._is_adversarial(problem.at(number).margin(image(middle)))
@@ -185,16 +192,16 @@ class AdamSearch:
             search,
         )
 
-    def _margin(self, problem: Problem, z: Any) -> tuple[Any, Any, Any]:
+    def _margin(self, problem: Problem, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the margins of the attacked scores and the model, and the former's gradient."""
 
-        def scale(scores: Any) -> Any:
+        def scale(scores: Scores) -> Tensor:
             # Dividing by the range keeps a huge gradient from overflowing in half precision.
             # Several draws of a random model must share one scale, so they are not divided.
             values = logit_range(scores)
             return values if self.attack.num_samples == 1 else ops.ones_like(values)
 
-        def scaled(scores: Any) -> Any:
+        def scaled(scores: Scores) -> Tensor:
             values = problem.sign * margin(scores, problem.y)
             return values / ops.stop_gradient(scale(scores))
 
@@ -204,10 +211,10 @@ class AdamSearch:
         margins = scaled(scores) * factor - problem.rounding(scores)
         return margins, own, gradient * per_example(factor, z)
 
-    def _is_adversarial(self, margins: Any) -> Any:
+    def _is_adversarial(self, margins: Tensor) -> Tensor:
         return margins >= self.attack.confidence if self.attack.confidence > 0 else margins > 0
 
-    def _start(self, x: Any) -> Any:
+    def _start(self, x: Images) -> Tensor:
         """Returns `w` for `x`.
 
         Values close to a bound start slightly inside it, where the slope of `tanh` lets Adam move
@@ -217,12 +224,12 @@ class AdamSearch:
         w = ops.arctanh(ops.clip((x - middle) / half, -_INSIDE, _INSIDE))
         return w if is_bounded is None else ops.where(is_bounded, w, (x - middle) / half)
 
-    def _image(self, w: Any) -> Any:
+    def _image(self, w: Tensor) -> Tensor:
         middle, half, is_bounded = self._box()
         share = ops.tanh(w)
         return middle + half * (share if is_bounded is None else ops.where(is_bounded, share, w))
 
-    def _slope(self, w: Any) -> Any:
+    def _slope(self, w: Tensor) -> Tensor:
         """Returns the derivative of `_image`."""
         _, half, is_bounded = self._box()
         slope = 1 - ops.square(ops.tanh(w))
@@ -230,7 +237,7 @@ class AdamSearch:
             slope = ops.where(is_bounded, slope, ops.ones_like(slope))
         return half * slope
 
-    def _box(self) -> tuple[Any, Any, Any]:
+    def _box(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the middle of the bounds, half their distance, and where both bounds are finite.
 
         The last is `None` if all bounds are finite. A value without two finite bounds is not
@@ -245,7 +252,7 @@ class AdamSearch:
         return ops.where(is_bounded, (low + high) / 2, ops.zeros_like(low)), half, is_bounded
 
 
-def _first_const(excess: Any, gradient: Any) -> Any:
+def _first_const(excess: Tensor, gradient: Tensor) -> Any:
     """Returns the first `c` from the model's linearisation.
 
     If the model is linear with gradient `g`, the minimum satisfies `2 delta = c g`, and the

@@ -1,6 +1,5 @@
 """Auto-PGD: projected gradient ascent with an adaptive step size."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,11 +10,12 @@ from keras_robust import scheduled, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.auto_ascent import ascend, ascend_in_l1, phases
 from keras_robust.attacks.pgd import LOSSES
-from keras_robust.attacks.problem import Loss, Problem
+from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import projection, random_in_ball, steepest_direction
 from keras_robust.ops.logits import dlr_targeted, logit_range, of_class, other_classes
+from keras_robust.types import Config, Images, Labels, Objective, ScoreLoss, Scores, Seed, Tensor
 
 # Losses for one target class `t`: functions of class scores, `y` and `t`.
 TARGETED_LOSSES = {
@@ -160,7 +160,7 @@ class APGD(Attack):
         targeted: bool = False,
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
         target_order: str = "score",
     ) -> None:
@@ -191,7 +191,7 @@ class APGD(Attack):
                 f"already holds the target classes. Received: loss={loss!r}"
             )
 
-    def check_classifier(self, classifier: Classifier, x: Any) -> None:
+    def check_classifier(self, classifier: Classifier, x: Images) -> None:
         super().check_classifier(classifier, x)
         num_classes = classifier.num_classes
         if num_classes < _MIN_CLASSES.get(self.loss, 2):
@@ -204,13 +204,13 @@ class APGD(Attack):
     def num_rounds(self, num_classes: int) -> int:
         return self._num_target_classes(num_classes) * self.num_restarts
 
-    def initial_state(self, x: Any) -> tuple[Any, ...]:
+    def initial_state(self, x: Images) -> tuple[Any, ...]:
         if self.loss not in TARGETED_LOSSES or self.target_order == "score":
             return ()
         return (ops.zeros((ops.shape(x)[0], self.num_targets), dtype="int32"),)
 
     def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed, *state: Any
     ) -> RoundResult:
         start, climb, epsilon = x, ascend, self.epsilon
         if self.norm == "l1":
@@ -232,7 +232,7 @@ class APGD(Attack):
             x_adv, num_gradients * self.num_samples, num_evaluations * self.num_samples, state
         )
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             "epsilon": scheduled.saved(self.epsilon),
             "norm": self.norm,
@@ -247,7 +247,7 @@ class APGD(Attack):
         }
 
     def _targets(
-        self, problem: Problem, x: Any, index: Any, state: tuple[Any, ...]
+        self, problem: Problem, x: Images, index: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Any, tuple[Any, ...], Any, Any]:
         """Returns the target classes in order, the new state, and the gradients and passes needed.
 
@@ -263,7 +263,7 @@ class APGD(Attack):
         )
         return state[0], tuple(state), num_gradients, num_evaluations
 
-    def ordered(self, problem: Problem, x: Any, scores: Any) -> tuple[Any, ...]:
+    def ordered(self, problem: Problem, x: Images, scores: Scores) -> tuple[Any, ...]:
         """Orders the target classes by distance, in the first round.
 
         Returns:
@@ -280,15 +280,15 @@ class APGD(Attack):
         costs = (ops.convert_to_tensor(cost, dtype="int32") for cost in (num_gradients, 1))
         return ops.take(classes, places, axis=1), *costs
 
-    def _distances(self, problem: Problem, x: Any, classes: Any) -> Any:
+    def _distances(self, problem: Problem, x: Images, classes: Labels) -> Tensor:
         """Returns the distances from `x` to the classes' boundaries if the model were linear."""
         numbers = ops.arange(classes.shape[1])
         infinite = ops.full(ops.shape(x)[:1], float("inf"), dtype=x.dtype)
 
-        def add(number: Any, distances: Any) -> Any:
+        def add(number: Tensor, distances: Tensor) -> Any:
             target = ops.take(classes, number, axis=1)
 
-            def scaled_difference(scores: Any) -> Any:
+            def scaled_difference(scores: Scores) -> Tensor:
                 """Returns `z_y - z_t`, scaled so that its gradient neither over- nor underflows."""
                 difference = of_class(scores, problem.y) - of_class(scores, target)
                 return difference / ops.stop_gradient(logit_range(scores))
@@ -304,7 +304,7 @@ class APGD(Attack):
         distances = ops.full(ops.shape(classes), float("inf"), dtype=x.dtype)
         return problem.fori_loop(0, classes.shape[1], add, distances)
 
-    def _targeted_loss(self, targets: Any) -> Loss:
+    def _targeted_loss(self, targets: Tensor) -> ScoreLoss:
         return lambda scores, y: TARGETED_LOSSES[self.loss](scores, y, targets)
 
     def _num_target_classes(self, num_classes: int) -> int:

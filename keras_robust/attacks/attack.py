@@ -1,6 +1,5 @@
 """The base class of all attacks."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,10 +18,11 @@ from keras_robust.attacks.space import Space, bounds_for
 from keras_robust.attacks.value import Value
 from keras_robust.model.arrays import as_array, check_broadcasts, check_one_class, single
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.ops.balls import per_example_where
 from keras_robust.ops.labels import sparse_labels
+from keras_robust.types import Config, Images, Labels, Model, Objective, Seed, Tensor
 
 # Folded into a round's seed, so that a random model makes different draws while it is attacked and
 # while success is judged.
@@ -119,7 +119,7 @@ class Attack(Value):
         targeted: bool = False,
         bounds: Any = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
     ) -> None:
         self.targeted = bool(targeted)
@@ -134,7 +134,7 @@ class Attack(Value):
         self.num_samples = validation.check_count("num_samples", num_samples)
 
     @property
-    def width(self) -> Any:
+    def width(self) -> Tensor:
         """Width of `bounds`, the unit of step sizes that scale with it.
 
         A float. If the bounds are arrays or infinite, or if a mask or a radius per value is given,
@@ -154,11 +154,11 @@ class Attack(Value):
         cost = Cost(self.uses_gradient, max(passes, 1) * self.num_samples)
         return [cost] * self.num_rounds(num_classes)
 
-    def initial_state(self, x: Any) -> tuple[Any, ...]:
+    def initial_state(self, x: Images) -> tuple[Any, ...]:
         """Returns what rounds pass on besides images: tensors with one entry per example."""
         return ()
 
-    def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
+    def is_active(self, index: Tensor, margin: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         """Selects the examples that round `index` attacks.
 
         By default, these are the examples that no earlier round has fooled, or all examples if
@@ -168,8 +168,8 @@ class Attack(Value):
         return margin <= 0 if self.stops_when_fooled else margin < float("inf")
 
     def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
-    ) -> Any:
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed, *state: Any
+    ) -> Tensor:
         """Computes one round of the attack. Subclasses implement it.
 
         Args:
@@ -187,7 +187,9 @@ class Attack(Value):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `generate`.")
 
-    def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
+    def improves(
+        self, x: Images, new: Tensor, new_margin: Tensor, best: Tensor, best_margin: Tensor
+    ) -> Tensor:
         """Returns where a round's images are better than the best so far.
 
         By default, these are the images with the larger margin. Margins are positive where the
@@ -195,7 +197,9 @@ class Attack(Value):
         """
         return new_margin > best_margin
 
-    def __call__(self, model: Any, x: Any, y: Any, seed: Any = None, mask: Any = None) -> Any:
+    def __call__(
+        self, model: Model, x: Images, y: Labels, seed: Seed = None, mask: Tensor = None
+    ) -> Tensor:
         x = single(x)
         if not backend.is_tracing(x):
             return ops.convert_to_tensor(self.run(model, x, y, seed, mask=mask).x_adv)
@@ -211,12 +215,12 @@ class Attack(Value):
 
     def run(
         self,
-        model: Any,
-        x: Any,
-        y: Any,
-        seed: Any = None,
+        model: Model,
+        x: Images,
+        y: Labels,
+        seed: Seed = None,
         verbose: int = 0,
-        mask: Any = None,
+        mask: Tensor = None,
     ) -> AttackResult:
         """Attacks arrays, and returns the images together with success, norms and costs.
 
@@ -242,7 +246,7 @@ class Attack(Value):
         classifier: Classifier,
         x: np.ndarray,
         y: np.ndarray,
-        seed: Any = None,
+        seed: Seed = None,
         needs_gradient: bool = True,
         journal: Journal | None = None,
         mask: np.ndarray | None = None,
@@ -263,7 +267,9 @@ class Attack(Value):
         rounds = Rounds(self, classifier, x, y, seed, needs_gradient, journal or Journal(), mask)
         return rounds.run(num_rounds)
 
-    def perturb(self, model: Any, x: Any, y: Any, seed: Any, mask: Any = None) -> Any:
+    def perturb(
+        self, model: Model, x: Images, y: Labels, seed: Seed, mask: Tensor = None
+    ) -> Tensor:
         """Runs the attack in tensor operations, for use in training.
 
         In contrast to a call, it checks no values except those of labels that are arrays. An
@@ -290,8 +296,8 @@ class Attack(Value):
         return attack.perturb_images(classifier, x, labels, as_seed(seed), mask)
 
     def perturb_images(
-        self, classifier: Classifier, x: Any, labels: Any, seed: Any, mask: Any = None
-    ) -> Any:
+        self, classifier: Classifier, x: Images, labels: Labels, seed: Seed, mask: Tensor = None
+    ) -> Tensor:
         """Runs `perturb` for integer labels, with radii that are numbers or tensors."""
         work = as_working_dtype(x)
         state = self.first_state(work, mask)
@@ -300,10 +306,10 @@ class Attack(Value):
         num_rounds = self.num_rounds(self.judge(classifier, labels, seed, 0).num_classes(work))
         if num_rounds > 1:
 
-            def unfinished(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
+            def unfinished(index: Tensor, best: Tensor, best_margin: Tensor, *state: Any) -> Tensor:
                 return ops.any(best_margin <= 0) if self.stops_when_fooled else index < num_rounds
 
-            def try_again(index: Any, best: Any, best_margin: Any, *state: Any) -> Any:
+            def try_again(index: Tensor, best: Tensor, best_margin: Tensor, *state: Any) -> Any:
                 found = self.round(classifier, x, labels, best, state, index, seed, mask)
                 new = found.x_adv
                 new_margin = self.judge(classifier, labels, seed, index).margin(new)
@@ -319,7 +325,7 @@ class Attack(Value):
             )[1]
         return self.returned(best, x, mask)
 
-    def check(self, model: Any, x: np.ndarray | Images, y: np.ndarray) -> int:
+    def check(self, model: Model, x: np.ndarray | LazyImages, y: np.ndarray) -> int:
         """Raises a `ValueError` for input that the attack does not support.
 
         Returns:
@@ -330,7 +336,7 @@ class Attack(Value):
         self.check_classifier(classifier, x)
         return num_classes
 
-    def check_classifier(self, classifier: Classifier, x: np.ndarray | Images) -> None:
+    def check_classifier(self, classifier: Classifier, x: np.ndarray | LazyImages) -> None:
         """Raises a `ValueError` for a checked model and images that this attack does not support.
 
         It also warns about a radius that is implausible for images of this size.
@@ -356,7 +362,7 @@ class Attack(Value):
                 f"more. Received: objective=None, model={classifier.model!r}"
             )
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the arguments of the constructor."""
         objective = self.objective
         return {
@@ -377,13 +383,13 @@ class Attack(Value):
     def round(
         self,
         classifier: Classifier,
-        x: Any,
-        y: Any,
-        start: Any,
+        x: Images,
+        y: Labels,
+        start: Tensor,
         state: Any,
-        index: Any,
-        seed: Any,
-        mask: Any = None,
+        index: Tensor,
+        seed: Seed,
+        mask: Tensor = None,
     ) -> RoundResult:
         """Runs round `index` in tensor operations."""
         attacked_seed = backend.fold_in(backend.fold_in(seed, index), _ATTACKED)
@@ -406,21 +412,21 @@ class Attack(Value):
             )
         return RoundResult(space.outside(found))
 
-    def first_state(self, x: Any, mask: Any) -> tuple[Any, ...]:
+    def first_state(self, x: Images, mask: Tensor) -> tuple[Any, ...]:
         """Returns `initial_state` in the coordinates of the attack's `Space`."""
         space = Space(self, x, mask)
         return space.attack.initial_state(space.inside(x))
 
-    def returned(self, x_adv: Any, x: Any, mask: Any) -> Any:
+    def returned(self, x_adv: Images, x: Images, mask: Tensor) -> Tensor:
         """Clips images to the bounds, casts them like `x`, and restores `x` outside `mask`."""
         x_adv = ops.cast(ops.clip(x_adv, *bounds_for(self.bounds, x_adv)), x.dtype)
         return x_adv if mask is None else ops.where(mask, x_adv, x)
 
-    def judge(self, classifier: Classifier, y: Any, seed: Any, index: Any) -> Problem:
+    def judge(self, classifier: Classifier, y: Labels, seed: Seed, index: Tensor) -> Problem:
         """Returns the `Problem` that judges if the images of round `index` fool the model."""
         return Problem(self, classifier, y, self.judging_seed(seed, index))
 
-    def judging_seed(self, seed: Any, index: Any) -> Any:
+    def judging_seed(self, seed: Seed, index: Tensor) -> Seed:
         """Returns the seed for judging round `index`. The attack itself uses another."""
         return backend.fold_in(backend.fold_in(seed, index), _JUDGED)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_robust.attacks.problem import Loss, Problem
+from keras_robust.attacks.problem import Problem
 from keras_robust.ops.balls import (
     NEGLIGIBLE,
     dimensions,
@@ -16,6 +16,7 @@ from keras_robust.ops.balls import (
     steepest_direction,
     steepest_step,
 )
+from keras_robust.types import Images, ScoreLoss, Tensor
 
 _ALPHA = 0.75
 # In L1, the first steps change this share of the values. After a checkpoint, steps change as many
@@ -27,13 +28,13 @@ _FIRST_SHARE, _SPARSITY_DIVISOR = 0.2, 1.5
 _STEP_DIVISOR, _SMALLEST_STEP, _SPARSER_BELOW = 1.5, 0.1, 0.95
 
 
-def ascend(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
+def ascend(attack: Any, problem: Problem, loss: ScoreLoss, x: Images, start: Tensor) -> Tensor:
     """Ascends the loss in L-infinity or L2, and returns the iterate with the largest margin."""
     project = projection(x, attack.epsilon, attack.norm, attack.bounds)
     windows = ops.convert_to_tensor(checkpoint_windows(attack.num_steps))
     zeros = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
 
-    def step(k: Any, state: dict[str, Any]) -> dict[str, Any]:
+    def step(k: Tensor, state: dict[str, Any]) -> dict[str, Any]:
         x_k, rises, halved = state["x"], state["rises"], state["halved"]
         margins, values, gradient = problem.at(k).margin_loss_and_gradient(loss, x_k)
         values = ops.cast(values, x.dtype)
@@ -80,19 +81,21 @@ def ascend(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) -> Any
     return _best(problem, attack.num_steps, step, state)
 
 
-def ascend_in_l1(attack: Any, problem: Problem, loss: Loss, x: Any, start: Any) -> Any:
+def ascend_in_l1(
+    attack: Any, problem: Problem, loss: ScoreLoss, x: Images, start: Tensor
+) -> Tensor:
     """Ascends the loss in L1 by sparse steps, in balls that shrink to radius `epsilon`."""
     radii, places = phases(attack.num_steps)
     every = max(attack.num_steps // 25, 1)
     radii, places = ops.convert_to_tensor(radii), ops.convert_to_tensor(places)
     num_values = dimensions(x, attack.bounds)
 
-    def num_changed(z: Any) -> Any:
+    def num_changed(z: Tensor) -> Tensor:
         # A step and the projection may cancel out except for rounding errors.
         changed = ops.cast(ops.abs(z - x) > NEGLIGIBLE * attack.epsilon, x.dtype)
         return ops.sum(ops.reshape(changed, (ops.shape(x)[0], -1)), axis=1)
 
-    def step(k: Any, state: dict[str, Any]) -> dict[str, Any]:
+    def step(k: Tensor, state: dict[str, Any]) -> dict[str, Any]:
         x_k, place, factor = state["x"], ops.take(places, k), ops.take(radii, k)
         radius = attack.epsilon * ops.cast(factor, x.dtype)
         margins, values, gradient = problem.at(k).margin_loss_and_gradient(loss, x_k)
@@ -167,7 +170,7 @@ def phases(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     return radii, np.concatenate([np.arange(n, dtype="int32") for n in lengths])
 
 
-def _best(problem: Problem, num_steps: int, step: Callable[..., Any], state: Any) -> Any:
+def _best(problem: Problem, num_steps: int, step: Callable[..., Any], state: Any) -> Tensor:
     """Takes the steps, and returns the images with the largest margin.
 
     `step` evaluates the images that it starts from, so the last iterate is evaluated here.
@@ -178,11 +181,11 @@ def _best(problem: Problem, num_steps: int, step: Callable[..., Any], state: Any
     return _better(x, ops.cast(margins, x.dtype), *found)[0]
 
 
-def _choose(condition: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple[Any, ...]:
+def _choose(condition: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Any, ...]:
     return tuple(ops.where(per_example(condition, a), a, b) for a, b in zip(new, old, strict=True))
 
 
-def _better(x: Any, margins: Any, best: Any, best_margins: Any) -> tuple[Any, ...]:
+def _better(x: Images, margins: Tensor, best: Tensor, best_margins: Tensor) -> tuple[Any, ...]:
     """Returns the images with the larger margin.
 
     An image with a NaN margin replaces any other and stays, so that the NaN is detected.

@@ -1,6 +1,5 @@
 """AutoAttack, a fixed ensemble of attacks."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,7 +16,8 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.square import Square
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
+from keras_robust.types import Config, Images, Labels, Objective, Seed, Tensor
 
 # Number of draws of a random model over which each version averages.
 _NUM_SAMPLES = {"standard": 1, "rand": 20, "fast": 1}
@@ -119,7 +119,7 @@ class AutoAttack(Attack):
         version: str = "standard",
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.version = validation.check_choice("version", version, _NUM_SAMPLES)
         super().__init__(
@@ -163,7 +163,7 @@ class AutoAttack(Attack):
         # Set after construction, because the radius is a tensor inside a traced function.
         return Ensemble([attack.changed(epsilon=self.epsilon) for attack in attacks])
 
-    def check_classifier(self, classifier: Classifier, x: np.ndarray | Images) -> None:
+    def check_classifier(self, classifier: Classifier, x: np.ndarray | LazyImages) -> None:
         self.ensemble(classifier.num_classes).check_classifier(classifier, x)
 
     def round_costs(self, num_classes: int) -> list[Cost]:
@@ -173,12 +173,12 @@ class AutoAttack(Attack):
         return self.ensemble(classifier.num_classes).run_checked(classifier, *args, **kwargs)
 
     def perturb_images(
-        self, classifier: Classifier, x: Any, labels: Any, seed: Any, mask: Any = None
-    ) -> Any:
+        self, classifier: Classifier, x: Images, labels: Labels, seed: Seed, mask: Tensor = None
+    ) -> Tensor:
         num_classes = Problem(self, classifier, labels, seed).num_classes(x)
         return self.ensemble(num_classes).perturb_images(classifier, x, labels, seed, mask)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         for name in ("targeted", "num_samples"):
             del config[name]

@@ -19,6 +19,7 @@ from keras_robust.ops.balls import (
     projection,
     steepest_direction,
 )
+from keras_robust.types import Images, Seed, Tensor
 
 NORMS = {"linf": maximum_norm, "l2": euclidean_norm}
 # Possible numbers of images per example in one batch of queries. The number of samples for a normal
@@ -40,13 +41,15 @@ class BoundarySearch:
         bounds: pair of floats. Valid range of `x`.
     """
 
-    def __init__(self, problem: Problem, x: Any, norm: str, bounds: tuple[float, float]) -> None:
+    def __init__(self, problem: Problem, x: Images, norm: str, bounds: tuple[float, float]) -> None:
         self.problem, self.x, self.norm, self.bounds = problem, x, norm, bounds
         self.distance = NORMS[norm]
         self.shape = tuple(x.shape[1:])
         self.num_values = math.prod(self.shape)
 
-    def normal(self, z: Any, distance: Any, num_samples: Any, seed: Any) -> tuple[Any, Any]:
+    def normal(
+        self, z: Tensor, distance: Tensor, num_samples: Any, seed: Seed
+    ) -> tuple[Tensor, Tensor]:
         """Estimates the boundary's normal at `z`, towards images that fool the model.
 
         `sum_b (phi_b - mean(phi)) u_b`, where `phi_b` is 1 if `z + delta u_b` fools the model and
@@ -67,13 +70,15 @@ class BoundarySearch:
         delta, centre = self._delta(distance), ops.reshape(z, (num_examples, 1, self.num_values))
         problem = self.problem.at(0).with_labels(ops.repeat(self.problem.y, count, axis=0))
 
-        def by_example(values: Any) -> Any:
+        def by_example(values: Tensor) -> Tensor:
             return ops.reshape(values, (num_examples, count, *values.shape[1:]))
 
-        def unfinished(number: Any, *sums: Any) -> Any:
+        def unfinished(number: Tensor, *sums: Any) -> Tensor:
             return number * count < num_samples
 
-        def evaluate(number: Any, signed: Any, plain: Any, balance: Any, is_nan: Any) -> Any:
+        def evaluate(
+            number: Tensor, signed: Tensor, plain: Tensor, balance: Tensor, is_nan: Tensor
+        ) -> Any:
             shape = (num_examples, count, self.num_values)
             draws = backend.normal(shape, backend.fold_in(seed, number), x.dtype)
             lengths = ops.sqrt(ops.sum(ops.square(draws), axis=2, keepdims=True))
@@ -103,8 +108,8 @@ class BoundarySearch:
         return ops.reshape(normal, ops.shape(x)), is_nan
 
     def to_boundary(
-        self, proposal: Callable[[Any], Any], num_queries: Any
-    ) -> tuple[Any, Any, Any, Any]:
+        self, proposal: Callable[[Tensor], Tensor], num_queries: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tries proposals until one fools the model, then bisects towards `x`.
 
         Args:
@@ -117,11 +122,17 @@ class BoundarySearch:
         """
         problem = self.problem.at(1)
 
-        def unfinished(query: Any, *rest: Any) -> Any:
+        def unfinished(query: Tensor, *rest: Any) -> Tensor:
             return query < num_queries
 
         def evaluate(
-            query: Any, far: Any, near: Any, low: Any, high: Any, found: Any, is_nan: Any
+            query: Tensor,
+            far: Tensor,
+            near: Tensor,
+            low: Tensor,
+            high: Tensor,
+            found: Tensor,
+            is_nan: Tensor,
         ) -> Any:
             middle = (low + high) / 2
             image = per_example_where(found, self.between(far, middle), proposal(query))
@@ -143,19 +154,19 @@ class BoundarySearch:
         _, _, near, _, _, found, is_nan = problem.while_loop(unfinished, evaluate, state)
         return near, self.distance(near - self.x), found, is_nan
 
-    def between(self, far: Any, share: Any) -> Any:
+    def between(self, far: Tensor, share: Tensor) -> Tensor:
         """Projects `far` to the ball around `x` of radius `share * ||far - x||`."""
         radius = share * self.distance(far - self.x)
         radius = per_example(radius, self.x) if self.norm == "linf" else radius
         return projection(self.x, radius, self.norm, self.bounds)(far)
 
-    def step(self, z: Any, normal: Any, size: Any, query: Any) -> Any:
+    def step(self, z: Tensor, normal: Tensor, size: Tensor, query: Tensor) -> Tensor:
         """Steps from `z` along the normal, half as far with each query."""
         size = size * 0.5 ** ops.cast(query, size.dtype)
         step = per_example(size, z) * steepest_direction(normal, self.norm)
         return ops.clip(z + step, *self.bounds)
 
-    def start(self, query: Any, seed: Any) -> Any:
+    def start(self, query: Tensor, seed: Seed) -> Tensor:
         """Proposes the original images first, then noise and other images of the batch in turn."""
         x, num_examples = self.x, ops.shape(self.x)[0]
         noise = backend.uniform(ops.shape(x), backend.fold_in(seed, 0), *self.bounds, x.dtype)
@@ -165,7 +176,7 @@ class BoundarySearch:
         image = ops.where(query % 2 == 1, noise, ops.take(x, places, axis=0))
         return ops.where(query == 0, x, image)
 
-    def _delta(self, distance: Any) -> Any:
+    def _delta(self, distance: Tensor) -> Tensor:
         """Returns the L2 distance from the boundary at which to query the model."""
         share = self.num_values if self.norm == "l2" else math.sqrt(self.num_values)
         least = _ABOVE_ROUNDING * self.problem.spacing * math.sqrt(self.num_values)
@@ -185,6 +196,6 @@ class BoundarySearch:
         return count
 
 
-def _first() -> Any:
+def _first() -> Tensor:
     """Returns 0, the counter of a loop's first iteration, as a tensor."""
     return ops.convert_to_tensor(0, dtype="int32")

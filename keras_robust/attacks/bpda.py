@@ -10,6 +10,7 @@ from keras import ops
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.layers import all_layers
 from keras_robust.model.patching import replaced
+from keras_robust.types import Config, Images, Labels, Model, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -83,7 +84,7 @@ class BPDA:
         self.backward = backward
         self.from_logits = bool(from_logits)
 
-    def __call__(self, model: Any, x: Any, y: Any) -> Any:
+    def __call__(self, model: Model, x: Images, y: Labels) -> Tensor:
         model = getattr(model, "base_model", model)
         by_name = {layer.name: layer for layer in all_layers(model)[1:]}
         with contextlib.ExitStack() as stack:
@@ -97,7 +98,7 @@ class BPDA:
                 stack.enter_context(replaced(layer, "call", self._substitute(layer)))
             return Classifier.of(model).logits(x, self.from_logits)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         backward = self.backward
         return {
             "layers": self.layers,
@@ -122,7 +123,7 @@ class BPDA:
         """Returns the layer's `call` with the gradient of `backward`."""
         call = layer.call
 
-        def substitute(x: Any, *args: Any, **kwargs: Any) -> Any:
+        def substitute(x: Images, *args: Any, **kwargs: Any) -> Any:
             value = call(x, *args, **kwargs)
             surrogate = x if self.backward is None else self.backward(x)
             if tuple(value.shape) != tuple(surrogate.shape):
@@ -141,7 +142,7 @@ def _straight_through(value: Any, surrogate: Any) -> Any:
 
     @ops.custom_gradient
     def function(surrogate: Any, value: Any) -> Any:
-        def gradient(*args: Any, upstream: Any = None) -> Any:
+        def gradient(*args: Any, upstream: Tensor = None) -> Tensor:
             upstream = args[0] if upstream is None else upstream
             return upstream, ops.zeros_like(value)
 

@@ -1,6 +1,5 @@
 """The L2 attack of Carlini and Wagner."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,6 +12,7 @@ from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.balls import per_example_where
+from keras_robust.types import Config, Images, Objective, Seed, Tensor
 
 _MIN_STEPS_PER_ROUND = 10
 
@@ -118,7 +118,7 @@ class CarliniWagnerL2(Attack):
         targeted: bool = False,
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
     ) -> None:
         super().__init__(
@@ -146,20 +146,22 @@ class CarliniWagnerL2(Attack):
         approach = Cost(False, NUM_HALVINGS * self.num_samples)
         return [descent] * (self.num_rounds(num_classes) - 1) + [approach]
 
-    def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
+    def improves(
+        self, x: Images, new: Tensor, new_margin: Tensor, best: Tensor, best_margin: Tensor
+    ) -> Tensor:
         # `generate` returns `start` where it finds nothing nearer.
         return (new_margin > 0) | (best_margin <= 0)
 
-    def initial_state(self, x: Any) -> tuple[Any, ...]:
+    def initial_state(self, x: Images) -> tuple[Any, ...]:
         return AdamSearch(self).initial_state(x)
 
-    def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
+    def is_active(self, index: Tensor, margin: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         search = Search(*state)
         is_first_part = index % self.rounds_per_search == 0
         return (search.shortest > 0) & (search.improving | is_first_part)
 
     def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed, *state: Any
     ) -> RoundResult:
         before, active = Search(*state), self.is_active(index, None, state)
         adam = AdamSearch(self)
@@ -180,7 +182,7 @@ class CarliniWagnerL2(Attack):
     def rounds_per_search(self) -> int:
         return -(-self.num_steps // self.steps_per_round)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             "confidence": self.confidence,
             "learning_rate": self.learning_rate,

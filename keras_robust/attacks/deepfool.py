@@ -1,6 +1,5 @@
 """DeepFool."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,6 +12,7 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.balls import euclidean_norm, per_example, steepest_direction
 from keras_robust.ops.logits import of_class, other_classes
+from keras_robust.types import Config, Images, Objective, Scores, Seed, Tensor
 
 # Misclassified examples are dropped between rounds.
 _STEPS_PER_ROUND = 3
@@ -108,7 +108,7 @@ class DeepFool(Attack):
         num_candidates: int = 10,
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
     ) -> None:
         super().__init__(
@@ -131,24 +131,28 @@ class DeepFool(Attack):
         passes = _STEPS_PER_ROUND * (min(self.num_candidates, num_classes) - 1) * self.num_samples
         return [Cost(True, passes)] * self.num_rounds(num_classes)
 
-    def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
+    def improves(
+        self, x: Images, new: Tensor, new_margin: Tensor, best: Tensor, best_margin: Tensor
+    ) -> Tensor:
         return best_margin <= 0  # Each round continues from the last iterate of the previous one.
 
-    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
+    def generate(
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed
+    ) -> RoundResult:
         scores = problem.scores(x)
         classes = other_classes(scores, problem.y)[:, : self.num_candidates - 1]
         rounding = problem.rounding(scores)
         first = index * _STEPS_PER_ROUND
         last = ops.minimum(first + _STEPS_PER_ROUND, self.num_steps)
 
-        def differences(scores: Any) -> Any:
+        def differences(scores: Scores) -> Tensor:
             of_label = ops.expand_dims(of_class(scores, problem.y), 1)
             return ops.take_along_axis(scores, classes, axis=1) - of_label
 
-        def unfinished(step: Any, x_adv: Any, margin: Any) -> Any:
+        def unfinished(step: Tensor, x_adv: Images, margin: Tensor) -> Tensor:
             return ops.logical_and(step < last, ops.any(margin <= 0))
 
-        def body(step: Any, x_adv: Any, margin: Any) -> tuple[Any, Any, Any]:
+        def body(step: Tensor, x_adv: Images, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             current = problem.at(step)
             values, normals = current.scores_and_jacobian(differences, x_adv)
             value, normal = self._nearest(values, normals)
@@ -165,7 +169,7 @@ class DeepFool(Attack):
         num_gradients = (step - first) * classes.shape[1] * self.num_samples
         return RoundResult(x_adv, num_gradients, (step - first + 2) * self.num_samples)
 
-    def _nearest(self, values: Any, normals: Any) -> tuple[Any, Any]:
+    def _nearest(self, values: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `f_l` and `w_l` of the class whose linearised boundary is nearest."""
         num_candidates = values.shape[1]
         flat = ops.reshape(normals, (-1, *normals.shape[2:]))
@@ -175,7 +179,7 @@ class DeepFool(Attack):
         weights = ops.reshape(is_nearest, (-1, num_candidates) + (1,) * (len(normals.shape) - 2))
         return ops.sum(is_nearest * values, axis=1), ops.sum(weights * normals, axis=1)
 
-    def _step(self, value: Any, normal: Any, rounding: Any) -> Any:
+    def _step(self, value: Any, normal: Tensor, rounding: Tensor) -> Tensor:
         """Returns the shortest step to where `value` would be 0 if its gradient were constant.
 
         A value below rounding says little about the distance, so the step covers at least the
@@ -187,12 +191,12 @@ class DeepFool(Attack):
         length = ops.minimum(distance + _EXTRA_LENGTH * width, _LONGEST * width)
         return per_example(length, normal) * steepest_direction(normal, self.norm)
 
-    def _dual_norm(self, normal: Any) -> Any:
+    def _dual_norm(self, normal: Tensor) -> Tensor:
         if self.norm == "l2":
             return euclidean_norm(normal)
         return ops.sum(ops.reshape(ops.abs(normal), (ops.shape(normal)[0], -1)), axis=1)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["targeted"]
         return {
@@ -204,7 +208,7 @@ class DeepFool(Attack):
         }
 
 
-def _without_outward(direction: Any, x: Any, bounds: tuple[float, float]) -> Any:
+def _without_outward(direction: Tensor, x: Images, bounds: tuple[float, float]) -> Tensor:
     """Returns `direction`, set to 0 where it leads out of the bounds."""
     outward = ops.logical_or(
         ops.logical_and(x <= bounds[0], direction < 0),
@@ -213,7 +217,7 @@ def _without_outward(direction: Any, x: Any, bounds: tuple[float, float]) -> Any
     return ops.where(outward, ops.zeros_like(direction), direction)
 
 
-def _ratio(numerator: Any, denominator: Any, otherwise: float) -> Any:
+def _ratio(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
     """Returns the ratio, or `otherwise` where the denominator is 0."""
     is_zero = denominator == 0
     ratio = numerator / ops.where(is_zero, ops.ones_like(denominator), denominator)

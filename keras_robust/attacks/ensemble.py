@@ -16,9 +16,10 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import AttackResult, perturbation_norms
 from keras_robust.attacks.rounds import filled_up
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 from keras_robust.model.keys import value_key
 from keras_robust.ops.balls import per_example
+from keras_robust.types import Config, Images, Labels, Seed, Tensor
 
 # Attributes that all attacks of an ensemble must share.
 _COMMON = ("targeted", "bounds", "from_logits")
@@ -92,7 +93,7 @@ class Ensemble(Attack):
         num_samples = max(attack.num_samples for attack in self.attacks)
         super().__init__(**common, num_samples=num_samples)
 
-    def check_classifier(self, classifier: Classifier, x: np.ndarray | Images) -> None:
+    def check_classifier(self, classifier: Classifier, x: np.ndarray | LazyImages) -> None:
         for attack in self.attacks:
             attack.check_classifier(classifier, x)
 
@@ -104,7 +105,7 @@ class Ensemble(Attack):
         classifier: Classifier,
         x: np.ndarray,
         y: np.ndarray,
-        seed: Any = None,
+        seed: Seed = None,
         needs_gradient: bool = True,
         journal: Journal | None = None,
         mask: np.ndarray | None = None,
@@ -164,8 +165,8 @@ class Ensemble(Attack):
         )
 
     def perturb_images(
-        self, classifier: Classifier, x: Any, labels: Any, seed: Any, mask: Any = None
-    ) -> Any:
+        self, classifier: Classifier, x: Images, labels: Labels, seed: Seed, mask: Tensor = None
+    ) -> Tensor:
         first_seed = backend.fold_in(seed, 0)
         best = self.attacks[0].perturb_images(classifier, x, labels, first_seed, mask)
         if len(self.attacks) > 1:
@@ -180,7 +181,7 @@ class Ensemble(Attack):
                 margin = ops.where(better, new_margin, margin)
         return best
 
-    def at(self, iterations: Any, dtype: Any = "float32") -> Self:
+    def at(self, iterations: Tensor, dtype: Any = "float32") -> Self:
         return self.changed(attacks=[attack.at(iterations, dtype) for attack in self.attacks])
 
     @property
@@ -210,7 +211,7 @@ class Ensemble(Attack):
         ]
         return self.changed(attacks=parts)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"attacks": [keras.saving.serialize_keras_object(attack) for attack in self.attacks]}
 
     @classmethod

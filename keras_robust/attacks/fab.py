@@ -1,8 +1,5 @@
 """Fast adaptive boundary attack."""
 
-from collections.abc import Callable
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -20,6 +17,7 @@ from keras_robust.ops.balls import (
 )
 from keras_robust.ops.hyperplane import to_hyperplane
 from keras_robust.ops.logits import logit_range, of_class, other_classes
+from keras_robust.types import Config, Images, Objective, Scores, Seed, Tensor
 
 NORMS = {"linf": maximum_norm, "l2": euclidean_norm, "l1": absolute_norm}
 _NUM_SEARCH_STEPS = 3
@@ -134,7 +132,7 @@ class FAB(Attack):
         beta: float = 0.9,
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
     ) -> None:
         super().__init__(
@@ -157,24 +155,30 @@ class FAB(Attack):
     def num_rounds(self, num_classes: int) -> int:
         return self.num_restarts * self._num_targets(num_classes)
 
-    def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
+    def improves(
+        self, x: Images, new: Tensor, new_margin: Tensor, best: Tensor, best_margin: Tensor
+    ) -> Tensor:
         if self.epsilon is None:
             return new_margin > 0  # `generate` returns `start` if it finds nothing nearer.
         return super().improves(x, new, new_margin, best, best_margin)
 
-    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
+    def generate(
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed
+    ) -> RoundResult:
         length = NORMS[self.norm]
         scores = problem.scores(x)
         num_targets = self._num_targets(scores.shape[-1])
         target = ops.take(other_classes(scores, problem.y), index % num_targets, axis=1)
         scale = logit_range(scores)
 
-        def difference(scores: Any) -> Any:
+        def difference(scores: Scores) -> Tensor:
             """Computes `f`, scaled so that its gradient neither overflows nor underflows."""
             value = of_class(scores, target) - of_class(scores, problem.y)
             return (value - ops.stop_gradient(problem.rounding(scores))) / scale
 
-        def nearer(z: Any, z_margin: Any, best: Any, best_margin: Any, distance: Any) -> Any:
+        def nearer(
+            z: Tensor, z_margin: Tensor, best: Tensor, best_margin: Tensor, distance: Tensor
+        ) -> Tensor:
             """Returns the nearer misclassified image, its margin and its distance."""
             z_margin, z_distance = ops.cast(z_margin, x.dtype), length(z - x)
             better = ops.logical_and(z_margin > 0, z_distance < distance)
@@ -192,10 +196,10 @@ class FAB(Attack):
 
         target_distance = 0.0 if self.epsilon is None else self.epsilon
 
-        def unfinished(step: Any, z: Any, found: Any) -> Any:
+        def unfinished(step: Tensor, z: Tensor, found: Tensor) -> Tensor:
             return ops.logical_and(step < self.num_steps, ops.any(found[2] > target_distance))
 
-        def advance(step: Any, z: Any, found: Any) -> tuple[Any, Any, Any]:
+        def advance(step: Tensor, z: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             current = problem.at(step)
             scores, gradient = current.scores_and_gradient(difference, z)
             margins = current.margin_from(scores, z)
@@ -230,7 +234,7 @@ class FAB(Attack):
             num_evaluations = num_evaluations + 2 + num_steps
         return RoundResult(x_adv, num_steps * self.num_samples, num_evaluations * self.num_samples)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["targeted"]
         return {
@@ -248,7 +252,7 @@ class FAB(Attack):
     def _num_targets(self, num_classes: int) -> int:
         return min(self.num_targets or num_classes - 1, num_classes - 1)
 
-    def _start(self, x: Any, distance: Any, restart: Any, seed: Any) -> Any:
+    def _start(self, x: Images, distance: Tensor, restart: Tensor, seed: Seed) -> Tensor:
         """Returns `x` in the first pass over the targets, then a random point near `x`."""
         draws = backend.normal(ops.shape(x), seed, x.dtype)
         if self.norm == "linf":
@@ -265,13 +269,17 @@ class FAB(Attack):
         moved = x + per_example(share, x) * draws
         return ops.where(restart > 0, moved, x)
 
-    def _towards(self, problem: Problem, x: Any, x_margin: Any, x_adv: Any, margins: Any) -> Any:
+    def _towards(
+        self, problem: Problem, x: Images, x_margin: Tensor, x_adv: Images, margins: Tensor
+    ) -> Tensor:
         """Moves misclassified images towards `x`, to slightly beyond the decision boundary."""
 
-        def image(share: Any) -> Any:
+        def image(share: Tensor) -> Tensor:
             return problem.as_returned(x + per_example(share, x) * (x_adv - x))
 
-        def step(number: Any, ends: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        def step(
+            number: Tensor, ends: tuple[Tensor, Tensor, Tensor, Tensor]
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             inner, inner_margin, outer, outer_margin = ends
             rise = outer_margin - inner_margin
             back = outer_margin / ops.where(rise > 0, rise, ops.ones_like(rise))

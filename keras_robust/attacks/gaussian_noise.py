@@ -1,13 +1,12 @@
 """Gaussian noise, as a baseline for attacks."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_robust import backend, scheduled, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
+from keras_robust.types import Config, Images, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -56,10 +55,12 @@ class GaussianNoise(Attack):
         super().__init__(bounds=bounds, from_logits=from_logits, num_samples=num_samples)
         self.stddev = validation.check_number_or_array("stddev", stddev)
 
-    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> Any:
+    def generate(
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed
+    ) -> Tensor:
         return x + self.stddev * backend.normal(ops.shape(x), seed, x.dtype)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         for name in ("targeted", "objective"):
             del config[name]

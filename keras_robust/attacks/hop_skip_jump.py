@@ -13,6 +13,7 @@ from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.balls import per_example_where
+from keras_robust.types import Config, Images, Seed, Tensor
 
 # B_1: the number of images from which the first normal is estimated.
 _FIRST_SAMPLES = 100
@@ -163,21 +164,23 @@ class HopSkipJump(Attack):
         sizes = starts + [count + _SEARCH_QUERIES for count in samples]
         return [Cost(False, (size + 1) * self.num_samples) for size in sizes]
 
-    def initial_state(self, x: Any) -> tuple[Any, ...]:
+    def initial_state(self, x: Images) -> tuple[Any, ...]:
         nothing = ops.sum(ops.reshape(ops.zeros_like(x), (ops.shape(x)[0], -1)), axis=1)
         end = ops.cast(nothing, "int32") + len(self._plan().starts)
         return x, ops.zeros_like(x), nothing + float("inf"), end
 
-    def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
+    def is_active(self, index: Tensor, margin: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         distance = state[2]
         is_done = (margin > 0) & (self.stops_when_fooled | (distance == 0))
         return self._is_in_round(index, state) & ~is_done
 
-    def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
+    def improves(
+        self, x: Images, new: Tensor, new_margin: Tensor, best: Tensor, best_margin: Tensor
+    ) -> Tensor:
         return new_margin > 0  # `generate` returns `start` if it finds nothing nearer.
 
     def generate(
-        self, problem: Problem, x: Any, start: Any, index: Any, seed: Any, *state: Any
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed, *state: Any
     ) -> RoundResult:
         z, normal, distance, end = state
         starts, samples, ends = self._plan()
@@ -193,7 +196,7 @@ class HopSkipJump(Attack):
         new_normal = _MOMENTUM * normal + estimate
         t = ops.cast(ops.maximum(index - len(starts) + 1, 1), x.dtype)
 
-        def proposal(query: Any) -> Any:
+        def proposal(query: Tensor) -> Tensor:
             return problem.cond(
                 is_start,
                 lambda: search.start(query, backend.fold_in(backend.fold_in(seed, 1), query)),
@@ -228,7 +231,7 @@ class HopSkipJump(Attack):
         num_queries = (num_samples + num_searched) * self.num_samples
         return RoundResult(x_adv, 0, num_queries, (z, normal, distance, end))
 
-    def _is_in_round(self, index: Any, state: tuple[Any, ...]) -> Any:
+    def _is_in_round(self, index: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         """Selects the examples that round `index` works on.
 
         The first rounds look for a misclassified image for examples that have none. Later rounds
@@ -264,7 +267,7 @@ class HopSkipJump(Attack):
             ends.append(end)
         return _Plan(starts, samples, ends)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["objective"]
         return {

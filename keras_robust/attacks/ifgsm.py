@@ -1,11 +1,9 @@
 """Iterative fast gradient sign method."""
 
-from collections.abc import Callable
-from typing import Any
-
 import keras
 
 from keras_robust.attacks.pgd import PGD
+from keras_robust.types import Config, Objective
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -68,7 +66,7 @@ class IFGSM(PGD):
         loss: str = "ce",
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
     ) -> None:
         super().__init__(
@@ -84,7 +82,7 @@ class IFGSM(PGD):
             num_samples=num_samples,
         )
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         for name in ("norm", "random_start", "num_restarts"):
             del config[name]

@@ -1,7 +1,6 @@
 """Conversion of the inputs of attacks: images, masks and seeds."""
 
 import random
-from typing import Any
 
 import numpy as np
 from keras import ops
@@ -9,16 +8,17 @@ from keras import ops
 from keras_robust import backend
 from keras_robust.model.arrays import check_floating
 from keras_robust.ops.precision import working_dtype
+from keras_robust.types import Images, Seed, Tensor
 
 
-def as_working_dtype(x: Any) -> Any:
+def as_working_dtype(x: Images) -> Tensor:
     """Converts `x` to a tensor in the precision in which attacks compute."""
     x = ops.convert_to_tensor(x)
     check_floating(x)
     return ops.cast(x, working_dtype(x.dtype))
 
 
-def as_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+def as_mask(mask: Tensor, shape: tuple[int, ...]) -> np.ndarray | None:
     """Converts a mask to a bool array of the given shape. Returns `None` for `None`.
 
     The array is a broadcast view and takes no memory of its own.
@@ -48,11 +48,11 @@ def share_of_ones(mask: np.ndarray) -> float:
     return float(mask[tuple(slice(None if step else 1) for step in mask.strides)].mean())
 
 
-def as_seed(seed: Any) -> Any:
+def as_seed(seed: Seed) -> Seed:
     """Converts an integer to a seed of `keras_robust.backend`. Returns other seeds as they are."""
     return backend.make_seed(int(seed)) if isinstance(seed, int | np.integer) else seed
 
 
-def drawn_seed() -> Any:
+def drawn_seed() -> Seed:
     """Draws a seed from Python's `random` module."""
     return backend.make_seed(random.randint(1, 2**31 - 1))

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_robust.attacks.apgd import APGD
 from keras_robust.attacks.problem import Problem
+from keras_robust.types import Images, Scores, Tensor
 
 # An example is nearly fooled if its margin has shrunk below this fraction of the margin at `x`.
 _NEARLY_FOOLED = 0.06
@@ -25,14 +26,14 @@ class InsistentAPGD(APGD):
     `target_order="distance"`.
     """
 
-    def initial_state(self, x: Any) -> tuple[Any, ...]:
+    def initial_state(self, x: Images) -> tuple[Any, ...]:
         return *super().initial_state(x), ops.zeros((ops.shape(x)[0],), dtype=x.dtype)
 
-    def is_active(self, index: Any, margin: Any, state: tuple[Any, ...]) -> Any:
+    def is_active(self, index: Tensor, margin: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         is_selected = (margin > _NEARLY_FOOLED * state[1]) | (index < self.num_targets)
         return super().is_active(index, margin, state) & is_selected
 
-    def ordered(self, problem: Problem, x: Any, scores: Any) -> tuple[Any, ...]:
+    def ordered(self, problem: Problem, x: Images, scores: Scores) -> tuple[Any, ...]:
         classes, num_gradients, num_evaluations = super().ordered(problem, x, scores)
         if self.objective is not None:
             num_evaluations = num_evaluations + 1

@@ -9,6 +9,7 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.attacks.pgd import PGD
 from keras_robust.ops.balls import per_example, projection, steepest_step
+from keras_robust.types import Config, Images, Objective, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -75,7 +76,7 @@ class MIM(PGD):
         loss: str = "ce",
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
     ) -> None:
         super().__init__(
@@ -93,10 +94,10 @@ class MIM(PGD):
         )
         self.decay = validation.check_number("decay", decay)
 
-    def ascend(self, gradient: Callable[[Any, Any], Any], x: Any, start: Any) -> Any:
+    def ascend(self, gradient: Callable[[Any, Any], Any], x: Images, start: Tensor) -> Tensor:
         project = projection(x, self.epsilon, self.norm, self.bounds)
 
-        def step(number: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        def step(number: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             x_adv, momentum = state
             momentum = self.decay * momentum + _unit_l1(gradient(x_adv, number))
             move = steepest_step(momentum, self.effective_step_size, self.norm)
@@ -104,14 +105,14 @@ class MIM(PGD):
 
         return ops.fori_loop(0, self.num_steps, step, (start, ops.zeros_like(start)))[0]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         for name in ("random_start", "num_restarts"):
             del config[name]
         return {**config, "decay": self.decay}
 
 
-def _unit_l1(gradient: Any) -> Any:
+def _unit_l1(gradient: Tensor) -> Tensor:
     """Divides the gradient of each example by its L1 norm."""
     # Scaling by the largest entry first keeps the sum from underflowing or overflowing.
     flat = ops.reshape(ops.abs(gradient), (ops.shape(gradient)[0], -1))

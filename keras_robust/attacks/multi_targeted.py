@@ -1,8 +1,5 @@
 """PGD towards each wrong class in turn."""
 
-from collections.abc import Callable
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -11,6 +8,7 @@ from keras_robust.attacks.pgd import PGD
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.logits import of_class, other_classes
+from keras_robust.types import Config, Images, Labels, Objective, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -83,7 +81,7 @@ class MultiTargeted(PGD):
         num_targets: int | None = None,
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
     ) -> None:
         super().__init__(
@@ -104,19 +102,21 @@ class MultiTargeted(PGD):
     def num_rounds(self, num_classes: int) -> int:
         return min(self.num_targets or num_classes - 1, num_classes - 1)
 
-    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
+    def generate(
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed
+    ) -> RoundResult:
         targets = ops.take(other_classes(problem.scores(x), problem.y), index, axis=1)
 
-        def towards_target(scores: Any, y: Any) -> Any:
+        def towards_target(scores: Scores, y: Labels) -> Tensor:
             return of_class(scores, targets) - of_class(scores, y)
 
-        def gradient(z: Any, step: Any) -> Any:
+        def gradient(z: Tensor, step: Tensor) -> Tensor:
             return problem.at(step).gradient(towards_target, z)
 
         x_adv = self.ascend(gradient, x, self.start(x, seed))
         return RoundResult(x_adv, self.num_steps * self.num_samples, self.num_samples)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         for name in ("num_restarts", "targeted", "loss"):
             del config[name]

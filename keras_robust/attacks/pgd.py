@@ -13,6 +13,7 @@ from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import dimensions, movable, projection, random_in_ball, steepest_step
 from keras_robust.ops.logits import dlr, log_odds_against, margin
+from keras_robust.types import Config, Images, Objective, Seed, Tensor
 
 # Losses to maximise, by their names in the literature.
 LOSSES = {"ce": log_odds_against, "margin": margin, "dlr": dlr}
@@ -131,7 +132,7 @@ class PGD(Attack):
         loss: str = "ce",
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
-        objective: Callable[[Any, Any, Any], Any] | None = None,
+        objective: Objective | None = None,
         num_samples: int = 1,
     ) -> None:
         super().__init__(
@@ -159,7 +160,7 @@ class PGD(Attack):
     def num_rounds(self, num_classes: int) -> int:
         return self.num_restarts
 
-    def check_classifier(self, classifier: Classifier, x: Any) -> None:
+    def check_classifier(self, classifier: Classifier, x: Images) -> None:
         super().check_classifier(classifier, x)
         if self.loss == "dlr" and classifier.num_classes < 3:
             raise ValueError(
@@ -181,14 +182,16 @@ class PGD(Attack):
             }
         return {"epsilon": epsilon, "step_size": scheduled.number("step_size", self.step_size)}
 
-    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
-        def gradient(z: Any, step: Any) -> Any:
+    def generate(
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed
+    ) -> RoundResult:
+        def gradient(z: Tensor, step: Tensor) -> Tensor:
             return problem.at(step).gradient(LOSSES[self.loss], z)
 
         num_gradients = self.num_steps * self.num_samples
         return RoundResult(self.ascend(gradient, x, self.start(x, seed)), num_gradients)
 
-    def ascend(self, gradient: Callable[[Any, Any], Any], x: Any, start: Any) -> Any:
+    def ascend(self, gradient: Callable[[Any, Any], Any], x: Images, start: Tensor) -> Tensor:
         """Takes `num_steps` steps from `start` along `gradient`.
 
         Args:
@@ -205,7 +208,7 @@ class PGD(Attack):
             longest = ops.max(self.effective_step_size)
             count = ops.maximum(_L1_FRACTION * dimensions(x, self.bounds), longest / self.width)
 
-        def step(number: Any, x_adv: Any) -> Any:
+        def step(number: Tensor, x_adv: Images) -> Tensor:
             slope, size = gradient(x_adv, number), self.effective_step_size
             can_move = movable(slope, x_adv, self.epsilon, self.bounds)
             return project(x_adv + steepest_step(slope, size, self.norm, count, can_move))
@@ -213,19 +216,19 @@ class PGD(Attack):
         return ops.fori_loop(0, self.num_steps, step, start)
 
     @property
-    def effective_step_size(self) -> Any:
+    def effective_step_size(self) -> Tensor:
         """`step_size`, or its default."""
         default = self.step_size_factor * self.epsilon / self.num_steps
         return default if self.step_size is None else self.step_size
 
-    def start(self, x: Any, seed: Any) -> Any:
+    def start(self, x: Images, seed: Seed) -> Tensor:
         """Returns the starting point of the ascent: a random point of the ball, or `x`."""
         if not self.random_start:
             return x
         project = projection(x, self.epsilon, self.norm, self.bounds)
         return project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             "epsilon": scheduled.saved(self.epsilon),
             "step_size": scheduled.saved(self.step_size),

@@ -20,10 +20,7 @@ from keras_robust.ops.logits import (
     rounding_of_probabilities,
 )
 from keras_robust.ops.precision import EPSILON
-
-# Maps class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`, to one
-# value per example, which an untargeted attack maximises.
-Loss = Callable[[Any, Any], Any]
+from keras_robust.types import Images, Labels, ScoreLoss, Scores, Seed, Tensor
 
 
 class Problem:
@@ -57,8 +54,8 @@ class Problem:
         self,
         attack: Any,
         classifier: Classifier,
-        y: Any,
-        seed: Any,
+        y: Labels,
+        seed: Seed,
         dtype: str | None = None,
         caution: float = 1.0,
         space: Space | None = None,
@@ -74,11 +71,11 @@ class Problem:
         self._caution = caution
         self._space = space
 
-    def at(self, step: Any) -> "Problem":
+    def at(self, step: Tensor) -> "Problem":
         """Returns the same problem with other draws of a random model, for step `step`."""
         return self._with(_seed=backend.fold_in(self._seed, step))
 
-    def with_labels(self, y: Any) -> "Problem":
+    def with_labels(self, y: Labels) -> "Problem":
         """Returns the same problem with other labels."""
         return self._with(y=y)
 
@@ -87,7 +84,7 @@ class Problem:
         vars(other).update(attributes)
         return other
 
-    def as_returned(self, x: Any) -> Any:
+    def as_returned(self, x: Images) -> Tensor:
         """Clips `x` to the bounds and rounds it to the dtype of the user's images.
 
         Rounding can undo a misclassification by a small margin, so attacks round an image before
@@ -100,7 +97,7 @@ class Problem:
             return backend.rounded(x, self._dtype)
         return self._space.inside(backend.rounded(self._space.outside(x), self._dtype))
 
-    def _image(self, x: Any) -> Any:
+    def _image(self, x: Images) -> Tensor:
         """Converts `x` to the coordinates of the model's input."""
         return x if self._space is None else self._space.outside(x)
 
@@ -115,15 +112,15 @@ class Problem:
         """Whether the prediction for one example depends on the rest of its batch."""
         return self._classifier.depends_on_batch
 
-    def scores(self, x: Any) -> Any:
+    def scores(self, x: Images) -> Tensor:
         """Returns differentiable class scores, shape `(batch_size, num_classes)`."""
         return self._average(lambda: self._scores(x))
 
-    def num_classes(self, x: Any) -> int:
+    def num_classes(self, x: Images) -> int:
         """Returns the number of the model's classes."""
         return self._logits(x).shape[-1]
 
-    def margin(self, x: Any) -> Any:
+    def margin(self, x: Images) -> Tensor:
         """Returns the margin by which the model is fooled, shape `(batch_size,)`.
 
         The margin is `max_{j != y} z_j - z_y - tau`, or `z_y - max_{j != y} z_j - tau` for a
@@ -133,7 +130,7 @@ class Problem:
         """
         return self._margin(self._average(lambda: self._logits(x)))
 
-    def margin_from(self, scores: Any, x: Any) -> Any:
+    def margin_from(self, scores: Scores, x: Images) -> Tensor:
         """Returns `margin(x)`, given the known `scores(x)`.
 
         Runs the model only if the attack differentiates something else than the model.
@@ -143,15 +140,15 @@ class Problem:
         is_model = self._attack.objective is None and not is_other
         return self._margin(scores) if is_model else self.margin(x)
 
-    def rounding(self, scores: Any) -> Any:
+    def rounding(self, scores: Scores) -> Tensor:
         """Returns `tau`, the margin that rounding can explain, shape `(batch_size,)`."""
         return self._caution * rounding(scores, self.y, self._classifier.precision)
 
-    def gradient(self, loss: Loss, x: Any) -> Any:
+    def gradient(self, loss: ScoreLoss, x: Images) -> Tensor:
         """Returns the direction of ascent; see `loss_and_gradient`."""
         return self.loss_and_gradient(loss, x)[1]
 
-    def loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any]:
+    def loss_and_gradient(self, loss: ScoreLoss, x: Images) -> tuple[Tensor, Tensor]:
         """Returns the values to maximise, shape `(batch_size,)`, and their gradient in `x`.
 
         The gradient of each example is divided by the range of its class scores, so that it neither
@@ -162,7 +159,7 @@ class Problem:
         """
         return self._scores_loss_and_gradient(loss, x)[1:]
 
-    def margin_loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any, Any]:
+    def margin_loss_and_gradient(self, loss: ScoreLoss, x: Images) -> tuple[Tensor, Tensor, Tensor]:
         """Returns `margin(x)` and `loss_and_gradient(loss, x)`.
 
         This takes a single pass if the attack differentiates the model itself.
@@ -170,19 +167,23 @@ class Problem:
         scores, values, gradient = self._scores_loss_and_gradient(loss, x)
         return self.margin_from(scores, x), values, gradient
 
-    def scores_and_gradient(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    def scores_and_gradient(
+        self, select: Callable[[Tensor], Tensor], x: Images
+    ) -> tuple[Tensor, Tensor]:
         """Returns all class scores, and the unscaled gradient in `x` of `select(scores)`.
 
         `select` returns one value per example.
         """
 
-        def function(x: Any) -> tuple[Any, Any]:
+        def function(x: Images) -> tuple[Tensor, Tensor]:
             scores = self._scores(x)
             return ops.sum(select(scores)), scores
 
         return self._average(lambda: backend.value_and_gradient(function, x))
 
-    def scores_and_jacobian(self, select: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    def scores_and_jacobian(
+        self, select: Callable[[Tensor], Tensor], x: Images
+    ) -> tuple[Tensor, Tensor]:
         """Returns `k` values per example, `select(scores)`, and their gradients.
 
         The shapes are `(batch_size, k)` and `(batch_size, k, ...)`. A call counts as `k` gradients.
@@ -191,10 +192,10 @@ class Problem:
             lambda: backend.value_and_jacobian(lambda x: select(self._scores(x)), x)
         )
 
-    def _logits(self, x: Any) -> Any:
+    def _logits(self, x: Images) -> Tensor:
         return self._classifier.logits(self._image(x), self._attack.from_logits)
 
-    def _margin(self, logits: Any) -> Any:
+    def _margin(self, logits: Scores) -> Tensor:
         values = self.sign * margin(logits, self.y) - self.rounding(logits)
         model = self._classifier.model
         if isinstance(model, SmoothedClassifier):
@@ -206,8 +207,10 @@ class Problem:
         is_tie = difference <= rounding_of_probabilities(p, self._classifier.precision)
         return ops.where(is_tie, ops.minimum(values, 0.0), values)
 
-    def _scores_loss_and_gradient(self, loss: Loss, x: Any) -> tuple[Any, Any, Any]:
-        def function(x: Any) -> tuple[Any, Any]:
+    def _scores_loss_and_gradient(
+        self, loss: ScoreLoss, x: Images
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        def function(x: Images) -> tuple[Tensor, Tensor]:
             scores = self._objective(x)
             if len(scores.shape) == 1:
                 return ops.sum(scores), (scores, scores)
@@ -217,13 +220,13 @@ class Problem:
                 scale = ops.mean(scale)
             return ops.sum(values / ops.stop_gradient(scale)), (scores, values)
 
-        def compute() -> tuple[Any, Any, Any]:
+        def compute() -> tuple[Tensor, Tensor, Tensor]:
             (scores, values), gradient = backend.value_and_gradient(function, x)
             return scores, values, gradient
 
         return self._average(compute)
 
-    def _objective(self, x: Any) -> Any:
+    def _objective(self, x: Images) -> Tensor:
         """Returns class scores, or one value per example."""
         if self._attack.objective is None:
             with attacked_as(self._classifier.model):
@@ -238,7 +241,7 @@ class Problem:
         values = class_scores(values) if len(values.shape) == 2 else values
         return ops.cast(values, x.dtype) if values.dtype != x.dtype else values
 
-    def _scores(self, x: Any) -> Any:
+    def _scores(self, x: Images) -> Tensor:
         scores = self._objective(x)
         if len(scores.shape) == 1:
             raise ValueError(
@@ -250,12 +253,12 @@ class Problem:
     def _average(self, compute: Callable[[], Any]) -> Any:
         """Averages the tensors that `compute` returns over draws of a random model."""
 
-        def draw(number: Any) -> list[Any]:
+        def draw(number: Tensor) -> list[Any]:
             with backend.seeded(self._classifier.random_state, backend.fold_in(self._seed, number)):
                 values = compute()
             return list(values) if isinstance(values, tuple) else [values]
 
-        def add(number: Any, totals: Any) -> list[Any]:
+        def add(number: Tensor, totals: Tensor) -> list[Any]:
             return [a + b for a, b in zip(totals, draw(number), strict=True)]
 
         total = draw(0)

@@ -17,6 +17,7 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import NORMS, AttackResult, perturbation_norms
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.labels import sparse_labels
+from keras_robust.types import Images, Labels, Seed, Tensor
 
 
 class Rounds:
@@ -42,7 +43,7 @@ class Rounds:
         classifier: Classifier,
         x: np.ndarray,
         y: np.ndarray,
-        seed: Any,
+        seed: Seed,
         needs_gradient: bool,
         journal: Journal,
         mask: np.ndarray | None,
@@ -226,7 +227,13 @@ def filled_up(
 
 
 def _traced_round(
-    attack: Any, has_mask: bool, classifier: Classifier, x: Any, y: Any, start: Any, *rest: Any
+    attack: Any,
+    has_mask: bool,
+    classifier: Classifier,
+    x: Images,
+    y: Labels,
+    start: Tensor,
+    *rest: Any,
 ) -> tuple[Any, ...]:
     """Computes a round's images as they are returned, their cost and the new state."""
     mask, rest = (rest[0], rest[1:]) if has_mask else (None, rest)
@@ -240,5 +247,5 @@ def _traced_round(
     return x_adv, *counts, tuple(found.state)
 
 
-def _traced_margin(attack: Any, classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+def _traced_margin(attack: Any, classifier: Classifier, x: Images, y: Labels, seed: Seed) -> Tensor:
     return Problem(attack, classifier, sparse_labels(y), seed).margin(as_working_dtype(x))

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_robust.types import Images, Tensor
+
 
 class Space:
     """Maps images to coordinates in which the attack's ball has a single radius.
@@ -25,7 +27,7 @@ class Space:
         free: bool tensor of the shape of `x`, true where values may change; `None` if all may.
     """
 
-    def __init__(self, attack: Any, x: Any, mask: Any = None) -> None:
+    def __init__(self, attack: Any, x: Images, mask: Tensor = None) -> None:
         self.x, self.attack = x, attack
         self.free = None if mask is None else ops.cast(mask, "bool")
         self.scale: Any = None
@@ -50,40 +52,40 @@ class Space:
         if changes:
             self.attack = attack.changed(**changes)
 
-    def inside(self, x: Any) -> Any:
+    def inside(self, x: Images) -> Tensor:
         """Converts images, or tensors like them, to the attack's coordinates."""
         return x if self.scale is None else x / self.scale
 
-    def outside(self, z: Any) -> Any:
+    def outside(self, z: Tensor) -> Tensor:
         """Converts the attack's coordinates to images. Fixed values equal the original exactly."""
         x = z if self.scale is None else z * self.scale
         # `z` may be the tensor `self.x` itself. Fixed values must not have a gradient even then.
         return x if self.free is None else ops.where(self.free, x, ops.stop_gradient(self.x))
 
-    def _is_plain(self, bounds: tuple[Any, Any]) -> bool:
+    def _is_plain(self, bounds: tuple[Tensor, Tensor]) -> bool:
         """Whether all values may change, within the same finite bounds and radius."""
         is_number = all(np.ndim(bound) == 0 and np.isfinite(bound) for bound in bounds)
         return is_number and self.free is None and self.scale is None
 
-    def _bound(self, bound: Any) -> Any:
+    def _bound(self, bound: Tensor) -> Tensor:
         bound = ops.broadcast_to(ops.cast(bound, self.x.dtype), ops.shape(self.x))
         return self.inside(bound)
 
 
-def bounds_for(bounds: tuple[Any, Any], x: Any) -> tuple[Any, Any]:
+def bounds_for(bounds: tuple[Tensor, Tensor], x: Images) -> tuple[Tensor, Tensor]:
     """Returns the bounds, with arrays cast to the dtype of `x`."""
     low, high = (ops.cast(bound, x.dtype) if np.ndim(bound) else bound for bound in bounds)
     return low, high
 
 
-def _width(low: Any, high: Any, z: Any, free: Any) -> Any:
+def _width(low: Tensor, high: Tensor, z: Tensor, free: Tensor) -> Tensor:
     """Returns the largest distance between finite bounds for each example.
 
     Without finite bounds, returns the range of the example's values. If the range is 0, returns the
     largest absolute value, or 1 if that is 0 too.
     """
 
-    def largest(values: Any) -> Any:
+    def largest(values: Tensor) -> Tensor:
         return ops.max(ops.reshape(values, (ops.shape(z)[0], -1)), axis=1)
 
     width = high - low

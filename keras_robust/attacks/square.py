@@ -1,7 +1,6 @@
 """Square attack."""
 
 import math
-from typing import Any
 
 import keras
 import numpy as np
@@ -15,6 +14,7 @@ from keras_robust.attacks.result import RoundResult
 from keras_robust.attacks.square_search import SEARCHES
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import per_example
+from keras_robust.types import Config, Images, Seed, Tensor
 
 # Queries of the first round. Each later round ends when the total number of queries has grown by
 # the factor `_GROWTH`, or by `_LONGEST_CHUNK`, so that the last rounds do not take hours.
@@ -131,7 +131,7 @@ class Square(Attack):
         self.num_restarts = validation.check_count("num_restarts", num_restarts)
         self.data_format = validation.check_data_format(data_format)
 
-    def check_classifier(self, classifier: Classifier, x: Any) -> None:
+    def check_classifier(self, classifier: Classifier, x: Images) -> None:
         super().check_classifier(classifier, x)
         if classifier.returns_classes:
             raise ValueError(
@@ -150,11 +150,15 @@ class Square(Attack):
         costs = [Cost(False, (size + 2) * self.num_samples) for size in sizes]
         return costs * self.num_restarts
 
-    def improves(self, x: Any, new: Any, new_margin: Any, best: Any, best_margin: Any) -> Any:
+    def improves(
+        self, x: Images, new: Tensor, new_margin: Tensor, best: Tensor, best_margin: Tensor
+    ) -> Tensor:
         # Margins never fall within a restart. A new restart replaces the failed one before it.
         return new_margin > -float("inf")
 
-    def generate(self, problem: Problem, x: Any, start: Any, index: Any, seed: Any) -> RoundResult:
+    def generate(
+        self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed
+    ) -> RoundResult:
         ends = self._chunks()
         chunk = index % len(ends)
         begins = ops.convert_to_tensor([1, *ends[:-1]], dtype="int32")
@@ -170,17 +174,17 @@ class Square(Attack):
             self.data_format,
         )
 
-        def margin_of(z: Any, query: Any) -> Any:
+        def margin_of(z: Tensor, query: Tensor) -> Tensor:
             return problem.at(query).margin(search.to_model(z))
 
         initial = search.initial(backend.fold_in(seed, 0))
         begin = ops.where(chunk > 0, search.from_model(start), initial)
         margin = margin_of(begin, 0)
 
-        def unfinished(query: Any, z: Any, margin: Any) -> Any:
+        def unfinished(query: Tensor, z: Tensor, margin: Tensor) -> Tensor:
             return ops.logical_and(query < end, ops.any(margin <= 0))
 
-        def step(query: Any, z: Any, margin: Any) -> tuple[Any, Any, Any]:
+        def step(query: Tensor, z: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             new = search.proposal(z, query, backend.fold_in(seed, query))
             new_margin = margin_of(new, query)
             better = ops.logical_and(new_margin > margin, margin <= 0)
@@ -199,7 +203,7 @@ class Square(Attack):
             ends.append(min(end, self.num_queries))
         return ends
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["objective"]
         return {

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.ops.balls import projection
+from keras_robust.types import Images, Seed, Tensor
 
 # The queries, of 10,000, after which the fraction of the image that a square covers is halved.
 _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -16,7 +17,7 @@ _NUM_TILES = 5
 _SPATIAL_AXES = (1, 2)
 
 
-def image_shape(x: Any) -> tuple[int, int, int]:
+def image_shape(x: Images) -> tuple[int, int, int]:
     """Returns height, width and channels of each example; a vector is an image of one row."""
     if len(x.shape) == 2:
         return 1, x.shape[1], 1
@@ -57,7 +58,7 @@ class _Search:
 
     def __init__(
         self,
-        x: Any,
+        x: Images,
         epsilon: float,
         norm: str,
         bounds: tuple[float, float],
@@ -80,21 +81,21 @@ class _Search:
         self.all_sides = sides
         self.sides, self.levels = ops.convert_to_tensor(sides), ops.convert_to_tensor(levels)
 
-    def from_model(self, x: Any) -> Any:
+    def from_model(self, x: Images) -> Tensor:
         """Converts images in the format of the model's input to that of the search."""
         return ops.reshape(ops.moveaxis(x, 1, -1) if self.is_moved else x, self.shape)
 
-    def to_model(self, z: Any) -> Any:
+    def to_model(self, z: Tensor) -> Tensor:
         """Converts images in the format of the search to that of the model's input."""
         z = ops.reshape(z, self.shape_with_channels_last)
         return ops.moveaxis(z, -1, 1) if self.is_moved else z
 
-    def signs(self, shape: tuple[int, ...], seed: Any) -> Any:
+    def signs(self, shape: tuple[int, ...], seed: Seed) -> Tensor:
         """Draws signs, -1 or 1, of shape `(batch_size, *shape)`."""
         draws = backend.uniform((self.shape[0], *shape), seed, -1.0, 1.0, self.x.dtype)
         return ops.where(draws < 0, -ops.ones_like(draws), ops.ones_like(draws))
 
-    def corners(self, side: Any, seed: Any) -> tuple[Any, Any]:
+    def corners(self, side: Tensor, seed: Seed) -> tuple[Tensor, Tensor]:
         """Draws top and left of windows with the given sides, shape `(batch_size, 1, 1, 1)`."""
         draws = backend.uniform((self.shape[0], 2), seed, 0.0, 1.0, "float32")
         first, last = self._corners_to_draw(side)
@@ -102,7 +103,7 @@ class _Search:
         corner = ops.reshape(ops.minimum(corner, last), (-1, 2, 1, 1, 1))
         return corner[:, 0], corner[:, 1]
 
-    def _corners_to_draw(self, side: Any) -> tuple[Any, Any]:
+    def _corners_to_draw(self, side: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the first and last corner to draw from, shape `(2,)` or `(batch_size, 2)`.
 
         If only a part of an image may change, windows lie inside the smallest rectangle around this
@@ -117,20 +118,20 @@ class _Search:
         low, high = ops.minimum(begin, end), ops.maximum(begin, end)
         return ops.clip(low, 0, last), ops.clip(high, 0, last)
 
-    def _ends(self, axis: int) -> tuple[Any, Any]:
+    def _ends(self, axis: int) -> tuple[Tensor, Tensor]:
         """Returns the first and last row, or column, with a value that may change."""
         there = ops.cast(ops.any(self.free, axis=(2 - axis, 3)), "int32")
         last = self.shape[1 + axis] - 1 - ops.argmax(ops.flip(there, axis=1), axis=1)
         return ops.cast(ops.argmax(there, axis=1), "int32"), ops.cast(last, "int32")
 
-    def window(self, side: Any, corner: tuple[Any, Any]) -> Any:
+    def window(self, side: Tensor, corner: tuple[Tensor, Tensor]) -> Tensor:
         """Returns a mask of the window's free values, shape `(batch_size, height, width, ...)`."""
         row, column = (self.places(axis) - corner[axis] for axis in (0, 1))
         rows = ops.logical_and(row >= 0, row < side[0])
         inside = ops.logical_and(rows, ops.logical_and(column >= 0, column < side[1]))
         return inside if self.free is None else ops.logical_and(inside, self.free)
 
-    def places(self, axis: int) -> Any:
+    def places(self, axis: int) -> Tensor:
         """Returns 0, 1, ... along the height or the width, broadcastable to images."""
         shape = (1, -1, 1, 1) if axis == 0 else (1, 1, -1, 1)
         return ops.reshape(ops.arange(self.shape[1 + axis], dtype="int32"), shape)
@@ -139,12 +140,12 @@ class _Search:
 class LinfSearch(_Search):
     """Algorithm 2: sets a square of the image to `x + epsilon` or `x - epsilon`."""
 
-    def initial(self, seed: Any) -> Any:
+    def initial(self, seed: Seed) -> Tensor:
         """Returns images with vertical stripes."""
         stripes = self.signs((1, self.shape[2], self.channels), seed)
         return self.project(self.x + self.epsilon * stripes)
 
-    def proposal(self, z: Any, query: Any, seed: Any) -> Any:
+    def proposal(self, z: Tensor, query: Tensor, seed: Seed) -> Tensor:
         side = ops.take(self.sides, ops.take(self.levels, query), axis=0)
         signs = self.signs((1, 1, self.channels), backend.fold_in(seed, 0))
         inside = self.window(side, self.corners(side, backend.fold_in(seed, 1)))
@@ -168,7 +169,7 @@ class L2Search(_Search):
                 table[level, transposed, :rows, :columns] = pattern
         self.table = ops.convert_to_tensor(table.reshape(-1), dtype=self.x.dtype)
 
-    def initial(self, seed: Any) -> Any:
+    def initial(self, seed: Seed) -> Tensor:
         """Returns images with tiles of random signs."""
         height, width = self.shape[1:3]
         tiles = [min(_NUM_TILES, height), min(_NUM_TILES, width)]
@@ -184,7 +185,7 @@ class L2Search(_Search):
             nu = ops.where(self.free, nu, ops.zeros_like(nu))
         return self.project(self.x + self.epsilon * self.excess * self._unit(nu, (1, 2, 3)))
 
-    def proposal(self, z: Any, query: Any, seed: Any) -> Any:
+    def proposal(self, z: Tensor, query: Tensor, seed: Seed) -> Tensor:
         level = ops.take(self.levels, query)
         side = ops.take(self.sides, level, axis=0)
         corner = self.corners(side, backend.fold_in(seed, 0))
@@ -206,7 +207,7 @@ class L2Search(_Search):
         new = self.excess * available ** (1 / self.order) * new
         return self.project(self.x + ops.where(first, new, ops.where(second, zero, nu)))
 
-    def _pattern(self, level: Any, corner: tuple[Any, Any], seed: Any) -> Any:
+    def _pattern(self, level: Tensor, corner: tuple[Tensor, Tensor], seed: Seed) -> Any:
         """Returns the pattern at the window's place, in one of two random orientations."""
         height, width = self.shape[1:3]
         row = (self.places(0) - corner[0]) % height
@@ -214,7 +215,7 @@ class L2Search(_Search):
         transposed = ops.cast(self.signs((1, 1, 1), seed) > 0, "int32")
         return ops.take(self.table, ((level * 2 + transposed) * height + row) * width + column)
 
-    def _unit(self, values: Any, axis: tuple[int, ...] = _SPATIAL_AXES) -> Any:
+    def _unit(self, values: Tensor, axis: tuple[int, ...] = _SPATIAL_AXES) -> Tensor:
         """Divides values by their norm over the given axes, by default in each channel."""
         length = _total(ops.abs(values) ** self.order, axis) ** (1 / self.order)
         return values / ops.where(length > 0, length, ops.ones_like(length))
@@ -230,7 +231,7 @@ class L1Search(L2Search):
         self.excess = self.channels
 
 
-def _total(values: Any, axis: tuple[int, ...] = _SPATIAL_AXES) -> Any:
+def _total(values: Tensor, axis: tuple[int, ...] = _SPATIAL_AXES) -> Tensor:
     return ops.sum(values, axis=axis, keepdims=True)
 
 

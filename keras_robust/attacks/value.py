@@ -12,12 +12,13 @@ from keras import ops
 from keras_robust import scheduled
 from keras_robust.attacks.plausible import warn_of_units
 from keras_robust.model.keys import value_key
+from keras_robust.types import Tensor
 
 
 class _Frozen(type):
     """Freezes objects after their construction, and warns about implausible radii."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: Any, **kwargs: Any) -> Tensor:
         attack = super().__call__(*args, **kwargs)
         object.__setattr__(attack, "_is_frozen", True)
         warn_of_units(attack)
@@ -79,7 +80,7 @@ class Value(metaclass=_Frozen):
         vars(other).update(attributes)
         return other
 
-    def at(self, iterations: Any, dtype: Any = "float32") -> Self:
+    def at(self, iterations: Tensor, dtype: Any = "float32") -> Self:
         """Returns the attack for one training step, with variables and schedules as tensors.
 
         Args:

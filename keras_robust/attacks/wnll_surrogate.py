@@ -8,6 +8,7 @@ from keras_robust import validation
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.layers import HasSurrogate, all_layers
 from keras_robust.model.patching import attacked_as
+from keras_robust.types import Config, Images, Labels, Model, Tensor
 
 SURROGATES = ("linear", "straight_through", "exact", "soft_neighbors")
 
@@ -53,7 +54,7 @@ class WNLLSurrogate:
         self.surrogate = validation.check_choice("surrogate", surrogate, SURROGATES)
         self.from_logits = bool(from_logits)
 
-    def __call__(self, model: Any, x: Any, y: Any) -> Any:
+    def __call__(self, model: Model, x: Images, y: Labels) -> Tensor:
         if not any(isinstance(layer, HasSurrogate) for layer in all_layers(model)):
             raise ValueError(
                 "`WNLLSurrogate` cannot be used: the model has no `keras_robust.layers.WNLLHead`. "
@@ -62,7 +63,7 @@ class WNLLSurrogate:
         with attacked_as(model, self.surrogate):
             return Classifier.of(model).logits(x, self.from_logits)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"surrogate": self.surrogate, "from_logits": self.from_logits}
 
     @classmethod

@@ -5,6 +5,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from keras_robust.types import Model
+
 # The most functions to keep. On JAX, each uses 110 to 200 memory maps, and Linux allows a process
 # 65,530.
 MOST = 128
@@ -13,7 +15,7 @@ _functions: OrderedDict[tuple[int, Hashable], Any] = OrderedDict()
 _models: dict[int, weakref.ref[Any]] = {}
 
 
-def cached(model: Any, key: Hashable, build: Callable[[], Any]) -> Any:
+def cached(model: Model, key: Hashable, build: Callable[[], Any]) -> Any:
     """Returns `build()`, built once for each `(model, key)`.
 
     The result is kept until the model is deleted, or until `MOST` other results have been used
@@ -32,7 +34,7 @@ def cached(model: Any, key: Hashable, build: Callable[[], Any]) -> Any:
     return _functions[entry]
 
 
-def _forget_with(model: Any) -> None:
+def _forget_with(model: Model) -> None:
     """Removes a model's compiled functions when the model is deleted."""
     number = id(model)
 

@@ -11,23 +11,24 @@ import keras
 from keras_robust.backend.cache import cached
 from keras_robust.backend.jax_convolution import convolution
 from keras_robust.backend.processor import processor
+from keras_robust.types import Model, Seed, Tensor
 
 # Whether a compiled function accepts batches of any size without recompilation.
 DYNAMIC_BATCH = False
 
 
-def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
+def input_gradient(function: Callable[[Any], Any], x: Tensor) -> Any:
     """Returns the gradient of the scalar `function(x)` with respect to `x` alone."""
     return jax.grad(function)(x)
 
 
-def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tuple[Any, Any]:
+def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Tensor) -> tuple[Any, Any]:
     """For `function(x) = (scalar, value)`, returns the value and the scalar's gradient."""
     gradient, value = jax.grad(function, has_aux=True)(x)
     return value, gradient
 
 
-def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+def value_and_jacobian(function: Callable[[Any], Any], x: Tensor) -> tuple[Any, Any]:
     """For `function(x)` of shape `(batch_size, k)`, returns its value and its gradients.
 
     Each example's values must depend on that example only. The gradients have shape
@@ -55,7 +56,7 @@ class _Recorder(keras.StatelessScope):
 
 
 def compiled(
-    model: Any, key: Hashable, function: Callable[..., Any], num_batched: int = 0
+    model: Model, key: Hashable, function: Callable[..., Any], num_batched: int = 0
 ) -> Callable[..., Any]:
     """Compiles `function(*tensors)` once for each `(model, key)` and input shapes.
 
@@ -96,7 +97,7 @@ def keep_compiled(folder: pathlib.Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def is_tracing(x: Any) -> bool:
+def is_tracing(x: Tensor) -> bool:
     """Returns whether `x` is a tracer of a function being compiled."""
     return isinstance(x, jax.core.Tracer)
 
@@ -106,28 +107,28 @@ def switch(index: Any, branches: Sequence[Callable[[], Any]]) -> Any:
     return keras.ops.switch(index, branches) if is_tracing(index) else branches[int(index)]()
 
 
-def make_seed(seed: int) -> Any:
+def make_seed(seed: int) -> Seed:
     """Returns a seed from an integer of up to 64 bits."""
     seed = int(seed)
     return jax.random.fold_in(jax.random.PRNGKey(seed & 0x7FFFFFFF), (seed >> 31) & 0x7FFFFFFF)
 
 
-def fold_in(seed: Any, data: Any) -> Any:
+def fold_in(seed: Seed, data: Any) -> Seed:
     """Returns a new seed, determined by `seed` and the integer `data`."""
     return jax.random.fold_in(seed, data)
 
 
-def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
+def uniform(shape: Any, seed: Seed, low: float, high: float, dtype: str) -> Any:
     """Returns uniform random numbers from `low` to `high`."""
     return jax.random.uniform(seed, shape, minval=low, maxval=high, dtype=dtype)
 
 
-def normal(shape: Any, seed: Any, dtype: str) -> Any:
+def normal(shape: Any, seed: Seed, dtype: str) -> Any:
     """Returns standard normal random numbers."""
     return jax.random.normal(seed, shape, dtype=dtype)
 
 
-def rounded(x: Any, dtype: Any) -> Any:
+def rounded(x: Tensor, dtype: Any) -> Any:
     """Rounds `x` to values of `dtype`, and keeps its own dtype."""
     # Not two casts, which XLA may optimize away.
     info = jax.numpy.finfo(dtype)
@@ -135,7 +136,7 @@ def rounded(x: Any, dtype: Any) -> Any:
 
 
 @contextlib.contextmanager
-def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
+def seeded(variables: list[Any], seed: Seed) -> Iterator[None]:
     """Makes the Keras seed generators with these state variables draw from `seed`.
 
     Use it only in a compiled function, where assigning to a variable has no effect outside.
@@ -149,7 +150,7 @@ def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
 
 
 def host_call(
-    function: Callable[[Any], tuple[Any, ...]], x: Any, outputs: tuple[tuple[str, int], ...]
+    function: Callable[[Any], tuple[Any, ...]], x: Tensor, outputs: tuple[tuple[str, int], ...]
 ) -> tuple[Any, ...]:
     """Calls `function` on the array `x` when a compiled function runs. It has no gradient.
 
@@ -191,7 +192,7 @@ def device() -> str:
     return processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
 
 
-def synchronize(x: Any) -> None:
+def synchronize(x: Tensor) -> None:
     """Waits until `x` has been computed."""
     jax.block_until_ready(x)
 

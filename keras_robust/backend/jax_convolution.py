@@ -6,12 +6,14 @@ from typing import Any
 import jax
 from jax import lax
 
+from keras_robust.types import Tensor
+
 _SPATIAL = "DHW"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolution(
-    x: Any, kernel: Any, strides: tuple[int, ...], padding: str, dilations: tuple[int, ...]
+    x: Tensor, kernel: Any, strides: tuple[int, ...], padding: str, dilations: tuple[int, ...]
 ) -> Any:
     """Computes `keras.ops.conv` for channels-last inputs and one group.
 
@@ -24,7 +26,7 @@ def convolution(
 
 
 def _convolution(
-    x: Any, kernel: Any, strides: tuple[int, ...], padding: Any, dilations: tuple[int, ...]
+    x: Tensor, kernel: Any, strides: tuple[int, ...], padding: Any, dilations: tuple[int, ...]
 ) -> Any:
     return lax.conv_general_dilated(
         x, kernel, strides, padding, None, dilations, _axes(len(strides))
@@ -36,7 +38,7 @@ def _axes(rank: int) -> tuple[str, str, str]:
     return f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"
 
 
-def _forward(x: Any, kernel: Any, *static: Any) -> Any:
+def _forward(x: Tensor, kernel: Any, *static: Any) -> Any:
     return convolution(x, kernel, *static), (x, kernel)
 
 

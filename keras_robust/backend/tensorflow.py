@@ -11,12 +11,13 @@ import tensorflow as tf
 from keras_robust.backend.cache import cached
 from keras_robust.backend.no_gradient import NoGradientError
 from keras_robust.backend.processor import processor
+from keras_robust.types import Model, Seed, Tensor
 
 # Whether a compiled function accepts batches of any size without recompilation.
 DYNAMIC_BATCH = True
 
 
-def _checked(gradient: Any, x: Any) -> Any:
+def _checked(gradient: Any, x: Tensor) -> Any:
     """Returns the gradient with the static shape of `x`; raises an error if there is none."""
     if gradient is None:
         raise NoGradientError(
@@ -31,12 +32,12 @@ def _checked(gradient: Any, x: Any) -> Any:
     return gradient
 
 
-def input_gradient(function: Callable[[Any], Any], x: Any) -> Any:
+def input_gradient(function: Callable[[Any], Any], x: Tensor) -> Any:
     """Returns the gradient of the scalar `function(x)` with respect to `x` alone."""
     return value_and_gradient(lambda x: (function(x), ()), x)[1]
 
 
-def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tuple[Any, Any]:
+def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Tensor) -> tuple[Any, Any]:
     """For `function(x) = (scalar, value)`, returns the value and the scalar's gradient."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
@@ -44,7 +45,7 @@ def value_and_gradient(function: Callable[[Any], tuple[Any, Any]], x: Any) -> tu
     return value, _checked(tape.gradient(scalar, x), x)
 
 
-def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+def value_and_jacobian(function: Callable[[Any], Any], x: Tensor) -> tuple[Any, Any]:
     """For `function(x)` of shape `(batch_size, k)`, returns its value and its gradients.
 
     Each example's values must depend on that example only. The gradients have shape
@@ -59,7 +60,7 @@ def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, Any
 
 
 def compiled(
-    model: Any, key: Hashable, function: Callable[..., Any], num_batched: int = 0
+    model: Model, key: Hashable, function: Callable[..., Any], num_batched: int = 0
 ) -> Callable[..., Any]:
     """Compiles `function(*tensors)` once for each `(model, key)` and input shapes.
 
@@ -86,7 +87,7 @@ def keep_compiled(folder: pathlib.Path) -> None:
     """Does nothing, because TensorFlow has no cache for other processes."""
 
 
-def is_tracing(x: Any) -> bool:
+def is_tracing(x: Tensor) -> bool:
     """Returns whether `x` is a symbolic tensor of a graph being built."""
     return tf.is_symbolic_tensor(x) or not tf.executing_eagerly()
 
@@ -96,34 +97,34 @@ def switch(index: Any, branches: Sequence[Callable[[], Any]]) -> Any:
     return keras.ops.switch(index, branches)
 
 
-def make_seed(seed: int) -> Any:
+def make_seed(seed: int) -> Seed:
     """Returns a seed from an integer of up to 64 bits."""
     seed = int(seed)
     return tf.constant([seed & 0x7FFFFFFF, (seed >> 31) & 0x7FFFFFFF], dtype="int32")
 
 
-def fold_in(seed: Any, data: Any) -> Any:
+def fold_in(seed: Seed, data: Any) -> Seed:
     """Returns a new seed, determined by `seed` and the integer `data`."""
     return tf.random.experimental.stateless_fold_in(seed, tf.cast(data, "int32"))
 
 
-def uniform(shape: Any, seed: Any, low: float, high: float, dtype: str) -> Any:
+def uniform(shape: Any, seed: Seed, low: float, high: float, dtype: str) -> Any:
     """Returns uniform random numbers from `low` to `high`."""
     return tf.random.stateless_uniform(shape, seed, minval=low, maxval=high, dtype=dtype)
 
 
-def normal(shape: Any, seed: Any, dtype: str) -> Any:
+def normal(shape: Any, seed: Seed, dtype: str) -> Any:
     """Returns standard normal random numbers."""
     return tf.random.stateless_normal(shape, seed, dtype=dtype)
 
 
-def rounded(x: Any, dtype: Any) -> Any:
+def rounded(x: Tensor, dtype: Any) -> Any:
     """Rounds `x` to values of `dtype`, and keeps its own dtype."""
     return tf.cast(tf.cast(x, dtype), x.dtype)
 
 
 @contextlib.contextmanager
-def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
+def seeded(variables: list[Any], seed: Seed) -> Iterator[None]:
     """Makes the Keras seed generators with these state variables draw from `seed`."""
     mapping = [
         (variable, tf.cast(fold_in(seed, number), variable.dtype))
@@ -134,7 +135,7 @@ def seeded(variables: list[Any], seed: Any) -> Iterator[None]:
 
 
 def host_call(
-    function: Callable[[Any], tuple[Any, ...]], x: Any, outputs: tuple[tuple[str, int], ...]
+    function: Callable[[Any], tuple[Any, ...]], x: Tensor, outputs: tuple[tuple[str, int], ...]
 ) -> tuple[Any, ...]:
     """Calls `function` on the array `x` when a compiled function runs. It has no gradient.
 
@@ -196,7 +197,7 @@ def device() -> str:
     return tf.config.experimental.get_device_details(accelerators[0]).get("device_name", "gpu")
 
 
-def synchronize(x: Any) -> None:
+def synchronize(x: Tensor) -> None:
     """Waits until `x` has been computed."""
     for tensor in tf.nest.flatten(x):
         tensor.numpy()

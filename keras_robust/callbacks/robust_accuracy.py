@@ -9,6 +9,7 @@ from keras_robust.attacks import Attack
 from keras_robust.metrics.accuracy import robust_accuracy
 from keras_robust.metrics.radii import check_attack
 from keras_robust.model.arrays import as_arrays, check_images, check_range
+from keras_robust.types import Images, Labels
 
 
 class RobustAccuracy(keras.callbacks.Callback):
@@ -58,8 +59,8 @@ class RobustAccuracy(keras.callbacks.Callback):
     def __init__(
         self,
         attack: Attack,
-        x: Any,
-        y: Any = None,
+        x: Images,
+        y: Labels = None,
         batch_size: int = 128,
         seed: int = 0,
         name: str = "val_robust_accuracy",

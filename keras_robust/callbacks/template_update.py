@@ -6,6 +6,7 @@ from keras_robust import validation
 from keras_robust.model.arrays import as_arrays
 from keras_robust.training.adapt_template import adapt_template
 from keras_robust.training.template_filling import TemplateFilling
+from keras_robust.types import Images, Labels
 
 
 class TemplateUpdate(TemplateFilling):
@@ -50,8 +51,8 @@ class TemplateUpdate(TemplateFilling):
 
     def __init__(
         self,
-        x: Any,
-        y: Any = None,
+        x: Images,
+        y: Labels = None,
         every: int = 1,
         batch_size: int = 128,
         seed: int = 0,

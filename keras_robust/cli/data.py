@@ -14,8 +14,9 @@ from keras_robust.attacks.inputs import as_mask
 from keras_robust.datasets.folder import first_damaged, load_folder
 from keras_robust.datasets.load import load
 from keras_robust.model.arrays import as_images, sparse
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 from keras_robust.training import RobustModel
+from keras_robust.types import Images, Labels, Model
 
 _SPLIT = "test"
 # Size of images for models that accept any size. It is Keras's default.
@@ -33,7 +34,7 @@ class Data(NamedTuple):
         description: string, where the data come from.
     """
 
-    x: np.ndarray | Images
+    x: np.ndarray | LazyImages
     y: np.ndarray
     class_names: list[str] | None
     description: str
@@ -46,7 +47,7 @@ def check_data(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is for a --dataset, not for --data")
 
 
-def load_data(options: argparse.Namespace, model: Any) -> Data:
+def load_data(options: argparse.Namespace, model: Model) -> Data:
     """Returns the images, scaled to the bounds, and the labels."""
     is_own = options.data is not None
     try:
@@ -88,7 +89,7 @@ def _from_data_set(options: argparse.Namespace) -> Data:
     low, high = options.bounds
     split = options.split or _SPLIT
 
-    def scaled(image: Any, label: Any) -> tuple[Any, Any]:
+    def scaled(image: Images, label: Labels) -> tuple[Any, Any]:
         return ops.clip(low + (high - low) * image, low, high), label
 
     data = load(options.dataset, split, options.data_dir)
@@ -144,7 +145,7 @@ def _in_range(x: np.ndarray, options: argparse.Namespace) -> tuple[np.ndarray, s
     return np.clip(low + (high - low) * x, low, high), _to_bounds(options)
 
 
-def _from_folder(options: argparse.Namespace, model: Any) -> Data:
+def _from_folder(options: argparse.Namespace, model: Model) -> Data:
     folder = pathlib.Path(options.data)
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
@@ -171,7 +172,7 @@ def _from_folder(options: argparse.Namespace, model: Any) -> Data:
     )
 
 
-def _image_shape(model: Any) -> tuple[tuple[int, int], int]:
+def _image_shape(model: Model) -> tuple[tuple[int, int], int]:
     """Returns the height and width of a model's images, and the number of channels."""
     shape = getattr(_classifier(model), "input_shape", None)
     sides = list(shape[1:]) if isinstance(shape, tuple) else []
@@ -188,7 +189,7 @@ def _image_shape(model: Any) -> tuple[tuple[int, int], int]:
     return (sides[0] or _SIDE, sides[1] or _SIDE), sides[2]
 
 
-def _check_classes(model: Any, names: list[str]) -> None:
+def _check_classes(model: Model, names: list[str]) -> None:
     """Raises a `ValueError` unless there is a folder for each class of the model.
 
     A missing folder would change the numbers of the classes after it.
@@ -205,7 +206,7 @@ def _check_classes(model: Any, names: list[str]) -> None:
         )
 
 
-def _classifier(model: Any) -> Any:
+def _classifier(model: Model) -> Any:
     return model.base_model if isinstance(model, RobustModel) else model
 
 

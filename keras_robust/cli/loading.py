@@ -13,7 +13,8 @@ import keras
 import numpy as np
 
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
+from keras_robust.types import Model
 
 _NUM_PROBED = 64
 # First bytes of files that are not zip archives, and what such files are.
@@ -95,7 +96,7 @@ def _loading_advice(message: str) -> str:
     return message.strip().split("\n")[0]
 
 
-def returns_logits(model: Any, x: np.ndarray | Images, given: bool | None) -> bool:
+def returns_logits(model: Model, x: np.ndarray | LazyImages, given: bool | None) -> bool:
     """Returns whether the model returns logits: as `given`, or as its outputs look."""
     classifier = Classifier.of(model)
     classifier.check_structure()
@@ -120,7 +121,7 @@ def returns_logits(model: Any, x: np.ndarray | Images, given: bool | None) -> bo
     return False
 
 
-def _check_shape(model: Any, shape: tuple[int, ...]) -> None:
+def _check_shape(model: Model, shape: tuple[int, ...]) -> None:
     """Raises a `ValueError` if the model declares another shape of images."""
     expected = getattr(model, "input_shape", None)
     if not isinstance(expected, tuple) or not {type(n) for n in expected} <= {int, type(None)}:

@@ -1,13 +1,13 @@
 """The constraint of Parseval networks."""
 
 import math
-from typing import Any
 
 import keras
 from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.ops.precision import working_dtype
+from keras_robust.types import Config, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -69,7 +69,7 @@ class ParsevalTightness(keras.constraints.Constraint):
             "sample_rate", sample_rate, exclusive=True, maximum=1.0
         )
 
-    def __call__(self, kernel: Any) -> Any:
+    def __call__(self, kernel: Tensor) -> Tensor:
         if len(kernel.shape) < 2:
             raise ValueError(
                 "A Parseval constraint needs a kernel of shape `(..., out)`, of rank 2 or higher. "
@@ -86,7 +86,7 @@ class ParsevalTightness(keras.constraints.Constraint):
             chosen = ops.scatter_update(weights, ops.expand_dims(rows, -1), chosen)
         return ops.cast(ops.reshape(ops.transpose(chosen), kernel.shape), kernel.dtype)
 
-    def _rows(self, weights: Any) -> Any:
+    def _rows(self, weights: Tensor) -> Tensor:
         """Returns the indices of the rows S, or `None` for all rows."""
         num_rows = weights.shape[0]
         count = max(1, math.floor(self.sample_rate * num_rows + 0.5))
@@ -96,5 +96,5 @@ class ParsevalTightness(keras.constraints.Constraint):
         seed = backend.fold_in(backend.make_seed(0), ops.sum(bits))
         return ops.top_k(backend.uniform((num_rows,), seed, 0.0, 1.0, "float32"), count)[1]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"beta": self.beta, "sample_rate": self.sample_rate}

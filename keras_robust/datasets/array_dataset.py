@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_robust import validation
+from keras_robust.types import Images, Labels
 
 # Maps the number of the epoch and the index of an element to the element's arrays.
 _Element = Callable[[int, int], tuple[Any, ...]]
@@ -38,7 +39,7 @@ class ArrayDataset(keras.utils.PyDataset):
     [4, 4, 2]
     """
 
-    def __init__(self, images: Any, labels: Any) -> None:
+    def __init__(self, images: Images, labels: Labels) -> None:
         super().__init__()
         images, labels = np.asarray(images), np.asarray(labels)
         if not len(images) or len(images) != len(labels):

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_robust.types import Images, Labels
+
 _COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
 
 
@@ -48,7 +50,7 @@ def load_folder(
     )
     low, high = bounds
 
-    def scaled(image: Any, label: Any) -> tuple[Any, Any]:
+    def scaled(image: Images, label: Labels) -> tuple[Any, Any]:
         return tf.clip_by_value(low + (high - low) * (image / 255), low, high), label
 
     images = data.map(scaled, num_parallel_calls=tf.data.AUTOTUNE)

@@ -10,7 +10,7 @@ from keras_robust.evaluation.certify import fingerprint_of_votes
 from keras_robust.evaluation.checks.statistics import SIGNIFICANCE, binomial_tail
 from keras_robust.evaluation.progress import differing
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.report.check_result import CheckResult
 from keras_robust.report.data import BOUNDS, CERTIFICATE
@@ -23,7 +23,7 @@ _ROUNDING = 1 + 1e-5
 
 
 def check_certificate(
-    certificate: Any, classifier: Classifier, x: np.ndarray | Images, labels: np.ndarray
+    certificate: Any, classifier: Classifier, x: np.ndarray | LazyImages, labels: np.ndarray
 ) -> None:
     """Raises a `ValueError` unless the certificate belongs to this classifier and these images."""
     smoothed = classifier.model

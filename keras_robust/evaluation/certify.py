@@ -14,8 +14,9 @@ from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.progress import Progress, check_resume
 from keras_robust.model.arrays import as_images, sparse
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 from keras_robust.model.smoothed import SmoothedClassifier, grid_step
+from keras_robust.types import Images, Labels, Model, Seed
 
 # NumPy never draws a normal number as large as this.
 _LARGEST_NORMAL = 16.0
@@ -24,9 +25,9 @@ _WHOLE_NUMBERS = 2.0**24
 
 
 def certify(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     stddev: float | None = None,
     num_samples: int = 100_000,
     num_selection: int = 100,
@@ -186,7 +187,7 @@ def certify(
 
 
 def fingerprint_of_votes(
-    classifier: Classifier, x: np.ndarray | Images, labels: np.ndarray, **settings: Any
+    classifier: Classifier, x: np.ndarray | LazyImages, labels: np.ndarray, **settings: Any
 ) -> dict[str, str]:
     """Returns the fingerprint of everything that the votes depend on."""
     is_keras = classifier.is_keras
@@ -205,7 +206,7 @@ class Noise:
         seed: seed of NumPy's random number generator.
     """
 
-    def __init__(self, image: np.ndarray, stddev: float, seed: Any) -> None:
+    def __init__(self, image: np.ndarray, stddev: float, seed: Seed) -> None:
         self._step = grid_step(stddev)
         # The step is a power of 2, so these quotients are exact.
         self._image, self._stddev = image.astype("float64") / self._step, stddev / self._step
@@ -251,7 +252,7 @@ def _padded(classifier: Classifier, noisy: np.ndarray, batch_size: int) -> np.nd
     return np.concatenate([noisy, np.repeat(noisy[-1:], missing, axis=0)])
 
 
-def _rounding(x: np.ndarray | Images, stddev: float) -> float:
+def _rounding(x: np.ndarray | LazyImages, stddev: float) -> float:
     """Returns the largest change of a class probability by rounding."""
     largest = max(abs(float(x.min())), abs(float(x.max())))
     step = grid_step(stddev)

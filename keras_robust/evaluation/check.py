@@ -16,22 +16,23 @@ from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.radii import check_attack, radii
 from keras_robust.model.arrays import as_images, padded_batches, sparse
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 from keras_robust.report.check_result import CheckResult
+from keras_robust.types import Images, Labels, Model
 
 NUM_EXAMPLES = 100
 NORMS = ("linf", "l2", "l1")
 
 
 def check(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     *,
     attack: Attack,
     epsilon: float | None = None,
     norm: str | None = None,
-    transfer_from: Any = None,
+    transfer_from: Model = None,
     num_examples: int = NUM_EXAMPLES,
     chance: float | None = None,
     batch_size: int = 128,
@@ -174,7 +175,7 @@ def check(
 
 def check_evaluation(
     classifier: Classifier,
-    x: np.ndarray | Images,
+    x: np.ndarray | LazyImages,
     labels: np.ndarray,
     classes: np.ndarray,
     clean: np.ndarray,
@@ -255,7 +256,7 @@ def check_evaluation(
 
 
 def check_transfer_from(
-    transfer_from: Any, attack: Attack, x: np.ndarray | Images, y: np.ndarray
+    transfer_from: Model, attack: Attack, x: np.ndarray | LazyImages, y: np.ndarray
 ) -> Classifier | None:
     """Returns the other model. Raises a `ValueError` if it does not fit the data."""
     if transfer_from is None:
@@ -304,7 +305,7 @@ def _first_batch(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _predict_until(
     num_examples: int,
     classifier: Classifier,
-    x: np.ndarray | Images,
+    x: np.ndarray | LazyImages,
     labels: np.ndarray,
     batch_size: int,
     seed: int,

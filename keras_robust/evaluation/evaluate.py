@@ -30,12 +30,13 @@ from keras_robust.report import plots
 from keras_robust.report.data import CERTIFICATE, MASK
 from keras_robust.report.report import Report
 from keras_robust.report.row import CLEAN, WORST_CASE, Row
+from keras_robust.types import Images, Labels, Model
 
 
 def evaluate(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     attacks: Mapping[str, Attack] | Sequence[Attack] | Attack | None = None,
     batch_size: int = 128,
     output: str | os.PathLike[str] | None = None,
@@ -43,7 +44,7 @@ def evaluate(
     worst_case_only: bool = False,
     resume: bool = False,
     checks: bool = True,
-    transfer_from: Any = None,
+    transfer_from: Model = None,
     pictures: bool = False,
     notes: Mapping[str, str] | None = None,
     steps: int | None = None,

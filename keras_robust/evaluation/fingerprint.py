@@ -12,12 +12,13 @@ import numpy as np
 from keras import ops
 
 from keras_robust.attacks import Attack
-from keras_robust.model.images import Images, as_bytes, content_of
+from keras_robust.model.images import LazyImages, as_bytes, content_of
+from keras_robust.types import Model
 
 
 def fingerprint(
-    model: Any,
-    x: np.ndarray | Images,
+    model: Model,
+    x: np.ndarray | LazyImages,
     y: np.ndarray,
     clean: np.ndarray,
     attacks: Mapping[str, Attack],
@@ -76,11 +77,11 @@ def content_hash(array: np.ndarray) -> str:
     return f"{array.shape} {_hash([np.ascontiguousarray(array[kept])])}"
 
 
-def _weights(model: Any) -> str:
+def _weights(model: Model) -> str:
     return _hash(ops.convert_to_numpy(weight) for weight in model.weights)
 
 
-def _configuration(model: Any) -> str:
+def _configuration(model: Model) -> str:
     """Serializes the model's configuration, with its layer names replaced by numbers.
 
     Keras's automatic names are counted per process, so they differ between processes.

@@ -17,7 +17,7 @@ from keras_robust.metrics.analysis import require_scikit_learn
 from keras_robust.metrics.geometry import feature_geometry
 from keras_robust.metrics.radii import radius, with_radius
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 from keras_robust.model.smoothed import SmoothedClassifier
 from keras_robust.report.report import Report
 from keras_robust.report.row import CLEAN
@@ -27,7 +27,7 @@ _NUM_STEPS = (1, 2, 5, 10, 20, 50)
 _NUM_POINTS, _FEWEST_POINTS = 400, 4
 
 
-def check_pictures(classifier: Classifier, x: np.ndarray | Images) -> None:
+def check_pictures(classifier: Classifier, x: np.ndarray | LazyImages) -> None:
     """Raises the errors of `add_pictures` before any work is done."""
     if _has_features(classifier):
         require_scikit_learn()
@@ -37,7 +37,7 @@ def check_pictures(classifier: Classifier, x: np.ndarray | Images) -> None:
 def add_pictures(
     report: Report,
     classifier: Classifier,
-    x: np.ndarray | Images,
+    x: np.ndarray | LazyImages,
     labels: np.ndarray,
     attacks: Mapping[str, Attack],
     progress: Progress,

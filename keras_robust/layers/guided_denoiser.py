@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_robust import validation
+from keras_robust.types import Config, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -99,7 +100,7 @@ class GuidedDenoiser(keras.layers.Layer):
         ]
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         if input_shape[-1] is None:
             raise ValueError(
                 "The number of channels of the images must be known. "
@@ -121,7 +122,7 @@ class GuidedDenoiser(keras.layers.Layer):
         self.difference.build((None, None, None, self.widths[0]))
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if None in tuple(inputs.shape[1:]):
             raise ValueError(
                 "Height and width of the images must be known when the layer is called. Give the "
@@ -136,10 +137,10 @@ class GuidedDenoiser(keras.layers.Layer):
             x = block(ops.concatenate([ops.cast(x, skip.dtype), skip], axis=-1), training=training)
         return inputs + self.difference(x)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {**super().get_config(), "widths": self.widths}
 
 
@@ -160,14 +161,14 @@ class _Block(keras.layers.Layer):
             keras.layers.BatchNormalization(axis=-1, dtype=self.dtype_policy) for _ in range(depth)
         ]
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             convolution.build(input_shape)
             input_shape = (*input_shape[:-1], self.width)
             norm.build(input_shape)
         self.built = True
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = ops.relu(norm(convolution(x), training=training))
         return x

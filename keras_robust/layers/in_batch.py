@@ -9,6 +9,7 @@ from keras import ops
 from keras_robust.backend.scope import scope
 from keras_robust.ops.interpolation import interpolate
 from keras_robust.ops.neighbor_graph import measurable, union_edges
+from keras_robust.types import Labels, Tensor
 
 
 class InBatchTemplate:
@@ -28,19 +29,19 @@ class InBatchTemplate:
     The head stores the logits of its linear branch in the attribute `linear_logits`.
     """
 
-    def __init__(self, labels: Any, num_folds: int, in_inference: bool = False) -> None:
+    def __init__(self, labels: Labels, num_folds: int, in_inference: bool = False) -> None:
         self.labels, self.num_folds, self.in_inference = labels, num_folds, in_inference
         self.linear_logits: Any = None
 
     def interpolate(
         self,
-        features: Any,
+        features: Tensor,
         num_classes: int,
         num_neighbors: int,
         sigma_neighbor: int,
         kernel: str,
         template_weight: float | None,
-    ) -> Any:
+    ) -> Tensor:
         """Computes u for every example, shape `(batch_size, num_classes)`.
 
         Examples whose features are not finite, or whose squares overflow, get NaN. They do not
@@ -67,7 +68,7 @@ class InBatchTemplate:
             u = ops.where((fold == number)[:, None], part, u)
         return ops.where(is_point[:, None], u, ops.full_like(u, float("nan")))
 
-    def _folds(self, labels: Any, num_classes: int) -> Any:
+    def _folds(self, labels: Labels, num_classes: int) -> Tensor:
         """Deals the examples of each class out to the folds; unlabeled examples go to fold 0."""
         classes = ops.one_hot(labels, num_classes, dtype="int32")
         return ops.sum(classes * ops.cumsum(classes, axis=0), axis=1) % self.num_folds

@@ -8,6 +8,7 @@ from keras import ops
 from keras_robust import backend, validation
 from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.simplex import simplex_vertices
+from keras_robust.types import Config, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -69,7 +70,7 @@ class MaxMahalanobisClassifier(keras.layers.Layer):
         self.scale = validation.check_number("scale", scale, exclusive=True)
         self.input_spec = keras.layers.InputSpec(ndim=2)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         features = input_shape[-1]
         if features is None or self.num_classes > features + 1:
             raise ValueError(
@@ -87,14 +88,14 @@ class MaxMahalanobisClassifier(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         dtype = working_dtype(inputs.dtype)
         features, centers = ops.cast(inputs, dtype), ops.cast(self.centers, dtype)
         products = backend.matmul(features, ops.transpose(centers))
         return 2 * products - ops.sum(ops.square(features), axis=-1, keepdims=True) - self.scale**2
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[Any, int]:
+    def compute_output_shape(self, input_shape: Shape) -> tuple[Any, int]:
         return (input_shape[0], self.num_classes)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {**super().get_config(), "num_classes": self.num_classes, "scale": self.scale}

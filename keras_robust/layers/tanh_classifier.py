@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.regularizers import AngularPenalty
+from keras_robust.types import Config, Shape, Tensor
 
 _ACTIVATIONS = ("tanh", "relu", "prelu", "leaky_relu")
 
@@ -100,7 +101,7 @@ class TanhClassifier(keras.layers.Layer):
         )
         self.input_spec = keras.layers.InputSpec(ndim=2)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         features = input_shape[-1]
         if features is None or self.num_classes > features + 1:
             raise ValueError(
@@ -120,14 +121,14 @@ class TanhClassifier(keras.layers.Layer):
             self.bias = self.add_weight(name="bias", shape=(self.num_classes,), initializer="zeros")
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         logits = ops.matmul(self.activate(inputs), self.kernel)
         return ops.add(logits, self.bias) if self.use_bias else logits
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[Any, int]:
+    def compute_output_shape(self, input_shape: Shape) -> tuple[Any, int]:
         return (input_shape[0], self.num_classes)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "num_classes": self.num_classes,

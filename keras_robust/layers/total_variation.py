@@ -8,6 +8,7 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.total_variation import total_variation
+from keras_robust.types import Config, Shape, Tensor
 
 _GRADIENTS = ("identity", "exact")
 
@@ -133,10 +134,10 @@ class TotalVariation(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         validation.warn_of_other_data_format(input_shape, self.data_format)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         x = ops.cast(inputs, working_dtype(inputs.dtype))
         if self.data_format == "channels_first":
             x = ops.moveaxis(x, 1, -1)
@@ -152,10 +153,10 @@ class TotalVariation(keras.layers.Layer):
             z = ops.moveaxis(z, -1, 1)
         return ops.cast(z, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "drop_rate": self.drop_rate,

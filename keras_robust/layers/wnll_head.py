@@ -12,6 +12,7 @@ from keras_robust.layers.wnll_template import WNLLTemplate
 from keras_robust.model.layers import all_layers, output_layer
 from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.wnll import check_graph
+from keras_robust.types import Config, Labels, Model, Shape, Tensor
 
 _PHASES = ("linear", "wnll")
 _GRADIENTS = ("exact", "straight_through", "linear")
@@ -185,7 +186,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         )  # fmt: skip
         self.input_spec = keras.layers.InputSpec(ndim=2)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         width = input_shape[-1]
         if self.buffer is not None:
             self.buffer.build(input_shape)
@@ -242,7 +243,9 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         """What is computed: 0 the linear branch, 1 u on a joint graph, 2 u on separate graphs."""
         return _PHASES.index(self.phase) * (1 if self.joint else 2)
 
-    def adapt(self, features: Any, labels: Any, seed: int = 0, distances: Any = None) -> None:
+    def adapt(
+        self, features: Tensor, labels: Labels, seed: int = 0, distances: Tensor = None
+    ) -> None:
         """Fills the template and puts the head in its WNLL phase.
 
         Args:
@@ -275,7 +278,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         self.template.fill(features, labels, seed, distances, self._buffered, self._block)
         self.phase = "wnll"
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         features = self._buffered(inputs)
         linear = self._linear_logits(features)
         template = current_template()
@@ -295,10 +298,10 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         phase = ops.convert_to_tensor(self._is_wnll)
         return backend.switch(phase * (2 - ops.convert_to_tensor(self._is_joint)), branches)
 
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+    def compute_output_spec(self, inputs: Tensor, training: bool | None = None) -> Any:
         return keras.KerasTensor((inputs.shape[0], self.num_classes), dtype=self._precision)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "num_classes": self.num_classes,
@@ -316,7 +319,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
             "template_batches": self.template_batches,
         }
 
-    def _buffered(self, inputs: Any) -> Any:
+    def _buffered(self, inputs: Tensor) -> Tensor:
         """Computes the points of the graph in full precision; NaN where an input is not finite."""
         features = inputs if self.buffer is None else self.buffer(self._narrow(inputs))
         features = ops.cast(features, self._precision)
@@ -329,13 +332,13 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         """The weights of the buffer block."""
         return [] if self.buffer is None else [self.buffer.kernel, self.buffer.bias]
 
-    def _linear_logits(self, features: Any) -> Any:
+    def _linear_logits(self, features: Tensor) -> Tensor:
         return ops.cast(self.linear(self._narrow(features)), features.dtype)
 
-    def _narrow(self, x: Any) -> Any:
+    def _narrow(self, x: Tensor) -> Tensor:
         return ops.cast(x, self.compute_dtype)
 
-    def _wnll_logits(self, features: Any, linear: Any, joint: bool) -> Any:
+    def _wnll_logits(self, features: Tensor, linear: Tensor, joint: bool) -> Tensor:
         """Computes log u, or NaN if the batch size is symbolic, which occurs on JAX.
 
         Keras calls the layer with a symbolic batch size to infer the shapes of an enclosing layer
@@ -346,7 +349,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
             return ops.full_like(linear, float("nan"))
         return self._logits(self._interpolate(features, joint), linear)
 
-    def _interpolate(self, features: Any, joint: bool) -> Any:
+    def _interpolate(self, features: Tensor, joint: bool) -> Tensor:
         """Computes u on the batch and combines the results of the template batches."""
         answers = self.template.answers(features, joint, self._buffered, self._block)
         mean = sum(answers) / len(answers)
@@ -375,7 +378,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
             )
         return bool(joint)
 
-    def _logits(self, u: Any, linear: Any) -> Any:
+    def _logits(self, u: Tensor, linear: Tensor) -> Tensor:
         """Computes log u with the gradient that the argument `gradient` selects."""
         logits = _log(u)
         if self._gradient == "exact":
@@ -391,7 +394,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
         return working_dtype(self.compute_dtype)
 
 
-def wnll_head(model: Any) -> WNLLHead:
+def wnll_head(model: Model) -> WNLLHead:
     """Returns the WNLL head at the end of a model, or of a layer that contains layers."""
     last = output_layer(model)
     heads = [v for v in all_layers(model if last is None else last) if isinstance(v, WNLLHead)]
@@ -403,7 +406,7 @@ def wnll_head(model: Any) -> WNLLHead:
     return heads[0]
 
 
-def _relu(x: Any) -> Any:
+def _relu(x: Tensor) -> Tensor:
     """Computes ReLU and keeps NaN.
 
     Keras's own ReLU returns 0 for NaN in a dense layer that TensorFlow compiles.
@@ -411,6 +414,6 @@ def _relu(x: Any) -> Any:
     return ops.where(x <= 0, ops.zeros_like(x), x)
 
 
-def _log(u: Any) -> Any:
+def _log(u: Tensor) -> Tensor:
     u = ops.maximum(u, 0.0) + _FLOOR
     return ops.log(u / ops.sum(u, axis=1, keepdims=True))

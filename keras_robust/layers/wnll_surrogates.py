@@ -9,6 +9,7 @@ from keras import ops
 from keras_robust.model.patching import replaced
 from keras_robust.ops.nearest import squared_distances
 from keras_robust.ops.neighbor_graph import center_of, measurable, own_sigma
+from keras_robust.types import Tensor
 
 
 class WNLLSurrogates:
@@ -34,10 +35,10 @@ class WNLLSurrogates:
             with replaced(self, "_gradient", surrogate):
                 yield False
 
-    def _linear_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
+    def _linear_call(self: Any, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self._linear_logits(self._buffered(inputs))
 
-    def _soft_call(self: Any, inputs: Any, training: bool | None = None) -> Any:
+    def _soft_call(self: Any, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Computes `log sum_{y of class c} exp(-d^2 / sigma^2)` over the whole template.
 
         It has no lists of neighbours, so its value does not jump.

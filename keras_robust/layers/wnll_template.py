@@ -31,6 +31,7 @@ from keras_robust.ops.neighbor_graph import (
 )
 from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.wnll import edges_alone, extend
+from keras_robust.types import Labels, Shape, Tensor
 
 # Up to this number of points in a batch, the results are exactly those of `kr.ops.wnll`.
 _MAX_UNION = 2000
@@ -84,7 +85,7 @@ class WNLLTemplate(keras.layers.Layer):
         self.neighbors, self.num_batches, self.units = neighbors, num_batches, units
         self._indices: dict[int, ScannIndex] = {}
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         width = input_shape[-1]
         # Squared distances overflow in half precision.
         full = working_dtype(self.compute_dtype)
@@ -134,7 +135,7 @@ class WNLLTemplate(keras.layers.Layer):
         return np.concatenate([labeled, choose_unlabeled(labels, self.unlabeled_size, seed)])
 
     def checked(
-        self, features: Any, labels: Any, distances: Any = None
+        self, features: Tensor, labels: Labels, distances: Tensor = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Converts the arguments to arrays, with integer labels.
 
@@ -183,7 +184,7 @@ class WNLLTemplate(keras.layers.Layer):
                 self._scann_index(number, transform)
 
     def answers(
-        self, queries: Any, joint: bool, transform: Transform, block: list[Any]
+        self, queries: Tensor, joint: bool, transform: Transform, block: list[Any]
     ) -> list[Any]:
         """Computes u on queries, already transformed, once for each batch of the template."""
         num_queries = ops.shape(queries)[0]
@@ -225,12 +226,12 @@ class WNLLTemplate(keras.layers.Layer):
 
     def _edges(
         self,
-        queries: Any,
-        points: Any,
+        queries: Tensor,
+        points: Tensor,
         number: int,
         joint: bool,
-        is_query: Any,
-        is_current: Any,
+        is_query: Tensor,
+        is_current: Tensor,
         transform: Transform,
     ) -> Edges:
         """Builds the edges between the queries and the points of one batch of the template."""
@@ -247,7 +248,7 @@ class WNLLTemplate(keras.layers.Layer):
         radii = radii_of_lists(lists, n)
         return edges_alone(queries, points, radii, m, n, self.kernel, is_query)
 
-    def _lists(self, points: Any, number: int, is_current: Any) -> Any:
+    def _lists(self, points: Tensor, number: int, is_current: Tensor) -> Any:
         """Returns each point's squared distances to its neighbours in its batch."""
         part = self._part(number)
         kept = (
@@ -262,7 +263,7 @@ class WNLLTemplate(keras.layers.Layer):
         missing = self.num_neighbors - self._list_length
         return ops.pad(lists, [(0, 0), (0, missing)], constant_values=float("inf"))
 
-    def _found_lists(self, points: Any) -> tuple[Any, Any]:
+    def _found_lists(self, points: Tensor) -> tuple[Tensor, Tensor]:
         fixed = ops.stop_gradient(points)
         return nearest(fixed, fixed, self._list_length, 0)
 
@@ -277,7 +278,7 @@ class WNLLTemplate(keras.layers.Layer):
             # A copy: `fit` on JAX donates each variable's memory, which must not be shared.
             variable.assign(ops.copy(ops.convert_to_tensor(weight)))
 
-    def _is_current(self, block: list[Any]) -> Any:
+    def _is_current(self, block: list[Any]) -> Tensor:
         """Tests whether the lists were computed from the buffer block's current weights.
 
         Returns `None` if there is no block.
@@ -294,7 +295,7 @@ class WNLLTemplate(keras.layers.Layer):
         return ops.logical_and(*same)
 
     def _search(
-        self, number: int, queries: Any, points: Any, radii: ListRadii, transform: Transform
+        self, number: int, queries: Tensor, points: Tensor, radii: ListRadii, transform: Transform
     ) -> Any:
         """Returns the result of `nearest_in_two_ways`.
 
@@ -316,7 +317,7 @@ class WNLLTemplate(keras.layers.Layer):
             self._indices[number] = ScannIndex(points - points.mean(axis=0), self._num_candidates)
         return self._indices[number]
 
-    def _find_radii(self, transform: Transform) -> Any:
+    def _find_radii(self, transform: Transform) -> Tensor:
         """Computes each point's radii, separately for each batch."""
         points = transform(self.features)
         parts = [

@@ -1,12 +1,11 @@
 """Adversarial training."""
 
-from typing import Any
-
 import keras
 
 from keras_robust.attacks import Attack
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -57,18 +56,18 @@ class AdversarialTraining(ModelLoss):
     def __init__(
         self,
         attack: Attack,
-        loss: Any = None,
+        loss: Loss = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        mask: Any = None,
+        mask: Tensor = None,
     ) -> None:
         super().__init__(attack, loss, reduction, name, mask=mask)
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         return self.perturbed(model, x, y, seed), None
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         return self.classification_loss(y_true, y_pred)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"mask": self.saved_mask, **super().get_config()}

@@ -18,6 +18,7 @@ from keras_robust.model.layers import named_layers
 from keras_robust.model.patching import frozen_batch_norm
 from keras_robust.ops.balls import LEAST_SHARE
 from keras_robust.ops.labels import sparse_labels
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
 
 # Above this exponent, the tangent replaces the exponential.
 _LARGEST_EXPONENT = 5.0
@@ -120,7 +121,7 @@ class DeepDefense(ModelLoss):
 
     def __init__(
         self,
-        weight: Any = 15.0,
+        weight: Tensor = 15.0,
         c: float = 25.0,
         d: float = 5.0,
         num_steps: int = 5,
@@ -128,11 +129,11 @@ class DeepDefense(ModelLoss):
         norm: str = "l2",
         layers: Sequence[str] | None = None,
         freeze_batch_norm: bool = True,
-        mean: Any = 0.0,
+        mean: Tensor = 0.0,
         num_candidates: int = 10,
         gradient_offset: float = 5e-6,
         from_logits: bool = True,
-        loss: Any = None,
+        loss: Loss = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
     ) -> None:
@@ -160,7 +161,7 @@ class DeepDefense(ModelLoss):
             from_logits=self.from_logits,
         )
 
-    def check(self, model: Any, x: Any, y: Any) -> None:
+    def check(self, model: Model, x: Images, y: Labels) -> None:
         Classifier.of(model).check(x, y, (None, self.from_logits))
         try:
             np.broadcast_to(self.mean, (1, *x.shape[1:]))
@@ -171,16 +172,16 @@ class DeepDefense(ModelLoss):
             ) from None
         self._regularized(model)
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         work = ops.cast(x, "float32")
         return x, self.deepfool.choose(Classifier.of(model), work, sparse_labels(y))
 
-    def forward(self, step: Step) -> Any:
+    def forward(self, step: Step) -> Tensor:
         frozen = frozen_batch_norm(step.model)
         with frozen if self.freeze_batch_norm else contextlib.nullcontext():
             return super().forward(step)
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         rho = self.rho(step)
         growing = self.d * ops.minimum(rho, _LARGEST_RHO)
         exponent = ops.where(step.prepared.is_correct, -self.c * rho, growing)
@@ -189,7 +190,7 @@ class DeepDefense(ModelLoss):
         values = self.classification_loss(y_true, y_pred)
         return values + ops.cast(weights.current(self.weight) * penalty, values.dtype)
 
-    def rho(self, step: Step) -> Any:
+    def rho(self, step: Step) -> Tensor:
         """Returns the relative length of each example's DeepFool perturbation."""
         x = ops.cast(step.x, "float32")
         with self._masked(step.model):
@@ -198,7 +199,7 @@ class DeepDefense(ModelLoss):
         return self.deepfool.length(delta) / ops.maximum(size, LEAST_SHARE * ops.mean(size))
 
     @contextlib.contextmanager
-    def _masked(self, model: Any) -> Iterator[None]:
+    def _masked(self, model: Model) -> Iterator[None]:
         """Stops gradients to the weights of layers that are not regularized."""
         if self.layers is None:
             yield
@@ -210,7 +211,7 @@ class DeepDefense(ModelLoss):
         with keras.StatelessScope(state_mapping=mapping):
             yield
 
-    def _regularized(self, model: Any) -> list[Any]:
+    def _regularized(self, model: Model) -> list[Any]:
         if self.layers is None:
             return []
         known = {name: v for name, v in named_layers(model).items() if v.trainable_weights}
@@ -222,7 +223,7 @@ class DeepDefense(ModelLoss):
                 )
         return [known[name] for name in self.layers]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["attack"]
         return {

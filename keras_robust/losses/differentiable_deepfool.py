@@ -16,6 +16,7 @@ from keras_robust import backend
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import per_example, per_example_where
 from keras_robust.ops.logits import of_class, other_classes
+from keras_robust.types import Images, Labels, Tensor
 
 # Lower bound of squared lengths: keeps the gradient of the square root finite.
 _SMALLEST_SQUARE = 1e-30
@@ -59,27 +60,31 @@ class DifferentiableDeepFool:
     gradient_offset: float
     from_logits: bool
 
-    def choose(self, classifier: Classifier, x: Any, y: Any) -> Choices:
+    def choose(self, classifier: Classifier, x: Images, y: Labels) -> Choices:
         """Runs the steps. `x` is float32, `y` holds int32 labels of shape `(batch_size,)`."""
         logits = classifier.logits(x, self.from_logits)
         is_correct = ops.cast(ops.argmax(logits, axis=-1), y.dtype) == y
         candidates = other_classes(logits, y)[:, : self.num_candidates - 1]
         sign = ops.where(is_correct, 1.0, -1.0)
 
-        def differences(z: Any) -> Any:
+        def differences(z: Tensor) -> Tensor:
             return ops.take_along_axis(z, candidates, axis=1) - ops.expand_dims(of_class(z, y), 1)
 
-        def differences_at(x: Any) -> Any:
+        def differences_at(x: Images) -> Tensor:
             return differences(classifier.logits(x, self.from_logits))
 
-        def is_unfinished(values: Any) -> Any:
+        def is_unfinished(values: Tensor) -> Tensor:
             lead = ops.max(values, axis=1)
             return ops.where(is_correct, lead <= 0, lead > 0)
 
-        def unfinished(i: Any, x_i: Any, active: Any, chosen: Any, is_taken: Any) -> Any:
+        def unfinished(
+            i: Tensor, x_i: Images, active: Tensor, chosen: Tensor, is_taken: Tensor
+        ) -> Tensor:
             return ops.logical_and(i < self.num_steps, ops.any(active))
 
-        def step(i: Any, x_i: Any, active: Any, chosen: Any, is_taken: Any) -> tuple[Any, ...]:
+        def step(
+            i: Tensor, x_i: Images, active: Tensor, chosen: Tensor, is_taken: Tensor
+        ) -> tuple[Any, ...]:
             values, normals = backend.value_and_jacobian(differences_at, x_i)
             index = ops.where(
                 is_correct, self._nearest(values, normals), ops.argmax(values, axis=1)
@@ -111,12 +116,12 @@ class DifferentiableDeepFool:
             is_correct=is_correct,
         )
 
-    def perturbation(self, classifier: Classifier, x: Any, choices: Choices) -> Any:
+    def perturbation(self, classifier: Classifier, x: Images, choices: Choices) -> Any:
         """Returns `x_{num_steps} - x`, differentiable with respect to the weights."""
         delta = ops.zeros_like(x)
         for i in range(self.num_steps):
 
-            def difference(x: Any, i: int = i) -> tuple[Any, Any]:
+            def difference(x: Images, i: int = i) -> tuple[Tensor, Tensor]:
                 z = classifier.logits(x, self.from_logits)
                 value = of_class(z, choices.target[i]) - of_class(z, choices.source[i])
                 return ops.sum(value), value
@@ -126,14 +131,14 @@ class DifferentiableDeepFool:
             delta = delta + per_example(is_taken, x) * self._step(value, normal)
         return delta
 
-    def length(self, delta: Any) -> Any:
+    def length(self, delta: Tensor) -> Tensor:
         """Returns `||delta||` for each example."""
         return _norm(delta, math.inf if self.norm == "linf" else 2)
 
-    def _dual_length(self, normal: Any) -> Any:
+    def _dual_length(self, normal: Tensor) -> Tensor:
         return _norm(normal, 1 if self.norm == "linf" else 2)
 
-    def _step(self, value: Any, normal: Any) -> Any:
+    def _step(self, value: Any, normal: Tensor) -> Tensor:
         """Returns the step `(1 + overshoot) r`."""
         normal = normal + self.gradient_offset
         length = self._dual_length(normal)
@@ -142,7 +147,7 @@ class DifferentiableDeepFool:
             return per_example(distance, normal) * ops.sign(normal)
         return per_example(distance / length, normal) * normal
 
-    def _nearest(self, values: Any, normals: Any) -> Any:
+    def _nearest(self, values: Tensor, normals: Tensor) -> Tensor:
         """Returns the index of the class with the nearest linearised boundary."""
         num_candidates = values.shape[1]
         flat = ops.reshape(normals + self.gradient_offset, (-1, *normals.shape[2:]))
@@ -150,7 +155,7 @@ class DifferentiableDeepFool:
         return ops.argmin(ops.abs(values) / lengths, axis=1)
 
 
-def _norm(x: Any, order: float) -> Any:
+def _norm(x: Images, order: float) -> Tensor:
     """Returns the norm of each example, at least the square root of `_SMALLEST_SQUARE`."""
     flat = ops.reshape(x, (-1, math.prod(x.shape[1:])))
     if order == 2:

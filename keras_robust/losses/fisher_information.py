@@ -1,7 +1,6 @@
 """The Fisher-information regularizer."""
 
 import math
-from typing import Any
 
 import keras
 from keras import ops
@@ -12,6 +11,7 @@ from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import current_step
 from keras_robust.ops.labels import is_one_hot
 from keras_robust.ops.logits import class_scores
+from keras_robust.types import Config, Labels, Scores, Tensor
 
 # Keeps sums over a batch from overflowing in float32.
 _MAX_INVERSE = 1e30
@@ -78,7 +78,7 @@ class FisherInformation(Additive, keras.losses.Loss):
 
     def __init__(
         self,
-        weight: Any = 0.0025,
+        weight: Tensor = 0.0025,
         max_inverse: float = 10000.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
@@ -89,7 +89,7 @@ class FisherInformation(Additive, keras.losses.Loss):
             "max_inverse", max_inverse, minimum=1.0, maximum=_MAX_INVERSE
         )
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Labels, y_pred: Scores) -> Tensor:
         y_pred = class_scores(y_pred)
         log_p = ops.log_softmax(y_pred)
         if is_one_hot(y_true):
@@ -108,7 +108,7 @@ class FisherInformation(Additive, keras.losses.Loss):
         trace = trace + self.max_inverse * ops.maximum(log_trace - log_limit, 0.0)
         return (1 - zeta) * cross_entropy + zeta * trace
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             "weight": weights.saved(self.weight),
             "max_inverse": self.max_inverse,

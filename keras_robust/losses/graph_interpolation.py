@@ -15,6 +15,7 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.ops.balls import per_example_where
 from keras_robust.ops.labels import is_one_hot, sparse_labels
+from keras_robust.types import Config, Images, Labels, Model, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -112,7 +113,7 @@ class GraphInterpolation(ModelLoss):
         attack: Attack | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        mask: Any = None,
+        mask: Tensor = None,
     ) -> None:
         super().__init__(attack, None, reduction, name, mask=mask)
         self.num_folds = validation.check_count("num_folds", num_folds)
@@ -128,7 +129,7 @@ class GraphInterpolation(ModelLoss):
                 f"Received: attack={attack!r}"
             )
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         wnll_head(model)
         labels = sparse_labels(y)
         if self.attack is None:
@@ -137,7 +138,7 @@ class GraphInterpolation(ModelLoss):
             x_adv = self.perturbed(model, x, ops.maximum(labels, 0), seed)
         return per_example_where(labels >= 0, x_adv, x), labels
 
-    def check(self, model: Any, x: Any, y: Any) -> None:
+    def check(self, model: Model, x: Images, y: Labels) -> None:
         self.check_batch_size(len(y))
         super().check(model, x, y if is_one_hot(y) else np.maximum(y, 0))
 
@@ -150,19 +151,19 @@ class GraphInterpolation(ModelLoss):
                 f"the head's `num_neighbors`. Received: a batch of {size}"
             )
 
-    def forward(self, step: Step) -> Any:
+    def forward(self, step: Step) -> Tensor:
         step.kept = InBatchTemplate(step.prepared, self.num_folds)
         with template_scope(step.kept):
             return super().forward(step)
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         # Also with a weight of 0, because Keras warns about variables without a gradient.
         linear = ops.cast(step.kept.linear_logits, y_pred.dtype)
         values = self.classification_loss(y_true, y_pred)
         factor = weight.current(self.linear_weight)
         return values + factor * self.classification_loss(y_true, linear)
 
-    def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
+    def classification_loss(self, y_true: Labels, y_pred: Scores) -> Tensor:
         """Returns the cross-entropy of each example, 0 for unlabeled examples."""
         if is_one_hot(y_true):
             return super().classification_loss(y_true, y_pred)
@@ -170,7 +171,7 @@ class GraphInterpolation(ModelLoss):
         values = super().classification_loss(ops.maximum(labels, 0), y_pred)
         return ops.where(labels >= 0, values, ops.zeros_like(values))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["loss"]
         linear_weight = weight.saved(self.linear_weight)

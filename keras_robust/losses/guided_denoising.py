@@ -11,6 +11,7 @@ from keras_robust.losses.pair_loss import PairLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.calls import LayerCall, noted_calls, parts
 from keras_robust.model.classifier import call_model
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -92,10 +93,10 @@ class GuidedDenoising(PairLoss):
         self,
         attack: Attack | None,
         layer: str | None = None,
-        loss: Any = None,
+        loss: Loss = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        mask: Any = None,
+        mask: Tensor = None,
     ) -> None:
         super().__init__(attack, loss=loss, reduction=reduction, name=name, mask=mask)
         if layer is not None and not isinstance(layer, str):
@@ -104,30 +105,30 @@ class GuidedDenoising(PairLoss):
             )
         self.layer = layer
 
-    def trained_part(self, model: Any) -> Any:
+    def trained_part(self, model: Model) -> Tensor:
         return _parts(model)[0]
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         _, classifier = _parts(model)
         x, x_adv = self.pair(classifier, x, y, seed)
         return x_adv, self._guide(classifier, x)[1]
 
-    def check(self, model: Any, x: Any, y: Any) -> None:
+    def check(self, model: Model, x: Images, y: Labels) -> None:
         _, classifier = _parts(model)
         super().check(classifier, x, y)
         images = x[0] if self.attack is None else x
         self._guide(classifier, ops.convert_to_tensor(images[:1]))
 
-    def forward(self, step: Step) -> Any:
+    def forward(self, step: Step) -> Tensor:
         denoiser, classifier = _parts(step.model)
         outputs, step.kept = self._guide(classifier, denoiser(step.x, training=True))
         return outputs
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         difference = ops.cast(step.kept, y_pred.dtype) - ops.cast(step.prepared, y_pred.dtype)
         return ops.sum(ops.abs(difference), axis=range(1, len(difference.shape)))
 
-    def _guide(self, classifier: Any, x: Any) -> tuple[Any, Any]:
+    def _guide(self, classifier: Any, x: Images) -> tuple[Tensor, Tensor]:
         """Returns the classifier's outputs in inference mode, and the guiding layer's output."""
         with noted_calls(classifier) as calls:
             outputs = call_model(classifier, x, training=False)
@@ -150,11 +151,11 @@ class GuidedDenoising(PairLoss):
             )
         return convolutions[-1]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"layer": self.layer, "mask": self.saved_mask, **super().get_config()}
 
 
-def _parts(model: Any) -> tuple[Any, Any]:
+def _parts(model: Model) -> tuple[Tensor, Tensor]:
     """Returns the denoiser and the classifier that follows it."""
     layers = [v for v in model.layers if not isinstance(v, keras.layers.InputLayer)]
     if (

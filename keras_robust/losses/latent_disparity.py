@@ -15,6 +15,7 @@ from keras_robust.model.augmentation import copies_in_batch
 from keras_robust.model.calls import LayerCall, noted_calls, parts
 from keras_robust.ops.balls import LEAST_SHARE
 from keras_robust.ops.precision import working_dtype
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
 
 _RATIOS = ("batch", "sample")
 # Layers that pass on their input, or part of it.
@@ -128,14 +129,14 @@ class LatentDisparity(PairLoss):
     def __init__(
         self,
         attack: Attack | None,
-        weight: Any = 0.25,
+        weight: Tensor = 0.25,
         layers: Sequence[str] | None = None,
         ratio: str = "batch",
         order: float = 1,
-        loss: Any = None,
+        loss: Loss = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        mask: Any = None,
+        mask: Tensor = None,
     ) -> None:
         if reduction in _RATIOS:
             raise ValueError(
@@ -149,10 +150,10 @@ class LatentDisparity(PairLoss):
         self.ratio = validation.check_choice("ratio", ratio, _RATIOS)
         self.order = validation.check_number("order", order, minimum=1.0)
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         return self.pair(model, x, y, seed)
 
-    def check(self, model: Any, x: Any, y: Any) -> None:
+    def check(self, model: Model, x: Images, y: Labels) -> None:
         super().check(model, x, y)
         images = x[0] if self.attack is None else x
         # In training mode, as in `forward`. The stateless scope discards the updates.
@@ -160,14 +161,14 @@ class LatentDisparity(PairLoss):
             model(ops.convert_to_tensor(images[:2]), training=True)
         self._chosen(calls)
 
-    def forward(self, step: Step) -> Any:
+    def forward(self, step: Step) -> Tensor:
         with noted_calls(step.model) as calls, copies_in_batch(2):
             outputs = step.predict(ops.concatenate([step.x, step.prepared]))
         values = [v for call in self._chosen(calls) for v in _floating(call)]
         step.kept = [ops.split(_working(value), 2) for value in values]
         return ops.split(outputs, 2)[0]
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         xi = weights.current(self.weight, maximum=1.0)
         differences = [benign - adversarial for benign, adversarial in step.kept]
         norm = self._norm([benign for benign, _ in step.kept])
@@ -177,14 +178,14 @@ class LatentDisparity(PairLoss):
         values = self.classification_loss(y_true, y_pred)
         return (1 - xi) * values + xi * ops.cast(ratio, values.dtype)
 
-    def _norm(self, values: list[Any]) -> Any:
+    def _norm(self, values: list[Any]) -> Tensor:
         """Returns `(sum |.|^order)^(1 / order)` over all entries: a scalar, or a value per example.
 
         The gradient at 0 is 0. Dividing by the largest entry keeps powers from under- and
         overflowing.
         """
 
-        def over_layers(reduce: Any, values: list[Any]) -> Any:
+        def over_layers(reduce: Any, values: list[Any]) -> Tensor:
             axes = [range(self.ratio == "sample", len(v.shape)) for v in values]
             parts = [reduce(v, axis=tuple(a)) for v, a in zip(values, axes, strict=True)]
             return reduce(ops.stack(parts), axis=0)
@@ -226,7 +227,7 @@ class LatentDisparity(PairLoss):
             )
         return hidden
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             "mask": self.saved_mask,
             **super().get_config(),
@@ -250,6 +251,6 @@ def _floating(call: LayerCall) -> list[Any]:
     return [v for v in tensors if keras.backend.is_float_dtype(v.dtype)]
 
 
-def _working(value: Any) -> Any:
+def _working(value: Any) -> Tensor:
     """Casts to float32 or higher, because sums over a batch overflow in half precision."""
     return ops.cast(value, working_dtype(value.dtype))

@@ -11,6 +11,7 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.ops.labels import sparse_labels
 from keras_robust.ops.logits import kl_divergence, log_probabilities
+from keras_robust.types import Config, Images, Labels, Model, Scores, Seed, Tensor
 
 # The constants 1.0001 and 1.0000001 of the authors' code, minus 1.
 _MARGIN_OFFSET = 1e-4
@@ -74,18 +75,18 @@ class MART(ModelLoss):
     def __init__(
         self,
         attack: Attack,
-        beta: Any = 5.0,
+        beta: Tensor = 5.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        mask: Any = None,
+        mask: Tensor = None,
     ) -> None:
         super().__init__(attack, None, reduction, name, mask=mask)
         self.beta = weight.check_weight("beta", beta)
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         return self.perturbed(model, x, y, seed), x
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         clean = ops.cast(step.predict(step.prepared), y_pred.dtype)
         log_p_clean = log_probabilities(clean, self.from_logits)
         log_p = log_probabilities(y_pred, self.from_logits)
@@ -99,12 +100,12 @@ class MART(ModelLoss):
         kl = kl_divergence(log_p_clean, log_p)
         return bce + weight.current(self.beta) * kl * kl_weight
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["loss"]
         return {"beta": weight.saved(self.beta), "mask": self.saved_mask, **config}
 
 
-def _sum_of_others(log_p: Any, is_class: Any) -> Any:
+def _sum_of_others(log_p: Scores, is_class: Tensor) -> Any:
     """Returns the total probability of all other classes."""
     return ops.sum((1 - is_class) * ops.exp(log_p), axis=-1)

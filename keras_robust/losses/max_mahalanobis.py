@@ -1,12 +1,11 @@
 """The Max-Mahalanobis centre loss."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_robust.losses.additive import Additive
 from keras_robust.ops.labels import is_one_hot
+from keras_robust.types import Labels, Scores, Tensor
 from keras_robust.validation import no_classifier
 
 
@@ -63,7 +62,7 @@ class MaxMahalanobis(Additive, keras.losses.Loss):
     ) -> None:
         super().__init__(name=name, reduction=reduction)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Labels, y_pred: Scores) -> Tensor:
         if len(y_pred.shape) != 2 or y_pred.shape[1] == 1:
             raise no_classifier(
                 "`MaxMahalanobis` needs the logits of a `kr.layers.MaxMahalanobisClassifier` for "

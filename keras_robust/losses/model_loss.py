@@ -13,6 +13,7 @@ from keras_robust.losses.step import Step, current_step
 from keras_robust.model.arrays import check_broadcasts
 from keras_robust.ops.labels import is_one_hot
 from keras_robust.ops.logits import class_scores
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
 
 _CLASS_LOSSES = (
     keras.losses.CategoricalCrossentropy,
@@ -21,14 +22,14 @@ _CLASS_LOSSES = (
 )
 
 
-def from_logits_of(loss: Any) -> bool | None:
+def from_logits_of(loss: Loss) -> bool | None:
     """Returns whether a loss takes logits, or `None` if the loss does not specify it."""
     if isinstance(loss, keras.losses.Loss) and hasattr(loss, "from_logits"):
         return loss.from_logits
     return loss.get_config().get("from_logits")
 
 
-def plain_loss(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> Any:
+def plain_loss(loss: keras.losses.Loss, y_true: Labels, y_pred: Scores) -> Tensor:
     """Computes a Keras loss for each example.
 
     A loss over classes receives the single output of a binary classifier as two class scores.
@@ -77,11 +78,11 @@ class ModelLoss(Additive, keras.losses.Loss):
     def __init__(
         self,
         attack: Attack | None,
-        loss: Any = None,
+        loss: Loss = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
         from_logits: bool = True,
-        mask: Any = None,
+        mask: Tensor = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction)
         if not isinstance(attack, Attack) and (attack is not None or self.needs_attack):
@@ -102,7 +103,7 @@ class ModelLoss(Additive, keras.losses.Loss):
         self.loss = loss
         self._classification_loss = self._resolve(loss)
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         """Prepares a training step, outside the gradient tape.
 
         Args:
@@ -117,26 +118,26 @@ class ModelLoss(Additive, keras.losses.Loss):
         """
         return x, None
 
-    def forward(self, step: Step) -> Any:
+    def forward(self, step: Step) -> Tensor:
         """Computes the step's predictions under the tape. May store data in `step.kept`."""
         return step.predict(step.x)
 
-    def trained_part(self, model: Any) -> Any:
+    def trained_part(self, model: Model) -> Tensor:
         """Returns the model, or the layer of it, that a step runs in training mode."""
         return model
 
-    def check(self, model: Any, x: Any, y: Any) -> None:
+    def check(self, model: Model, x: Images, y: Labels) -> None:
         """Raises a `ValueError` if the first batch, given as arrays, cannot be trained on."""
         if self.attack is not None:
             self.attack.check(model, x, y)
         if self.mask is not None:
             check_broadcasts("mask", self.mask.shape, x.shape[1:])
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         """Returns the loss for each example, shape `(batch_size,)`. Subclasses implement it."""
         raise NotImplementedError(f"{type(self).__name__} must implement `training_loss`.")
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Labels, y_pred: Scores) -> Tensor:
         step = current_step()
         if step is None or (step.training and step.loss is not self):
             raise ValueError(
@@ -150,16 +151,16 @@ class ModelLoss(Additive, keras.losses.Loss):
             return self.training_loss(step, y_true, y_pred)
         return self.classification_loss(y_true, y_pred)
 
-    def current_attack(self, x: Any) -> Attack:
+    def current_attack(self, x: Images) -> Attack:
         """Returns the attack for `x`, with the radii of the current step."""
         step = current_step()
         return self.attack.at(None if step is None else step.iterations, as_working_dtype(x).dtype)
 
-    def perturbed(self, model: Any, x: Any, y: Any, seed: Any) -> Any:
+    def perturbed(self, model: Model, x: Images, y: Labels, seed: Seed) -> Tensor:
         """Returns the attack's adversarial images for the current step."""
         return self.current_attack(x).perturb(model, x, y, seed, self.mask)
 
-    def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
+    def classification_loss(self, y_true: Labels, y_pred: Scores) -> Tensor:
         """Returns the plain loss for each example, shape `(batch_size,)`."""
         if self._classification_loss is not None:
             return plain_loss(self._classification_loss, y_true, y_pred)
@@ -172,7 +173,7 @@ class ModelLoss(Additive, keras.losses.Loss):
             ops.reshape(y_true, (-1,)), y_pred, from_logits=self.from_logits
         )
 
-    def _resolve(self, loss: Any) -> keras.losses.Loss | None:
+    def _resolve(self, loss: Loss) -> keras.losses.Loss | None:
         """Returns the loss as an object that agrees with the attack on `from_logits`."""
         if loss is None:
             return None
@@ -200,7 +201,7 @@ class ModelLoss(Additive, keras.losses.Loss):
             )
         return loss
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             "attack": self.attack and keras.saving.serialize_keras_object(self.attack),
             "loss": self.loss

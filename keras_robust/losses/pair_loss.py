@@ -1,12 +1,11 @@
 """The base class of losses that compare an image with its adversarial copy."""
 
-from typing import Any
-
 from keras import ops
 
 from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.model.arrays import check_images
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Model, Seed, Tensor
 
 
 class PairLoss(ModelLoss):
@@ -15,14 +14,14 @@ class PairLoss(ModelLoss):
     needs_attack = False
     takes_pairs = True
 
-    def pair(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def pair(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         """Returns the images and their adversarial copies, given or computed by the attack."""
         if not self._is_pair(x):
             return x, self.perturbed(model, x, y, seed)
         x, x_a = x
         return x, ops.cast(x_a, x.dtype)
 
-    def check(self, model: Any, x: Any, y: Any) -> None:
+    def check(self, model: Model, x: Images, y: Labels) -> None:
         if not self._is_pair(x):
             super().check(model, x, y)
             return
@@ -30,7 +29,7 @@ class PairLoss(ModelLoss):
         check_images(adversarial)
         Classifier.of(model).check(images, y, (None, self.from_logits))
 
-    def _is_pair(self, x: Any) -> bool:
+    def _is_pair(self, x: Images) -> bool:
         """Returns whether `x` is a pair; raises a `ValueError` if that does not fit the attack.
 
         Without an attack, `x` must be a pair. With an attack, it must not.
@@ -57,6 +56,6 @@ class PairLoss(ModelLoss):
         return True
 
 
-def _agree(shape: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+def _agree(shape: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
     """Returns whether two shapes are equal in all known dimensions."""
     return all(a is None or b is None or a == b for a, b in zip(shape, other, strict=True))

@@ -1,7 +1,5 @@
 """Stability training."""
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
@@ -12,6 +10,7 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.logits import kl_divergence, log_probabilities
+from keras_robust.types import Config, Images, Labels, Model, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -63,7 +62,7 @@ class StabilityTraining(ModelLoss):
 
     def __init__(
         self,
-        weight: Any,
+        weight: Tensor,
         stddev: float,
         from_logits: bool = True,
         reduction: str | None = "sum_over_batch_size",
@@ -73,15 +72,15 @@ class StabilityTraining(ModelLoss):
         self.weight = weights.check_weight("weight", weight)
         self.stddev = validation.check_number("stddev", stddev, exclusive=True)
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         noise = backend.normal(ops.shape(x), seed, "float32")
         noisy = ops.cast(x, "float32") + self.stddev * noise
         return x, ops.cast(noisy, x.dtype)
 
-    def check(self, model: Any, x: np.ndarray, y: np.ndarray) -> None:
+    def check(self, model: Model, x: np.ndarray, y: np.ndarray) -> None:
         Classifier.of(model).check(x, y, (None, self.from_logits))
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         noisy = ops.cast(step.predict(step.prepared), y_pred.dtype)
         divergence = kl_divergence(
             log_probabilities(y_pred, self.from_logits), log_probabilities(noisy, self.from_logits)
@@ -89,7 +88,7 @@ class StabilityTraining(ModelLoss):
         alpha = weights.current(self.weight)
         return self.classification_loss(y_true, y_pred) + alpha * divergence
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         return {
             "weight": weights.saved(self.weight),

@@ -13,6 +13,7 @@ from typing import Any
 
 from keras_robust.backend.scope import scope
 from keras_robust.model.classifier import call_model
+from keras_robust.types import Images, Tensor
 
 
 @dataclasses.dataclass
@@ -39,7 +40,7 @@ class Step:
     loss: Any = None
     kept: Any = None
 
-    def predict(self, x: Any) -> Any:
+    def predict(self, x: Images) -> Tensor:
         """Returns the model's outputs in training mode."""
         return call_model(self.model, x, training=True)
 

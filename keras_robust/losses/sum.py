@@ -11,6 +11,7 @@ from keras_robust.losses import weight
 from keras_robust.losses.additive import Additive
 from keras_robust.losses.model_loss import ModelLoss, from_logits_of, plain_loss
 from keras_robust.losses.step import Step, current_step
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -99,29 +100,29 @@ class Sum(ModelLoss):
     def takes_pairs(self) -> bool:  # type: ignore[override]
         return any(getattr(loss, "takes_pairs", False) for loss in self.losses)
 
-    def trained_part(self, model: Any) -> Any:
+    def trained_part(self, model: Model) -> Tensor:
         first = self.losses[0]
         return first.trained_part(model) if isinstance(first, ModelLoss) else model
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         prepared = [
             loss.prepare(model, given, y, seed) if isinstance(loss, ModelLoss) else (given, None)
             for loss, given in self._with_inputs(x)
         ]
         return prepared[0][0], prepared
 
-    def _with_inputs(self, x: Any) -> list[tuple[Any, Any]]:
+    def _with_inputs(self, x: Images) -> list[tuple[Any, Any]]:
         """Returns each loss with its part of a batch: pairs if it takes them, else images."""
         images = x[0] if self.takes_pairs and isinstance(x, tuple | list) else x
         return [(v, x if getattr(v, "takes_pairs", False) else images) for v in self.losses]
 
-    def forward(self, step: Step) -> Any:
+    def forward(self, step: Step) -> Tensor:
         step.kept = [
             dataclasses.replace(step, x=x, prepared=prepared) for x, prepared in step.prepared
         ]
         return _forward(self.losses[0], step.kept[0])
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         outputs = {self._pass_key(0, step.kept[0].x): y_pred}
         total: Any = 0.0
         for number, (loss, factor) in enumerate(zip(self.losses, self.weights, strict=True)):
@@ -138,30 +139,30 @@ class Sum(ModelLoss):
             total = total + weight.current(factor) * value
         return total
 
-    def _pass_key(self, number: int, x: Any) -> tuple[str, int]:
+    def _pass_key(self, number: int, x: Images) -> tuple[str, int]:
         """Identifies the pass through the model that a loss's predictions come from."""
         loss = self.losses[number]
         has_own = isinstance(loss, ModelLoss) and type(loss).forward is not ModelLoss.forward
         return ("loss", number) if has_own else ("images", id(x))
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Labels, y_pred: Scores) -> Tensor:
         if current_step() is None and not any(isinstance(v, ModelLoss) for v in self.losses):
             values = [plain_loss(loss, y_true, y_pred) for loss in self.losses]
             return sum(weight.current(w) * v for w, v in zip(self.weights, values, strict=True))
         return super().call(y_true, y_pred)
 
-    def classification_loss(self, y_true: Any, y_pred: Any) -> Any:
+    def classification_loss(self, y_true: Labels, y_pred: Scores) -> Tensor:
         first = self.losses[0]
         if isinstance(first, ModelLoss):
             return first.classification_loss(y_true, y_pred)
         return plain_loss(first, y_true, y_pred)
 
-    def check(self, model: Any, x: Any, y: Any) -> None:
+    def check(self, model: Model, x: Images, y: Labels) -> None:
         for loss, given in self._with_inputs(x):
             if isinstance(loss, ModelLoss):
                 loss.check(model, given, y)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         return {
             "losses": [keras.saving.serialize_keras_object(loss) for loss in self.losses],
@@ -176,7 +177,7 @@ class Sum(ModelLoss):
         return cls(**{**config, "losses": losses})
 
 
-def added(first: Any, second: Any) -> Sum:
+def added(first: Tensor, second: Tensor) -> Sum:
     """Returns the sum of two losses. A `Sum` contributes its individual losses."""
     losses: list[Any] = []
     factors: list[Any] = []
@@ -192,7 +193,7 @@ def added(first: Any, second: Any) -> Sum:
     return Sum(losses, factors, **settings)
 
 
-def scaled(loss: Any, factor: Any) -> Sum:
+def scaled(loss: Loss, factor: Tensor) -> Sum:
     """Returns a loss times a non-negative number, a `keras.Variable` or a schedule."""
     return Sum([loss], [factor], loss.reduction)
 
@@ -201,6 +202,6 @@ Additive.added = staticmethod(added)
 Additive.scaled = staticmethod(scaled)
 
 
-def _forward(loss: Any, part: Step) -> Any:
+def _forward(loss: Loss, part: Step) -> Tensor:
     """Computes a loss's predictions on its own images."""
     return loss.forward(part) if isinstance(loss, ModelLoss) else part.predict(part.x)

@@ -1,7 +1,5 @@
 """TRADES."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -13,6 +11,7 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.logits import kl_divergence, log_probabilities
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -66,12 +65,12 @@ class TRADES(ModelLoss):
     def __init__(
         self,
         attack: Attack,
-        beta: Any = 6.0,
-        loss: Any = None,
+        beta: Tensor = 6.0,
+        loss: Loss = None,
         start_stddev: float = 0.001,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
-        mask: Any = None,
+        mask: Tensor = None,
     ) -> None:
         super().__init__(attack, loss=loss, reduction=reduction, name=name, mask=mask)
         if not isinstance(self.attack, PGD) or self.attack.num_restarts > 1:
@@ -82,10 +81,10 @@ class TRADES(ModelLoss):
         self.beta = weight.check_weight("beta", beta)
         self.start_stddev = validation.check_number("start_stddev", start_stddev, exclusive=True)
 
-    def prepare(self, model: Any, x: Any, y: Any, seed: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Model, x: Images, y: Labels, seed: Seed) -> tuple[Tensor, Tensor]:
         classifier = Classifier.of(model)
 
-        def log_p(z: Any) -> Any:
+        def log_p(z: Tensor) -> Tensor:
             return log_probabilities(classifier.outputs(z), self.attack.from_logits)
 
         work = ops.cast(x, "float32")
@@ -97,7 +96,7 @@ class TRADES(ModelLoss):
             mask = ops.broadcast_to(ops.convert_to_tensor(mask), ops.shape(work))
         space = Space(self.current_attack(work), work, mask)
 
-        def gradient(z: Any, step: Any) -> Any:
+        def gradient(z: Tensor, step: Tensor) -> Tensor:
             return backend.input_gradient(
                 lambda z: ops.sum(kl_divergence(log_p_clean, log_p(space.outside(z)))), z
             )
@@ -106,7 +105,7 @@ class TRADES(ModelLoss):
         z = space.attack.ascend(gradient, space.inside(work), start)
         return x, ops.cast(space.outside(z), x.dtype)
 
-    def training_loss(self, step: Step, y_true: Any, y_pred: Any) -> Any:
+    def training_loss(self, step: Step, y_true: Labels, y_pred: Scores) -> Tensor:
         from_logits = self.attack.from_logits
         adversarial = ops.cast(step.predict(step.prepared), y_pred.dtype)
         divergence = kl_divergence(
@@ -114,7 +113,7 @@ class TRADES(ModelLoss):
         )
         return self.classification_loss(y_true, y_pred) + weight.current(self.beta) * divergence
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "beta": weight.saved(self.beta),

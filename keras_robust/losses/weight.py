@@ -7,6 +7,7 @@ import keras
 from keras_robust.losses.step import current_step
 from keras_robust.scheduled import check_scheduled, value_at
 from keras_robust.scheduled import saved as saved
+from keras_robust.types import Loss, Tensor
 
 
 def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
@@ -14,7 +15,7 @@ def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
     return check_scheduled(name, value, maximum=maximum)
 
 
-def current(weight: Any, maximum: float = float("inf")) -> Any:
+def current(weight: Tensor, maximum: float = float("inf")) -> Any:
     """Returns the weight in the current training step, or NaN if it is outside 0 to `maximum`."""
     if isinstance(weight, float):
         return weight
@@ -27,7 +28,7 @@ def current(weight: Any, maximum: float = float("inf")) -> Any:
     return value_at(weight, step.iterations, maximum)
 
 
-def variables(loss: Any) -> list[keras.Variable]:
+def variables(loss: Loss) -> list[keras.Variable]:
     """Returns the variables among the weights and attack radii of a loss and its nested losses."""
     attack = getattr(loss, "attack", None)
     found = [value for value in vars(loss).values() if isinstance(value, keras.Variable)]

@@ -13,12 +13,13 @@ from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import check_attack
 from keras_robust.model.arrays import as_images, sparse
 from keras_robust.model.classifier import Classifier
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
+from keras_robust.types import Images, Labels, Model
 
 
 def attack_in_batches(
     classifier: Classifier,
-    x: np.ndarray | Images,
+    x: np.ndarray | LazyImages,
     labels: np.ndarray,
     attack: Attack,
     remaining: np.ndarray,
@@ -132,9 +133,9 @@ def attack_remaining(
 
 
 def robust_accuracy(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     *,
     attack: Attack,
     batch_size: int = 128,

@@ -12,9 +12,10 @@ from keras_robust.layers import TanhClassifier
 from keras_robust.model.arrays import as_array, check_images, padded_batches
 from keras_robust.model.calls import LayerCall, noted_calls, parts
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Model
 
 
-def layer_calls(classifier: Classifier, x: Any) -> list[LayerCall]:
+def layer_calls(classifier: Classifier, x: Images) -> list[LayerCall]:
     """Runs a Keras model in inference mode and returns the calls of its layers, in order."""
     with noted_calls(classifier.model) as calls:
         classifier.outputs(x)
@@ -44,7 +45,9 @@ def check_layer(layer: str, names: list[str]) -> str:
     return layer
 
 
-def features(model: Any, x: Any, layer: str | None = None, batch_size: int = 128) -> np.ndarray:
+def features(
+    model: Model, x: Images, layer: str | None = None, batch_size: int = 128
+) -> np.ndarray:
     """Computes the output of a layer for each image.
 
     By default, it returns the input of the last layer with weights: the deep features between the
@@ -93,7 +96,7 @@ def features(model: Any, x: Any, layer: str | None = None, batch_size: int = 128
     return np.concatenate(batches)[: len(x)]
 
 
-def _features(classifier: Classifier, x: Any, layer: str | None) -> Any:
+def _features(classifier: Classifier, x: Images, layer: str | None) -> Any:
     calls = layer_calls(classifier, x)
     if layer is None:
         calls = parts(calls)

@@ -1,7 +1,6 @@
 """Accuracy against the radius of the perturbation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -13,12 +12,13 @@ from keras_robust.metrics.accuracy import attack_remaining
 from keras_robust.metrics.radii import check_attack, with_radius
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Model
 
 
 def robustness_curve(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     *,
     attack: Attack,
     epsilons: Sequence[float] | float,

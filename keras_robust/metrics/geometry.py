@@ -1,7 +1,6 @@
 """Projects the features of clean and attacked images to two dimensions."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from keras import ops
@@ -11,6 +10,7 @@ from keras_robust.metrics.activations import features
 from keras_robust.metrics.analysis import require_scikit_learn
 from keras_robust.model.arrays import sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +41,10 @@ class FeatureGeometry:
 
 
 def feature_geometry(
-    model: Any,
-    x: Any,
-    y: Any,
-    x_adv: Any,
+    model: Model,
+    x: Images,
+    y: Labels,
+    x_adv: Images,
     *,
     method: str = "pca",
     layer: str | None = None,

@@ -16,6 +16,7 @@ from keras_robust import validation
 from keras_robust.metrics.analysis import require_scikit_learn
 from keras_robust.model.arrays import as_arrays, check_images, check_labels, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +75,8 @@ class KFold:
 
 def k_fold(
     fit: Callable[[np.ndarray, np.ndarray], Any],
-    x: Any,
-    y: Any = None,
+    x: Images,
+    y: Labels = None,
     *,
     measure: Callable[[Any, np.ndarray, np.ndarray], Mapping[str, float]] | None = None,
     num_folds: int = 10,
@@ -180,7 +181,7 @@ def k_fold(
     return result
 
 
-def _accuracy(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def _accuracy(model: Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     classes = Classifier.of(model).classes(x, min(128, len(x)))
     return {"accuracy": float((classes == sparse(y)).mean())}
 

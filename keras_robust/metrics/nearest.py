@@ -1,7 +1,6 @@
 """Finds the training images that are nearest to an image in feature space."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from keras import ops
@@ -11,6 +10,7 @@ from keras_robust.metrics.activations import features
 from keras_robust.metrics.analysis import require_scikit_learn
 from keras_robust.model.arrays import sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class NearestImages:
 
 
 def nearest_images(
-    model: Any,
-    x_adv: Any,
-    x_train: Any,
-    y_train: Any,
+    model: Model,
+    x_adv: Images,
+    x_train: Images,
+    y_train: Labels,
     *,
     k: int = 5,
     layer: str | None = None,

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class NoiseAccuracy:
 
 
 def noise_accuracy(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     *,
     stddevs: Sequence[float] | float,
     num_draws: int = 10,

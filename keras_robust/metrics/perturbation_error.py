@@ -11,12 +11,13 @@ from keras_robust import validation
 from keras_robust.metrics.activations import calls_of_one, check_layer, layer_calls
 from keras_robust.model.arrays import as_array, check_images, padded_batches
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Model
 
 
 def perturbation_error(
-    model: Any,
-    x: Any,
-    x_adv: Any,
+    model: Model,
+    x: Images,
+    x_adv: Images,
     *,
     layers: Sequence[str] | str | None = None,
     batch_size: int = 128,
@@ -86,13 +87,13 @@ def perturbation_error(
     return {name: errors[name] for name in chosen}
 
 
-def _errors(classifier: Classifier, x: Any, x_adv: Any) -> list[Any]:
+def _errors(classifier: Classifier, x: Images, x_adv: Images) -> list[Any]:
     """Returns the error of each example for each layer call."""
     pairs = zip(layer_calls(classifier, x), layer_calls(classifier, x_adv), strict=True)
     return [_ratio(clean.outputs, perturbed.outputs) for clean, perturbed in pairs]
 
 
-def _ratio(clean: Any, perturbed: Any) -> Any:
+def _ratio(clean: Images, perturbed: Images) -> Any:
     clean = [ops.cast(value, "float32") for value in keras.tree.flatten(clean)]
     perturbed = [ops.cast(value, "float32") for value in keras.tree.flatten(perturbed)]
     change = _total([ops.subtract(a, b) for a, b in zip(clean, perturbed, strict=True)])

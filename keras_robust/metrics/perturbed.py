@@ -11,6 +11,7 @@ from keras_robust import backend
 from keras_robust.attacks import Attack
 from keras_robust.attacks.inputs import as_working_dtype
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Seed
 
 
 def batch_seed(seed: int, number: int) -> int:
@@ -63,7 +64,13 @@ def perturbed_images(
 
 
 def _perturbed(
-    attack: Attack, has_mask: bool, classifier: Classifier, x: Any, y: Any, seed: Any, *data: Any
+    attack: Attack,
+    has_mask: bool,
+    classifier: Classifier,
+    x: Images,
+    y: Labels,
+    seed: Seed,
+    *data: Any,
 ) -> Any:
     mask, data = (data[0], data[1:]) if has_mask else (None, data)
     return attack.with_data(data, as_working_dtype(x).dtype).perturb(classifier, x, y, seed, mask)

@@ -14,6 +14,7 @@ from keras_robust.metrics.curves import robustness_curve
 from keras_robust.metrics.radii import check_attack, with_radius
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Model
 
 # The first radius of the search and the resolution of the bisection, relative to the largest
 # radius.
@@ -21,9 +22,9 @@ _FIRST, _SMALLEST = 2.0**-6, 1e-6
 
 
 def reference_epsilon(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     *,
     attack: Attack,
     error_rate: float = 0.5,
@@ -105,7 +106,7 @@ def reference_epsilon(
     labels = sparse(y)
     bar = keras.utils.Progbar(None, verbose=verbose)
 
-    def classes_within(epsilon: float, classes: Any) -> Any:
+    def classes_within(epsilon: float, classes: Labels) -> Any:
         """Returns the classes at a radius, given the classes at a smaller radius."""
         bar.add(1)
         attacked = with_radius(attack, epsilon)
@@ -114,7 +115,7 @@ def reference_epsilon(
             classifier, x, labels, classes, attacked, remaining, batch_size, seed
         )[1]
 
-    def enough(classes: Any) -> bool:
+    def enough(classes: Labels) -> bool:
         return bool((classes != labels).mean() >= error_rate)
 
     classes = classifier.classes(x, batch_size)
@@ -140,9 +141,9 @@ def reference_epsilon(
 
 
 def accuracy_at(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     *,
     attack: Attack,
     epsilon: float,

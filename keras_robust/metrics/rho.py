@@ -21,12 +21,13 @@ from keras_robust.model.arrays import (
 )
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import LEAST_SHARE
+from keras_robust.types import Images, Labels, Model
 
 
 def rho(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     norm: str = "l2",
     *,
     attack: Attack | None = None,

@@ -1,7 +1,6 @@
 """Accuracy against the number of steps of an attack."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 
@@ -11,12 +10,13 @@ from keras_robust.metrics.accuracy import attack_remaining
 from keras_robust.metrics.radii import check_attack
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Model
 
 
 def steps_curve(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     *,
     attack: Attack,
     num_steps: Sequence[int] | int,

@@ -13,6 +13,7 @@ from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.metrics.radii import check_attack
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,8 @@ class TransferMatrix:
 
 def transfer_matrix(
     models: Mapping[str, Any],
-    x: Any,
-    y: Any = None,
+    x: Images,
+    y: Labels = None,
     *,
     attack: Attack | Mapping[str, Attack],
     batch_size: int = 128,

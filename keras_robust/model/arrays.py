@@ -15,14 +15,17 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.datasets import ArrayDataset
-from keras_robust.model.images import Images, Pair, check_one_size
+from keras_robust.model.images import LazyImages, Pair, check_one_size
 from keras_robust.ops.labels import is_one_hot
+from keras_robust.types import Images, Labels
 from keras_robust.validation import no_classifier
 
 _ONE_OUTPUT = "Labels in argument `y` must be 0 and 1, to match the model's one output"
 
 
-def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def as_arrays(
+    x: Images, y: Labels = None, steps: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Converts images and labels to arrays, from anything that Keras's `fit` accepts.
 
     Args:
@@ -58,24 +61,24 @@ def as_arrays(x: Any, y: Any = None, steps: int | None = None) -> tuple[np.ndarr
 
 
 def as_images(
-    x: Any, y: Any = None, steps: int | None = None
-) -> tuple[np.ndarray | Images, np.ndarray]:
+    x: Images, y: Labels = None, steps: int | None = None
+) -> tuple[np.ndarray | LazyImages, np.ndarray]:
     """Converts images and labels like `as_arrays`, but reads repeatable data sets lazily.
 
-    A data set that holds the same images each time it is read is returned as `Images`, which hold
-    one batch at a time in memory.
+    A data set that holds the same images each time it is read is returned as `LazyImages`, which
+    hold one batch at a time in memory.
     """
-    if isinstance(x, Images):
+    if isinstance(x, LazyImages):
         return x, as_array(y, "y")
     if y is None and is_data_set(x) and can_be_read_again(x, steps):
         read = functools.partial(_read, x, steps)
-        images = Images(read, in_order=not isinstance(x, keras.utils.PyDataset))
+        images = LazyImages(read, in_order=not isinstance(x, keras.utils.PyDataset))
         if images.is_steady():
             return images, images.labels
     return as_arrays(x, y, steps)
 
 
-def is_data_set(x: Any) -> bool:
+def is_data_set(x: Images) -> bool:
     """Returns whether `x` holds its own labels: it is no array or structure of arrays."""
     is_plain = isinstance(x, np.ndarray | list | tuple | Mapping) or hasattr(x, "__array__")
     return not is_plain and (hasattr(x, "__iter__") or isinstance(x, keras.utils.PyDataset))
@@ -107,7 +110,7 @@ def single(value: Any, name: str = "x") -> Any:
     return value
 
 
-def first_batch(x: Any, y: Any = None) -> tuple[Any, Any, Any]:
+def first_batch(x: Images, y: Labels = None) -> tuple[Any, Any, Any]:
     """Returns the images and labels of the first batch, and `x` rewound to its start.
 
     An array is returned in full. Images and labels are `None` if they cannot be read here.
@@ -133,7 +136,7 @@ def first_batch(x: Any, y: Any = None) -> tuple[Any, Any, Any]:
     return *_images_and_labels(first), again
 
 
-def can_be_read_again(x: Any, steps: int | None = None) -> bool:
+def can_be_read_again(x: Images, steps: int | None = None) -> bool:
     """Returns whether `batches` can read a data set repeatedly, each time to an end."""
     is_distributed = hasattr(x, "element_spec") and not hasattr(x, "take")
     if isinstance(x, Iterator) or is_distributed:
@@ -141,7 +144,7 @@ def can_be_read_again(x: Any, steps: int | None = None) -> bool:
     return steps is not None or not _is_endless(x)
 
 
-def batches(x: Any, steps: int | None = None) -> Iterator[tuple[Any, Any]]:
+def batches(x: Images, steps: int | None = None) -> Iterator[tuple[Any, Any]]:
     """Yields the images and labels of each batch of a data set that `fit` accepts.
 
     Args:
@@ -162,7 +165,7 @@ def _images_and_labels(element: Any) -> tuple[Any, Any]:
     )[:2]
 
 
-def _elements(x: Any, steps: int | None, first: int = 0) -> Iterator[Any]:
+def _elements(x: Images, steps: int | None, first: int = 0) -> Iterator[Any]:
     """Returns an iterator over elements `first` to `steps` of a data set."""
     if steps is not None:
         steps = validation.check_count("steps", steps)
@@ -175,7 +178,7 @@ def _elements(x: Any, steps: int | None, first: int = 0) -> Iterator[Any]:
     return itertools.islice(iter(source), first, steps)
 
 
-def _read(x: Any, steps: int | None, first: int) -> Iterator[Pair]:
+def _read(x: Images, steps: int | None, first: int) -> Iterator[Pair]:
     """Returns an iterator over the batches of a data set, starting at batch `first`.
 
     In a data set of single examples, each example becomes a batch of one.
@@ -189,21 +192,21 @@ def _read(x: Any, steps: int | None, first: int) -> Iterator[Pair]:
     return map(batch, _elements(x, steps, first))
 
 
-def _is_endless(x: Any) -> bool:
+def _is_endless(x: Images) -> bool:
     """Returns whether a data set repeats forever, or may do so, as a generator may."""
     if isinstance(x, keras.utils.PyDataset):
         return x.num_batches is None
     return isinstance(x, Iterator) or (hasattr(x, "cardinality") and int(x.cardinality()) == -1)
 
 
-def _endless_message(x: Any) -> str:
+def _endless_message(x: Images) -> str:
     return (
         "A data set without an end needs `steps`, the number of batches to read. Pass `steps`, or "
         f"a data set that ends. Received: x={x!r}, steps=None"
     )
 
 
-def _pair(element: Any, x: Any) -> Pair:
+def _pair(element: Any, x: Images) -> Pair:
     if not isinstance(element, list | tuple) or len(element) < 2:
         raise ValueError(
             "A data set passed as `x` must hold at least one pair of images and labels. "
@@ -212,7 +215,7 @@ def _pair(element: Any, x: Any) -> Pair:
     return as_array(element[0]), as_array(element[1], "y")
 
 
-def _is_batched(x: Any, images: np.ndarray, labels: np.ndarray) -> bool:
+def _is_batched(x: Images, images: np.ndarray, labels: np.ndarray) -> bool:
     """Returns whether an element is a batch, rather than one image and its label."""
     if isinstance(x, ArrayDataset):
         return x.is_batched
@@ -257,7 +260,7 @@ def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.split(np.concatenate([indices, padding]), count) if count else []
 
 
-def check_images(x: np.ndarray | Images) -> tuple[float, float]:
+def check_images(x: np.ndarray | LazyImages) -> tuple[float, float]:
     """Raises a `ValueError` if images are not floating, are empty or are not finite.
 
     Returns:
@@ -276,7 +279,7 @@ def check_images(x: np.ndarray | Images) -> tuple[float, float]:
     return low, high
 
 
-def check_floating(x: Any) -> None:
+def check_floating(x: Images) -> None:
     """Raises a `ValueError` if an array or a tensor is not floating."""
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype)):
         raise ValueError(
@@ -286,7 +289,7 @@ def check_floating(x: Any) -> None:
         )
 
 
-def check_range(x: np.ndarray | Images, bounds: tuple[Any, Any]) -> None:
+def check_range(x: np.ndarray | LazyImages, bounds: tuple[Any, Any]) -> None:
     """Raises a `ValueError` if images exceed `bounds` by more than rounding errors."""
     shapes = [np.shape(bound) for bound in bounds]
     if any(shapes):

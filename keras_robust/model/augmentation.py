@@ -14,6 +14,7 @@ from keras_robust import backend
 from keras_robust.backend.scope import scope
 from keras_robust.model.layers import Augments, all_layers, held_by
 from keras_robust.model.patching import replaced, wrapped_call
+from keras_robust.types import Images, Model, Seed
 
 # The seed of each layer, by the layer's id. A context variable, because the replicas of
 # `MirroredStrategy` share the layers and run in threads that interleave, each with its own seed.
@@ -25,7 +26,7 @@ _copies: contextvars.ContextVar[int | None] = contextvars.ContextVar("copies", d
 
 
 @contextlib.contextmanager
-def same_augmentation(model: Any, seed: Any) -> Iterator[None]:
+def same_augmentation(model: Model, seed: Seed) -> Iterator[None]:
     """Makes each augmentation layer transform a batch in the same way at every call.
 
     The layers transform images in inference mode too, so that an attack optimizes the images that
@@ -53,10 +54,10 @@ def _augmented(layer: Any, call: Any, inputs: Any, training: Any = None, **kwarg
         for generator in held_by(part, keras.random.SeedGenerator)
     ]  # fmt: skip
 
-    def augmented(images: Any) -> Any:
+    def augmented(images: Images) -> Any:
         numbers = itertools.count()
 
-        def next_seed(ordered: bool = True) -> Any:
+        def next_seed(ordered: bool = True) -> Seed:
             return backend.fold_in(seed, next(numbers))
 
         with contextlib.ExitStack() as stack:

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import validation
+from keras_robust.types import Images
 
 
 class BlackBox:
@@ -75,7 +76,7 @@ class BlackBox:
         self.num_classes = num_classes
         self.num_queries = 0
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Images) -> Any:
         """Queries the function. Takes and returns tensors."""
         images = ops.convert_to_numpy(x)
         outputs = np.asarray(self.function(images))

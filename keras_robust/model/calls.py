@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_robust.model.layers import is_made_of_layers, named_layers
 from keras_robust.model.patching import wrapped_call
+from keras_robust.types import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ _names_and_calls: contextvars.ContextVar[tuple[dict[int, str], list[LayerCall]] 
 
 
 @contextlib.contextmanager
-def noted_calls(model: Any) -> Iterator[list[LayerCall]]:
+def noted_calls(model: Model) -> Iterator[list[LayerCall]]:
     """Records the calls of a Keras model's layers.
 
     It yields a list, to which each call is added when it returns. A layer's name is its path in

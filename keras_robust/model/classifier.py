@@ -13,7 +13,7 @@ from keras_robust import backend
 from keras_robust.model.arrays import check_images, check_labels, check_range, padded_batches
 from keras_robust.model.black_box import BlackBox
 from keras_robust.model.calls import noted_calls
-from keras_robust.model.images import Images
+from keras_robust.model.images import LazyImages
 from keras_robust.model.keys import value_key
 from keras_robust.model.layers import HasSwitch, all_layers, held_by
 from keras_robust.model.patching import (
@@ -24,6 +24,7 @@ from keras_robust.model.patching import (
 )
 from keras_robust.ops.logits import EXPECTED_OUTPUTS, class_scores, probabilities_to_logits
 from keras_robust.ops.precision import working_dtype
+from keras_robust.types import Images, Model, Scores, Seed
 from keras_robust.validation import no_classifier
 
 # Number of images on which the outputs are examined.
@@ -49,7 +50,7 @@ class Classifier:
         model: Keras model, `kr.RobustModel`, `kr.BlackBox`, or a callable `x -> outputs`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
         self.is_keras = isinstance(model, keras.layers.Layer)
         self.is_black_box = isinstance(model, BlackBox)
@@ -61,7 +62,7 @@ class Classifier:
         self._looks_like_probability: bool | None = None
 
     @classmethod
-    def of(cls, model: Any) -> "Classifier":
+    def of(cls, model: Model) -> "Classifier":
         """Returns the classifier of a model. A `Classifier` is returned as it is."""
         return model if isinstance(model, cls) else cls(model)
 
@@ -117,7 +118,7 @@ class Classifier:
         """Whether a function of the model, compiled once, accepts any batch size."""
         return self.is_black_box or (backend.DYNAMIC_BATCH and self.is_keras)
 
-    def outputs(self, x: Any) -> Any:
+    def outputs(self, x: Images) -> Any:
         """Returns the outputs for a tensor, in the precision of `x` but at least in float32."""
         if self.is_keras:
             with convolutions_for_loops(self.layers if backend.is_tracing(x) else []):
@@ -129,7 +130,7 @@ class Classifier:
         dtype = working_dtype(x.dtype)
         return ops.cast(outputs, dtype) if outputs.dtype != dtype else outputs
 
-    def logits(self, x: Any, from_logits: bool) -> Any:
+    def logits(self, x: Images, from_logits: bool) -> Any:
         """Returns the logits for a tensor.
 
         With `from_logits=False`, a saturated softmax or sigmoid would hide the logits: its outputs
@@ -144,7 +145,7 @@ class Classifier:
         scores = self._two_scores(outputs, from_logits=left_out)
         return scores if left_out else probabilities_to_logits(scores)
 
-    def probabilities(self, logits: Any) -> Any:
+    def probabilities(self, logits: Scores) -> Any:
         """Converts logits that `logits(x, from_logits=False)` returned to class scores."""
         activation = self._final_activation()
         if activation == "softmax" or (activation == "sigmoid" and self.has_one_output):
@@ -199,7 +200,7 @@ class Classifier:
         run = backend.compiled(self.model, key, traced, num_batched)
         return functools.partial(_run_with, self, run)
 
-    def build(self, x: Any) -> None:
+    def build(self, x: Images) -> None:
         """Creates a Keras model's weights, which is impossible while a function is compiled."""
         if self.is_keras and not self.model.built:
             call_model(self.model, ops.convert_to_tensor(x[:1]), training=False)
@@ -225,7 +226,7 @@ class Classifier:
         is_logit = not self._are_probabilities(x, outputs)
         return ops.convert_to_numpy(self._two_scores(outputs, is_logit))
 
-    def classes(self, x: np.ndarray | Images, batch_size: int) -> np.ndarray:
+    def classes(self, x: np.ndarray | LazyImages, batch_size: int) -> np.ndarray:
         """Returns the class with the highest score for each example."""
         classes = []
         for indices in self.batches(np.arange(len(x)), batch_size):
@@ -241,7 +242,7 @@ class Classifier:
             return np.split(indices, range(batch_size, len(indices), batch_size))
         return padded_batches(indices, batch_size)
 
-    def check(self, x: np.ndarray | Images, y: np.ndarray, *settings: Setting) -> int:
+    def check(self, x: np.ndarray | LazyImages, y: np.ndarray, *settings: Setting) -> int:
         """Raises a `ValueError` if images, labels or outputs are not valid for a classifier.
 
         Args:
@@ -302,7 +303,7 @@ class Classifier:
         """Returns a Keras model's final activation, if it is known."""
         return (final_activation(self.model) if self.is_keras else None) or self._last_activation
 
-    def _two_scores(self, outputs: Any, from_logits: bool) -> Any:
+    def _two_scores(self, outputs: Scores, from_logits: bool) -> Any:
         """Returns the class scores in the outputs. A single output becomes two scores."""
         scores = class_scores(outputs, from_logits)
         self.has_one_output = scores is not outputs
@@ -342,7 +343,7 @@ class Classifier:
         found = [final_activation(call.layer) for call in calls if call.outputs is output]
         return next(filter(None, found), None)
 
-    def _traced(self, x: Any) -> Any:
+    def _traced(self, x: Images) -> Any:
         """Calls a callable on a symbolic tensor. If that fails, advises `kr.BlackBox`."""
         try:
             return self.model(x)
@@ -356,7 +357,7 @@ class Classifier:
             ) from error
 
 
-def call_model(model: Any, x: Any, training: bool | None) -> Any:
+def call_model(model: Model, x: Images, training: bool | None) -> Any:
     """Returns the one output of a Keras model for one tensor.
 
     The model may take its input in a dict, and return its output in a list or a dict.
@@ -370,7 +371,7 @@ def call_model(model: Any, x: Any, training: bool | None) -> Any:
     return single_output(model(inputs, training=training))
 
 
-def single_output(outputs: Any) -> Any:
+def single_output(outputs: Scores) -> Any:
     """Returns the one tensor in a model's outputs, which may be a list or a dict."""
     if hasattr(outputs, "shape"):
         return outputs
@@ -422,7 +423,7 @@ _MAY_BE_A_LOGIT = (
 )
 
 
-def _seeded_outputs(classifier: Classifier, x: Any, seed: Any) -> Any:
+def _seeded_outputs(classifier: Classifier, x: Images, seed: Seed) -> Any:
     with backend.seeded(classifier.random_state, seed):
         return classifier.outputs(x)
 

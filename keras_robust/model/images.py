@@ -13,7 +13,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 _NUM_COMPARED = 8
 
 
-class Images:
+class LazyImages:
     """Indexes the images of a data set as one array, with one batch in memory at a time.
 
     The data set is read completely when this object is created, and again when images are indexed.
@@ -129,9 +129,9 @@ def as_bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view("uint8").data
 
 
-def content_of(images: np.ndarray | Images) -> str:
-    """Returns a hash of the bytes of an array of images, or of `Images`."""
-    if isinstance(images, Images):
+def content_of(images: np.ndarray | LazyImages) -> str:
+    """Returns a hash of the bytes of an array of images, or of `LazyImages`."""
+    if isinstance(images, LazyImages):
         return images.content
     return hashlib.sha256(as_bytes(images)).hexdigest()
 

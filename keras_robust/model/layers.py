@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import keras
 
+from keras_robust.types import Model, Seed
+
 
 @runtime_checkable
 class HasSurrogate(Protocol):
@@ -21,7 +23,7 @@ class HasSurrogate(Protocol):
 class Augments(Protocol):
     """A layer that transforms images at random in training, like `keras.layers.RandomFlip`."""
 
-    def get_random_transformation(self, data: Any, training: bool = True, seed: Any = None) -> Any:
+    def get_random_transformation(self, data: Any, training: bool = True, seed: Seed = None) -> Any:
         """Draws the transformation of a batch."""
         ...
 
@@ -54,7 +56,7 @@ class HasSwitch(Protocol):
 _PLAIN = {bool, float, int, str, type(None)}
 
 
-def all_layers(model: Any) -> list[Any]:
+def all_layers(model: Model) -> list[Any]:
     """Returns a model or callable and all layers inside it, each once, outermost first."""
     found: dict[int, Any] = {}
 
@@ -113,7 +115,7 @@ def is_made_of_layers(layer: Any) -> bool:
     return all(id(weight) in weights_of_parts for weight in layer.weights)
 
 
-def named_layers(model: Any) -> dict[str, Any]:
+def named_layers(model: Model) -> dict[str, Any]:
     """Returns the layers inside a model, each once, by their paths: `"encoder/conv2d"`.
 
     Models are left out. A layer that is made of layers is included, and so are its parts.
@@ -141,7 +143,7 @@ def named_layers(model: Any) -> dict[str, Any]:
     return found
 
 
-def output_layer(model: Any) -> Any:
+def output_layer(model: Model) -> Any:
     """Returns the layer that computes the model's outputs; `None` if it is unknown."""
     if hasattr(model, "base_model"):
         return output_layer(model.base_model)

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.model.layers import HasSurrogate, HasSwitch, all_layers, output_layer
+from keras_robust.types import Model
 
 _lock = threading.RLock()
 # For each layer and wrapper: the number of open `wrapped_call` contexts, and a function that undoes
@@ -66,7 +67,7 @@ def wrapped_call(layer: Any, wrapper: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def frozen_batch_norm(model: Any) -> Iterator[None]:
+def frozen_batch_norm(model: Model) -> Iterator[None]:
     """Makes batch norm use its moving statistics, without updates, in training too."""
     with contextlib.ExitStack() as stack:
         for layer in all_layers(model):
@@ -79,7 +80,7 @@ def _in_inference(layer: Any, call: Any, inputs: Any, training: Any = None, **kw
     return call(inputs, training=False, **kwargs)
 
 
-def final_activation(model: Any) -> str | None:
+def final_activation(model: Model) -> str | None:
     """Returns `"softmax"`, `"sigmoid"` or `"linear"`, the activation of the model's last layer.
 
     Returns `None` if it is unknown: a layer without weights may pass on the outputs of a softmax.
@@ -96,7 +97,7 @@ def final_activation(model: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def without_final_activation(model: Any) -> Iterator[bool]:
+def without_final_activation(model: Model) -> Iterator[bool]:
     """Removes a softmax or sigmoid at the model's end. Yields whether there is one."""
     layer = output_layer(model)
     if final_activation(model) not in ("softmax", "sigmoid"):
@@ -138,7 +139,7 @@ def _convolution_op(layer: Any, convolve: Callable[..., Any], inputs: Any, kerne
 
 
 @contextlib.contextmanager
-def attacked_as(model: Any, surrogate: str | None = None) -> Iterator[bool]:
+def attacked_as(model: Model, surrogate: str | None = None) -> Iterator[bool]:
     """Makes layers with a surrogate compute it. Yields whether any of their outputs differs."""
     layers = [layer for layer in all_layers(model) if isinstance(layer, HasSurrogate)]
     with contextlib.ExitStack() as stack:

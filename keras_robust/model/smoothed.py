@@ -11,6 +11,7 @@ from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import final_activation
 from keras_robust.ops.logits import class_scores
 from keras_robust.ops.precision import working_dtype
+from keras_robust.types import Config, Images, Labels, Model, Scores, Seed
 
 # Probability that chance alone makes a vote look like an attack's success.
 _CHANCE = 1e-4
@@ -79,7 +80,7 @@ class SmoothedClassifier(keras.Model):
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         stddev: float,
         num_votes: int = 100,
         seed: int | None = None,
@@ -117,7 +118,7 @@ class SmoothedClassifier(keras.Model):
             total = classifier.fori_loop(1, self.num_votes, add, total)
         return 2 * total / self.num_votes - 1
 
-    def noisy_logits(self, x: Any) -> Any:
+    def noisy_logits(self, x: Images) -> Any:
         """Returns the model's logits on one noisy copy of each image."""
         classifier, seed = Classifier.of(self.model), self.seed_generator.next()
         from_logits = final_activation(self.model) not in ("softmax", "sigmoid")
@@ -132,7 +133,7 @@ class SmoothedClassifier(keras.Model):
         num_votes = self.num_votes * num_samples
         return math.sqrt(8 * math.log(num_classes / _CHANCE) / num_votes)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             "model": keras.saving.serialize_keras_object(self.model),
             "stddev": self.stddev,
@@ -146,7 +147,7 @@ class SmoothedClassifier(keras.Model):
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
         return cls(**{**config, "model": model})
 
-    def _class_scores(self, outputs: Any) -> Any:
+    def _class_scores(self, outputs: Scores) -> Any:
         activation = final_activation(self.model)
         scores = class_scores(outputs, from_logits=activation != "sigmoid")
         if scores is not outputs and activation is None:
@@ -157,14 +158,14 @@ class SmoothedClassifier(keras.Model):
             )
         return scores
 
-    def _noisy(self, x: Any, seed: Any) -> Any:
+    def _noisy(self, x: Images, seed: Seed) -> Any:
         dtype = working_dtype(x.dtype)
         noise = backend.normal(ops.shape(x), seed, dtype)
         return ops.cast(x, dtype) + self.stddev * noise
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
-def noisy_logits(model: Any, x: Any, y: Any) -> Any:
+def noisy_logits(model: Model, x: Images, y: Labels) -> Any:
     """Returns the logits on a noisy copy of each image, as the `objective` of an attack.
 
     The logits are `z(x + n)`, for the model that a `kr.evaluation.SmoothedClassifier` smooths.

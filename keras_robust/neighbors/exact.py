@@ -1,13 +1,12 @@
 """Exact nearest-neighbour search."""
 
-from typing import Any
-
 import numpy as np
 from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.neighbors.points import check_num_neighbors, check_points
 from keras_robust.ops.nearest import nearest
+from keras_robust.types import Tensor
 
 _BATCH = 1024
 
@@ -36,12 +35,12 @@ class ExactIndex:
     ([[0, 1]], [[0.0, 1.0]])
     """
 
-    def __init__(self, points: Any) -> None:
+    def __init__(self, points: Tensor) -> None:
         self.points = check_points("points", points)
         # Far from the origin, rounding errors would dominate squared distances from products.
         self._center = self.points.mean(axis=0)
 
-    def search(self, queries: Any, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: Tensor, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the points nearest to each query, in ascending order of the distance.
 
         Args:

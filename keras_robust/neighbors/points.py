@@ -6,9 +6,12 @@ import numpy as np
 from keras import ops
 
 from keras_robust.ops.nearest import check_distances_exist, dtype_name
+from keras_robust.types import Tensor
 
 
-def check_points(name: str, points: Any, width: int | None = None, dtype: Any = None) -> np.ndarray:
+def check_points(
+    name: str, points: Tensor, width: int | None = None, dtype: Any = None
+) -> np.ndarray:
     """Converts the points to a float array, shape `(num_points, dimensions)`.
 
     Its dtype is `dtype`. If that is `None`, it is float64 if the points are in float64 and the

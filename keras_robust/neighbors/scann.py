@@ -8,6 +8,7 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.neighbors.exact import ExactIndex
 from keras_robust.neighbors.points import check_num_neighbors, check_points
+from keras_robust.types import Tensor
 
 # Below this number of points ScaNN's documentation recommends comparing with all of them.
 _MIN_PARTITIONED = 20_000
@@ -47,7 +48,7 @@ class ScannIndex:
     - [Guo et al., 2020](https://arxiv.org/abs/1908.10396)
     """
 
-    def __init__(self, points: Any, num_neighbors: int = 30, search_share: float = 0.05) -> None:
+    def __init__(self, points: Tensor, num_neighbors: int = 30, search_share: float = 0.05) -> None:
         self.points = check_points("points", points, dtype="float32")
         self.num_neighbors = validation.check_count("num_neighbors", num_neighbors)
         self.search_share = validation.check_number(
@@ -69,7 +70,7 @@ class ScannIndex:
         self._searcher = builder.build()
 
     def search(
-        self, queries: Any, num_neighbors: int | None = None
+        self, queries: Tensor, num_neighbors: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Finds the points nearest to each query, in ascending order of the distance.
 
@@ -90,7 +91,7 @@ class ScannIndex:
         )
         return np.maximum(distances, 0), indices.astype("int32")
 
-    def recall(self, queries: Any, num_neighbors: int | None = None) -> float:
+    def recall(self, queries: Tensor, num_neighbors: int | None = None) -> float:
         """Measures the share of the queries' true nearest neighbours that `search` finds."""
         count = self.num_neighbors if num_neighbors is None else num_neighbors
         found = self.search(queries, count)[1]

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_robust import backend
 from keras_robust.ops.precision import working_dtype
+from keras_robust.types import Seed, Tensor
 
 # Norms of examples that serve as denominators are raised to at least this share of their mean over
 # the examples. The norm of a nearly black image is close to zero, so a ratio to it would dominate
@@ -25,22 +26,22 @@ _PRECISION, _ROUNDING = {"float32": 1e-6, "float64": 1e-14}, {"float32": 1e-7, "
 _MAX_STEPS = 200
 
 
-def per_example(values: Any, like: Any) -> Any:
+def per_example(values: Tensor, like: Tensor) -> Tensor:
     """Reshapes `(batch_size,)` to `(batch_size, 1, ..., 1)`, to broadcast with `like`."""
     return ops.reshape(values, (-1,) + (1,) * (len(like.shape) - 1))
 
 
-def per_example_where(condition: Any, x: Any, otherwise: Any) -> Any:
+def per_example_where(condition: Tensor, x: Tensor, otherwise: Tensor) -> Tensor:
     """Selects `x` for the examples that meet the condition, else `otherwise`."""
     return ops.where(per_example(condition, x), x, otherwise)
 
 
-def maximum_norm(delta: Any) -> Any:
+def maximum_norm(delta: Tensor) -> Tensor:
     """Computes the L-infinity norm of each example."""
     return ops.max(ops.reshape(ops.abs(delta), (ops.shape(delta)[0], -1)), axis=1)
 
 
-def euclidean_norm(delta: Any) -> Any:
+def euclidean_norm(delta: Tensor) -> Tensor:
     """Computes the L2 norm of each example.
 
     Values are scaled by the largest entry, so that their squares neither underflow nor overflow.
@@ -51,16 +52,18 @@ def euclidean_norm(delta: Any) -> Any:
     return largest * ops.sqrt(ops.sum(ops.square(scaled), axis=1))
 
 
-def absolute_norm(delta: Any) -> Any:
+def absolute_norm(delta: Tensor) -> Tensor:
     """Computes the L1 norm of each example."""
     return _sum(ops.abs(delta))
 
 
-def _sum(values: Any) -> Any:
+def _sum(values: Tensor) -> Tensor:
     return ops.sum(ops.reshape(values, (ops.shape(values)[0], -1)), axis=1)
 
 
-def bisected(surplus: Callable[[Any], Any], high: Any, enough: float = 0.0) -> tuple[Any, Any]:
+def bisected(
+    surplus: Callable[[Tensor], Tensor], high: Tensor, enough: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Bisects for the threshold at which `surplus` changes its sign, for each example.
 
     Returns two adjacent thresholds, with `surplus >= 0` at the first and `surplus < 0` at the
@@ -76,14 +79,14 @@ def bisected(surplus: Callable[[Any], Any], high: Any, enough: float = 0.0) -> t
     """
     num_halvings = _NUM_HALVINGS[working_dtype(high.dtype)]
 
-    def halve(step: Any, low: Any, high: Any, at_low: Any) -> tuple[Any, ...]:
+    def halve(step: Tensor, low: Tensor, high: Tensor, at_low: Tensor) -> tuple[Any, ...]:
         middle = (low + high) / 2
         value = surplus(middle)
         is_low = value >= 0
         low, high = ops.where(is_low, middle, low), ops.where(is_low, high, middle)
         return step + 1, low, high, ops.where(is_low, value, at_low)
 
-    def unfinished(step: Any, low: Any, high: Any, at_low: Any) -> Any:
+    def unfinished(step: Tensor, low: Tensor, high: Tensor, at_low: Tensor) -> Tensor:
         return ops.logical_and(step < num_halvings, ops.any(at_low >= enough))
 
     low = ops.zeros_like(high)
@@ -91,7 +94,7 @@ def bisected(surplus: Callable[[Any], Any], high: Any, enough: float = 0.0) -> t
     return low, high
 
 
-def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
+def dimensions(x: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
     """Counts the values of an example that can change.
 
     Returns a number, or a tensor with one number for each example if the bounds are tensors.
@@ -102,7 +105,7 @@ def dimensions(x: Any, bounds: tuple[Any, Any]) -> Any:
     return ops.maximum(ops.sum(ops.reshape(free, (ops.shape(x)[0], -1)), axis=1), 1.0)
 
 
-def movable(gradient: Any, x: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any:
+def movable(gradient: Tensor, x: Tensor, epsilon: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
     """Masks the values that can still move in the direction of the gradient.
 
     A value whose distance to a bound is at most a millionth of the radius `epsilon` counts as
@@ -114,7 +117,9 @@ def movable(gradient: Any, x: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any
     return ops.logical_not(ops.logical_or(at_upper, at_lower))
 
 
-def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = True) -> Any:
+def steepest_direction(
+    gradient: Tensor, norm: str, count: Tensor = 1, movable: Tensor = True
+) -> Tensor:
     """Returns the point of the unit ball that has the largest inner product with `gradient`.
 
     `argmax_{||d|| <= 1} <d, g>`: sign(g) for `"linf"`, g / ||g||_2 for `"l2"`; 0 where g is 0.
@@ -132,7 +137,7 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = 
         counted = ops.where(movable, size, -ops.ones_like(size))
         count = ops.cast(count, size.dtype)
 
-        def surplus(least: Any) -> Any:
+        def surplus(least: Tensor) -> Tensor:
             return _sum(ops.cast(counted >= per_example(least, size), size.dtype)) - count
 
         largest = maximum_norm(gradient)
@@ -150,7 +155,9 @@ def steepest_direction(gradient: Any, norm: str, count: Any = 1, movable: Any = 
     return gradient / per_example(safe, gradient)
 
 
-def steepest_step(gradient: Any, size: Any, norm: str, count: Any = 1, movable: Any = True) -> Any:
+def steepest_step(
+    gradient: Tensor, size: Tensor, norm: str, count: Tensor = 1, movable: Tensor = True
+) -> Tensor:
     """Returns `argmax <d, g>` subject to `||d / size|| <= 1`; for L1 see `steepest_direction`.
 
     `size` is a number, or a tensor that broadcasts to `gradient`, with one size for each value.
@@ -160,7 +167,9 @@ def steepest_step(gradient: Any, size: Any, norm: str, count: Any = 1, movable: 
     return size * steepest_direction(size * gradient, norm, count, movable)
 
 
-def projection(x: Any, epsilon: Any, norm: str, bounds: tuple[Any, Any]) -> Callable[[Any], Any]:
+def projection(
+    x: Tensor, epsilon: Tensor, norm: str, bounds: tuple[Tensor, Tensor]
+) -> Callable[[Tensor], Tensor]:
     """Returns the projection to the ball of radius `epsilon` around `x` and to `bounds`.
 
     For `"linf"` and `"l1"` it computes `argmin ||z - x_adv||_2` over the intersection of ball and
@@ -183,7 +192,7 @@ def projection(x: Any, epsilon: Any, norm: str, bounds: tuple[Any, Any]) -> Call
     if norm == "l1":
         return lambda x_adv: _project_l1(x, x_adv, epsilon, bounds)
 
-    def project(x_adv: Any) -> Any:
+    def project(x_adv: Tensor) -> Tensor:
         delta = x_adv - x
         length = euclidean_norm(delta)
         factor = epsilon / ops.maximum(ops.maximum(length, epsilon), _SMALLEST)
@@ -192,14 +201,14 @@ def projection(x: Any, epsilon: Any, norm: str, bounds: tuple[Any, Any]) -> Call
     return project
 
 
-def _project_l1(x: Any, x_adv: Any, epsilon: Any, bounds: tuple[Any, Any]) -> Any:
+def _project_l1(x: Tensor, x_adv: Tensor, epsilon: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
     delta = x_adv - x
     size = ops.abs(delta)
     low, high = (ops.cast(bound, size.dtype) for bound in bounds)
     limit = ops.where(delta > 0, high, low)
     room = ops.abs(limit - x)
 
-    def shrunk(threshold: Any) -> Any:
+    def shrunk(threshold: Tensor) -> Tensor:
         return ops.minimum(ops.maximum(size - per_example(threshold, size), 0), room)
 
     new = shrunk(_threshold(size, room, shrunk, epsilon))
@@ -213,7 +222,9 @@ def _project_l1(x: Any, x_adv: Any, epsilon: Any, bounds: tuple[Any, Any]) -> An
     return ops.where(ops.logical_and(at_limit, new > 0), limit, z)
 
 
-def _threshold(size: Any, room: Any, shrunk: Callable[[Any], Any], epsilon: Any) -> Any:
+def _threshold(
+    size: Tensor, room: Tensor, shrunk: Callable[[Tensor], Tensor], epsilon: Tensor
+) -> Tensor:
     """Finds `lambda` of the projection in L1; it is 0 where the norm is small enough already.
 
     Uses Newton's method from below where its iterate stays inside the bracket, and the secant
@@ -223,16 +234,16 @@ def _threshold(size: Any, room: Any, shrunk: Callable[[Any], Any], epsilon: Any)
     dtype = working_dtype(size.dtype)
     precision, rounding = _PRECISION[dtype], _ROUNDING[dtype]
 
-    def excess(threshold: Any) -> Any:
+    def excess(threshold: Tensor) -> Tensor:
         return _sum(shrunk(threshold)) - epsilon
 
-    def is_open(step: Any, ends: Any, values: Any) -> Any:
+    def is_open(step: Tensor, ends: Any, values: Tensor) -> Tensor:
         # False for NaN.
         wide = ends[1] - ends[0] > rounding * ends[1]
         far = ops.logical_and(values[0] > precision * epsilon, -values[1] > precision * epsilon)
         return ops.logical_and(ops.logical_and(wide, far), step < _MAX_STEPS)
 
-    def narrow(step: Any, ends: Any, values: Any) -> tuple[Any, ...]:
+    def narrow(step: Tensor, ends: Any, values: Tensor) -> tuple[Any, ...]:
         (low, high), (above, below) = ends, values
         left = size - per_example(low, size)
         falling = ops.cast(ops.logical_and(left > 0, left < room), size.dtype)
@@ -257,7 +268,9 @@ def _threshold(size: Any, room: Any, shrunk: Callable[[Any], Any], epsilon: Any)
     return low + above / ops.maximum(above + below, _SMALLEST) * (high - low)
 
 
-def random_in_ball(x: Any, epsilon: Any, norm: str, seed: Any, bounds: tuple[Any, Any]) -> Any:
+def random_in_ball(
+    x: Tensor, epsilon: Tensor, norm: str, seed: Seed, bounds: tuple[Tensor, Tensor]
+) -> Tensor:
     """Draws uniformly from the ball of radius `epsilon` around each `x`.
 
     If the bounds are tensors, values whose two bounds are equal are fixed, and the ball has fewer

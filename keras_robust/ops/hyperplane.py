@@ -5,11 +5,12 @@ from typing import Any
 from keras import ops
 
 from keras_robust.ops.balls import absolute_norm, bisected, maximum_norm, per_example
+from keras_robust.types import Tensor
 
 
 def to_hyperplane(
-    x: Any, normal: Any, distance: Any, norm: str, bounds: tuple[float, float]
-) -> Any:
+    x: Tensor, normal: Tensor, distance: Tensor, norm: str, bounds: tuple[float, float]
+) -> Tensor:
     """Computes the smallest step from `x` to a hyperplane that stays within the bounds.
 
     `argmin ||d||` subject to `<w, d> = c` and `low <= x + d <= high`. If no such `d` exists, the
@@ -50,10 +51,10 @@ def to_hyperplane(
     stops_at = room / ops.where(speed > 0, speed, ops.ones_like(x))
     slopes, limits, zeros = size * speed, size * room, ops.zeros_like(x)
 
-    def total(values: Any) -> Any:
+    def total(values: Tensor) -> Tensor:
         return ops.sum(ops.reshape(values, (ops.shape(x)[0], -1)), axis=1)
 
-    def newton(t: Any, _: Any) -> tuple[Any, Any]:
+    def newton(t: Tensor, _: Any) -> tuple[Tensor, Tensor]:
         stopped = stops_at <= per_example(t, x)
         slope = total(ops.where(stopped, zeros, slopes))
         missing = target - total(ops.where(stopped, limits, zeros))
@@ -67,7 +68,7 @@ def to_hyperplane(
     return direction * ops.where(speed > 0, step, zeros)  # `t` may be infinite.
 
 
-def _filled(size: Any, room: Any, target: Any) -> Any:
+def _filled(size: Tensor, room: Tensor, target: Tensor) -> Tensor:
     """Computes the cheapest steps, at most `room`, with `sum_i size_i step_i = target`."""
     zeros = ops.zeros_like(size)
     safe = ops.where(size > 0, size, ops.ones_like(size))
@@ -75,7 +76,7 @@ def _filled(size: Any, room: Any, target: Any) -> Any:
     room = ops.where(size > 0, ops.minimum(room, per_example(target, size) / safe), zeros)
     gains = size * room
 
-    def gain(above: Any) -> Any:
+    def gain(above: Tensor) -> Tensor:
         return absolute_norm(ops.where(size > per_example(above, size), gains, zeros))
 
     low, high = bisected(lambda above: gain(above) - target, maximum_norm(size))

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_robust.ops.nearest import dtype_name
 from keras_robust.ops.neighbor_graph import Edges
+from keras_robust.types import Labels, Tensor
 
 # Above this number of points, conjugate gradients replace the Cholesky decomposition.
 MAX_DENSE = 3000
@@ -19,12 +20,12 @@ _MAX_ITERATIONS = 1000
 
 def interpolate(
     edges: Edges,
-    values: Any,
-    is_known: Any,
-    size: Any,
-    template_weight: Any,
+    values: Tensor,
+    is_known: Tensor,
+    size: Tensor,
+    template_weight: Tensor,
     joint: bool = True,
-) -> Any:
+) -> Tensor:
     """Extends known values harmonically to the other points of a graph.
 
     Solves, for each unknown point x (Wang and Osher, eq. 5),
@@ -73,8 +74,8 @@ def interpolate(
     # All tensors are arguments, because on JAX those of an `ops.switch` branch cannot be captured.
     @ops.custom_gradient
     def solve(
-        weight: Any, values: Any, source: Any, target: Any, row: Any, other: Any, is_mixed: Any,
-        is_known: Any, is_unknown: Any,
+        weight: Tensor, values: Tensor, source: Tensor, target: Tensor, row: Tensor,
+        other: Tensor, is_mixed: Tensor, is_known: Tensor, is_unknown: Tensor,
     ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
         outer = ops.where(is_mixed, weight, ops.zeros_like(weight))
         inner = ops.where(is_mixed, ops.zeros_like(weight), weight)
@@ -86,7 +87,7 @@ def interpolate(
         prior = ops.sum(share * values, axis=0) / ops.maximum(ops.sum(share), 1.0)
         u = ops.where(is_unknown, solver(pull, prior), values[:size])
 
-        def gradient(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+        def gradient(*args: Any, upstream: Tensor = None) -> tuple[Any, ...]:
             upstream = args[0] if upstream is None else upstream
             zero = ops.zeros_like(upstream)
             adjoint = solver(ops.where(is_unknown, upstream, zero), zero[0])
@@ -110,13 +111,13 @@ def interpolate(
 
 
 def _solver(
-    source: Any,
-    target: Any,
-    inner: Any,
-    outer: Any,
-    row: Any,
-    is_unknown: Any,
-    size: Any,
+    source: Tensor,
+    target: Tensor,
+    inner: Tensor,
+    outer: Tensor,
+    row: Tensor,
+    is_unknown: Tensor,
+    size: Tensor,
     joint: bool,
 ) -> Callable[[Any, Any], Any]:
     """Returns a function that solves the system for the first `size` points.
@@ -139,7 +140,9 @@ def _solver(
     return lambda pull, prior: solve(pull + tie[:, None] * prior)
 
 
-def _dense(source: Any, target: Any, inner: Any, diagonal: Any, size: Any) -> Callable[[Any], Any]:
+def _dense(
+    source: Tensor, target: Tensor, inner: Tensor, diagonal: Tensor, size: Tensor
+) -> Callable[[Tensor], Tensor]:
     is_inside = ops.logical_and(source < size, target < size)
     place = ops.where(is_inside, source * size + target, ops.zeros_like(source))
     inner = ops.where(is_inside, inner, ops.zeros_like(inner))
@@ -147,7 +150,7 @@ def _dense(source: Any, target: Any, inner: Any, diagonal: Any, size: Any) -> Ca
     matrix = ops.eye(size, dtype=inner.dtype) * diagonal - matrix - ops.transpose(matrix)
     lower = ops.cholesky(matrix)
 
-    def solve(right: Any) -> Any:
+    def solve(right: Tensor) -> Tensor:
         half = ops.solve_triangular(lower, right, lower=True)
         return ops.solve_triangular(ops.transpose(lower), half, lower=False)
 
@@ -155,29 +158,29 @@ def _dense(source: Any, target: Any, inner: Any, diagonal: Any, size: Any) -> Ca
 
 
 def _iterative(
-    source: Any, target: Any, inner: Any, diagonal: Any, size: int
-) -> Callable[[Any], Any]:
+    source: Tensor, target: Tensor, inner: Tensor, diagonal: Tensor, size: int
+) -> Callable[[Tensor], Tensor]:
     """Solves for all columns at once by conjugate gradients, preconditioned by the diagonal."""
     is_inside = ops.logical_and(source < size, target < size)
     weight = ops.where(is_inside, inner, ops.zeros_like(inner))[:, None]
     source = ops.where(is_inside, source, ops.zeros_like(source))
     target = ops.where(is_inside, target, ops.zeros_like(target))
 
-    def apply(u: Any) -> Any:
+    def apply(u: Tensor) -> Tensor:
         there = ops.segment_sum(weight * ops.take(u, target, axis=0), source, num_segments=size)
         back = ops.segment_sum(weight * ops.take(u, source, axis=0), target, num_segments=size)
         return diagonal * u - there - back
 
-    def dot(x: Any, y: Any) -> Any:
+    def dot(x: Tensor, y: Labels) -> Tensor:
         return ops.sum(x * y, axis=0)
 
-    def solve(right: Any) -> Any:
+    def solve(right: Tensor) -> Tensor:
         enough = _TOLERANCE[dtype_name(inner)] ** 2 * dot(right / diagonal, right)
 
-        def unfinished(u: Any, residual: Any, direction: Any, rho: Any) -> Any:
+        def unfinished(u: Tensor, residual: Tensor, direction: Tensor, rho: Tensor) -> Tensor:
             return ops.any(rho > enough)
 
-        def step(u: Any, residual: Any, direction: Any, rho: Any) -> tuple[Any, ...]:
+        def step(u: Tensor, residual: Tensor, direction: Tensor, rho: Tensor) -> tuple[Any, ...]:
             image = apply(direction)
             curvature = dot(direction, image)
             is_open = ops.logical_and(rho > enough, curvature > 0)

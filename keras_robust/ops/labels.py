@@ -1,18 +1,17 @@
 """Class labels in the two forms that Keras accepts."""
 
-from typing import Any
-
 from keras import ops
 
+from keras_robust.types import Labels, Tensor
 from keras_robust.validation import no_classifier
 
 
-def is_one_hot(y: Any) -> bool:
+def is_one_hot(y: Labels) -> bool:
     """Whether labels of the shape of `y` are one-hot rather than integers."""
     return len(y.shape) == 2 and y.shape[-1] > 1
 
 
-def sparse_labels(y: Any) -> Any:
+def sparse_labels(y: Labels) -> Tensor:
     """Converts integer labels or one-hot rows to integer labels, shape `(batch_size,)`.
 
     Args:

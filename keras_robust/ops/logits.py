@@ -1,10 +1,9 @@
 """Functions of a classifier's output that attacks and losses share."""
 
-from typing import Any
-
 from keras import ops
 
 from keras_robust.ops.precision import EPSILON
+from keras_robust.types import Labels, Scores, Tensor
 from keras_robust.validation import no_classifier
 
 EXPECTED_OUTPUTS = (
@@ -25,7 +24,7 @@ _MASKING_FACTOR = 100.0
 _PROBABILITY_ROUNDING = 4.0
 
 
-def class_scores(outputs: Any, from_logits: bool = True) -> Any:
+def class_scores(outputs: Scores, from_logits: bool = True) -> Tensor:
     """Returns a row of class scores for each example.
 
     A classifier with a single output yields the scores `(0, z)`, or `(1 - p, p)`.
@@ -45,7 +44,7 @@ def class_scores(outputs: Any, from_logits: bool = True) -> Any:
     return ops.concatenate([ops.zeros_like(score) if from_logits else 1 - score, score], axis=1)
 
 
-def probabilities_to_logits(probabilities: Any) -> Any:
+def probabilities_to_logits(probabilities: Scores) -> Tensor:
     """Returns `log p`, so that `softmax(log p) = p`.
 
     It is finite and has a finite gradient even at `p = 0`.
@@ -53,29 +52,29 @@ def probabilities_to_logits(probabilities: Any) -> Any:
     return ops.log(ops.maximum(probabilities, _SMALLEST_PROBABILITY))
 
 
-def log_probabilities(outputs: Any, from_logits: bool) -> Any:
+def log_probabilities(outputs: Scores, from_logits: bool) -> Tensor:
     """Converts a classifier's outputs to log-probabilities, shape `(batch_size, num_classes)`."""
     outputs = class_scores(outputs, from_logits)
     return ops.log_softmax(outputs) if from_logits else probabilities_to_logits(outputs)
 
 
-def kl_divergence(log_p: Any, log_q: Any) -> Any:
+def kl_divergence(log_p: Scores, log_q: Scores) -> Tensor:
     """Computes `KL(p || q) = sum_j p_j (log p_j - log q_j)` for each row."""
     return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def _others(logits: Any, y: Any) -> Any:
+def _others(logits: Scores, y: Labels) -> Tensor:
     """Sets the logit of class `y` to minus infinity."""
     is_label = ops.one_hot(y, logits.shape[-1], dtype="bool")
     return ops.where(is_label, ops.full_like(logits, -float("inf")), logits)
 
 
-def of_class(logits: Any, y: Any) -> Any:
+def of_class(logits: Scores, y: Labels) -> Tensor:
     """Returns `z_y`, shape `(batch_size,)`."""
     return ops.squeeze(ops.take_along_axis(logits, ops.expand_dims(y, -1), axis=-1), -1)
 
 
-def margin(logits: Any, y: Any) -> Any:
+def margin(logits: Scores, y: Labels) -> Tensor:
     """Computes `max_{j != y} z_j - z_y`, shape `(batch_size,)`.
 
     It is positive where `y` is not predicted.
@@ -83,7 +82,7 @@ def margin(logits: Any, y: Any) -> Any:
     return ops.max(_others(logits, y), axis=-1) - of_class(logits, y)
 
 
-def rounding(logits: Any, y: Any, precision: str) -> Any:
+def rounding(logits: Scores, y: Labels, precision: str) -> Tensor:
     """Bounds the rounding error of `margin(logits, y)`, shape `(batch_size,)`.
 
     The bound is a share of the largest logit, so it scales with the logits.
@@ -99,12 +98,12 @@ def rounding(logits: Any, y: Any, precision: str) -> Any:
     return _LOGIT_ROUNDING[precision] * EPSILON[precision] * largest
 
 
-def rounding_of_probabilities(p: Any, precision: str) -> Any:
+def rounding_of_probabilities(p: Tensor, precision: str) -> Tensor:
     """Bounds the rounding error of the difference of the largest probability and another."""
     return _PROBABILITY_ROUNDING * EPSILON[precision] * ops.max(p, axis=-1)
 
 
-def log_odds_against(logits: Any, y: Any) -> Any:
+def log_odds_against(logits: Scores, y: Labels) -> Tensor:
     """Computes `m = log sum_{j != y} exp(z_j) - z_y`, the log-odds that the class is not `y`.
 
     Cross-entropy is `log(1 + exp(m))`, an increasing function of m. For each example, both have the
@@ -115,7 +114,7 @@ def log_odds_against(logits: Any, y: Any) -> Any:
     return ops.logsumexp(_others(logits, y), axis=-1) - of_class(logits, y)
 
 
-def dlr(logits: Any, y: Any) -> Any:
+def dlr(logits: Scores, y: Labels) -> Tensor:
     """Computes `-(z_y - max_{j != y} z_j) / (z_pi1 - z_pi3)`, the difference-of-logits ratio.
 
     `pi` sorts the logits in decreasing order. The ratio does not change if a constant is added to
@@ -126,7 +125,7 @@ def dlr(logits: Any, y: Any) -> Any:
     return _ratio(margin(logits, y), largest[:, 0] - largest[:, 2])
 
 
-def dlr_targeted(logits: Any, y: Any, target: Any) -> Any:
+def dlr_targeted(logits: Scores, y: Labels, target: Tensor) -> Tensor:
     """Computes `-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2)`, the ratio for a target class.
 
     It requires at least 4 classes (Croce and Hein, 2020, eq. 7).
@@ -136,18 +135,18 @@ def dlr_targeted(logits: Any, y: Any, target: Any) -> Any:
     return _ratio(difference, largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2)
 
 
-def _ratio(numerator: Any, denominator: Any) -> Any:
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Computes the ratio, or returns the numerator where the denominator is 0 (tied logits)."""
     return numerator / ops.where(denominator > 0, denominator, ops.ones_like(denominator))
 
 
-def logit_range(logits: Any) -> Any:
+def logit_range(logits: Scores) -> Tensor:
     """Computes `max_j z_j - min_j z_j`, shape `(batch_size,)`; 1 where that is 0."""
     difference = ops.max(logits, axis=-1) - ops.min(logits, axis=-1)
     return ops.where(difference > 0, difference, ops.ones_like(difference))
 
 
-def other_classes(logits: Any, y: Any) -> Any:
+def other_classes(logits: Scores, y: Labels) -> Tensor:
     """Returns all classes but `y`, the most likely first.
 
     The shape is `(batch_size, num_classes - 1)`.

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
+from keras_robust.types import Labels, Tensor
 
 # The number of points compared with the queries at once, and the size of a group in `smallest`.
 _BLOCK, _GROUP = 32768, 16
@@ -16,7 +17,7 @@ _MAX_ROWS = 2048
 _ROUNDING = {"float32": 1e-6, "float64": 1e-14}
 
 
-def squared_distances(x: Any, y: Any) -> Any:
+def squared_distances(x: Tensor, y: Labels) -> Tensor:
     """Computes `||x_i - y_j||_2^2`, shape `(len(x), len(y))`.
 
     Distances below the rounding error of the computation are set to exactly 0.
@@ -28,7 +29,7 @@ def squared_distances(x: Any, y: Any) -> Any:
     return ops.where(is_rounding, ops.zeros_like(norms), distances)
 
 
-def has_distances(points: Any) -> Any:
+def has_distances(points: Tensor) -> Tensor:
     """Tests whether each point has finite squared distances to other such points, shape `(rows,)`.
 
     It does not if a value is NaN, infinite, or so large that squares overflow.
@@ -50,7 +51,7 @@ def check_distances_exist(name: str, points: np.ndarray) -> None:
         )
 
 
-def smallest(values: Any, count: int) -> tuple[Any, Any]:
+def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Returns the `count` smallest values of each row in ascending order, and their columns.
 
     A long row is cut into groups. The `count` smallest values lie in the `count` groups with the
@@ -74,8 +75,8 @@ def smallest(values: Any, count: int) -> tuple[Any, Any]:
 
 
 def nearest(
-    queries: Any, points: Any, count: int, first: Any = None, is_point: Any = None
-) -> tuple[Any, Any]:
+    queries: Tensor, points: Tensor, count: int, first: Tensor = None, is_point: Tensor = None
+) -> tuple[Tensor, Tensor]:
     """Finds the `count` points nearest to each query, in ascending order of the distance.
 
     Apart from the points themselves, memory does not grow with their number.
@@ -101,8 +102,8 @@ def nearest(
 
 
 def nearest_in_two_ways(
-    queries: Any, points: Any, count: int, scale: Any, scaled_count: int
-) -> tuple[Any, Any, Any, Any]:
+    queries: Tensor, points: Tensor, count: int, scale: Tensor, scaled_count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Finds the points nearest by distance and those nearest by scaled distance, in one pass.
 
     The scaled distance is `||x - y||^2 / scale(y)`.
@@ -118,7 +119,7 @@ def nearest_in_two_ways(
     )
 
 
-def _in_row_blocks(queries: Any, first: Any, search: Any) -> Any:
+def _in_row_blocks(queries: Tensor, first: Tensor, search: Any) -> Tensor:
     num_rows = queries.shape[0]
     if num_rows is None or num_rows <= _MAX_ROWS:
         return search(queries, first)
@@ -133,7 +134,12 @@ class _Search:
     """Searches the points block by block; arguments as in `nearest` and `nearest_in_two_ways`."""
 
     def __init__(
-        self, queries: Any, points: Any, first: Any, scale: Any = None, is_point: Any = None
+        self,
+        queries: Tensor,
+        points: Tensor,
+        first: Tensor,
+        scale: Tensor = None,
+        is_point: Tensor = None,
     ) -> None:
         self.queries, self.points, self.first, self.scale = queries, points, first, scale
         self.is_point = is_point
@@ -149,7 +155,7 @@ class _Search:
             # Blocks have equal size, consist of whole groups, and overlap as little as possible.
             size = _GROUP * -(-num_points // (blocks * _GROUP))
 
-            def merge(number: Any, found: Any) -> Any:
+            def merge(number: Tensor, found: Tensor) -> Tensor:
                 # The last block may overlap the one before it. It leaves out the shared points.
                 begin = number * size
                 start = ops.minimum(begin, num_points - size)
@@ -166,7 +172,7 @@ class _Search:
             parts[place] = self._rounded(parts[place], parts[place + 1])
         return tuple(parts)
 
-    def block(self, counts: Any, start: Any, size: int | None, begin: Any) -> list[Any]:
+    def block(self, counts: Tensor, start: Tensor, size: int | None, begin: Any) -> list[Any]:
         """Searches the `size` points from index `start` on, except those before index `begin`.
 
         Returns distances and indices, and with a scale also those by scaled distance.
@@ -198,7 +204,7 @@ class _Search:
             parts += [found[0], found[1] + start]
         return parts
 
-    def _rounded(self, distances: Any, indices: Any) -> Any:
+    def _rounded(self, distances: Tensor, indices: Tensor) -> Tensor:
         """Sets distances below the rounding error to 0.
 
         Infinite distances, where there is no point, stay infinite.
@@ -208,18 +214,18 @@ class _Search:
         return ops.where(is_rounding, ops.zeros_like(distances), distances)
 
 
-def _smallest_of(distances: Any, count: int, missing: int) -> tuple[Any, Any]:
+def _smallest_of(distances: Tensor, count: int, missing: int) -> tuple[Tensor, Tensor]:
     if missing:
         distances = ops.pad(distances, [(0, 0), (0, missing)], constant_values=float("inf"))
     values, columns = smallest(distances, count)
     return values, ops.where(values < float("inf"), columns, ops.zeros_like(columns))
 
 
-def _best(values: Any, columns: Any, count: int) -> tuple[Any, Any]:
+def _best(values: Tensor, columns: Tensor, count: int) -> tuple[Tensor, Tensor]:
     negative, places = ops.top_k(-values, count)
     return -negative, ops.take_along_axis(columns, places, axis=1)
 
 
-def dtype_name(x: Any) -> str:
+def dtype_name(x: Tensor) -> str:
     """Returns the dtype as a string, `"float32"` or `"float64"`."""
     return keras.backend.standardize_dtype(x.dtype)

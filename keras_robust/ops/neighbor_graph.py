@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_robust.ops.nearest import has_distances, nearest, smallest
+from keras_robust.types import Tensor
 
 KERNELS = ("gaussian", "quartic")
 # The number of rows whose neighbours are gathered at once.
@@ -32,12 +33,12 @@ class ListRadii(NamedTuple):
     sigma: Any
     farthest: Any
 
-    def scale(self) -> Any:
+    def scale(self) -> Tensor:
         """Returns `sigma`, or the finite `below` where `sigma` is infinite."""
         return ops.where(self.sigma < float("inf"), self.sigma, self.below)
 
 
-def kernel_weights(distances: Any, sigma: Any, kernel: str) -> Any:
+def kernel_weights(distances: Tensor, sigma: Tensor, kernel: str) -> Tensor:
     """Computes `exp(-d^2 / sigma^2)` or `exp(-d^4 / sigma^4)`; 0 where the distance is infinite.
 
     `distances` holds `d^2`, and `sigma` holds `sigma^2`.
@@ -49,7 +50,7 @@ def kernel_weights(distances: Any, sigma: Any, kernel: str) -> Any:
     return ops.where(is_edge, ops.exp(-ratio), ops.zeros_like(ratio))
 
 
-def own_sigma(distances: Any, sigma_neighbor: int) -> Any:
+def own_sigma(distances: Tensor, sigma_neighbor: int) -> Tensor:
     """Returns the squared distance to neighbour number n from sorted lists, shape `(rows, 1)`.
 
     If a list is shorter than n, it is the last distance of the list. If it would be 0 because of
@@ -66,7 +67,7 @@ def own_sigma(distances: Any, sigma_neighbor: int) -> Any:
     return ops.where(sigma > 0, sigma, least)
 
 
-def center_of(points: Any) -> Any:
+def center_of(points: Tensor) -> Tensor:
     """Computes the mean of the points, without gradient; NaN if a point has no finite distances."""
     points = ops.stop_gradient(points)
     center = ops.mean(points, axis=0)
@@ -74,7 +75,7 @@ def center_of(points: Any) -> Any:
     return ops.where(ops.all(has_distances(points)), center, nan)
 
 
-def measurable(points: Any) -> tuple[Any, Any]:
+def measurable(points: Tensor) -> tuple[Tensor, Tensor]:
     """Sets points that have no finite distances to 0.
 
     Returns the points and a mask of those with finite distances, shape `(num_points,)`.
@@ -84,7 +85,7 @@ def measurable(points: Any) -> tuple[Any, Any]:
 
 
 def union_edges(
-    points: Any, num_neighbors: int, sigma_neighbor: int, kernel: str, is_point: Any
+    points: Tensor, num_neighbors: int, sigma_neighbor: int, kernel: str, is_point: Tensor
 ) -> Edges:
     """Builds each point's edges to its m nearest among all points.
 
@@ -98,7 +99,7 @@ def union_edges(
     return Edges(_rows(indices), ops.reshape(indices, (-1,)), ops.reshape(weight, (-1,)))
 
 
-def template_radii(template: Any, num_neighbors: int, sigma_neighbor: int) -> ListRadii:
+def template_radii(template: Tensor, num_neighbors: int, sigma_neighbor: int) -> ListRadii:
     """Computes the radii of the template points' own lists, without any query."""
     fixed = ops.stop_gradient(template)
     num_rows = template.shape[0]
@@ -112,7 +113,7 @@ def template_radii(template: Any, num_neighbors: int, sigma_neighbor: int) -> Li
     return ListRadii(*(ops.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def radii_of_lists(distances: Any, sigma_neighbor: int) -> ListRadii:
+def radii_of_lists(distances: Tensor, sigma_neighbor: int) -> ListRadii:
     """Computes the radii from lists of squared distances in ascending order."""
     distances = ops.convert_to_tensor(distances)
     sigma = own_sigma(distances, sigma_neighbor)[:, 0]
@@ -124,14 +125,14 @@ def radii_of_lists(distances: Any, sigma_neighbor: int) -> ListRadii:
 
 
 def edges_to_template(
-    queries: Any,
-    template: Any,
+    queries: Tensor,
+    template: Tensor,
     radii: ListRadii,
-    found: tuple[Any, Any, Any, Any],
+    found: tuple[Tensor, Tensor, Tensor, Tensor],
     sigma_neighbor: int,
     kernel: str,
     joint: bool,
-    is_query: Any,
+    is_query: Tensor,
 ) -> Edges:
     """Builds the edges that touch a query, from lists that were searched for in the template alone.
 
@@ -180,12 +181,12 @@ def edges_to_template(
 
 
 def edges_of_union(
-    queries: Any,
-    template: Any,
-    lists: Any,
+    queries: Tensor,
+    template: Tensor,
+    lists: Tensor,
     sigma_neighbor: int,
     kernel: str,
-    is_query: Any,
+    is_query: Tensor,
 ) -> Edges:
     """Builds those edges of `union_edges` on queries and template that touch a query.
 
@@ -224,7 +225,7 @@ def edges_of_union(
     return _joined(indices, weight, ends, back_weight)
 
 
-def _sigma_of_both(first: Any, second: Any, sigma_neighbor: int) -> Any:
+def _sigma_of_both(first: Tensor, second: Tensor, sigma_neighbor: int) -> Tensor:
     """Computes `own_sigma` of two sorted lists merged into one.
 
     The first list must have at least n entries.
@@ -247,11 +248,13 @@ def _sigma_of_both(first: Any, second: Any, sigma_neighbor: int) -> Any:
     return ops.where(sigma > 0, sigma, least)
 
 
-def _where_rows(is_row: Any, values: Any) -> Any:
+def _where_rows(is_row: Tensor, values: Tensor) -> Tensor:
     return ops.where(is_row[:, None], values, ops.zeros_like(values))
 
 
-def _joined(indices: Any, weight: Any, ends: tuple[Any, Any], back_weight: Any) -> Edges:
+def _joined(
+    indices: Tensor, weight: Tensor, ends: tuple[Tensor, Tensor], back_weight: Tensor
+) -> Edges:
     """Joins the queries' own edges with the edges from template points to queries.
 
     `ends` holds the sources and the targets of the latter.
@@ -265,8 +268,8 @@ def _joined(indices: Any, weight: Any, ends: tuple[Any, Any], back_weight: Any) 
 
 
 def recorded_distances(
-    x: Any, points: Any, distances: Any, indices: Any, num_derivatives: int = 2
-) -> Any:
+    x: Tensor, points: Tensor, distances: Tensor, indices: Tensor, num_derivatives: int = 2
+) -> Tensor:
     """Gives the distances from a search a gradient in both points; 0 where they are infinite.
 
     They can be differentiated `num_derivatives` times.
@@ -277,8 +280,10 @@ def recorded_distances(
 
     # All tensors are arguments, because on JAX those of an `ops.switch` branch cannot be captured.
     @ops.custom_gradient
-    def record(x: Any, points: Any, distances: Any, indices: Any) -> tuple[Any, Callable[..., Any]]:
-        def gradient(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+    def record(
+        x: Tensor, points: Tensor, distances: Tensor, indices: Tensor
+    ) -> tuple[Any, Callable[..., Any]]:
+        def gradient(*args: Any, upstream: Tensor = None) -> tuple[Any, ...]:
             upstream = args[0] if upstream is None else upstream
             upstream = ops.where(distances < float("inf"), upstream, ops.zeros_like(upstream))
             difference = x[:, None] - ops.take(points, indices, axis=0)
@@ -295,7 +300,7 @@ def recorded_distances(
     return record(x, points, distances, indices)
 
 
-def _rows(indices: Any) -> Any:
+def _rows(indices: Tensor) -> Tensor:
     """Returns the row number of each entry, flattened."""
     rows = ops.arange(ops.shape(indices)[0], dtype="int32")[:, None]
     return ops.reshape(rows + ops.zeros_like(indices), (-1,))

@@ -6,13 +6,14 @@ from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.ops.precision import working_dtype
+from keras_robust.types import Tensor
 
 # The number of passes that fill in unknown pixels from their neighbours before the first step.
 _FILLING_PASSES = 3
 _ROUNDING = 1e-12
 
 
-def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> Any:
+def total_variation(images: Tensor, mask: Tensor, weight: float, num_steps: int) -> Tensor:
     """Denoises images, and fills in their unknown pixels, by total variation minimization.
 
     Approximates, for each image x with its mask m, and for each channel separately,
@@ -93,7 +94,7 @@ def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> An
     rows, columns = (ops.arange(ops.shape(x)[axis], dtype="int32") for axis in (1, 2))
     is_white = ((rows[:, None] + columns) % 2 == 0)[:, :, None]
 
-    def step(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def step(state: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         z, *b = state
         t = [g + b for g, b in zip(_gradient(z), b, strict=True)]
         length = ops.sqrt(ops.square(t[0]) + ops.square(t[1]) + _ROUNDING)
@@ -108,7 +109,7 @@ def total_variation(images: Any, mask: Any, weight: float, num_steps: int) -> An
     return backend.repeat(num_steps, step, (_filled(x, known), zeros, zeros))[0]
 
 
-def _filled(x: Any, known: Any) -> Any:
+def _filled(x: Tensor, known: Tensor) -> Tensor:
     """Replaces unknown pixels by means of their known neighbours.
 
     Pixels far from any known pixel get the mean of the channel.
@@ -122,14 +123,14 @@ def _filled(x: Any, known: Any) -> Any:
     return ops.where(known > 0, x, mean)
 
 
-def _neighbors(x: Any) -> Any:
+def _neighbors(x: Tensor) -> Tensor:
     """Sums the up to 4 neighbours of each pixel."""
     x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     vertical = x[:, :-2, 1:-1] + x[:, 2:, 1:-1]
     return vertical + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
 
 
-def _gradient(x: Any) -> tuple[Any, Any]:
+def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
     """Computes the differences to the pixel below and to the right; 0 where there is none."""
     return (
         ops.pad(x[:, 1:] - x[:, :-1], ((0, 0), (0, 1), (0, 0), (0, 0))),
@@ -137,7 +138,7 @@ def _gradient(x: Any) -> tuple[Any, Any]:
     )
 
 
-def _transposed_gradient(down: Any, right: Any) -> Any:
+def _transposed_gradient(down: Tensor, right: Tensor) -> Tensor:
     """Applies the transpose of `_gradient`.
 
     The fields must be 0 where `_gradient` always is.
@@ -146,5 +147,5 @@ def _transposed_gradient(down: Any, right: Any) -> Any:
     return down + ops.pad(right[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0))) - right
 
 
-def _differ(shape: Any, other: Any) -> bool:
+def _differ(shape: Any, other: Tensor) -> bool:
     return any(None not in pair and pair[0] != pair[1] for pair in zip(shape, other, strict=True))

@@ -19,22 +19,23 @@ from keras_robust.ops.neighbor_graph import (
     union_edges,
 )
 from keras_robust.ops.precision import working_dtype
+from keras_robust.types import Labels, Tensor
 
 # With `joint=False`, the number of edges from template points to a query that are kept.
 _MAX_REVERSE = 512
 
 
 def wnll(
-    queries: Any,
-    template: Any,
-    labels: Any,
+    queries: Tensor,
+    template: Tensor,
+    labels: Labels,
     num_neighbors: int = 30,
     sigma_neighbor: int | None = None,
     kernel: str = "gaussian",
     template_weight: float | None = None,
     joint: bool = True,
     num_classes: int | None = None,
-) -> Any:
+) -> Tensor:
     """Interpolates the labels of template points to queries on a graph of nearest neighbours.
 
     Solves, for each query x,
@@ -148,13 +149,13 @@ def wnll(
 
 
 def edges_alone(
-    queries: Any,
-    template: Any,
+    queries: Tensor,
+    template: Tensor,
     radii: ListRadii,
     num_neighbors: int,
     sigma_neighbor: int,
     kernel: str,
-    is_query: Any,
+    is_query: Tensor,
 ) -> Edges:
     """Builds `edges_to_template` where each query forms a separate graph with the template."""
     found = nearest_in_two_ways(
@@ -170,8 +171,8 @@ def edges_alone(
 
 
 def extend(
-    edges: Edges, values: Any, is_query: Any, template_weight: float | None, joint: bool
-) -> Any:
+    edges: Edges, values: Tensor, is_query: Tensor, template_weight: float | None, joint: bool
+) -> Tensor:
     """Computes u on the queries, which precede the template in the graph, from g on the template.
 
     Queries where `is_query`, of shape `(q,)`, is False get NaN and do not count for the default
@@ -209,7 +210,7 @@ def check_graph(num_neighbors: Any, sigma_neighbor: Any, kernel: Any, template_w
     return int(sigma_neighbor)
 
 
-def label_vectors(labels: Any, num_classes: int | None, dtype: Any) -> Any:
+def label_vectors(labels: Labels, num_classes: int | None, dtype: Any) -> Tensor:
     """Converts labels to vectors, shape `(t, num_classes)`."""
     labels = ops.convert_to_tensor(labels)
     if len(labels.shape) == 2 and labels.shape[1] != 1:

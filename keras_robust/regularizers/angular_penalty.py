@@ -1,23 +1,22 @@
 """Angular penalty on the weights of a classification layer."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from keras_robust import backend, validation
 from keras_robust.ops.precision import working_dtype
 from keras_robust.ops.simplex import simplex_gram
+from keras_robust.types import Config, Tensor
 
 
-def _frobenius_norm(matrix: Any) -> Any:
+def _frobenius_norm(matrix: Tensor) -> Tensor:
     """Returns `sqrt(sum M_ij^2)`, with gradient 0 at `M = 0`."""
     total = ops.sum(ops.square(matrix))
     positive = total > 0
     return ops.where(positive, ops.sqrt(ops.where(positive, total, 1.0)), 0.0)
 
 
-def _spectral_norm(matrix: Any) -> Any:
+def _spectral_norm(matrix: Tensor) -> Tensor:
     """Returns the largest absolute eigenvalue of a symmetric matrix.
 
     It equals `|v^T M v|` for the unit eigenvector v of that eigenvalue. With v held constant, the
@@ -78,7 +77,7 @@ class AngularPenalty(keras.regularizers.Regularizer):
         self.scale = validation.check_number("scale", scale, exclusive=True)
         self.norm = validation.check_choice("norm", norm, _NORMS)
 
-    def __call__(self, kernel: Any) -> Any:
+    def __call__(self, kernel: Tensor) -> Tensor:
         if len(kernel.shape) != 2 or not 2 <= kernel.shape[1] <= kernel.shape[0] + 1:
             raise ValueError(
                 "An angular penalty needs a kernel of shape `(features, num_classes)` with at "
@@ -91,5 +90,5 @@ class AngularPenalty(keras.regularizers.Regularizer):
         deviation = backend.matmul(ops.transpose(kernel), kernel) - ops.cast(gram, kernel.dtype)
         return self.penalty * _NORMS[self.norm](deviation)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"penalty": self.penalty, "scale": self.scale, "norm": self.norm}

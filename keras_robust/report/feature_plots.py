@@ -11,6 +11,7 @@ from keras_robust.metrics.geometry import FeatureGeometry
 from keras_robust.metrics.nearest import NearestImages
 from keras_robust.metrics.transfer import TransferMatrix
 from keras_robust.report.plots import _figure, _plain, are_images
+from keras_robust.types import Labels
 
 _MOST_LEGEND_ENTRIES = 20
 _IMAGE_INCHES = 1.2
@@ -196,7 +197,7 @@ def _colors(count: int) -> np.ndarray:
     return colormaps["tab10" if count <= 10 else "tab20"](np.arange(count))
 
 
-def _name(label: Any, class_names: list[str] | None) -> str:
+def _name(label: Labels, class_names: list[str] | None) -> str:
     return _plain(class_names[int(label)]) if class_names else str(int(label))
 
 

@@ -11,12 +11,13 @@ from keras_robust.layers.wnll_head import wnll_head
 from keras_robust.model.arrays import as_arrays, check_images, padded_batches
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import replaced
+from keras_robust.types import Images, Labels, Model
 
 
 def adapt_template(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     batch_size: int = 128,
     seed: int = 0,
     steps: int | None = None,
@@ -65,7 +66,7 @@ def adapt_template(
     head.adapt(head_inputs(model, x[rows], batch_size), labels[rows], seed)
 
 
-def head_inputs(model: Any, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
+def head_inputs(model: Model, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
     """Returns the head's inputs for each image, in inference mode."""
     classifier = Classifier.of(model)
     classifier.build(x)
@@ -76,7 +77,7 @@ def head_inputs(model: Any, x: np.ndarray, batch_size: int = 128) -> np.ndarray:
     return np.concatenate(found)[: len(x)]
 
 
-def _head_inputs(classifier: Classifier, x: Any) -> Any:
+def _head_inputs(classifier: Classifier, x: Images) -> Any:
     head = wnll_head(classifier.model)
     with replaced(head, "call", lambda inputs, training=None: inputs):
         return classifier.outputs(x)

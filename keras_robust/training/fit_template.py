@@ -14,6 +14,7 @@ from keras_robust.model.arrays import as_array, can_be_read_again, is_data_set
 from keras_robust.training.adapt_template import head_inputs
 from keras_robust.training.template_draw import draw_from_data_set, draw_rows
 from keras_robust.training.template_filling import TemplateFilling
+from keras_robust.types import Images, Labels, Loss, Model
 
 # The arguments of `fit` after images and labels.
 _FIT_ARGUMENTS = list(inspect.signature(keras.Model.fit).parameters)[3:]
@@ -24,7 +25,7 @@ _REMEDY = (
 
 
 def fit_and_fill(
-    model: Any, fit: Callable[..., Any], x: Any, y: Any, *args: Any, **kwargs: Any
+    model: Model, fit: Callable[..., Any], x: Images, y: Labels, *args: Any, **kwargs: Any
 ) -> Any:
     """Calls Keras's `fit`, and fills the template if a loss trains a WNLL head through its graph.
 
@@ -68,7 +69,7 @@ def fit_and_fill(
     return history
 
 
-def graph_losses(loss: Any) -> list[GraphInterpolation]:
+def graph_losses(loss: Loss) -> list[GraphInterpolation]:
     """Returns the losses that train a WNLL head through its graph, including nested ones."""
     found: list[GraphInterpolation] = []
     for part in keras.tree.flatten(loss):
@@ -111,7 +112,7 @@ class _FitFilling(TemplateFilling):
 
 
 def _draw_template(
-    model: Any, x: Any, y: Any, steps: int | None
+    model: Model, x: Images, y: Labels, steps: int | None
 ) -> tuple[Callable[[], np.ndarray], np.ndarray] | None:
     """Returns a function that gives the template's images, and their labels.
 

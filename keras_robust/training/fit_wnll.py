@@ -18,13 +18,14 @@ from keras_robust.model.classifier import Classifier
 from keras_robust.model.layers import all_layers
 from keras_robust.training.adapt_template import adapt_template
 from keras_robust.training.robust_model import RobustModel
+from keras_robust.types import Images, Labels, Loss, Model
 from keras_robust.whole_file import write_whole
 
 
 def fit_wnll(
-    model: Any,
-    x: Any,
-    y: Any = None,
+    model: Model,
+    x: Images,
+    y: Labels = None,
     passes: int = 2,
     linear_epochs: int = 400,
     wnll_epochs: int = 5,
@@ -155,7 +156,7 @@ def fit_wnll(
     }  # fmt: skip
     stages = _Stages(model, directory, schedule)
 
-    def train(rows: np.ndarray, loss: Any, make_optimizer: Any, size: int, epochs: int) -> Any:
+    def train(rows: np.ndarray, loss: Loss, make_optimizer: Any, size: int, epochs: int) -> Any:
         if loss is None:
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         stage = stages.num_done
@@ -198,7 +199,7 @@ def _wnll_sgd(number: int, steps_per_epoch: int) -> Any:
 
 
 @contextlib.contextmanager
-def _only_buffer_trainable(model: Any, head: Any) -> Iterator[None]:
+def _only_buffer_trainable(model: Model, head: Any) -> Iterator[None]:
     """Makes only the head's buffer block trainable, and restores all flags on exit."""
     layers = all_layers(model)
     # Outer layers first and weights last, because a layer's flag is also set on everything inside.
@@ -214,14 +215,14 @@ def _only_buffer_trainable(model: Any, head: Any) -> Iterator[None]:
             part.trainable = trainable
 
 
-def _name(loss: Any) -> Any:
+def _name(loss: Loss) -> Any:
     return loss if loss is None or isinstance(loss, str) else type(loss).__name__
 
 
 class _Stages:
     """The finished stages, saved in `directory` if there is one."""
 
-    def __init__(self, model: Any, directory: Any, schedule: dict[str, Any]) -> None:
+    def __init__(self, model: Model, directory: Any, schedule: dict[str, Any]) -> None:
         self.model, self.schedule = model, schedule
         self.directory = None if directory is None else pathlib.Path(directory)
         self.histories: list[dict[str, list[float]]] = []

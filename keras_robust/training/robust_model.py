@@ -16,6 +16,7 @@ from keras_robust.model.arrays import as_array, first_batch, is_data_set, single
 from keras_robust.model.augmentation import same_augmentation
 from keras_robust.model.classifier import Classifier, call_model, single_output
 from keras_robust.training.fit_template import fit_and_fill
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Shape
 
 # The loss for which each model's first batch has been checked. Not an attribute of the model, which
 # would count as part of the model's structure.
@@ -66,7 +67,7 @@ class RobustModel(backend.TrainStep, keras.Model):
     """
 
     def __init__(
-        self, base_model: Any, seed: int = 0, name: str | None = None, **kwargs: Any
+        self, base_model: Model, seed: int = 0, name: str | None = None, **kwargs: Any
     ) -> None:
         if not isinstance(base_model, keras.Model) or isinstance(base_model, RobustModel):
             raise ValueError(
@@ -80,7 +81,7 @@ class RobustModel(backend.TrainStep, keras.Model):
         self.autocast = False
         self.built = base_model.built
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         if not self.base_model.built:
             if self._takes_pairs and isinstance(input_shape[0], tuple | list):
                 input_shape = input_shape[0]
@@ -102,7 +103,7 @@ class RobustModel(backend.TrainStep, keras.Model):
     def compile(
         self,
         optimizer: Any = "rmsprop",
-        loss: Any = None,
+        loss: Loss = None,
         loss_weights: Any = None,
         *args: Any,
         **kwargs: Any,
@@ -178,7 +179,7 @@ class RobustModel(backend.TrainStep, keras.Model):
         return own + weight.variables(self.loss) if hasattr(self.loss, "call") else own
 
     @contextlib.contextmanager
-    def prepared_step(self, x: Any, y: Any, seed: Any) -> Iterator[Any]:
+    def prepared_step(self, x: Images, y: Labels, seed: Seed) -> Iterator[Any]:
         """Lets the loss prepare a step; yields the images for the predictions, and the labels."""
         step = Step(self.base_model, x, training=True)
         step.iterations = keras.ops.convert_to_tensor(self.optimizer.iterations)
@@ -194,9 +195,9 @@ class RobustModel(backend.TrainStep, keras.Model):
 
     def compute_loss(
         self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
+        x: Images = None,
+        y: Labels = None,
+        y_pred: Scores = None,
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
@@ -220,19 +221,19 @@ class RobustModel(backend.TrainStep, keras.Model):
         step = current_step()
         return super().losses if step is None or step.losses is None else step.losses
 
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def fit(self, x: Images = None, y: Labels = None, *args: Any, **kwargs: Any) -> Any:
         if self.compiled and self.needs_preparation:
             x = self._check_first_batch(x, y)
             if not is_data_set(x):
                 x, y = x if self._takes_pairs else single(x), single(y, "y")
         return fit_and_fill(self, super().fit, x, y, *args, **kwargs)
 
-    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def train_on_batch(self, x: Images, y: Labels = None, *args: Any, **kwargs: Any) -> Any:
         if self.compiled and self.needs_preparation and _checked.get(self) is not self.loss:
             self._check_first_batch(x, y)
         return super().train_on_batch(x, y, *args, **kwargs)
 
-    def _check_first_batch(self, x: Any, y: Any) -> Any:
+    def _check_first_batch(self, x: Images, y: Labels) -> Any:
         """Checks arrays or a data set's first batch; returns `x`, to be read from its start."""
         x, y, again = first_batch(x, y)
         if x is None:
@@ -247,7 +248,7 @@ class RobustModel(backend.TrainStep, keras.Model):
         _checked[self] = self.loss
         return again
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             "base_model": keras.saving.serialize_keras_object(self.base_model),
             "seed": self.seed,
@@ -269,7 +270,7 @@ def _unwrap_single(value: Any) -> Any:
     return next(iter(value.values() if isinstance(value, dict) else value)) if is_one else value
 
 
-def _deserialized(loss: Any) -> Any:
+def _deserialized(loss: Loss) -> Any:
     """Returns losses with all serialized losses replaced by objects."""
     if isinstance(loss, dict):
         if {"class_name", "config"} <= set(loss):

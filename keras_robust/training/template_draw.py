@@ -1,18 +1,17 @@
 """Draws the examples for a template from the training data of `fit`."""
 
-from typing import Any
-
 import numpy as np
 
 from keras_robust.layers.template import first_in_order, sparse_with_unlabeled
 from keras_robust.layers.wnll_template import WNLLTemplate
 from keras_robust.model.arrays import as_array, batches
+from keras_robust.types import Images, Labels
 
 # Reading a data set stops after this many examples, if they are enough for the template.
 _MOST_READ = 100_000
 
 
-def draw_rows(template: WNLLTemplate, y: Any) -> tuple[np.ndarray, np.ndarray]:
+def draw_rows(template: WNLLTemplate, y: Labels) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows of the arrays that `adapt_template` would use, and their labels.
 
     Raises:
@@ -25,7 +24,7 @@ def draw_rows(template: WNLLTemplate, y: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_from_data_set(
-    template: WNLLTemplate, x: Any, steps: int | None
+    template: WNLLTemplate, x: Images, steps: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws images and labels as `adapt_template` does, while reading a data set once.
 
@@ -68,7 +67,7 @@ def draw_from_data_set(
     return images, labels
 
 
-def _integers(template: WNLLTemplate, y: Any) -> np.ndarray:
+def _integers(template: WNLLTemplate, y: Labels) -> np.ndarray:
     """Converts labels to integers, including whole numbers stored as floats."""
     labels = sparse_with_unlabeled(as_array(y, "y"), template.num_classes)
     is_whole = labels.dtype.kind == "f" and (labels == np.round(labels)).all()

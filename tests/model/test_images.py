@@ -1,4 +1,4 @@
-"""`Images` gives access to a data set like an array, and holds one batch at a time."""
+"""`LazyImages` gives access to a data set like an array, and holds one batch at a time."""
 
 import collections
 import weakref
@@ -12,7 +12,7 @@ from test_arrays import FINITE, DataLoader, X, Y, generator
 
 import keras_robust as kr
 from keras_robust.model.arrays import as_images
-from keras_robust.model.images import Images, content_of
+from keras_robust.model.images import LazyImages, content_of
 
 INDICES = {
     "an image": 5,
@@ -106,7 +106,7 @@ def test_generators_and_shuffled_data_are_held_in_memory(make, steps):
 def test_data_that_change_later_are_an_error(form):
     pixels = Pixels(200, 10)
     images, _ = as_images(form(pixels))
-    assert isinstance(images, Images)
+    assert isinstance(images, LazyImages)
     for count in (150, 90):  # Different images, and fewer batches.
         pixels.count = count
         with pytest.raises(ValueError, match=r"same images in the same order.* 12 has changed"):
@@ -159,8 +159,10 @@ def test_an_evaluation_holds_one_batch_at_a_time(form, tmp_path, monkeypatch):
     y = (np.arange(1000) >= 500).astype("int32")
     expected = kr.evaluate(threshold, x, y, **options)
 
-    get = Images.__getitem__
-    monkeypatch.setattr(Images, "__getitem__", lambda self, index: copies.watch(get(self, index)))
+    get = LazyImages.__getitem__
+    monkeypatch.setattr(
+        LazyImages, "__getitem__", lambda self, index: copies.watch(get(self, index))
+    )
     report = kr.evaluate(threshold, form(pixels), output=tmp_path, **options)
     assert pixels.alive.maximum == 1
     assert copies.maximum <= 2  # JAX may hold a batch until its results are freed.

@@ -22,6 +22,7 @@ from keras_robust.model.arrays import padded_batches
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.keys import value_key
 from keras_robust.ops.logits import rounding, rounding_of_probabilities
+from keras_robust.types import Images, Labels, Seed
 
 # PGD's default step size is then 2.5 epsilon / NUM_STEPS: together, the steps can cross the ball.
 NUM_STEPS = 20
@@ -152,7 +153,7 @@ class Case:
         """Returns the examples on which `x` does not fool the model, by the attacks' criterion."""
         attack = self.attack
 
-        def margin(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+        def margin(classifier: Classifier, x: Images, y: Labels, seed: Seed) -> Any:
             return Problem(attack, classifier, y, seed).margin(as_working_dtype(x))
 
         judge = self.classifier.compiled(("still correct", attack.key), margin, num_batched=2)

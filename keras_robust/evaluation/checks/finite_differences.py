@@ -11,6 +11,7 @@ from keras_robust.evaluation.checks.gradients import fails_without_gradient
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.logits import log_odds_against, logit_range, rounding
+from keras_robust.types import Images, Labels, Seed
 
 # Ordinary networks stay below 0.05 in float32: ReLU networks below 0.01, networks with max pooling
 # below 0.04. If the gradient is not the derivative of the function, the two are unrelated, and the
@@ -133,11 +134,11 @@ def _median_error(expected: np.ndarray, measured: np.ndarray, noise: np.ndarray)
 def _compiled(case: Case, what: str, *scale: np.float32) -> Any:
     from_logits = case.attack.from_logits
 
-    def function(classifier: Classifier, x: Any, y: Any, seed: Any, *scale: Any) -> Any:
-        def logits(x: Any) -> Any:
+    def function(classifier: Classifier, x: Images, y: Labels, seed: Seed, *scale: Any) -> Any:
+        def logits(x: Images) -> Any:
             return classifier.logits(x, from_logits) / (scale[0] if scale else 1.0)
 
-        def log_odds(x: Any) -> Any:
+        def log_odds(x: Images) -> Any:
             return log_odds_against(logits(x), y)
 
         with backend.seeded(classifier.random_state, seed):

@@ -12,6 +12,7 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.outcome import Outcome
 from keras_robust.model.classifier import Classifier
+from keras_robust.types import Images, Labels, Seed
 
 # An ordinary network has a nonzero gradient for nearly every image: a few may lie on a flat spot.
 _MAX_ZERO_SHARE = 0.05
@@ -77,7 +78,7 @@ def _gradient(case: Case) -> np.ndarray:
     """Returns the gradient of PGD's first step, shape `(num_examples, features)`."""
     attack = case.pgd()
 
-    def gradient(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+    def gradient(classifier: Classifier, x: Images, y: Labels, seed: Seed) -> Any:
         return Problem(attack, classifier, y, seed).gradient(LOSSES[attack.loss], x)
 
     def compute() -> np.ndarray:

@@ -14,6 +14,7 @@ from keras_robust.model.calls import LayerCall
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import without_final_activation
 from keras_robust.model.smoothed import SmoothedClassifier
+from keras_robust.types import Images, Labels, Seed
 
 # In float32, a softmax is exactly 1 at margins above about 17. Ordinary networks have such margins
 # on some images, but not on most.
@@ -67,7 +68,7 @@ def _shares(case: Case) -> dict[str, float]:
     """
     names = [call.name for call in calls_of_one(case.classifier, case.x[:1].astype("float32"))]
 
-    def flat(classifier: Classifier, x: Any, y: Any, seed: Any) -> Any:
+    def flat(classifier: Classifier, x: Images, y: Labels, seed: Seed) -> Any:
         """Returns shares of shape `(batch_size, calls)`; -1 for layers that are not bounded."""
         left_out = without_final_activation(classifier.model)
         with backend.seeded(classifier.random_state, seed), left_out:
@@ -83,7 +84,7 @@ def _shares(case: Case) -> dict[str, float]:
     return shares
 
 
-def _flat(call: LayerCall, x: Any) -> Any:
+def _flat(call: LayerCall, x: Images) -> Any:
     """Returns the share of each example's values that are at the ends of the activation's range."""
     activation = getattr(call.layer, "activation", None)
     if activation not in _SYMMETRIC + _POSITIVE:
