@@ -2,6 +2,7 @@
 
 import inspect
 
+import attack_table
 import keras
 import numpy as np
 import pytest
@@ -13,35 +14,22 @@ import keras_robust as kr
 
 pytestmark = pytest.mark.slow_on_jax
 
-# Functions `epsilon, bounds -> attack`, with few steps.
-ATTACKS = {
-    "FGSM": lambda e, b: kr.attacks.FGSM(e, bounds=b),
-    "IFGSM": lambda e, b: kr.attacks.IFGSM(e, num_steps=2, bounds=b),
-    "PGD": lambda e, b: kr.attacks.PGD(e, num_steps=2, norm="l2", bounds=b),
-    "MIM": lambda e, b: kr.attacks.MIM(e, num_steps=2, bounds=b),
-    "MultiTargeted": lambda e, b: kr.attacks.MultiTargeted(e, num_steps=2, bounds=b),
-    "APGD": lambda e, b: kr.attacks.APGD(e, num_steps=4, bounds=b),
-    "FAB": lambda e, b: kr.attacks.FAB(e, num_steps=2, bounds=b),
-    "Square": lambda e, b: kr.attacks.Square(e, num_queries=4, bounds=b),
-    "HopSkipJump": lambda e, b: kr.attacks.HopSkipJump(e, norm="linf", num_queries=70, bounds=b),
-    "DeepFool": lambda e, b: kr.attacks.DeepFool(num_steps=3, bounds=b),
-    "CarliniWagnerL2": lambda e, b: kr.attacks.CarliniWagnerL2(
-        num_steps=4, binary_search_steps=2, bounds=b
-    ),
-    "GaussianNoise": lambda e, b: kr.attacks.GaussianNoise(e, bounds=b),
-    "Ensemble": lambda e, b: kr.attacks.Ensemble(
-        [kr.attacks.FGSM(e, bounds=b), kr.attacks.PGD(e, num_steps=2, bounds=b)]
-    ),
-}
-NORMS = {"PGD": "l2", "DeepFool": None, "CarliniWagnerL2": None, "GaussianNoise": None}
 NOT_FUZZED = {
     "Attack": "the base class",
     "AttackResult": "not an attack",
     "RoundResult": "not an attack",
     "AutoAttack": "an Ensemble of attacks that are all in the table",
+    "Ensemble": "its attacks are in the table",
     "BPDA": "an objective",
     "WNLLSurrogate": "an objective",
 }
+# The first attack of each class.
+ATTACKS = {type(attack).__name__: attack for attack in reversed(attack_table.ATTACKS)}
+ATTACKS = {name: attack for name, attack in ATTACKS.items() if name not in NOT_FUZZED}
+# Arguments of the attacks that are fuzzed: untargeted, on the model itself.
+PLAIN = {
+    "objective": None, "from_logits": True, "num_samples": 1, "targeted": False, "step_size": None,
+}  # fmt: skip
 DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int64")
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 NUM_CLASSES = 4
@@ -64,6 +52,13 @@ def classifier(x):
     position = ops.arange(flat.shape[1], dtype=flat.dtype)
     waves = ops.cos(position[:, None] * ops.arange(1, NUM_CLASSES + 1, dtype=flat.dtype))
     return ops.tanh(ops.matmul(flat, waves)) + 0.1 * ops.matmul(flat, waves)
+
+
+def fuzzed(name, epsilon, bounds):
+    """Returns an attack of the table with this radius, or standard deviation, and bounds."""
+    changes = {**PLAIN, "epsilon": epsilon, "stddev": epsilon, "bounds": bounds}
+    known = ATTACKS[name].arguments
+    return ATTACKS[name].replace(**{k: v for k, v in changes.items() if k in known})
 
 
 def images(shape, dtype, bounds, place, rng):
@@ -127,7 +122,7 @@ def test_a_valid_result_or_a_value_error(name, epsilon, bounds, shape, dtype, fo
         dtype = "float32"
     rng = np.random.default_rng(seed)
     try:
-        attack = ATTACKS[name](epsilon, bounds)
+        attack = fuzzed(name, epsilon, bounds)
         x = images(shape, dtype, bounds, place, rng)
         result = attack.run(classifier, x, label_array(form, len(x), rng), seed=seed)
     except ValueError as error:
@@ -135,7 +130,8 @@ def test_a_valid_result_or_a_value_error(name, epsilon, bounds, shape, dtype, fo
             raise
         return
     assert bounds[0] < bounds[1]
-    assert epsilon >= 0 or NORMS.get(name, "linf") is None
+    norm = attack.norm if "epsilon" in attack.arguments else None
+    assert epsilon >= 0 or norm is None
     assert place not in ("outside", "nan")
     assert form not in ("float", "wide")
     x_adv = result.x_adv
@@ -147,7 +143,6 @@ def test_a_valid_result_or_a_value_error(name, epsilon, bounds, shape, dtype, fo
     assert wide.max() <= high
     rounding = EPS[dtype]
     rounding *= max(1.0, *map(abs, bounds)) * 2
-    norm = NORMS.get(name, "linf")
     if norm is not None:
         slack = rounding * (np.sqrt(x[0].size) if norm == "l2" else 1)
         assert result.norms[norm].max() <= epsilon * (1 + 1e-6) + slack
