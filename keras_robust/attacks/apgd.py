@@ -15,7 +15,7 @@ from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import projection, random_in_ball, steepest_direction
 from keras_robust.ops.logits import dlr_targeted, logit_range, of_class, other_classes
-from keras_robust.types import Config, Images, Labels, Objective, ScoreLoss, Scores, Seed, Tensor
+from keras_robust.types import Images, Labels, Objective, ScoreLoss, Scores, Seed, Tensor
 
 # Losses for one target class `t`: functions of class scores, `y` and `t`.
 TARGETED_LOSSES = {
@@ -231,20 +231,6 @@ class APGD(Attack):
         return RoundResult(
             x_adv, num_gradients * self.num_samples, num_evaluations * self.num_samples, state
         )
-
-    def get_config(self) -> Config:
-        return {
-            "epsilon": scheduled.saved(self.epsilon),
-            "norm": self.norm,
-            "loss": self.loss,
-            "num_steps": self.num_steps,
-            "num_restarts": self.num_restarts,
-            "num_targets": self.num_targets,
-            "random_start": self.random_start,
-            "rho": self.rho,
-            **super().get_config(),
-            "target_order": self.target_order,
-        }
 
     def _targets(
         self, problem: Problem, x: Images, index: Tensor, state: tuple[Tensor, ...]

@@ -363,15 +363,13 @@ class Attack(Value):
             )
 
     def get_config(self) -> Config:
-        """Returns the arguments of the constructor."""
-        objective = self.objective
-        return {
-            "targeted": self.targeted,
-            "bounds": [scheduled.saved(bound) for bound in self.bounds],
-            "from_logits": self.from_logits,
-            "objective": objective and keras.saving.serialize_keras_object(objective),
-            "num_samples": self.num_samples,
-        }
+        """Returns the arguments of the constructor, in a form that can be saved."""
+        config = {name: scheduled.saved(value) for name, value in self.arguments.items()}
+        if config.get("objective") is not None:
+            config["objective"] = keras.saving.serialize_keras_object(self.objective)
+        if "bounds" in config:
+            config["bounds"] = [scheduled.saved(bound) for bound in self.bounds]
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Attack":

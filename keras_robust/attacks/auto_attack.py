@@ -17,7 +17,7 @@ from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.square import Square
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import LazyImages
-from keras_robust.types import Config, Images, Labels, Objective, Seed, Tensor
+from keras_robust.types import Images, Labels, Objective, Seed, Tensor
 
 # Number of draws of a random model over which each version averages.
 _NUM_SAMPLES = {"standard": 1, "rand": 20, "fast": 1}
@@ -177,14 +177,3 @@ class AutoAttack(Attack):
     ) -> Tensor:
         num_classes = Problem(self, classifier, labels, seed).num_classes(x)
         return self.ensemble(num_classes).perturb_images(classifier, x, labels, seed, mask)
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        for name in ("targeted", "num_samples"):
-            del config[name]
-        return {
-            "epsilon": scheduled.saved(self.epsilon),
-            "norm": self.norm,
-            "version": self.version,
-            **config,
-        }

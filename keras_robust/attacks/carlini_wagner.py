@@ -12,7 +12,7 @@ from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.balls import per_example_where
-from keras_robust.types import Config, Images, Objective, Seed, Tensor
+from keras_robust.types import Images, Objective, Seed, Tensor
 
 _MIN_STEPS_PER_ROUND = 10
 
@@ -181,13 +181,3 @@ class CarliniWagnerL2(Attack):
     @property
     def rounds_per_search(self) -> int:
         return -(-self.num_steps // self.steps_per_round)
-
-    def get_config(self) -> Config:
-        return {
-            "confidence": self.confidence,
-            "learning_rate": self.learning_rate,
-            "num_steps": self.num_steps,
-            "initial_const": self.initial_const,
-            "binary_search_steps": self.binary_search_steps,
-            **super().get_config(),
-        }

@@ -12,7 +12,7 @@ from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.balls import euclidean_norm, per_example, steepest_direction
 from keras_robust.ops.logits import of_class, other_classes
-from keras_robust.types import Config, Images, Objective, Scores, Seed, Tensor
+from keras_robust.types import Images, Objective, Scores, Seed, Tensor
 
 # Misclassified examples are dropped between rounds.
 _STEPS_PER_ROUND = 3
@@ -195,17 +195,6 @@ class DeepFool(Attack):
         if self.norm == "l2":
             return euclidean_norm(normal)
         return ops.sum(ops.reshape(ops.abs(normal), (ops.shape(normal)[0], -1)), axis=1)
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        del config["targeted"]
-        return {
-            "norm": self.norm,
-            "num_steps": self.num_steps,
-            "overshoot": self.overshoot,
-            "num_candidates": self.num_candidates,
-            **config,
-        }
 
 
 def _without_outward(direction: Tensor, x: Images, bounds: tuple[float, float]) -> Tensor:

@@ -17,7 +17,7 @@ from keras_robust.ops.balls import (
 )
 from keras_robust.ops.hyperplane import to_hyperplane
 from keras_robust.ops.logits import logit_range, of_class, other_classes
-from keras_robust.types import Config, Images, Objective, Scores, Seed, Tensor
+from keras_robust.types import Images, Objective, Scores, Seed, Tensor
 
 NORMS = {"linf": maximum_norm, "l2": euclidean_norm, "l1": absolute_norm}
 _NUM_SEARCH_STEPS = 3
@@ -233,21 +233,6 @@ class FAB(Attack):
         if self.objective is not None:
             num_evaluations = num_evaluations + 2 + num_steps
         return RoundResult(x_adv, num_steps * self.num_samples, num_evaluations * self.num_samples)
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        del config["targeted"]
-        return {
-            "epsilon": scheduled.saved(self.epsilon),
-            "norm": self.norm,
-            "num_steps": self.num_steps,
-            "num_restarts": self.num_restarts,
-            "num_targets": self.num_targets,
-            "alpha_max": self.alpha_max,
-            "eta": self.eta,
-            "beta": self.beta,
-            **config,
-        }
 
     def _num_targets(self, num_classes: int) -> int:
         return min(self.num_targets or num_classes - 1, num_classes - 1)

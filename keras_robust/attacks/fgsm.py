@@ -3,7 +3,7 @@
 import keras
 
 from keras_robust.attacks.pgd import PGD
-from keras_robust.types import Config, Objective
+from keras_robust.types import Objective
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -80,9 +80,3 @@ class FGSM(PGD):
             objective=objective,
             num_samples=num_samples,
         )
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        for name in ("step_size", "num_steps", "random_start", "num_restarts"):
-            del config[name]
-        return config

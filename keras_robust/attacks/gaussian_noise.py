@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-from keras_robust import backend, scheduled, validation
+from keras_robust import backend, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
-from keras_robust.types import Config, Images, Seed, Tensor
+from keras_robust.types import Images, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -59,9 +59,3 @@ class GaussianNoise(Attack):
         self, problem: Problem, x: Images, start: Tensor, index: Tensor, seed: Seed
     ) -> Tensor:
         return x + self.stddev * backend.normal(ops.shape(x), seed, x.dtype)
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        for name in ("targeted", "objective"):
-            del config[name]
-        return {"stddev": scheduled.saved(self.stddev), **config}

@@ -13,7 +13,7 @@ from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.balls import per_example_where
-from keras_robust.types import Config, Images, Seed, Tensor
+from keras_robust.types import Images, Seed, Tensor
 
 # B_1: the number of images from which the first normal is estimated.
 _FIRST_SAMPLES = 100
@@ -266,13 +266,3 @@ class HopSkipJump(Attack):
                 end += left >= 0
             ends.append(end)
         return _Plan(starts, samples, ends)
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        del config["objective"]
-        return {
-            "epsilon": scheduled.saved(self.epsilon),
-            "norm": self.norm,
-            "num_queries": self.num_queries,
-            **config,
-        }

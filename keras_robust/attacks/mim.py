@@ -9,7 +9,7 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.attacks.pgd import PGD
 from keras_robust.ops.balls import per_example, projection, steepest_step
-from keras_robust.types import Config, Images, Objective, Tensor
+from keras_robust.types import Images, Objective, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -104,12 +104,6 @@ class MIM(PGD):
             return project(x_adv + move), momentum
 
         return ops.fori_loop(0, self.num_steps, step, (start, ops.zeros_like(start)))[0]
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        for name in ("random_start", "num_restarts"):
-            del config[name]
-        return {**config, "decay": self.decay}
 
 
 def _unit_l1(gradient: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from keras_robust.attacks.pgd import PGD
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.logits import of_class, other_classes
-from keras_robust.types import Config, Images, Labels, Objective, Scores, Seed, Tensor
+from keras_robust.types import Images, Labels, Objective, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -115,9 +115,3 @@ class MultiTargeted(PGD):
 
         x_adv = self.ascend(gradient, x, self.start(x, seed))
         return RoundResult(x_adv, self.num_steps * self.num_samples, self.num_samples)
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        for name in ("num_restarts", "targeted", "loss"):
-            del config[name]
-        return {**config, "num_targets": self.num_targets}

@@ -13,7 +13,7 @@ from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import dimensions, movable, projection, random_in_ball, steepest_step
 from keras_robust.ops.logits import dlr, log_odds_against, margin
-from keras_robust.types import Config, Images, Objective, Seed, Tensor
+from keras_robust.types import Images, Objective, Seed, Tensor
 
 # Losses to maximise, by their names in the literature.
 LOSSES = {"ce": log_odds_against, "margin": margin, "dlr": dlr}
@@ -227,15 +227,3 @@ class PGD(Attack):
             return x
         project = projection(x, self.epsilon, self.norm, self.bounds)
         return project(random_in_ball(x, self.epsilon, self.norm, seed, self.bounds))
-
-    def get_config(self) -> Config:
-        return {
-            "epsilon": scheduled.saved(self.epsilon),
-            "step_size": scheduled.saved(self.step_size),
-            "num_steps": self.num_steps,
-            "norm": self.norm,
-            "random_start": self.random_start,
-            "num_restarts": self.num_restarts,
-            "loss": self.loss,
-            **super().get_config(),
-        }

@@ -14,7 +14,7 @@ from keras_robust.attacks.result import RoundResult
 from keras_robust.attacks.square_search import SEARCHES
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import per_example
-from keras_robust.types import Config, Images, Seed, Tensor
+from keras_robust.types import Images, Seed, Tensor
 
 # Queries of the first round. Each later round ends when the total number of queries has grown by
 # the factor `_GROWTH`, or by `_LONGEST_CHUNK`, so that the last rounds do not take hours.
@@ -202,16 +202,3 @@ class Square(Attack):
             end = min(math.ceil(_GROWTH * ends[-1]), ends[-1] + _LONGEST_CHUNK)
             ends.append(min(end, self.num_queries))
         return ends
-
-    def get_config(self) -> Config:
-        config = super().get_config()
-        del config["objective"]
-        return {
-            "epsilon": scheduled.saved(self.epsilon),
-            "norm": self.norm,
-            "num_queries": self.num_queries,
-            "initial_fraction": self.initial_fraction,
-            "num_restarts": self.num_restarts,
-            **config,
-            "data_format": self.data_format,
-        }
