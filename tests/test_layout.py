@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(keras_robust.__file__).parent
 # From the bottom up. A part may import from itself and from the parts before it.
 ORDER = (
     "types",
+    "text_table",
     "backend",
     "validation",
     "scheduled",

@@ -16,6 +16,7 @@ from keras_robust import validation
 from keras_robust.metrics.analysis import require_scikit_learn
 from keras_robust.model.arrays import as_arrays, check_images, check_labels, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.text_table import text_table
 from keras_robust.types import Images, Labels, Model
 
 
@@ -65,12 +66,11 @@ class KFold:
         }
 
     def __str__(self) -> str:
-        width = max(map(len, self.folds[0]))
-        lines = [f"{'':{width}}     mean  95% interval"]
+        rows = []
         for name in self.folds[0]:
             low, high = self.interval(name)
-            lines.append(f"{name:{width}}  {self.mean(name):7.4g}  {low:.4g} to {high:.4g}")
-        return "\n".join([*lines, f"{len(self.folds)} folds"])
+            rows.append((name, f"{self.mean(name):.4g}", f"{low:.4g} to {high:.4g}"))
+        return f"{text_table(('', 'mean', '95% interval'), rows)}\n{len(self.folds)} folds"
 
 
 def k_fold(

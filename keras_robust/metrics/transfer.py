@@ -13,6 +13,7 @@ from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.metrics.radii import check_attack
 from keras_robust.model.arrays import as_arrays, sparse
 from keras_robust.model.classifier import Classifier
+from keras_robust.text_table import text_table
 from keras_robust.types import Images, Labels
 
 
@@ -40,13 +41,10 @@ class TransferMatrix:
     def __str__(self) -> str:
         rows = {"clean images": self.clean}
         rows |= {f"made on {source}": row for source, row in self.accuracy.items()}
-        width = max(map(len, rows))
-        sizes = {target: max(len(target), 6) for target in self.clean}
-        lines = [" " * width + "".join(f"  {target:>{size}}" for target, size in sizes.items())]
-        for name, row in rows.items():
-            cells = "".join(f"  {row[target]:>{size}.1%}" for target, size in sizes.items())
-            lines.append(f"{name:{width}}{cells}")
-        return "\n".join(lines)
+        cells = [
+            (name, *(f"{row[target]:.1%}" for target in self.clean)) for name, row in rows.items()
+        ]
+        return text_table(["", *self.clean], cells)
 
 
 def transfer_matrix(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from keras_robust.report.class_accuracy import COLUMNS
 from keras_robust.report.data import ReportData
 from keras_robust.report.row import NORMS, shown_norms
+from keras_robust.text_table import text_table
 
 
 def text_summary(report: ReportData, per_class: bool = False) -> str:
@@ -20,7 +21,7 @@ def text_summary(report: ReportData, per_class: bool = False) -> str:
     norms = shown_norms(report.rows)
     medians_of = (f"median {NORMS[norm]}" for norm in norms)
     header = ("", "accuracy", "95% interval", "radius", *medians_of, "")
-    table: list[tuple[str, ...]] = [header]
+    table = []
     for row in report.rows:
         low, high = row.interval
         medians = [row.perturbation(norm) for norm in norms]
@@ -34,28 +35,16 @@ def text_summary(report: ReportData, per_class: bool = False) -> str:
                 row.note,
             )
         )
-    lines += _aligned(table)
+    lines.append(text_table(header, table))
     if per_class:
         classes = [(one.name, *one.cells) for one in report.per_class]
-        lines += ["", *_aligned([COLUMNS, *classes])]
+        lines += ["", text_table(COLUMNS, classes)]
     lines += ["", report.statement]
     if report.class_statement:
         lines.append(report.class_statement)
     if not report.failed_checks:
         lines.append(report.verdict)
     return "\n".join(lines)
-
-
-def _aligned(table: list[tuple[str, ...]]) -> list[str]:
-    """Returns the lines of a table with aligned columns. The first row is the header."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for name, *cells in table:
-        line = f"{name:{widths[0]}}"
-        for cell, width in zip(cells, widths[1:], strict=True):
-            line += f"  {cell:>{width}}"
-        lines.append(line.rstrip())
-    return lines
 
 
 def comparison_table(reports: Mapping[str, ReportData]) -> str:
@@ -75,12 +64,8 @@ def comparison_table(reports: Mapping[str, ReportData]) -> str:
         raise ValueError(
             f"The reports must have the same rows. Received: {sorted(map(list, names))}"
         )
-    width = max(len(name) for name in next(iter(names)))
-    columns = {name: max(len(name), 8) for name in reports}
-    lines = [" " * width + "".join(f"  {name:>{size}}" for name, size in columns.items())]
-    for index, row_name in enumerate(next(iter(names))):
-        cells = "".join(
-            f"  {reports[name].rows[index].accuracy:>{size}.1%}" for name, size in columns.items()
-        )
-        lines.append(f"{row_name:{width}}{cells}")
-    return "\n".join(lines)
+    rows = [
+        (name, *(f"{report.rows[index].accuracy:.1%}" for report in reports.values()))
+        for index, name in enumerate(next(iter(names)))
+    ]
+    return text_table(["", *reports], rows, min_width=8)
