@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.layers import TanhClassifier
-from keras_robust.model.arrays import as_array, check_images, padded_batches
+from keras_robust.model.arrays import as_array, check_images
+from keras_robust.model.batches import in_batches
 from keras_robust.model.calls import LayerCall, noted_calls, parts
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Model
@@ -89,11 +90,7 @@ def features(
     if layer is not None:
         check_layer(layer, names)
     function = classifier.compiled(("features", layer), functools.partial(_features, layer=layer))
-    batches = [
-        ops.convert_to_numpy(function(x[indices]))
-        for indices in padded_batches(np.arange(len(x)), batch_size)
-    ]
-    return np.concatenate(batches)[: len(x)]
+    return in_batches(lambda rows: function(x[rows]), len(x), batch_size)
 
 
 def _features(classifier: Classifier, x: Images, layer: str | None) -> Any:

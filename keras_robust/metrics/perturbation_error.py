@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_robust import validation
 from keras_robust.metrics.activations import calls_of_one, check_layer, layer_calls
-from keras_robust.model.arrays import as_array, check_images, padded_batches
+from keras_robust.model.arrays import as_array, check_images
+from keras_robust.model.batches import in_batches
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Model
 
@@ -78,11 +78,10 @@ def perturbation_error(
     if layers is not None:
         chosen = [check_layer(layer, names) for layer in validation.as_list(layers)]
     function = classifier.compiled("perturbation_error", _errors)
-    batches = [
-        np.stack([ops.convert_to_numpy(error) for error in function(x[indices], x_adv[indices])])
-        for indices in padded_batches(np.arange(len(x)), batch_size)
-    ]
-    means = np.concatenate(batches, axis=1)[:, : len(x)].astype("float64").mean(axis=1)
+    found = in_batches(
+        lambda rows: ops.stack(function(x[rows], x_adv[rows]), axis=1), len(x), batch_size
+    )
+    means = found.astype("float64").mean(axis=0)
     errors = dict(zip(names, means.tolist(), strict=True))
     return {name: errors[name] for name in chosen}
 

@@ -250,16 +250,6 @@ def sparse(y: np.ndarray) -> np.ndarray:
     return y.reshape(-1) if y.dtype.kind in "iu" else y.reshape(-1).astype("int64")
 
 
-def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Splits indices into batches of one size, so that each function is compiled once.
-
-    The last batch is filled up with its last index.
-    """
-    count = -(-len(indices) // batch_size)
-    padding = np.repeat(indices[-1:], count * batch_size - len(indices))
-    return np.split(np.concatenate([indices, padding]), count) if count else []
-
-
 def check_images(x: np.ndarray | LazyImages) -> tuple[float, float]:
     """Raises a `ValueError` if images are not floating, are empty or are not finite.
 

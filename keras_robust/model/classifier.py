@@ -10,7 +10,8 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.model.arrays import check_images, check_labels, check_range, padded_batches
+from keras_robust.model.arrays import check_images, check_labels, check_range
+from keras_robust.model.batches import padded_batches
 from keras_robust.model.black_box import BlackBox
 from keras_robust.model.calls import noted_calls
 from keras_robust.model.images import LazyImages

@@ -3,12 +3,12 @@
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from keras_robust import validation
 from keras_robust.layers.template import sparse_with_unlabeled
 from keras_robust.layers.wnll_head import wnll_head
-from keras_robust.model.arrays import as_arrays, check_images, padded_batches
+from keras_robust.model.arrays import as_arrays, check_images
+from keras_robust.model.batches import in_batches
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import replaced
 from keras_robust.types import Images, Labels, Model
@@ -72,9 +72,7 @@ def head_inputs(model: Model, x: np.ndarray, batch_size: int = 128) -> np.ndarra
     classifier.build(x)
     function = classifier.compiled("head inputs", _head_inputs)
     batch_size = min(validation.check_count("batch_size", batch_size), len(x))
-    batches = padded_batches(np.arange(len(x)), batch_size)
-    found = [ops.convert_to_numpy(function(x[indices])) for indices in batches]
-    return np.concatenate(found)[: len(x)]
+    return in_batches(lambda rows: function(x[rows]), len(x), batch_size)
 
 
 def _head_inputs(classifier: Classifier, x: Images) -> Any:

@@ -18,7 +18,7 @@ from keras_robust.evaluation.fingerprint import attack_fingerprint
 from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import radii
-from keras_robust.model.arrays import padded_batches
+from keras_robust.model.batches import in_batches, padded_batches
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.keys import value_key
 from keras_robust.ops.logits import rounding, rounding_of_probabilities
@@ -168,11 +168,9 @@ class Case:
         x = self.x.astype("float32") if x is None else x
         self.classifier.build(x)
         seed = backend.make_seed(self.seed)
-        batches = [
-            ops.convert_to_numpy(function(x[batch], self.y[batch], seed))
-            for batch in padded_batches(np.arange(len(x)), self.batch_size)
-        ]
-        return np.concatenate(batches)[: len(x)]
+        return in_batches(
+            lambda rows: function(x[rows], self.y[rows], seed), len(x), self.batch_size
+        )
 
     def predicted(self, seed: int) -> np.ndarray:
         """Returns the model's class scores for each example. A random model draws from `seed`."""
