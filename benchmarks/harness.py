@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import device
 import keras
 
 import keras_robust as kr
@@ -24,7 +25,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 def wait(x: Any) -> None:
     """Waits until the tensor `x` has been computed. Copies one element of it, not all."""
-    backend.synchronize(keras.ops.ravel(x)[:1])
+    device.synchronize(keras.ops.ravel(x)[:1])
 
 
 def seconds(function: Callable[[], Any], calls: int = 1) -> float:

@@ -14,10 +14,9 @@ import subprocess
 import sys
 from typing import Any
 
+import device
 import keras
 from cases import CASES, Case, random_batch
-
-from keras_robust import backend
 
 
 def peak_bytes() -> int:
@@ -25,7 +24,7 @@ def peak_bytes() -> int:
 
     On Linux it reads `VmHWM`, because `ru_maxrss` is at least that of the parent process.
     """
-    on_accelerator = backend.peak_memory()
+    on_accelerator = device.peak_memory()
     if on_accelerator is not None:
         return on_accelerator
     status = pathlib.Path("/proc/self/status")
@@ -65,7 +64,7 @@ def main() -> None:
     case = CASES[args.case]
     x, y = random_batch(case, args.batch_size)
     x_adv = case.attack(args.num_steps)(case.make_model(), x, y, seed=0)
-    backend.synchronize(x_adv)
+    device.synchronize(x_adv)
     print(peak_bytes())
 
 

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import device
 import harness
 import keras
 import memory
@@ -195,7 +196,7 @@ def main() -> None:
 
     results = harness.Results("training", args.output)
     print(f"{results.machine}, {keras.backend.backend()}: {harness.run_description()['versions']}")
-    on_cpu = backend.peak_memory() is None
+    on_cpu = device.peak_memory() is None
     for name in args.case:
         case = CASES[name]
         default = case.gpu_batch_sizes[:1] if on_cpu else case.gpu_batch_sizes

@@ -22,6 +22,8 @@ Scores: TypeAlias = Any
 Model: TypeAlias = Any
 # An int, or a tensor of two, as `backend.make_seed` returns it.
 Seed: TypeAlias = Any
+# A number, a `keras.Variable` or a schedule; as the radius of an attack an array, too.
+Scheduled: TypeAlias = Any
 # A Keras loss, its name or its configuration.
 Loss: TypeAlias = Any
 # The shape of a batch, whose first dimension may be unknown; for several inputs their structure.

@@ -15,7 +15,7 @@ from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import projection, random_in_ball, steepest_direction
 from keras_robust.ops.logits import dlr_targeted, logit_range, of_class, other_classes
-from keras_robust.types import Images, Labels, Objective, ScoreLoss, Scores, Seed, Tensor
+from keras_robust.types import Images, Labels, Objective, Scheduled, ScoreLoss, Scores, Seed, Tensor
 
 # Losses for one target class `t`: functions of class scores, `y` and `t`.
 TARGETED_LOSSES = {
@@ -64,7 +64,8 @@ class APGD(Attack):
     radius `epsilon`, so a misclassified one if there is any. The step size needs no tuning.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of `x`
+            (8/255 for images in [0, 1]).
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         loss: the loss to maximise. `"ce"`, `"margin"` and `"dlr"` are the same as in
             `kr.attacks.PGD`. `"margin_targeted"` is `z_t - z_y` for a target class `t`.
@@ -83,7 +84,8 @@ class APGD(Attack):
         targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
             from them. If `True`, `y` holds the target labels, and the attack moves predictions
             towards them. Defaults to `False`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
@@ -149,7 +151,7 @@ class APGD(Attack):
 
     def __init__(
         self,
-        epsilon: float,
+        epsilon: Scheduled,
         norm: str = "linf",
         loss: str = "ce",
         num_steps: int = 100,

@@ -17,7 +17,7 @@ from keras_robust.attacks.result import AttackResult
 from keras_robust.attacks.square import Square
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import LazyImages
-from keras_robust.types import Images, Labels, Objective, Seed, Tensor
+from keras_robust.types import Images, Labels, Objective, Scheduled, Seed, Tensor
 
 # Number of draws of a random model over which each version averages.
 _NUM_SAMPLES = {"standard": 1, "rand": 20, "fast": 1}
@@ -54,10 +54,12 @@ class AutoAttack(Attack):
     4. `kr.attacks.Square`, 750 queries.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of `x`
+            (8/255 for images in [0, 1]).
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         version: `"standard"`, `"rand"` or `"fast"`. Defaults to `"standard"`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> scores` that the attacks differentiate instead of the
@@ -114,7 +116,7 @@ class AutoAttack(Attack):
 
     def __init__(
         self,
-        epsilon: float,
+        epsilon: Scheduled,
         norm: str = "linf",
         version: str = "standard",
         bounds: tuple[float, float] = (0.0, 1.0),

@@ -47,7 +47,8 @@ class CarliniWagnerL2(Attack):
         targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
             from them. If `True`, `y` holds the target labels, and the attack moves predictions
             towards them. Defaults to `False`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> scores` that the attack differentiates instead of the

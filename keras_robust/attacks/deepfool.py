@@ -48,7 +48,8 @@ class DeepFool(Attack):
         num_candidates: int, at least 2. Number of classes to consider: `y`, and the other classes
             that are most likely at `x`. A step computes one gradient for each of them except `y`.
             Defaults to `10`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> scores` that the attack differentiates instead of the

@@ -17,7 +17,7 @@ from keras_robust.ops.balls import (
 )
 from keras_robust.ops.hyperplane import to_hyperplane
 from keras_robust.ops.logits import logit_range, of_class, other_classes
-from keras_robust.types import Images, Objective, Scores, Seed, Tensor
+from keras_robust.types import Images, Objective, Scheduled, Scores, Seed, Tensor
 
 NORMS = {"linf": maximum_norm, "l2": euclidean_norm, "l1": absolute_norm}
 _NUM_SEARCH_STEPS = 3
@@ -55,7 +55,8 @@ class FAB(Attack):
     example once it has found one.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x`. Defaults to `None`: no limit.
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of
+            `x`. Defaults to `None`: no limit.
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         num_steps: int. Number of gradients for each target and restart. Defaults to `100`.
         num_restarts: int. Number of starts for each target. The first start is `x`. The others are
@@ -66,7 +67,8 @@ class FAB(Attack):
         eta: float, at least 1. Factor by which steps overshoot the boundary. Defaults to `1.05`.
         beta: float greater than 0 and at most 1. Fraction of the distance to `x` that remains after
             the step back; 1 disables the step back. Defaults to `0.9`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> scores` whose class scores the attack differentiates
@@ -122,7 +124,7 @@ class FAB(Attack):
 
     def __init__(
         self,
-        epsilon: float | None = None,
+        epsilon: Scheduled | None = None,
         norm: str = "linf",
         num_steps: int = 100,
         num_restarts: int = 1,

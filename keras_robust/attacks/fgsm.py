@@ -3,7 +3,7 @@
 import keras
 
 from keras_robust.attacks.pgd import PGD
-from keras_robust.types import Objective
+from keras_robust.types import Objective, Scheduled
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -16,13 +16,15 @@ class FGSM(PGD):
     gradient `g`. FGSM is `kr.attacks.PGD` with one step of size `epsilon` and no random start.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of `x`
+            (8/255 for images in [0, 1]).
         norm: `"linf"` or `"l2"`. Defaults to `"linf"`.
         targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
             from them. If `True`, `y` holds the target labels, and the attack moves predictions
             towards them. Defaults to `False`.
         loss: `"ce"`, `"margin"` or `"dlr"`, as in `kr.attacks.PGD`. Defaults to `"ce"`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
@@ -59,7 +61,7 @@ class FGSM(PGD):
 
     def __init__(
         self,
-        epsilon: float,
+        epsilon: Scheduled,
         norm: str = "linf",
         targeted: bool = False,
         loss: str = "ce",

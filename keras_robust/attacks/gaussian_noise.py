@@ -6,7 +6,7 @@ from keras import ops
 from keras_robust import backend, validation
 from keras_robust.attacks.attack import Attack
 from keras_robust.attacks.problem import Problem
-from keras_robust.types import Images, Seed, Tensor
+from keras_robust.types import Images, Scheduled, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -20,8 +20,10 @@ class GaussianNoise(Attack):
     or less where the noise is clipped. Its L-infinity norm has no limit.
 
     Args:
-        stddev: float. Standard deviation of the noise, in units of `x`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        stddev: float, or array that broadcasts to one example. Standard deviation of the noise, in
+            units of `x`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         num_samples: int. Number of draws of a random model over which the logits are averaged to
@@ -47,7 +49,7 @@ class GaussianNoise(Attack):
 
     def __init__(
         self,
-        stddev: float,
+        stddev: Scheduled,
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
         num_samples: int = 1,

@@ -13,7 +13,7 @@ from keras_robust.attacks.meter import Cost
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.balls import per_example_where
-from keras_robust.types import Images, Seed, Tensor
+from keras_robust.types import Images, Scheduled, Seed, Tensor
 
 # B_1: the number of images from which the first normal is estimated.
 _FIRST_SAMPLES = 100
@@ -68,7 +68,8 @@ class HopSkipJump(Attack):
     any perturbation in the ball of that radius, and stops on an example once it has found one.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x`. Defaults to `None`: no limit.
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of
+            `x`. Defaults to `None`: no limit.
         norm: `"l2"` or `"linf"`. Norm of the perturbation to minimise. Defaults to `"l2"`.
         num_queries: int, at least 3. Largest number of images for each example on which the model
             is queried, including the images on which success is judged. (In addition, `run` checks
@@ -77,7 +78,8 @@ class HopSkipJump(Attack):
             from them. If `True`, `y` holds the target labels. The attack then starts from an image
             of the batch, or noise, that the model assigns to the target class, and fails if it
             finds none. Defaults to `False`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Has no effect
             on a `kr.BlackBox` that returns classes. Defaults to `True`.
         num_samples: int. Number of draws of a random model over which each query is averaged. The
@@ -137,7 +139,7 @@ class HopSkipJump(Attack):
 
     def __init__(
         self,
-        epsilon: float | None = None,
+        epsilon: Scheduled | None = None,
         norm: str = "l2",
         num_queries: int = 5000,
         targeted: bool = False,

@@ -3,7 +3,7 @@
 import keras
 
 from keras_robust.attacks.pgd import PGD
-from keras_robust.types import Objective
+from keras_robust.types import Objective, Scheduled
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -19,7 +19,8 @@ class IFGSM(PGD):
     random start.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of `x`
+            (8/255 for images in [0, 1]).
         step_size: float. `alpha`, in units of `x`. Wang and Osher use 1/255 with `epsilon=8/255` on
             CIFAR, and 0.01 with `epsilon=0.3` on MNIST. Defaults to `None`:
             `2.5 * epsilon / num_steps`.
@@ -28,7 +29,8 @@ class IFGSM(PGD):
             from them. If `True`, `y` holds the target labels, and the attack moves predictions
             towards them. Defaults to `False`.
         loss: `"ce"`, `"margin"` or `"dlr"`, as in `kr.attacks.PGD`. Defaults to `"ce"`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
@@ -59,8 +61,8 @@ class IFGSM(PGD):
 
     def __init__(
         self,
-        epsilon: float,
-        step_size: float | None = None,
+        epsilon: Scheduled,
+        step_size: Scheduled | None = None,
         num_steps: int = 20,
         targeted: bool = False,
         loss: str = "ce",

@@ -9,7 +9,7 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.attacks.pgd import PGD
 from keras_robust.ops.balls import per_example, projection, steepest_step
-from keras_robust.types import Images, Objective, Tensor
+from keras_robust.types import Images, Objective, Scheduled, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -26,7 +26,8 @@ class MIM(PGD):
     adversarial examples transfer better to other models than those of PGD.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of `x`
+            (8/255 for images in [0, 1]).
         step_size: float. `alpha`, in units of `x`. The paper uses `epsilon / num_steps`. Defaults
             to `None`: `2.5 * epsilon / num_steps`.
         num_steps: int. Number of gradients. Defaults to `20`.
@@ -36,7 +37,8 @@ class MIM(PGD):
             from them. If `True`, `y` holds the target labels, and the attack moves predictions
             towards them. Defaults to `False`.
         loss: `"ce"`, `"margin"` or `"dlr"`, as in `kr.attacks.PGD`. Defaults to `"ce"`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
@@ -67,8 +69,8 @@ class MIM(PGD):
 
     def __init__(
         self,
-        epsilon: float,
-        step_size: float | None = None,
+        epsilon: Scheduled,
+        step_size: Scheduled | None = None,
         num_steps: int = 20,
         decay: float = 1.0,
         norm: str = "linf",

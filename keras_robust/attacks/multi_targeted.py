@@ -8,7 +8,7 @@ from keras_robust.attacks.pgd import PGD
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import RoundResult
 from keras_robust.ops.logits import of_class, other_classes
-from keras_robust.types import Images, Labels, Objective, Scores, Seed, Tensor
+from keras_robust.types import Images, Labels, Objective, Scheduled, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -26,7 +26,8 @@ class MultiTargeted(PGD):
     several classes, as on classifiers whose features saturate.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of `x`
+            (8/255 for images in [0, 1]).
         step_size: float. Step size, in units of `x`. Defaults to `None`:
             `2.5 * epsilon / num_steps`.
         num_steps: int. Number of gradients for each target. Defaults to `20`.
@@ -34,7 +35,8 @@ class MultiTargeted(PGD):
         random_start: bool. Whether to start from a point drawn uniformly from the ball instead of
             `x`. Defaults to `True`.
         num_targets: int. Number of target classes. Defaults to `None`: all classes except `y`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> scores` whose class scores the attack differentiates
@@ -73,8 +75,8 @@ class MultiTargeted(PGD):
 
     def __init__(
         self,
-        epsilon: float,
-        step_size: float | None = None,
+        epsilon: Scheduled,
+        step_size: Scheduled | None = None,
         num_steps: int = 20,
         norm: str = "linf",
         random_start: bool = True,

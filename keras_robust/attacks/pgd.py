@@ -13,7 +13,7 @@ from keras_robust.attacks.result import RoundResult
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import dimensions, movable, projection, random_in_ball, steepest_step
 from keras_robust.ops.logits import dlr, log_odds_against, margin
-from keras_robust.types import Images, Objective, Seed, Tensor
+from keras_robust.types import Images, Objective, Scheduled, Seed, Tensor
 
 # Losses to maximise, by their names in the literature.
 LOSSES = {"ce": log_odds_against, "margin": margin, "dlr": dlr}
@@ -47,7 +47,8 @@ class PGD(Attack):
     `max_{j != y} z_j - z_y`.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]). In a loss,
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of `x`
+            (8/255 for images in [0, 1]). In a loss,
             `epsilon` and `step_size` may also be a `keras.Variable` or a schedule.
         step_size: float. `alpha`, in units of `x`. Defaults to `None`: `2.5 * epsilon / num_steps`,
             which is enough to cross the whole ball.
@@ -63,7 +64,8 @@ class PGD(Attack):
             `"dlr"`: the margin divided by the difference between the largest and the third largest
             logit. The gradients of all three keep their direction if the logits are multiplied by a
             large constant. Defaults to `"ce"`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         objective: callable `(model, x, y) -> values` that the attack differentiates instead of the
@@ -122,8 +124,8 @@ class PGD(Attack):
 
     def __init__(
         self,
-        epsilon: float,
-        step_size: float | None = None,
+        epsilon: Scheduled,
+        step_size: Scheduled | None = None,
         num_steps: int = 20,
         norm: str = "linf",
         random_start: bool = True,

@@ -14,7 +14,7 @@ from keras_robust.attacks.result import RoundResult
 from keras_robust.attacks.square_search import SEARCHES
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import per_example
-from keras_robust.types import Images, Seed, Tensor
+from keras_robust.types import Images, Scheduled, Seed, Tensor
 
 # Queries of the first round. Each later round ends when the total number of queries has grown by
 # the factor `_GROWTH`, or by `_LONGEST_CHUNK`, so that the last rounds do not take hours.
@@ -52,7 +52,8 @@ class Square(Attack):
       reduces all values by the same amount, so that only the largest remain.
 
     Args:
-        epsilon: float. Radius of the ball, in units of `x` (8/255 for images in [0, 1]).
+        epsilon: float, or array that broadcasts to one example. Radius of the ball, in units of `x`
+            (8/255 for images in [0, 1]).
         norm: `"linf"`, `"l2"` or `"l1"`. Defaults to `"linf"`.
         num_queries: int. `N`, the number of images on which the model is queried in each restart.
             Defaults to `5000`.
@@ -62,7 +63,8 @@ class Square(Attack):
         targeted: bool. If `False`, `y` holds the true labels, and the attack moves predictions away
             from them. If `True`, `y` holds the target labels, and the attack moves predictions
             towards them. Defaults to `False`.
-        bounds: pair of floats. Valid range of `x`. Defaults to `(0.0, 1.0)`.
+        bounds: pair of floats, or of arrays that broadcast to one example. Valid range of `x`.
+            `None` means no bound. Defaults to `(0.0, 1.0)`.
         from_logits: bool. Whether the model returns logits rather than probabilities. Defaults to
             `True`.
         num_samples: int. Number of draws of a random model over which each query is averaged.
@@ -108,7 +110,7 @@ class Square(Attack):
 
     def __init__(
         self,
-        epsilon: float,
+        epsilon: Scheduled,
         norm: str = "linf",
         num_queries: int = 5000,
         initial_fraction: float = 0.8,

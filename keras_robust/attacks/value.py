@@ -18,7 +18,7 @@ from keras_robust.types import Tensor
 class _Frozen(type):
     """Freezes objects after their construction, and warns about implausible radii."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         attack = super().__call__(*args, **kwargs)
         object.__setattr__(attack, "_is_frozen", True)
         warn_of_units(attack)

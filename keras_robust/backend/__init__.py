@@ -24,8 +24,6 @@ here once for each backend, under the same names:
 - `matmul(a, b)`: a matrix product in full precision, whatever the device's default is.
 - `product_precision()`: the dtype to which the factors of a matrix product are rounded.
 - `device()`: the name of the device.
-- `synchronize(x)`: waits until `x` has been computed.
-- `peak_memory()`: the peak memory of tensors on a GPU, in bytes.
 """
 
 import keras
@@ -46,13 +44,11 @@ if keras.backend.backend() == "tensorflow":
     from keras_robust.backend.tensorflow import make_seed as make_seed
     from keras_robust.backend.tensorflow import matmul as matmul
     from keras_robust.backend.tensorflow import normal as normal
-    from keras_robust.backend.tensorflow import peak_memory as peak_memory
     from keras_robust.backend.tensorflow import product_precision as product_precision
     from keras_robust.backend.tensorflow import repeat as repeat
     from keras_robust.backend.tensorflow import rounded as rounded
     from keras_robust.backend.tensorflow import seeded as seeded
     from keras_robust.backend.tensorflow import switch as switch
-    from keras_robust.backend.tensorflow import synchronize as synchronize
     from keras_robust.backend.tensorflow import uniform as uniform
     from keras_robust.backend.tensorflow import value_and_gradient as value_and_gradient
     from keras_robust.backend.tensorflow import value_and_jacobian as value_and_jacobian
@@ -70,13 +66,11 @@ elif keras.backend.backend() == "jax":
     from keras_robust.backend.jax import make_seed as make_seed
     from keras_robust.backend.jax import matmul as matmul
     from keras_robust.backend.jax import normal as normal
-    from keras_robust.backend.jax import peak_memory as peak_memory
     from keras_robust.backend.jax import product_precision as product_precision
     from keras_robust.backend.jax import repeat as repeat
     from keras_robust.backend.jax import rounded as rounded
     from keras_robust.backend.jax import seeded as seeded
     from keras_robust.backend.jax import switch as switch
-    from keras_robust.backend.jax import synchronize as synchronize
     from keras_robust.backend.jax import uniform as uniform
     from keras_robust.backend.jax import value_and_gradient as value_and_gradient
     from keras_robust.backend.jax import value_and_jacobian as value_and_jacobian

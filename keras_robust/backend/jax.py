@@ -192,16 +192,6 @@ def device() -> str:
     return processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
 
 
-def synchronize(x: Tensor) -> None:
-    """Waits until `x` has been computed."""
-    jax.block_until_ready(x)
-
-
-def peak_memory() -> int | None:
-    """Returns the peak memory of arrays on a GPU in bytes, or `None` on a CPU."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
 class TrainStep:
     """Prepares the loss outside the gradient, then runs Keras's own `train_step`."""
 

@@ -197,19 +197,6 @@ def device() -> str:
     return tf.config.experimental.get_device_details(accelerators[0]).get("device_name", "gpu")
 
 
-def synchronize(x: Tensor) -> None:
-    """Waits until `x` has been computed."""
-    for tensor in tf.nest.flatten(x):
-        tensor.numpy()
-
-
-def peak_memory() -> int | None:
-    """Returns the peak memory of tensors on a GPU in bytes, or `None` on a CPU."""
-    if not tf.config.list_logical_devices("GPU"):
-        return None
-    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-
-
 class TrainStep:
     """Prepares the loss outside the gradient tape, then runs Keras's own `train_step`."""
 

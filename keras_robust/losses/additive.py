@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from keras_robust.types import Tensor
-
 
 class Additive:
     """Adds operators to losses: `a + b` is `Sum([a, b])`, and `0.5 * a` is `Sum([a], [0.5])`."""
@@ -15,15 +13,15 @@ class Additive:
     # Makes `np.float64(0.5) * loss` call `__rmul__`.
     __array_ufunc__ = None
 
-    def __add__(self, other: Tensor) -> Any:
+    def __add__(self, other: Any) -> Any:
         return Additive.added(self, other)
 
-    def __radd__(self, other: Tensor) -> Any:
+    def __radd__(self, other: Any) -> Any:
         # The built-in `sum(losses)` starts from 0.
         return self if isinstance(other, int) and other == 0 else Additive.added(other, self)
 
-    def __mul__(self, factor: Tensor) -> Any:
+    def __mul__(self, factor: float) -> Any:
         return Additive.scaled(self, factor)
 
-    def __rmul__(self, factor: Tensor) -> Any:
+    def __rmul__(self, factor: float) -> Any:
         return Additive.scaled(self, factor)

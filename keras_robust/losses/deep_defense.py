@@ -18,7 +18,7 @@ from keras_robust.model.layers import named_layers
 from keras_robust.model.patching import frozen_batch_norm
 from keras_robust.ops.balls import LEAST_SHARE
 from keras_robust.ops.labels import sparse_labels
-from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scheduled, Scores, Seed, Tensor
 
 # Above this exponent, the tangent replaces the exponential.
 _LARGEST_EXPONENT = 5.0
@@ -121,7 +121,7 @@ class DeepDefense(ModelLoss):
 
     def __init__(
         self,
-        weight: Tensor = 15.0,
+        weight: Scheduled = 15.0,
         c: float = 25.0,
         d: float = 5.0,
         num_steps: int = 5,

@@ -11,7 +11,7 @@ from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import current_step
 from keras_robust.ops.labels import is_one_hot
 from keras_robust.ops.logits import class_scores
-from keras_robust.types import Config, Labels, Scores, Tensor
+from keras_robust.types import Config, Labels, Scheduled, Scores, Tensor
 
 # Keeps sums over a batch from overflowing in float32.
 _MAX_INVERSE = 1e30
@@ -78,7 +78,7 @@ class FisherInformation(Additive, keras.losses.Loss):
 
     def __init__(
         self,
-        weight: Tensor = 0.0025,
+        weight: Scheduled = 0.0025,
         max_inverse: float = 10000.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,

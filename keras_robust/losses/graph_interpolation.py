@@ -1,7 +1,5 @@
 """End-to-end training through a graph-interpolating head."""
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
@@ -15,7 +13,7 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.ops.balls import per_example_where
 from keras_robust.ops.labels import is_one_hot, sparse_labels
-from keras_robust.types import Config, Images, Labels, Model, Scores, Seed, Tensor
+from keras_robust.types import Config, Images, Labels, Model, Scheduled, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -109,7 +107,7 @@ class GraphInterpolation(ModelLoss):
     def __init__(
         self,
         num_folds: int = 3,
-        linear_weight: Any = 0.0,
+        linear_weight: Scheduled = 0.0,
         attack: Attack | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,

@@ -15,7 +15,7 @@ from keras_robust.model.augmentation import copies_in_batch
 from keras_robust.model.calls import LayerCall, noted_calls, parts
 from keras_robust.ops.balls import LEAST_SHARE
 from keras_robust.ops.precision import working_dtype
-from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scheduled, Scores, Seed, Tensor
 
 _RATIOS = ("batch", "sample")
 # Layers that pass on their input, or part of it.
@@ -129,7 +129,7 @@ class LatentDisparity(PairLoss):
     def __init__(
         self,
         attack: Attack | None,
-        weight: Tensor = 0.25,
+        weight: Scheduled = 0.25,
         layers: Sequence[str] | None = None,
         ratio: str = "batch",
         order: float = 1,

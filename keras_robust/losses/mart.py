@@ -11,7 +11,7 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.ops.labels import sparse_labels
 from keras_robust.ops.logits import kl_divergence, log_probabilities
-from keras_robust.types import Config, Images, Labels, Model, Scores, Seed, Tensor
+from keras_robust.types import Config, Images, Labels, Model, Scheduled, Scores, Seed, Tensor
 
 # The constants 1.0001 and 1.0000001 of the authors' code, minus 1.
 _MARGIN_OFFSET = 1e-4
@@ -75,7 +75,7 @@ class MART(ModelLoss):
     def __init__(
         self,
         attack: Attack,
-        beta: Tensor = 5.0,
+        beta: Scheduled = 5.0,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = None,
         mask: Tensor = None,

@@ -10,7 +10,7 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.logits import kl_divergence, log_probabilities
-from keras_robust.types import Config, Images, Labels, Model, Scores, Seed, Tensor
+from keras_robust.types import Config, Images, Labels, Model, Scheduled, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -62,7 +62,7 @@ class StabilityTraining(ModelLoss):
 
     def __init__(
         self,
-        weight: Tensor,
+        weight: Scheduled,
         stddev: float,
         from_logits: bool = True,
         reduction: str | None = "sum_over_batch_size",

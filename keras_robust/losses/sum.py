@@ -193,7 +193,7 @@ def added(first: Tensor, second: Tensor) -> Sum:
     return Sum(losses, factors, **settings)
 
 
-def scaled(loss: Loss, factor: Tensor) -> Sum:
+def scaled(loss: Loss, factor: float) -> Sum:
     """Returns a loss times a non-negative number, a `keras.Variable` or a schedule."""
     return Sum([loss], [factor], loss.reduction)
 

@@ -11,7 +11,7 @@ from keras_robust.losses.model_loss import ModelLoss
 from keras_robust.losses.step import Step
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.logits import kl_divergence, log_probabilities
-from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor
+from keras_robust.types import Config, Images, Labels, Loss, Model, Scheduled, Scores, Seed, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_robust")
@@ -65,7 +65,7 @@ class TRADES(ModelLoss):
     def __init__(
         self,
         attack: Attack,
-        beta: Tensor = 6.0,
+        beta: Scheduled = 6.0,
         loss: Loss = None,
         start_stddev: float = 0.001,
         reduction: str | None = "sum_over_batch_size",

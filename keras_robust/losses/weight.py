@@ -7,7 +7,7 @@ import keras
 from keras_robust.losses.step import current_step
 from keras_robust.scheduled import check_scheduled, value_at
 from keras_robust.scheduled import saved as saved
-from keras_robust.types import Loss, Tensor
+from keras_robust.types import Loss, Scheduled
 
 
 def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
@@ -15,7 +15,7 @@ def check_weight(name: str, value: Any, maximum: float = float("inf")) -> Any:
     return check_scheduled(name, value, maximum=maximum)
 
 
-def current(weight: Tensor, maximum: float = float("inf")) -> Any:
+def current(weight: Scheduled, maximum: float = float("inf")) -> Any:
     """Returns the weight in the current training step, or NaN if it is outside 0 to `maximum`."""
     if isinstance(weight, float):
         return weight
