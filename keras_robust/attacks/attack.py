@@ -16,7 +16,8 @@ from keras_robust.attacks.result import AttackResult, RoundResult
 from keras_robust.attacks.rounds import Rounds
 from keras_robust.attacks.space import Space, bounds_for
 from keras_robust.attacks.value import Value
-from keras_robust.model.arrays import as_array, check_broadcasts, check_one_class, single
+from keras_robust.model.arrays import as_array, single
+from keras_robust.model.checks import check_broadcasts, check_one_class
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import LazyImages
 from keras_robust.model.smoothed import SmoothedClassifier

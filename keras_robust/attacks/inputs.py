@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.model.arrays import check_floating
+from keras_robust.model.checks import check_floating
 from keras_robust.ops.precision import working_dtype
 from keras_robust.types import Images, Seed, Tensor
 

@@ -8,7 +8,8 @@ from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.metrics.accuracy import robust_accuracy
 from keras_robust.metrics.radii import check_attack
-from keras_robust.model.arrays import as_arrays, check_images, check_range
+from keras_robust.model.arrays import as_arrays
+from keras_robust.model.checks import check_images, check_range
 from keras_robust.types import Images, Labels
 
 

@@ -13,7 +13,8 @@ from keras import ops
 from keras_robust.attacks.inputs import as_mask
 from keras_robust.datasets.folder import first_damaged, load_folder
 from keras_robust.datasets.load import load
-from keras_robust.model.arrays import as_images, sparse
+from keras_robust.model.arrays import as_images
+from keras_robust.model.checks import sparse
 from keras_robust.model.images import LazyImages
 from keras_robust.training import RobustModel
 from keras_robust.types import Images, Labels, Model

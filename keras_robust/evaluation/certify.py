@@ -12,7 +12,8 @@ from keras_robust.attacks.journal import Arrays
 from keras_robust.evaluation.certificate import Certificate, require_scipy
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.progress import Progress, check_resume
-from keras_robust.model.arrays import as_images, sparse
+from keras_robust.model.arrays import as_images
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import LazyImages
 from keras_robust.model.smoothed import SmoothedClassifier, grid_step

@@ -14,8 +14,9 @@ from keras_robust.evaluation.checks.case import Case
 from keras_robust.evaluation.checks.registry import run_checks
 from keras_robust.evaluation.progress import Progress
 from keras_robust.metrics.radii import check_attack, radii
-from keras_robust.model.arrays import as_images, sparse
+from keras_robust.model.arrays import as_images
 from keras_robust.model.batches import padded_batches
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import LazyImages
 from keras_robust.report.check_result import CheckResult

@@ -24,7 +24,8 @@ from keras_robust.evaluation.shards import SHARD, check_shard, share_of
 from keras_robust.evaluation.surrogates import with_surrogates
 from keras_robust.metrics.accuracy import attack_in_batches
 from keras_robust.metrics.radii import radii, union
-from keras_robust.model.arrays import as_images, sparse
+from keras_robust.model.arrays import as_images
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.report import plots
 from keras_robust.report.data import CERTIFICATE, MASK

@@ -10,7 +10,7 @@ from keras_robust.attacks import Attack
 from keras_robust.attacks.inputs import as_mask, as_working_dtype
 from keras_robust.losses.additive import Additive
 from keras_robust.losses.step import Step, current_step
-from keras_robust.model.arrays import check_broadcasts
+from keras_robust.model.checks import check_broadcasts
 from keras_robust.ops.labels import is_one_hot
 from keras_robust.ops.logits import class_scores
 from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Tensor

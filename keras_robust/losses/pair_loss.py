@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_robust.losses.model_loss import ModelLoss
-from keras_robust.model.arrays import check_images
+from keras_robust.model.checks import check_images
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Labels, Model, Seed, Tensor
 

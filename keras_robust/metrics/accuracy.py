@@ -11,7 +11,8 @@ from keras_robust.attacks.inputs import as_mask
 from keras_robust.attacks.journal import Journal
 from keras_robust.metrics.perturbed import batch_seed
 from keras_robust.metrics.radii import check_attack
-from keras_robust.model.arrays import as_images, sparse
+from keras_robust.model.arrays import as_images
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import LazyImages
 from keras_robust.types import Images, Labels, Model

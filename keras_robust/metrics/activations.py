@@ -9,9 +9,10 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.layers import TanhClassifier
-from keras_robust.model.arrays import as_array, check_images
+from keras_robust.model.arrays import as_array
 from keras_robust.model.batches import in_batches
 from keras_robust.model.calls import LayerCall, noted_calls, parts
+from keras_robust.model.checks import check_images
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Model
 

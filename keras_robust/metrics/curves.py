@@ -10,7 +10,8 @@ from keras_robust.attacks import Attack
 from keras_robust.attacks.result import perturbation_norms
 from keras_robust.metrics.accuracy import attack_remaining
 from keras_robust.metrics.radii import check_attack, with_radius
-from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.arrays import as_arrays
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Labels, Model
 

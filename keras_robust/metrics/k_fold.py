@@ -14,7 +14,8 @@ import numpy as np
 
 from keras_robust import validation
 from keras_robust.metrics.analysis import require_scikit_learn
-from keras_robust.model.arrays import as_arrays, check_images, check_labels, sparse
+from keras_robust.model.arrays import as_arrays
+from keras_robust.model.checks import check_images, check_labels, sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.text_table import text_table
 from keras_robust.types import Images, Labels, Model

@@ -8,7 +8,7 @@ from keras import ops
 from keras_robust import validation
 from keras_robust.metrics.activations import features
 from keras_robust.metrics.analysis import require_scikit_learn
-from keras_robust.model.arrays import sparse
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Labels, Model
 

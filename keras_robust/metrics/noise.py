@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from keras_robust import validation
-from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.arrays import as_arrays
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Labels, Model
 

@@ -8,8 +8,9 @@ from keras import ops
 
 from keras_robust import validation
 from keras_robust.metrics.activations import calls_of_one, check_layer, layer_calls
-from keras_robust.model.arrays import as_array, check_images
+from keras_robust.model.arrays import as_array
 from keras_robust.model.batches import in_batches
+from keras_robust.model.checks import check_images
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Model
 

@@ -12,7 +12,8 @@ from keras_robust.attacks.plausible import largest_distance
 from keras_robust.metrics.accuracy import attack_remaining
 from keras_robust.metrics.curves import robustness_curve
 from keras_robust.metrics.radii import check_attack, with_radius
-from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.arrays import as_arrays
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Labels, Model
 

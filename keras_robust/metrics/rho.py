@@ -11,14 +11,8 @@ from keras_robust.attacks import Attack
 from keras_robust.attacks.result import perturbation_norms
 from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.metrics.radii import check_attack
-from keras_robust.model.arrays import (
-    as_array,
-    as_arrays,
-    check_images,
-    check_range,
-    is_data_set,
-    sparse,
-)
+from keras_robust.model.arrays import as_array, as_arrays, is_data_set
+from keras_robust.model.checks import check_images, check_range, sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.balls import LEAST_SHARE
 from keras_robust.types import Images, Labels, Model

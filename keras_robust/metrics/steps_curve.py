@@ -8,7 +8,8 @@ from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.metrics.accuracy import attack_remaining
 from keras_robust.metrics.radii import check_attack
-from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.arrays import as_arrays
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.types import Images, Labels, Model
 

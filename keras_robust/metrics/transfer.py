@@ -11,7 +11,8 @@ from keras_robust import validation
 from keras_robust.attacks import Attack
 from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.metrics.radii import check_attack
-from keras_robust.model.arrays import as_arrays, sparse
+from keras_robust.model.arrays import as_arrays
+from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.text_table import text_table
 from keras_robust.types import Images, Labels

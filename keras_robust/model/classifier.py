@@ -10,28 +10,32 @@ import numpy as np
 from keras import ops
 
 from keras_robust import backend
-from keras_robust.model.arrays import check_images, check_labels, check_range
 from keras_robust.model.batches import padded_batches
 from keras_robust.model.black_box import BlackBox
 from keras_robust.model.calls import noted_calls
+from keras_robust.model.checks import check_images, check_labels, check_range
 from keras_robust.model.images import LazyImages
 from keras_robust.model.keys import value_key
 from keras_robust.model.layers import HasSwitch, all_layers, held_by
+from keras_robust.model.outputs import (
+    ROUNDED,
+    are_probabilities,
+    check_outputs,
+    several,
+    single_output,
+)
 from keras_robust.model.patching import (
     convolutions_for_loops,
     final_activation,
     fixed_switches,
     without_final_activation,
 )
-from keras_robust.ops.logits import EXPECTED_OUTPUTS, class_scores, probabilities_to_logits
+from keras_robust.ops.logits import class_scores, probabilities_to_logits
 from keras_robust.ops.precision import working_dtype
 from keras_robust.types import Images, Model, Scores, Seed
-from keras_robust.validation import no_classifier
 
 # Number of images on which the outputs are examined.
 _NUM_PROBED = 8
-# Tolerance for a sum of probabilities, large enough for half precision.
-_ROUNDED = 1e-2
 _PRECISIONS = ("bfloat16", "float16", "float32", "float64")
 Setting = tuple[tuple[float, float] | None, bool | None]
 
@@ -326,7 +330,7 @@ class Classifier:
             )
         if activation is not None:
             return activation == "sigmoid"
-        is_inside = bool(output.min() >= 0 and output.max() <= 1 + _ROUNDED)
+        is_inside = bool(output.min() >= 0 and output.max() <= 1 + ROUNDED)
         if self._looks_like_probability and not is_inside:
             raise ValueError(
                 "The model's one output was from 0 to 1 for the first images, as a probability "
@@ -370,47 +374,6 @@ def call_model(model: Model, x: Images, training: bool | None) -> Any:
     is_dict_of_one = isinstance(structure, dict) and len(structure) == 1
     inputs = dict.fromkeys(structure, x) if is_dict_of_one else x
     return single_output(model(inputs, training=training))
-
-
-def single_output(outputs: Scores) -> Any:
-    """Returns the one tensor in a model's outputs, which may be a list or a dict."""
-    if hasattr(outputs, "shape"):
-        return outputs
-    tensors = keras.tree.flatten(outputs)
-    if len(tensors) != 1:
-        names = list(outputs) if isinstance(outputs, dict) else None
-        raise ValueError(several("outputs", names or [str(n) for n in range(len(tensors))]))
-    return tensors[0]
-
-
-def several(what: str, names: list[str]) -> str:
-    """Returns the error message for a model with several inputs or outputs."""
-    return (
-        "The model must have one input and one output, the class scores. Select the output, as in "
-        '`keras.Model(m.input, m.output["logits"])`. Wrap a model with several inputs in one that '
-        "keeps all but one of them fixed. "
-        f"Received: a model with {len(names)} {what}, {names}"
-    )
-
-
-def check_outputs(outputs: np.ndarray, num_examples: int) -> None:
-    """Raises a `ValueError` unless each example has a row of finite numbers, or one number."""
-    if outputs.ndim not in (1, 2) or len(outputs) != num_examples or outputs.size == 0:
-        raise no_classifier(
-            EXPECTED_OUTPUTS, f"outputs of shape {outputs.shape} for {num_examples} examples"
-        )
-    if not np.isfinite(outputs).all():
-        raise ValueError(
-            "The model must return finite outputs. Received: "
-            f"{int(np.sum(~np.isfinite(outputs)))} NaN or infinite values for {num_examples} "
-            "examples"
-        )
-
-
-def are_probabilities(outputs: np.ndarray) -> bool:
-    """Returns whether outputs look like those of a softmax."""
-    sums = outputs.astype("float64").sum(axis=1)
-    return bool((outputs >= 0).all() and (abs(sums - 1) < _ROUNDED).all())
 
 
 _NOT_LOGITS = (

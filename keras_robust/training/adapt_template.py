@@ -7,8 +7,9 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.layers.template import sparse_with_unlabeled
 from keras_robust.layers.wnll_head import wnll_head
-from keras_robust.model.arrays import as_arrays, check_images
+from keras_robust.model.arrays import as_arrays
 from keras_robust.model.batches import in_batches
+from keras_robust.model.checks import check_images
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.patching import replaced
 from keras_robust.types import Images, Labels, Model

@@ -13,7 +13,8 @@ import numpy as np
 from keras_robust import validation
 from keras_robust.layers.wnll_head import wnll_head
 from keras_robust.losses import ModelLoss
-from keras_robust.model.arrays import as_arrays, check_images, sparse
+from keras_robust.model.arrays import as_arrays
+from keras_robust.model.checks import check_images, sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.layers import all_layers
 from keras_robust.training.adapt_template import adapt_template

@@ -14,7 +14,8 @@ from keras_robust.losses import ModelLoss, weight
 from keras_robust.losses.step import Step, current_step, step_scope
 from keras_robust.model.arrays import as_array, first_batch, is_data_set, single
 from keras_robust.model.augmentation import same_augmentation
-from keras_robust.model.classifier import Classifier, call_model, single_output
+from keras_robust.model.classifier import Classifier, call_model
+from keras_robust.model.outputs import single_output
 from keras_robust.training.fit_template import fit_and_fill
 from keras_robust.types import Config, Images, Labels, Loss, Model, Scores, Seed, Shape
 
