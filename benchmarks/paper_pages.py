@@ -1,4 +1,4 @@
-"""A page for each paper: its tables and figures as measured here, beside the published ones."""
+"""Writes a page for each paper, with its tables as measured here and as published."""
 
 import functools
 import pathlib
@@ -12,14 +12,14 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / "examples" / "reproductions"))
 from papers import RECORDS  # noqa: E402
-from records import Records, center_and_half  # noqa: E402
+from records import Records, mean_and_half_width  # noqa: E402
 from tables import SCALES, Paper, Table  # noqa: E402
 
 PICTURES = ROOT / "docs" / "images" / "results"
-# Values that are shares, and shown in percent, are all but these.
-_IN_UNITS = {"rho_2": "{:.3f}", "C&W, median L2": "{:.2f}", "epsilon": "{:.3f}"}
+# Columns that are not fractions, and are not shown in percent.
+_FORMATS = {"rho_2": "{:.3f}", "C&W, median L2": "{:.2f}", "epsilon": "{:.3f}"}
 Group = dict[str, list[dict[str, Any]]]
-# Places and values of a line.
+# The x and y values of a line.
 Curve = tuple[list[float], list[float]]
 
 
@@ -34,7 +34,7 @@ def all_records(paper: str) -> dict[str, Any]:
 
 
 def found(table: Table, scale: str) -> Group:
-    """The records of a table at one scale, by row: one for each seed."""
+    """Returns the records of a table at one scale, by row. Each row has one record per seed."""
     rows: Group = {}
     for record in table.rows(all_records(table.paper), scale):
         rows.setdefault(record["row"], []).append(record)
@@ -42,7 +42,7 @@ def found(table: Table, scale: str) -> Group:
 
 
 def page(paper: Paper) -> str:
-    """Everything that is on record of the paper; what is not is listed at the end."""
+    """Returns the page of a paper: the measured tables, then a list of the missing ones."""
     parts = [f"# {paper.title}\n", *([f"{paper.introduction}\n"] if paper.introduction else [])]
     missing = []
     for table in paper.tables.values():
@@ -54,29 +54,36 @@ def page(paper: Paper) -> str:
         if table.finding:
             parts.append(f"{table.finding}\n")
     if missing:
-        parts += ["\n## Not measured yet\n", *(f"- {line(table)}" for table in missing)]
+        parts += [
+            "\n## Not measured yet\n",
+            "The commands below are for the paper's scale. For small scale, use `--scale small`. "
+            "Times are estimates, for a large GPU at the paper's scale and for 2 CPU cores at "
+            "small scale.\n",
+            *(f"- {missing_line(table)}" for table in missing),
+        ]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def line(table: Table) -> str:
-    """Names the command that measures a table, and about how long it takes."""
+def missing_line(table: Table) -> str:
+    """Returns a line with the caption of a table, the command that measures it, and its time."""
     small = (
         "" if table.minutes["small"] is None else f"{table.minutes['small']} min at small scale, "
     )
     command = re.sub("^KERAS_BACKEND=jax ", "", table.command("paper"))
     return (
-        f"{table.name}, {table.shows}: `{command}`; about {small}{table.minutes['paper']} min at "
-        "the paper's on a large GPU."
+        f"{table.name}: {table.shows}. `{command}` ({small}{table.minutes['paper']} min at the "
+        "paper's scale)"
     )
 
 
 def section(table: Table, scale: str) -> str:
+    """Returns the measured values of a table at one scale, and how they were measured."""
     rows = found(table, scale)
     records = [record for seeds in rows.values() for record in seeds]
     name = "Small scale" if scale == "small" else "The paper's scale"
     parts = [f"**{name}.** {'; '.join(conditions(records))}.\n"]
     if not table.is_complete(all_records(table.paper), scale):
-        parts.append("Rows are missing; the command below goes on with them.\n")
+        parts.append("This table is incomplete. The command below measures the missing rows.\n")
     values = [record["values"] for record in records]
     if any(isinstance(value, float) for given in values for value in given.values()):
         parts.append(numbers(table, rows) + "\n")
@@ -85,14 +92,14 @@ def section(table: Table, scale: str) -> str:
         f"![{table.name}: {table.shows}](../images/results/{path.name})\n" for path in pictures
     ]
     commands = sorted({record["command"] for record in records})
-    made = sorted({f"{record['machine']}, {record['versions']}" for record in records})
-    parts.append("\n".join(["", *(f"    {command}" for command in commands), ""]))
-    parts.append("; ".join(made) + ".\n")
+    made = sorted({f"{record['machine']}, with {record['versions']}" for record in records})
+    parts.append("\n".join(["To reproduce:", "", *(f"    {c}" for c in commands), ""]))
+    parts.append(f"Measured on {'; '.join(made)}.\n")
     return "\n".join(parts)
 
 
 def conditions(records: list[dict[str, Any]]) -> list[str]:
-    """Data, numbers of images and epochs, which may differ from row to row."""
+    """Returns each combination of data set, images and epochs that the rows have."""
     names = {"cifar10_jpeg": "CIFAR-10 after lossy JPEG compression", "mnist": "MNIST"}
     names["fashion_mnist"] = "Fashion-MNIST"
     lines: dict[str, None] = {}
@@ -107,7 +114,7 @@ def conditions(records: list[dict[str, Any]]) -> list[str]:
 
 
 def numbers(table: Table, rows: Group) -> str:
-    """The scalar values, ours / published where there is such a figure."""
+    """Returns a table of the scalar values, measured / published, with notes above it."""
     columns: dict[str, None] = {}
     alone = {row: seeds for row, seeds in rows.items() if list(seeds[0]["values"]) == ["epsilon"]}
     notes = [f"{row} = {shown('epsilon', [s[0]['values']['epsilon']])}" for row, s in alone.items()]
@@ -127,23 +134,29 @@ def numbers(table: Table, rows: Group) -> str:
             theirs = published.get(column)
             cells.append(ours if theirs is None else f"{ours} / {shown(column, [theirs])}")
         body.append(cells)
-    notes = [*(["Ours / the paper's"] if table.published else []), *notes]
-    note = "; ".join(notes) + ".\n\n" if notes else ""
+    sentences = ["Cells with two values: measured here / published."] if table.published else []
+    if several:
+        sentences.append(
+            "Values over several seeds: mean +- half-width of the 95% confidence interval."
+        )
+    if notes:
+        sentences.append("; ".join(notes) + ".")
+    note = " ".join(sentences) + "\n\n" if sentences else ""
     return note + markdown_table(["", *(["seeds"] if several else []), *columns], body)
 
 
 def shown(column: str, values: list[float]) -> str:
-    """Mean and half of the 95% interval over seeds."""
-    center, half = center_and_half(values)
-    if column in _IN_UNITS:
-        return _IN_UNITS[column].format(center)
+    """Formats the mean over seeds, and half the width of its 95% confidence interval."""
+    mean, half = mean_and_half_width(values)
+    if column in _FORMATS:
+        return _FORMATS[column].format(mean)
     if column.endswith((", s", "per sample")):
-        return f"{center:,.1f}"
-    return f"{100 * center:.1f}%" + (f" +- {100 * half:.1f}" if len(values) > 1 else "")
+        return f"{mean:,.1f}"
+    return f"{100 * mean:.1f}%" + (f" +- {100 * half:.1f}" if len(values) > 1 else "")
 
 
 def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
-    """Draws what is not a number, and returns the pictures."""
+    """Draws the values that are not scalars, and returns the paths of the pictures."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     path = PICTURES / table.picture(scale)
     values = {row: seeds[0]["values"] for row, seeds in rows.items()}
@@ -166,13 +179,16 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
 
 
 def lists(values: dict[str, Any]) -> dict[str, Curve]:
-    """Values that are lists, against their places."""
+    """Returns the values that are lists, as lines over the numbers 1, 2, ..."""
     found = {k: v for k, v in values.items() if isinstance(v, list) and len(v) > 1}
     return {name: (list(range(1, 1 + len(value))), value) for name, value in found.items()}
 
 
 def series(seeds: list[dict[str, Any]]) -> dict[str, Curve]:
-    """Values under names that end in a number, such as "transfer 8": means against the number."""
+    """Returns columns whose names end in a number, such as "transfer 8", as lines over this number.
+
+    The lines show the mean over seeds, and start at 0 with clean accuracy.
+    """
     points: dict[str, dict[float, float]] = {}
     for column in seeds[0]:
         match = re.fullmatch(r"(.+) ([0-9.]+)", column)
@@ -184,7 +200,7 @@ def series(seeds: list[dict[str, Any]]) -> dict[str, Curve]:
 
 
 def add_gains(curves: dict[str, dict[str, Curve]]) -> None:
-    """Adds what each row has above the undefended network, where there is one."""
+    """Adds the gain of each row over the undefended network, if there is one."""
     if "undefended" not in curves or "transfer" not in curves["undefended"]:
         return
     strengths, base = curves["undefended"]["transfer"]
@@ -194,6 +210,7 @@ def add_gains(curves: dict[str, dict[str, Curve]]) -> None:
 
 
 def new_figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
+    """Returns a figure without a display, and its row of axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -203,6 +220,7 @@ def new_figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
 
 
 def draw_places(values: dict[str, Any], path: pathlib.Path) -> None:
+    """Draws a scatter plot of features for each row, coloured by class."""
     figure, panels = new_figure(3.4 * len(values), 3.4, len(values))
     for axis, (row, given) in zip(panels, values.items(), strict=True):
         places, classes = np.array(given["places"]), np.array(given["classes"])
@@ -215,7 +233,7 @@ def draw_places(values: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def draw_curves(curves: dict[str, dict[str, Curve]], path: pathlib.Path) -> None:
-    """A panel for each quantity, a line for each row."""
+    """Draws a panel for each quantity, with a line for each row."""
     quantities = list(dict.fromkeys(key for given in curves.values() for key in given))
     figure, panels = new_figure(3.6 * len(quantities), 3.4, len(quantities))
     for axis, quantity in zip(panels, quantities, strict=True):

@@ -2,9 +2,9 @@
 
     python benchmarks/report.py
 
-Every number is read from the records in benchmarks/results/, each of which has the command that
-made it. `docs/results.md` compares the defences, a page for each paper has its tables, and one more
-has what tuning finds, AutoAttack's versions, and what the library's own code costs.
+All measured values come from the records in benchmarks/results/, each of which has the command that
+measured it. `docs/results.md` compares the defences. Each paper has a page with its tables. Another
+page has the results of tuning, the comparison of AutoAttack's versions, and the costs.
 """
 
 import dataclasses
@@ -27,18 +27,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A row of the opening table: what a paper claims of a defence, and what is left of it here.
+    """The claim of a paper for a defence, which is a row of the summary table.
 
     Args:
-        defence: its name.
-        paper: key of the paper.
-        table: name of the table that has it.
-        row: its row there.
+        defence: name of the defence.
+        paper: the paper, a `Paper`.
+        table: name of the paper's table with the claim.
+        row: row of the defence in this table.
         attack: column of the paper's own attack.
         worst: column of the worst case at the same radius.
-        setting: data and radius, in a few words.
-        cost: name in `benchmarks/losses.py`'s records of what a training step costs.
-        clean: column of the accuracy on clean images. Defaults to `"clean"`.
+        setting: data set and radius.
+        cost: name of the training step in the records of `benchmarks/losses.py`. `None` if it is
+            an ordinary step.
+        clean: column of clean accuracy. Defaults to `"clean"`.
         worst_row: row of the worst case. Defaults to `None`: the same row.
     """
 
@@ -74,17 +75,17 @@ CLAIMS = (
         "worst case", "CIFAR-10, 8/255", None,
     ),
     Claim(
-        "the same, adversarially trained", weight_penalization.PAPER, "Table 4",
+        "tanh + angular, adversarial training", weight_penalization.PAPER, "Table 4",
         "tanh + angular, adversarial training", "PGD-40", "worst case", "MNIST, 0.3",
         "adversarial training, PGD-7",
     ),
     Claim(
-        "the same, adversarially trained", weight_penalization.PAPER, "Table 5",
+        "tanh + angular, adversarial training", weight_penalization.PAPER, "Table 5",
         "tanh + angular, adversarial training", "PGD-20", "worst case", "CIFAR-10, 8/255",
         "adversarial training, PGD-7",
     ),
     Claim(
-        "Max-Mahalanobis center", weight_penalization.PAPER, "Table 4", "MMC", "PGD-40",
+        "Max-Mahalanobis center (MMC)", weight_penalization.PAPER, "Table 4", "MMC", "PGD-40",
         "worst case", "MNIST, 0.3", "Max-Mahalanobis",
     ),
     Claim(
@@ -96,7 +97,7 @@ CLAIMS = (
         "worst case", "CIFAR-10, 8/255", "adversarial training, PGD-7",
     ),
     Claim(
-        "WNLL, TVM, trained on its images", wnll_defense.PAPER, "Table 5",
+        "WNLL and TVM, trained on original and TVM images", wnll_defense.PAPER, "Table 5",
         "WNLL, FGSM, original + TVM", "0.02, behind TVM", "0.02, behind TVM", "CIFAR-10, 0.02",
         None, "clean, behind TVM", "WNLL, worst case, original + TVM",
     ),
@@ -123,8 +124,8 @@ CLAIMS = (
 )  # fmt: skip
 
 
-# Schwartz and Ditzler, Table I: milliseconds per sample, and the benchmark's names for the methods.
-PAPER_004 = {
+# Milliseconds per sample in Table I of Schwartz and Ditzler, by the case of `benchmarks/losses.py`.
+TABLE_I = {
     "Fisher information, VGG-16": 2.0,
     "latent disparity, pairs, VGG-16": 2.1,
     "guided denoising, pairs, VGG-16": 5.3,
@@ -141,16 +142,18 @@ def percent(value: float) -> str:
 
 
 class Measured(NamedTuple):
-    """What is on record of a claim."""
+    """A claim and its measured values."""
 
     claim: Claim
     published: float | None
     scale: str
-    # Accuracies of each seed: clean, under the paper's attack, in the worst case; or nothing.
+    # Accuracies of each seed: clean, under the paper's attack, and in the worst case. Empty if they
+    # are not measured.
     values: tuple[list[float], ...]
 
 
 def measured() -> list[Measured]:
+    """Returns all claims with their measured values, at the paper's scale if available."""
     rows = []
     for claim in CLAIMS:
         table = claim.paper.tables[claim.table]
@@ -167,11 +170,11 @@ def measured() -> list[Measured]:
 
 
 def opening() -> str:
-    """The first page: a row for each claim, one picture, three sentences."""
+    """Returns the first page: a table and a picture of all claims, and the conclusion."""
     costs = load("losses-amd-epyc-2-cores-tensorflow.json")["cases"]
     rows = []
     for claim, published, scale, values in measured():
-        theirs = "no number" if published is None else percent(published)
+        theirs = "not published" if published is None else percent(published)
         cost = "1.0" if claim.cost is None else f"{costs[claim.cost]['ratio_to_step']:.1f}"
         cells = [scale, *(shown("", column) for column in values)] if values else [
             "not measured", "", "", "",
@@ -181,33 +184,36 @@ def opening() -> str:
             f"[{claim.table}](results/{claim.paper.key}.md)",
         ])  # fmt: skip
     header = [
-        "defence", "data, radius", "the paper's attack and claim", "scale", "clean here",
-        "the paper's attack here", "worst case here", "a training step costs", "certificate",
-        "table",
+        "defence", "data, radius", "paper's attack: published accuracy", "scale",
+        "clean, measured", "paper's attack, measured", "worst case, measured",
+        "cost of a training step", "certificate", "details",
     ]  # fmt: skip
     draw_claims([row for row in measured() if row.values])
     return "\n".join([
         "# Results\n",
-        "Each defence beside the claim of its paper: robust accuracy under the paper's own attack "
-        "as published, under the same attack here, and in the worst case over the strongest "
-        "attacks of this library. \"small\" is a scale for 2 CPU cores, with fewer images, epochs "
-        "or channels than the paper's; accuracies at that scale are lower by themselves. A step "
-        "of training costs so many times that of ordinary training (`benchmarks/losses.py`, small "
-        "network, TensorFlow, AMD EPYC, 2 cores). None of these defences has a certificate: "
-        "its accuracy can only fall. `kr.evaluation.certify` gives one by randomized smoothing "
-        "([evaluation](evaluation.md)).\n",
-        markdown_table(header, rows),
-        "\n![What is claimed, what the paper's attack gives, and the worst case]"
-        "(images/results/claims.png)\n",
+        "This page compares the published robust accuracy of each defence with two measured ones: "
+        "under the same attack, and in the worst case over the strongest attacks of this "
+        "library.\n",
         CONCLUSION,
-        "\nThe tables and figures, each with the command that makes it:\n",
+        "\n## Published and measured robust accuracy\n",
+        markdown_table(header, rows),
+        "\n![Published robust accuracy, measured robust accuracy under the same attack, and the "
+        "worst case](images/results/claims.png)\n",
+        legend(measured()),
+        "- **Cost of a training step** is relative to an ordinary training step "
+        "(`benchmarks/losses.py`, small network, TensorFlow, AMD EPYC, 2 cores).",
+        "- **Certificate.** None of these defences has one, so a stronger attack may lower any of "
+        "these accuracies. `kr.evaluation.certify` computes certificates by randomized smoothing "
+        "([evaluation](evaluation.md)).",
+        "\n## Tables and figures\n",
+        "Each page gives the commands that reproduce its tables and figures:\n",
         *(f"- [{paper.title}](results/{paper.key}.md)" for paper in PAPERS.values()),
-        "- [Tuning, AutoAttack's versions, and cost](results/measurements.md)",
+        "- [Tuning, AutoAttack versions, and cost](results/measurements.md)",
     ])  # fmt: skip
 
 
 def readme() -> str:
-    """The README, with what has been measured of the claims between its marks."""
+    """Returns the README, with a table of the measured claims between its marks."""
     text = (ROOT / "README.md").read_text()
     begin, end = "<!-- results -->", "<!-- end of results -->"
     rows = [
@@ -218,20 +224,36 @@ def readme() -> str:
         for claim, known, scale, values in measured()
         if values
     ]  # fmt: skip
-    header = ["defence", "data, radius", "the paper's attack", "published", "here",
-              "worst case here", "scale"]  # fmt: skip
+    header = ["defence", "data, radius", "paper's attack", "published", "measured",
+              "worst case, measured", "scale"]  # fmt: skip
     inner = "\n".join([
-        "Robust accuracy as published, under the same attack here, and under the strongest attacks "
-        "here. Small scale means 2 CPU cores: fewer images, epochs or channels than the paper's.\n",
+        "The table compares the published robust accuracy of each defence with two measured ones: "
+        "under the same attack, and in the worst case over the strongest attacks of this "
+        "library.\n",
         markdown_table(header, rows),
-        "\n[Results](docs/results.md) has every table of the papers, each with its command.",
+        "\n" + legend([row for row in measured() if row.values]),
+        "\n[Results](docs/results.md) has all measured tables and figures of the papers, with the "
+        "commands that reproduce them.",
     ])  # fmt: skip
     before, after = text.partition(begin)[0], text.partition(end)[2]
     return f"{before}{begin}\n{inner}\n{end}{after}"
 
 
+def legend(rows: list[Measured]) -> str:
+    """Returns a list that explains the columns of the summary table."""
+    names = {row.claim.attack for row in rows}
+    attacks = [f"`{name}` {text}." for name, text in ATTACKS.items() if name in names]
+    return "\n".join([
+        *([f"- **Paper's attack.** {' '.join(attacks)}"] if attacks else []),
+        "- **Scale.** `small` is for 2 CPU cores, with fewer images, epochs or channels than in "
+        "the paper. This alone lowers accuracies. `paper` has the paper's settings.",
+        "- **Intervals** (+-) are 95% confidence intervals of the mean over seeds. With two seeds "
+        "they are very wide.",
+    ])  # fmt: skip
+
+
 def draw_claims(rows: list[Measured]) -> None:
-    """Three bars for each claim: published, the same attack here, worst case."""
+    """Draws three bars for each claim: published, under the same attack, and in the worst case."""
     figure, (axis,) = new_figure(9.0, 0.8 + 0.55 * max(1, len(rows)), 1)
     for place, row in enumerate(rows):
         values = (row.published, *(sum(v) / len(v) for v in row.values[1:]))
@@ -252,19 +274,27 @@ def draw_claims(rows: list[Measured]) -> None:
 
 
 COLORS = {
-    "published": "#b0b7c3",
-    "the paper's attack, here": "#4c78a8",
-    "worst case, here": "#d1495b",
+    "paper's attack, published": "#b0b7c3",
+    "paper's attack, measured": "#4c78a8",
+    "worst case, measured": "#d1495b",
+}
+# Columns of attacks whose names do not say what they are.
+ATTACKS = {
+    "0.02, behind TVM": "is FGSM at 0.02, with TVM between the attack and the network",
+    "FGSM 1.0": "is FGSM at epsilon_ref, the radius at which FGSM fools the Deep Defense network "
+    "on half of the images",
+    "transfer 8": "is FGSM at 8/255 on the undefended network",
 }
 CONCLUSION = (
-    "Each defence that is measured here keeps less in the worst case than under the attack of its "
-    "paper. A published accuracy is an upper bound, which a better attack lowers: compare defences "
-    "by the worst case. Adversarial training is the baseline that a defence has to beat there."
+    "Every defence that has been measured is less accurate in the worst case than under the attack "
+    "of its paper. A published robust accuracy is an upper bound, which a stronger attack may "
+    "lower. Compare defences by the worst case. There, adversarial training is the baseline that a "
+    "defence has to exceed."
 )
 
 
-def made_by(runs: list[dict[str, Any]]) -> str:
-    """The commands and machines, without where the data and the results lie."""
+def provenance(runs: list[dict[str, Any]]) -> str:
+    """Returns the commands and machines, without the folders of the data and the results."""
     commands = {
         re.sub(r"--output \S+", "", re.sub(r"--data-dir \S+", "--data-dir DIR", run["command"]))
         for run in runs
@@ -272,19 +302,26 @@ def made_by(runs: list[dict[str, Any]]) -> str:
     machines = sorted({run["machine"] for run in runs if "machine" in run})
     commands = sorted(" ".join(command.split()) for command in commands)
     return "\n".join(
-        ["", *(f"    {command}" for command in commands), "", *(f"{name}." for name in machines)]
+        [
+            "\nTo reproduce:\n",
+            *(f"    {command}" for command in commands),
+            "",
+            *(f"Measured on {name}." for name in machines),
+        ]
     )
 
 
 def tuning() -> str:
+    """Returns the section with the trials of `examples/tune.py`."""
     parts = [
-        "## Tuning of a weight\n",
-        "KerasTuner's random search; each trial trains the same small network with another weight "
-        "and is judged by its best epoch's accuracy under PGD-20 on held-out images. That is one "
-        "attack: what the chosen weight is worth, `kr.evaluate` tells. With the Fisher information "
-        "robust accuracy falls as the weight grows: against an attack on the network itself it "
-        "defends nothing here. With TRADES it grows with the weight up to some 7, clean accuracy "
-        "falling, and stays there.",
+        "## Tuning the weight of a defence\n",
+        "The weights are chosen by KerasTuner's random search. Each trial trains the same small "
+        "network with a different weight. Its score is the accuracy of its best epoch under PGD-20 "
+        "on held-out images. PGD-20 is a single attack: evaluate the chosen model with "
+        "`kr.evaluate`.\n",
+        "For the Fisher information, robust accuracy falls as the weight grows: the regularizer "
+        "does not defend against white-box attacks here. For TRADES, robust accuracy rises up to a "
+        "weight of about 7 and then levels off, while clean accuracy falls.",
     ]
     for path in sorted(RESULTS.glob("tune_*.json")):
         run = json.loads(path.read_text())
@@ -297,15 +334,21 @@ def tuning() -> str:
             f"\n### {arguments['defence']}, {arguments['dataset']}, "
             f"epsilon {arguments['epsilon']}, seed {arguments['seed']}\n"
         )
-        parts.append(markdown_table(["weight", "clean", "under PGD-20"], rows))
-        parts.append(f"\n![Both accuracies against the weight](../images/{path.stem}.png)")
-        parts.append(made_by([run]))
-    return "\n".join(parts) if len(parts) > 2 else ""
+        parts.append(markdown_table(["weight", "clean accuracy", "accuracy under PGD-20"], rows))
+        parts.append(f"\n![Clean and robust accuracy by weight](../images/{path.stem}.png)")
+        parts.append(provenance([run]))
+    return "\n".join(parts) if len(parts) > 3 else ""
 
 
 def verdicts() -> str:
-    """The section that compares AutoAttack's versions on the same networks."""
-    parts = ["## AutoAttack: `standard` and `fast`\n"]
+    """Returns the section that compares AutoAttack's versions on the same networks."""
+    parts = [
+        "## AutoAttack: `standard` and `fast`\n",
+        "Both versions attack the same networks on the same images. Each network is named after "
+        "its training: on clean images (`natural`), by PGD, or by TRADES. `tanh` has tanh features "
+        "with an angular penalty, and `WNLL` a WNLL head. The columns `fooled only by` count "
+        "images. Gradients are counted per image.\n",
+    ]
     for path in sorted(RESULTS.glob("verdict-*.json")):
         content = json.loads(path.read_text())
         rows = []
@@ -320,18 +363,37 @@ def verdicts() -> str:
                 f"{v['ratio_of_seconds']:.2f}",
             ])  # fmt: skip
         header = [
-            "", "clean", "robust, standard", "robust, fast", "fooled by standard alone",
-            "by fast alone", "gradients, standard", "gradients, fast", "s, standard", "s, fast",
+            "network, images, norm, radius", "clean accuracy", "robust accuracy, standard",
+            "robust accuracy, fast", "fooled only by standard", "fooled only by fast",
+            "gradients, standard", "gradients, fast", "seconds, standard", "seconds, fast",
             "time, fast / standard",
         ]  # fmt: skip
         parts.append(f"### {content['backend']}, {content['machine']}\n")
         parts.append(markdown_table(header, rows))
-        parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.\n")
-    return "\n".join(parts) if len(parts) > 1 else ""
+        parts.append(
+            provenance(list(content["cases"].values())) + f"\nMeasured on {content['machine']}.\n"
+        )
+    return "\n".join(parts) if len(parts) > 2 else ""
 
 
 def costs() -> str:
-    parts = ["## Cost\n", "Ratios to the passes that cannot be done without, in one process."]
+    """Returns the section on the costs of losses, attacks, the WNLL head and training."""
+    parts = [
+        "## Cost\n",
+        "Each time is compared with its floor: the time of the passes that the method requires, "
+        "measured in the same process. A ratio of 1 means that the library adds no overhead. "
+        "[benchmarks/README.md](../../benchmarks/README.md) describes the benchmarks.\n",
+        "The floor of a loss consists of these passes:\n",
+        "- `step`: an ordinary training step.",
+        "- `double step`: an ordinary training step on twice as many images.",
+        "- `gradient`: the gradient of the cross-entropy with respect to the images.",
+        "- `jacobian`: the gradients of all differences of logits with respect to the images, and "
+        "a forward pass.",
+        "- `penalty step`: a training step with a penalty on the norm of the gradient with respect "
+        "to the images, which takes a second derivative.",
+        "- `forward`: a forward pass of the classifier.",
+        "- `denoiser step`: a training step of the denoiser in front of the frozen classifier.",
+    ]
     for path in sorted(RESULTS.glob("losses-*.json")):
         content = json.loads(path.read_text())
         rows = [
@@ -345,11 +407,25 @@ def costs() -> str:
         parts.append(
             f"\n### A training step of each loss: {content['backend']}, {content['machine']}\n"
         )
-        parts.append(markdown_table(["", "ms", "/ ordinary step", "/ floor", "floor"], rows))
-        parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
-        if PAPER_004.keys() <= content["cases"].keys():
-            parts.append(beside_paper_004(content["cases"]))
-    for name, title in (("attacks", "Attacks"), ("wnll", "The WNLL head")):
+        parts.append(
+            markdown_table(["loss", "ms", "time / ordinary step", "time / floor", "floor"], rows)
+        )
+        parts.append(
+            provenance(list(content["cases"].values())) + f"\nMeasured on {content['machine']}."
+        )
+        if TABLE_I.keys() <= content["cases"].keys():
+            parts.append(beside_table_i(content["cases"]))
+    for name, title, floor in (
+        (
+            "attacks", "Attacks",
+            "The floor of an attack is the time of the gradients and forward passes that it "
+            "reports in its result.",
+        ),
+        (
+            "wnll", "The WNLL head",
+            "The floor is the same pass of a ResNet-20 with a dense layer instead of the head.",
+        ),
+    ):  # fmt: skip
         for path in sorted(RESULTS.glob(f"{name}-*.json")):
             content = json.loads(path.read_text())
             rows = []
@@ -359,15 +435,18 @@ def costs() -> str:
                 if "ratio_to_floor" in values:
                     rows.append([case, f"{values['ratio_to_floor']:.2f}"])
             parts.append(f"\n### {title}: {content['backend']}, {content['machine']}\n")
-            parts.append(markdown_table(["", "times the floor"], rows))
-            parts.append(made_by(list(content["cases"].values())) + f"\n{content['machine']}.")
+            parts.append(f"{floor}\n")
+            parts.append(markdown_table(["case", "time / floor"], rows))
+            parts.append(
+                provenance(list(content["cases"].values())) + f"\nMeasured on {content['machine']}."
+            )
     for path in sorted(RESULTS.glob("training-*.json")):
         parts.append(training(json.loads(path.read_text())))
     return "\n".join(parts)
 
 
 def training(content: dict[str, Any]) -> str:
-    """The times of gradients, training steps and PGD on one machine."""
+    """Returns the times of gradients, training steps and PGD on one machine."""
     rows = [
         [
             f"{case}, {part}", f"{1000 * times['median_seconds']:,.2f}",
@@ -379,17 +458,22 @@ def training(content: dict[str, Any]) -> str:
         for part, times in values["times"].items()
     ]  # fmt: skip
     return "\n".join([
-        f"\n### PGD: {content['backend']}, {content['machine']}\n",
-        markdown_table(["", "ms", "images/s", "times the floor", "seconds to compile"], rows),
-        made_by(list(content["cases"].values())) + f"\n{content['machine']}.",
+        f"\n### PGD and adversarial training: {content['backend']}, {content['machine']}\n",
+        "The floor of an attack is the time of its gradients. That of an adversarial training step "
+        "includes an ordinary training step.\n",
+        markdown_table(
+            ["network, part", "ms", "images per second", "time / floor", "seconds to compile"], rows
+        ),
+        provenance(list(content["cases"].values())) + f"\nMeasured on {content['machine']}.",
     ])  # fmt: skip
 
 
-def beside_paper_004(cases: dict[str, Any]) -> str:
-    fisher, fisher_in_paper = next(iter(PAPER_004.items()))
+def beside_table_i(cases: dict[str, Any]) -> str:
+    """Returns a table that compares training times with Table I of Schwartz and Ditzler."""
+    fisher, fisher_in_paper = next(iter(TABLE_I.items()))
     least = cases[fisher]["milliseconds_per_sample"]
     rows = []
-    for name, theirs in PAPER_004.items():
+    for name, theirs in TABLE_I.items():
         ours = cases[name]["milliseconds_per_sample"]
         floor = 1000 * cases[name]["floor_median_seconds"] / cases[name]["batch_size"]
         rows.append([
@@ -397,27 +481,32 @@ def beside_paper_004(cases: dict[str, Any]) -> str:
             f"{floor / least:.2f}",
         ])  # fmt: skip
     return "\n".join([
-        "\nThe last three beside Schwartz and Ditzler's Table I, which a GPU made: ours / theirs. "
-        "Latent disparity takes twice as many images through the network as the Fisher "
-        "information, which a GPU that is not full may hide and a CPU does not. Guided denoising "
-        "stays below the paper's ratio, though its denoiser has more multiplications than the "
-        "network: its convolutions are over larger images and fewer channels.\n",
+        "\nThe next table compares the last three losses with Table I of Schwartz and Ditzler, "
+        "which was measured on a GPU. Cells with two values: measured here / published.\n",
         markdown_table(
-            ["", "ms per sample", "/ Fisher information", "floor / Fisher information"], rows
+            ["loss", "ms per sample", "time / Fisher information", "floor / Fisher information"],
+            rows,
         ),
+        "\nLatent disparity passes twice as many images through the network as the Fisher "
+        "information. A GPU with spare capacity may hide this, but a CPU does not. Guided "
+        "denoising has a lower ratio than in the paper, although its denoiser needs more "
+        "multiplications than the network. The convolutions of the denoiser have larger images and "
+        "fewer channels.",
     ])  # fmt: skip
 
 
 def measurements() -> str:
+    """Returns the page on tuning, AutoAttack's versions, and cost."""
     sections = [
-        "# Tuning, AutoAttack's versions, and cost\n\nDIR is a folder of TensorFlow Datasets.",
+        "# Tuning, AutoAttack versions, and cost\n\nIn the commands, DIR is a folder of TensorFlow "
+        "Datasets.",
         tuning(), verdicts(), costs(),
     ]  # fmt: skip
     return "\n\n".join(section.rstrip() for section in sections if section)
 
 
 def pages() -> dict[str, str]:
-    """The text of each page, by its path without ".md"; draws their pictures."""
+    """Draws the pictures, and returns the text of each page by its path without ".md"."""
     texts = {"README": readme(), "docs/results": opening()}
     texts["docs/results/measurements"] = measurements()
     texts |= {f"docs/results/{paper.key}": page(paper) for paper in PAPERS.values()}

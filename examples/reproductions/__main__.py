@@ -5,14 +5,20 @@
     python examples/reproductions plan --minutes 60 --data-dir DIR
     python examples/reproductions data --data-dir DIR --output DATA
 
-`list` shows every table and figure, and what has been measured of it. `run` measures one. `plan`
-measures those that are missing and fit into so many minutes, the most wanted first. `data` writes
-files that a machine without TensorFlow reads: pass their folder as `--data-dir` there.
+The commands are:
 
-There are two scales: "small" is for 2 CPU cores, with fewer images, epochs or channels; "paper" has
-the paper's settings, for a large GPU. A row is written to `--results` as soon as it is measured.
-Trained networks, and those in training, are in `--cache`. An interrupted command goes on where it
-stopped.
+- `list` shows all tables and figures, and which of them have been measured.
+- `run` measures one table or figure.
+- `plan` measures the missing tables and figures that fit into `--minutes`, by priority.
+- `data` writes files for a machine without TensorFlow. On that machine, pass their folder as
+  `--data-dir`.
+
+There are two scales. "small" is for 2 CPU cores, and uses fewer images, epochs or channels. "paper"
+has the paper's settings, and is for a large GPU.
+
+Each row is written to the folder `--results` as soon as it has been measured. The folder `--cache`
+holds trained networks and the checkpoints of unfinished trainings. To resume an interrupted
+command, run it again.
 """
 
 import argparse
@@ -37,23 +43,30 @@ def parse_arguments() -> argparse.Namespace:
     add = {
         name: commands.add_parser(name, help=text).add_argument
         for name, text in (
-            ("list", "show every table and figure, and what has been measured of it"),
+            ("list", "show all tables and figures, and which of them have been measured"),
             ("run", "measure one table or figure"),
-            ("plan", "measure what is missing and fits into the time"),
-            ("data", "write the data for a machine without TensorFlow"),
+            ("plan", "measure the missing tables and figures that fit into the time"),
+            ("data", "write data files for a machine without TensorFlow"),
         )
     }
-    add["run"]("paper", choices=PAPERS)
-    add["run"]("table", help="such as 'Table 4'; `list` shows their names")
-    add["plan"]("--minutes", type=float, required=True, help="how long it may take")
-    add["run"]("--minutes", type=float, help="begin nothing after so long; default: no limit")
-    add["data"]("--names", nargs="+", choices=data.NAMES, default=list(data.NAMES))
-    add["data"]("--output", type=pathlib.Path, required=True, help="folder of the files")
+    add["run"]("paper", choices=PAPERS, help="key of the paper")
+    add["run"]("table", help="name of the table or figure, such as 'Table 4'; see `list`")
+    add["plan"]("--minutes", type=float, required=True, help="available time")
+    add["run"]("--minutes", type=float, help="start nothing after this time; default: no limit")
+    add["data"](
+        "--names", nargs="+", choices=data.NAMES, default=list(data.NAMES), help="default: all"
+    )
+    add["data"]("--output", type=pathlib.Path, required=True, help="folder to write to")
     for name in ("run", "plan", "data"):
         add[name]("--data-dir", default=None, help="folder of the data; default: TFDS_DATA_DIR")
     for name in ("run", "plan"):
-        add[name]("--scale", choices=SCALES, default="small")
-        add[name]("--cache", type=pathlib.Path, default=pathlib.Path("reproductions"))
+        add[name](
+            "--scale", choices=SCALES, default="small", help="small: 2 CPU cores; paper: large GPU"
+        )
+        add[name](
+            "--cache", type=pathlib.Path, default=pathlib.Path("reproductions"),
+            help="folder of trained networks; default: reproductions",
+        )  # fmt: skip
     for name in ("list", "run", "plan"):
         add[name]("--results", type=pathlib.Path, default=RECORDS, help="folder of the records")
     args = parser.parse_args()
@@ -68,7 +81,7 @@ def all_tables() -> list[Table]:
 
 
 def show(args: argparse.Namespace) -> None:
-    """Prints a line for each table: how much of it is on record, or what makes it."""
+    """Prints a row for each table: what has been measured, or about how long it takes."""
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     for paper in PAPERS.values():
         title = f"{paper.key}: {paper.title}"
@@ -77,9 +90,9 @@ def show(args: argparse.Namespace) -> None:
             grid.add_row(table.name, table.shows, *(state(args, table, s) for s in SCALES))
         console.print(grid)
     console.print(
-        "Minutes are estimates: at small scale on 2 CPU cores, at the paper's on a large GPU. "
-        "To measure one: python examples/reproductions run PAPER TABLE --scale SCALE, where PAPER "
-        f"is one of {', '.join(PAPERS)}."
+        "Times are estimates, for 2 CPU cores at small scale and for a large GPU at the paper's. "
+        "To measure a table: python examples/reproductions run PAPER TABLE --scale SCALE, where "
+        f"PAPER is one of {', '.join(PAPERS)}."
     )
 
 
@@ -88,14 +101,17 @@ def state(args: argparse.Namespace, table: Table, scale: str) -> str:
     run = Run(table, scale, None, args.results, pathlib.Path())
     rows = run.rows
     if not rows:
-        return "-" if minutes is None else f"not run, {minutes} min"
+        return "-" if minutes is None else f"not run, about {minutes} min"
     machines = sorted({row["machine"] for row in rows})
-    share = "measured" if run.is_complete else "in part"
-    return f"{share}, {len(rows)} rows, {'; '.join(machines)}"
+    status = "measured" if run.is_complete else "incomplete"
+    return f"{status}, {len(rows)} rows, {'; '.join(machines)}"
 
 
 def measure(args: argparse.Namespace, tables: list[Table], deadline: float | None) -> None:
-    """Measures the tables one after the other; none begins that would not end in time."""
+    """Measures the tables in turn.
+
+    `plan` skips the tables that are complete, and those that would not be finished in time.
+    """
     for table in tables:
         run = Run(table, args.scale, args.data_dir, args.results, args.cache, deadline)
         if run.is_complete and args.command == "plan":
@@ -110,7 +126,7 @@ def measure(args: argparse.Namespace, tables: list[Table], deadline: float | Non
         try:
             run()
         except TimeIsUpError:
-            print("The time is up. The same command goes on from here.")
+            print("Time is up. Run the same command again to resume.")
             return
 
 
@@ -127,7 +143,7 @@ def main() -> None:
         if args.command == "run":
             chosen = [PAPERS[args.paper].tables[args.table]]
         else:
-            chosen = sorted(all_tables(), key=lambda table: table.wanted)
+            chosen = sorted(all_tables(), key=lambda table: table.priority)
         measure(args, chosen, deadline)
 
 

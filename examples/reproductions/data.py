@@ -1,8 +1,8 @@
-"""Images and labels as arrays, from a `.npz` file or from TensorFlow Datasets.
+"""Loads images and labels as arrays, from a `.npz` file or from TensorFlow Datasets.
 
-A machine without TensorFlow reads the `.npz` files that `python examples/reproductions data`
-writes on another one. CIFAR-10 is in them as JPEG, the bytes that it came in; Pillow decodes them,
-and may differ from TensorFlow's decoder by a few grey levels.
+`python examples/reproductions data` writes the `.npz` files, for machines without TensorFlow. They
+store CIFAR-10 as the original JPEG bytes. Pillow decodes these, and its images may differ from
+those of TensorFlow's decoder by a few grey levels.
 """
 
 import functools
@@ -23,7 +23,10 @@ Split = tuple[np.ndarray, np.ndarray]
 
 @functools.cache
 def load(name: str, data_dir: str | None) -> tuple[Split, Split]:
-    """The training and the test split: images in [0, 1], float32, and labels, int64."""
+    """Returns the training and the test split.
+
+    Images are float32 in [0, 1], and labels are int64.
+    """
     path = _folder(data_dir) / f"{name}.npz"
     if path.exists():
         with np.load(path) as file:
@@ -34,7 +37,7 @@ def load(name: str, data_dir: str | None) -> tuple[Split, Split]:
 
 
 def write(name: str, data_dir: str | None, folder: pathlib.Path) -> pathlib.Path:
-    """Writes a data set of TensorFlow Datasets into `folder / NAME.npz`."""
+    """Writes a data set of TensorFlow Datasets to `folder / NAME.npz`, and returns the path."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir)

@@ -1,4 +1,4 @@
-"""Deep Defense: a loss that differentiates through DeepFool, and its rivals."""
+"""Yan et al., 2018: Deep Defense, compared with Parseval and adversarial training."""
 
 import dataclasses
 import warnings
@@ -15,16 +15,35 @@ import keras_robust as kr
 L = keras.layers
 PAPER = Paper(
     "deep_defense",
-    "Yan et al., Deep Defense: Training DNNs with Improved Adversarial Robustness",
-    "FGSM at 0.2, 0.5 and 1 times epsilon_ref and rho_2 (DeepFool, 5 steps) are the paper's "
-    "attacks, whose images leave [0, 1]. epsilon_ref is the radius at which FGSM fools the Deep "
-    "Defense network on half of the images. The worst case at the same radii, not clipped either, "
-    "is over FGSM, PGD-40 with 5 restarts by two losses, and Square with 1,000 queries, on every "
-    "tenth test image, for the ConvNet at small scale on every fortieth. C&W is the median L2 "
-    "distance that fools within [0, 1], on every fiftieth.",
+    "Yan et al., 2018, Deep Defense: Training DNNs with Improved Adversarial Robustness",
+    "Deep Defense fine-tunes a trained network with a loss that differentiates through DeepFool. "
+    "It is compared with other ways to fine-tune the same network.\n\n"
+    "Rows:\n\n"
+    "- `Reference`: the network before fine-tuning.\n"
+    "- `Par. Train`: fine-tuning with Parseval tightness.\n"
+    "- `Adv. Train I`: fine-tuning on clean images and on DeepFool's images of the reference.\n"
+    "- `Deep Defense`: the method of the paper.\n"
+    "- `Clean`: fine-tuning on clean images alone.\n"
+    "- `FGS training`: adversarial training, half on clean images and half on FGSM's. "
+    "`Deep Defense + FGS training` adds the losses of both methods.\n\n"
+    "Columns:\n\n"
+    "- `clean`: accuracy on the test images.\n"
+    "- `rho_2`: the paper's measure of robustness. It is the mean L2 norm of DeepFool's "
+    "perturbation (5 steps), relative to the norm of the image minus the mean image.\n"
+    "- `FGSM`: accuracy under the paper's attack, FGSM at 0.2, 0.5 and 1 times epsilon_ref. "
+    "epsilon_ref is the radius at which FGSM fools the Deep Defense network on half of the "
+    "images.\n"
+    "- `worst case`: accuracy at the same radii in the worst case over FGSM, PGD-40 with 5 "
+    "restarts on two losses, and Square with 1,000 queries. These attacks run on every tenth test "
+    "image, or on every fortieth for the ConvNet at small scale. FGSM's column covers all test "
+    "images, so the worst case can be slightly higher.\n"
+    "- `C&W, median L2`: median L2 distance of the adversarial images that C&W finds within "
+    "[0, 1], on every fiftieth test image.\n\n"
+    "As in the paper, the images of DeepFool and FGSM may leave [0, 1]. So may those of the worst "
+    "case.",
 )
 SHARES = (0.2, 0.5, 1.0)
-# The paper's attacks do not clip: bounds so wide that nothing reaches them.
+# The paper's attacks do not clip. No perturbed image reaches these bounds.
 UNCLIPPED = (-10.0, 11.0)
 REFERENCE, PARSEVAL, ADV_TRAIN, OURS = "Reference", "Par. Train", "Adv. Train I", "Deep Defense"
 CLEAN, FGS, BOTH = "Clean", "FGS training", "Deep Defense + FGS training"
@@ -52,7 +71,7 @@ def lenet(constraint: Any) -> list[Any]:
 
 
 def convnet(constraint: Any) -> list[Any]:
-    """Three convolutions of 5 x 5 and two dense layers, as in Caffe's quick CIFAR-10 network."""
+    """Returns the layers of Caffe's quick CIFAR-10 network: 3 convolutions and 2 dense layers."""
     layers: list[Any] = []
     for channels in (32, 32, 64):
         layers += [
@@ -65,7 +84,7 @@ def convnet(constraint: Any) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One of the paper's networks, and how it is trained and fine-tuned."""
+    """Layers and training settings of one of the paper's networks."""
 
     dataset: str
     layers: Any
@@ -76,7 +95,8 @@ class Kind:
     parseval_beta: float
 
 
-# The paper names neither the reference's training nor CIFAR-10's rate and number of epochs.
+# The paper does not specify how the references are trained, nor the learning rate and the number of
+# epochs on CIFAR-10.
 KINDS = {
     "MLP": Kind("mnist", mlp, 6, 5, 0.8, 5e-4, 1e-4),
     "LeNet": Kind("mnist", lenet, 4, 5, 0.8, 5e-4, 1e-4),
@@ -86,17 +106,18 @@ KINDS = {
 
 @dataclasses.dataclass
 class Network:
-    """A network fine-tuned from the reference by one of the methods.
+    """A network that is fine-tuned from the reference by one of the methods.
 
     Args:
         run: `Run`.
         kind: "MLP", "LeNet" or "ConvNet".
         method: REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN, FGS or BOTH.
         rate: learning rate of the fine-tuning. Defaults to `None`: the paper's.
-        input_scale: the network begins with `input_scale * (x - mean)`. Defaults to `None`: `x`.
+        input_scale: factor of a first layer that computes `input_scale * (x - mean)`. Defaults to
+            `None`: there is no such layer.
         images: number of training images. Defaults to `None`: all.
-        watched: whether accuracy and rho_2 are logged after each epoch.
-        options: arguments of `kr.losses.DeepDefense`.
+        watched: whether to log accuracy and rho_2 after each epoch. Defaults to `False`.
+        options: arguments of `kr.losses.DeepDefense`. Defaults to `{}`: the paper's.
     """
 
     run: Run
@@ -120,7 +141,7 @@ class Network:
 
     @property
     def attacked(self) -> int:
-        """How many test images the strongest attacks get."""
+        """The number of test images for the worst case."""
         return self.run.pick(250, 1000) if self.kind == "ConvNet" else 1000
 
     @property
@@ -133,7 +154,7 @@ class Network:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that are recorded beside its figures."""
+        """The settings that are recorded with the values."""
         found = {"dataset": self.spec.dataset, "images": self.images or "all"}
         return {**found, "epochs": self.epochs, "rate": self.rate or self.spec.rate}
 
@@ -151,7 +172,10 @@ class Network:
         return self.run.network(self.name, self.build, self.fit)
 
     def log(self) -> dict[str, list[float]]:
-        """Accuracy and rho_2 after each epoch; before the first, those of the reference."""
+        """Returns accuracy and rho_2 after each epoch.
+
+        The first entries are those of the reference.
+        """
         self.trained()
         log = self.run.training_log(self.name)
         _, test = self.data()
@@ -176,7 +200,7 @@ class Network:
     def fit(self, model: Any, callbacks: list[Any]) -> None:
         train, test = self.data()
         if self.method == REFERENCE:
-            # No longer than the paper's accuracy takes.
+            # These epochs suffice to reach the paper's clean accuracy.
             epochs = self.spec.reference_epochs
             schedule = keras.optimizers.schedules.CosineDecay(
                 1e-3, -(-len(train[0]) // 100) * epochs
@@ -210,7 +234,10 @@ class Network:
         return CROSS_ENTROPY
 
     def deepfool_images(self) -> np.ndarray:
-        """DeepFool's images of the training set, made once, on the reference."""
+        """Returns DeepFool's images of the training set.
+
+        They are computed once, on the reference, and saved in the cache.
+        """
         path = self.run.cache / f"{self.reference.name}, DeepFool.npy"
         if not path.exists():
             (x, y), _ = self.data()
@@ -224,7 +251,7 @@ class Network:
 
 
 class Watch(keras.callbacks.Callback):
-    """Logs accuracy and rho_2 on some images after each epoch."""
+    """Logs accuracy and rho_2 on the images of `split` after each epoch."""
 
     def __init__(self, split: Split, mean: np.ndarray) -> None:
         super().__init__()
@@ -241,15 +268,18 @@ def watched_values(model: Any, split: Split, mean: np.ndarray) -> dict[str, floa
 
 
 def rho_2(model: Any, x: np.ndarray, mean: np.ndarray) -> float:
-    """The paper's robustness: DeepFool's perturbation, 5 steps, relative to the image."""
+    """Returns the paper's robustness: the relative norm of the perturbations of DeepFool."""
     attack = kr.attacks.DeepFool(num_steps=5, overshoot=0.02, bounds=UNCLIPPED)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "DeepFool has failed")  # 5 steps are few.
+        warnings.filterwarnings("ignore", "DeepFool has failed")  # 5 steps may not suffice.
         return kr.evaluation.rho(model, x, attack=attack, mean=mean, batch_size=500, verbose=0)
 
 
-def judged(network: Network, epsilon_ref: float) -> dict[str, float]:
-    """The paper's columns; the worst case at the same radii; C&W's median distance."""
+def evaluated(network: Network, epsilon_ref: float) -> dict[str, float]:
+    """Returns the values of all columns.
+
+    These are the paper's columns, the worst case at the same radii, and C&W's median distance.
+    """
     _, test = network.data()
     model = network.trained()
     some, few = (
@@ -276,7 +306,7 @@ def judged(network: Network, epsilon_ref: float) -> dict[str, float]:
 
 
 def reference_epsilon(network: Network) -> float:
-    """The radius at which FGSM fools the Deep Defense network on half of the images."""
+    """Returns the radius at which FGSM fools the Deep Defense network on half of the images."""
     attack = kr.attacks.FGSM(epsilon=0.1, bounds=UNCLIPPED)
     return kr.evaluation.reference_epsilon(
         network.trained(), *network.data()[1], attack=attack, max_epsilon=1.0, batch_size=500,
@@ -285,7 +315,10 @@ def reference_epsilon(network: Network) -> float:
 
 
 def compare(run: Run, kind: str, methods: tuple[str, ...], prefix: str = "", **given: Any) -> None:
-    """A row a method, at the radii that the Deep Defense network sets."""
+    """Measures a row for each method.
+
+    All methods are attacked at the radii of the Deep Defense network.
+    """
     prefix = prefix or kind
     ours = Network(run, kind, OURS, **given)
     epsilon = run.measure(
@@ -295,7 +328,7 @@ def compare(run: Run, kind: str, methods: tuple[str, ...], prefix: str = "", **g
         network = dataclasses.replace(ours, method=method)
         run.measure(
             f"{prefix}, {method}",
-            lambda network=network: judged(network, epsilon),
+            lambda network=network: evaluated(network, epsilon),
             **network.settings,
             tested=10_000,
             attacked=network.attacked,
@@ -330,8 +363,8 @@ PUBLISHED = {
 }
 
 
-def some_of(run: Run, kind: str) -> int | None:
-    """How many training images the network gets: at small scale few for the ConvNet."""
+def num_images(run: Run, kind: str) -> int | None:
+    """Returns the number of training images, which is reduced for the ConvNet at small scale."""
     return run.pick(10_000, None) if kind == "ConvNet" else None
 
 
@@ -340,32 +373,34 @@ ALL = (REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN, FGS, BOTH)
 
 @PAPER.table(
     "Table 1",
-    "two networks on MNIST and one on CIFAR-10, at the paper's learning rate",
+    "robustness of two networks for MNIST and one for CIFAR-10, fine-tuned at the paper's learning "
+    "rate",
     small=90,
     paper=60,
-    wanted=2,
+    priority=2,
     published=PUBLISHED,
-    finding="Our networks move less than the paper's: rho_2 grows by less, and the MLP's clean "
-    "accuracy falls. One reason may be the scale of the images, on which a rate's effect depends "
-    "and which the paper does not name. FGS training leaves more than Deep Defense under every "
-    "attack at epsilon_ref, on the MLP for less clean accuracy. At epsilon_ref the worst case lies "
-    "far below FGSM for every network: FGSM alone overstates them.",
+    finding="Fine-tuning changes our networks less than the paper's: rho_2 increases less, and the "
+    "clean accuracy of the MLP decreases. One reason may be the scale of the input images: it "
+    "changes the effect of the learning rate, and the paper does not specify it. At epsilon_ref, "
+    "FGS training is more robust than Deep Defense under all attacks, but less accurate on clean "
+    "images for the MLP. For every network, the worst case at epsilon_ref is far below the "
+    "accuracy under FGSM: FGSM alone overestimates robustness.",
 )
 def table_1(run: Run) -> None:
     for kind in KINDS:
         methods = ALL if kind != "ConvNet" else (REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN)
-        compare(run, kind, methods, images=some_of(run, kind))
+        compare(run, kind, methods, images=num_images(run, kind))
 
 
 @PAPER.table(
     "Table 1 at rate 0.005",
-    "the same at ten times the rate",
+    "robustness of the MNIST networks, fine-tuned at ten times the paper's learning rate",
     small=60,
     paper=30,
     published=PUBLISHED,
-    finding="At this rate rho_2 grows nearly as in the paper on both networks, and clean accuracy "
-    "rises on both. Deep Defense's rho_2 is larger than that of Adv. Train I, as in the paper. "
-    "Deep Defense and FGS training together have the largest rho_2.",
+    finding="At this rate, Deep Defense increases rho_2 nearly as much as in the paper, and it "
+    "increases the clean accuracy of both networks. As in the paper, its rho_2 is larger than that "
+    "of Adv. Train I. The combination of Deep Defense and FGS training has the largest rho_2.",
 )
 def table_1_at_ten_times_the_rate(run: Run) -> None:
     for kind in ("MLP", "LeNet"):
@@ -374,7 +409,7 @@ def table_1_at_ten_times_the_rate(run: Run) -> None:
 
 @PAPER.table(
     "Scale of the inputs",
-    "what the images' scale does to the learning rate's effect, MLP",
+    "effect of the learning rate on the MLP, by the scale of its input images",
     small=40,
     paper=20,
 )
@@ -385,7 +420,9 @@ def input_scale(run: Run) -> None:
             compare(run, "MLP", (REFERENCE, OURS), name, input_scale=scale, rate=rate)
 
 
-@PAPER.table("Figure 2", "accuracy and rho_2 after each epoch", small=40, paper=20)
+@PAPER.table(
+    "Figure 2", "accuracy and rho_2 after each epoch of fine-tuning, MNIST", small=40, paper=20
+)
 def figure_2(run: Run) -> None:
     for kind in ("MLP", "LeNet"):
         for method in (CLEAN, PARSEVAL, ADV_TRAIN, OURS):
@@ -393,8 +430,8 @@ def figure_2(run: Run) -> None:
             run.measure(f"{kind}, {method}", network.log, **network.settings, tested=1000)
 
 
-def traded(run: Run, row: str, options: dict[str, Any]) -> None:
-    """Accuracy and rho_2 of a LeNet fine-tuned with these options, a point of Figures 3 and 4."""
+def measure_point(run: Run, row: str, options: dict[str, Any]) -> None:
+    """Measures accuracy and rho_2 of a LeNet with these options: a point of Figures 3 and 4."""
     network = Network(run, "LeNet", OURS, images=run.pick(10_000, None), options=options)
 
     def values() -> dict[str, float]:
@@ -404,15 +441,17 @@ def traded(run: Run, row: str, options: dict[str, Any]) -> None:
     run.measure(row, values, **network.settings, tested=10_000)
 
 
-@PAPER.table("Figure 3", "c and lambda, LeNet", small=60, paper=40)
+@PAPER.table("Figure 3", "accuracy and rho_2 of LeNet by c and lambda", small=60, paper=40)
 def figure_3(run: Run) -> None:
     for weight in (5.0, 15.0, 25.0):
         for c in run.pick((5.0, 15.0, 25.0, 35.0, 45.0), tuple(range(5, 50, 5))):
-            traded(run, f"lambda {weight:g}, c {c:g}", {"weight": weight, "c": float(c)})
+            measure_point(run, f"lambda {weight:g}, c {c:g}", {"weight": weight, "c": float(c)})
 
 
-@PAPER.table("Figure 4", "the loss acts on one layer alone, LeNet", small=60, paper=40)
+@PAPER.table(
+    "Figure 4", "accuracy and rho_2 of LeNet if only one layer is regularized", small=60, paper=40
+)
 def figure_4(run: Run) -> None:
     for layer in ("conv1", "conv2", "fc1", "fc2"):
         for c in run.pick((5.0, 25.0, 45.0), (5.0, 15.0, 25.0, 35.0, 45.0)):
-            traded(run, f"{layer}, c {c:g}", {"c": c, "layers": [layer]})
+            measure_point(run, f"{layer}, c {c:g}", {"c": c, "layers": [layer]})

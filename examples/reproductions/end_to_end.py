@@ -1,4 +1,4 @@
-"""Training through the graph of a WNLL head, beside softmax and the papers' alternation."""
+"""End-to-end training of a WNLL head, compared with softmax and with the papers' schedule."""
 
 from typing import Any
 
@@ -22,13 +22,14 @@ METHODS = (
 
 
 def two_convolutions(shape: tuple[int, ...], head: Any) -> keras.Model:
+    """Builds a small CNN that ends with `head`."""
     layers = [L.Conv2D(32, 3, activation="relu"), L.MaxPooling2D()]
     layers += [L.Conv2D(64, 3, activation="relu"), L.MaxPooling2D(), L.Flatten()]
     return keras.Sequential([keras.Input(shape), *layers, head])
 
 
 def adam(num_steps: int) -> keras.optimizers.Adam:
-    """Adam, whose rate falls to 0 by a cosine: the same for softmax and end to end."""
+    """Returns Adam with cosine decay to 0, which is the same for softmax and end to end."""
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, num_steps))
 
 
@@ -40,10 +41,11 @@ def end_to_end(
     attack: kr.attacks.Attack | None = None,
     linear_weight: float = 1.0,
 ) -> keras.Model:
-    """Trains a network of two convolutions by one of the methods, on as many images each.
+    """Trains a network of two convolutions by one of the `METHODS`.
 
-    `attack` makes "softmax" and "end to end" adversarial training; `linear_weight` is the weight of
-    the linear branch's loss in "end to end + linear".
+    Every method trains for `epochs` epochs in total, or for a third of them if its name says so.
+    With an `attack`, "softmax" and "end to end" are adversarial training. `linear_weight` is the
+    weight of the linear branch's loss in "end to end + linear".
     """
     keras.utils.set_random_seed(seed)
     shape, size = train[0].shape[1:], len(train[0])

@@ -1,4 +1,4 @@
-"""Latent disparity (HLDR) and its rivals, under transferred attacks and those on themselves."""
+"""Schwartz and Ditzler, 2020: latent disparity (HLDR), compared with other defences."""
 
 import dataclasses
 import functools
@@ -18,11 +18,28 @@ from keras_robust.model.classifier import Classifier
 
 PAPER = Paper(
     "latent_disparity",
-    "Schwartz and Ditzler, Bolstering Adversarial Robustness with Latent Disparity Regularization",
-    "Strengths are in 1/255. Transfer: FGSM's images on the undefended network, which is the "
-    "paper's attack. White-box: the worst case of PGD-20 by two losses and Square on the network "
-    "itself. Noise: Gaussian, by its standard deviation. Each fold is a seed. The paper has plots "
-    "and no numbers.",
+    "Schwartz and Ditzler, 2020, Bolstering Adversarial Robustness with Latent Disparity "
+    "Regularization",
+    "All methods fine-tune the same undefended VGG-16. Each seed is one fold of the data, and "
+    "intervals over two folds are very wide. The paper shows Figures 2 to 6 as plots, without "
+    "numbers.\n\n"
+    "Rows:\n\n"
+    "- `undefended`: the network before fine-tuning.\n"
+    "- `cross-entropy`: fine-tuning on clean images.\n"
+    "- `HLDR`: latent disparity regularization, the method of the paper.\n"
+    "- `FIMR`: Fisher information regularization.\n"
+    "- `HGD`: a guided denoiser in front of the undefended network.\n"
+    "- `stability`: stability training.\n"
+    "- `AGNT`: fine-tuning on images with Gaussian noise. Methods with `+ noise` add such images "
+    "to their training set.\n\n"
+    "Columns (radii and standard deviations are in units of 1/255):\n\n"
+    "- `clean`: accuracy on the test images.\n"
+    "- `transfer`: accuracy on the images that FGSM finds on the undefended network. This is the "
+    "paper's attack.\n"
+    "- `white-box`: accuracy in the worst case over PGD-20 on two losses and Square, which attack "
+    "the defended network itself. At small scale they run on the first 200 test images, at the "
+    "paper's scale on 1,000.\n"
+    "- `noise`: accuracy under Gaussian noise with this standard deviation.",
 )
 TRAINED_AT = (0.0, 16 / 255, 32 / 255)
 TESTED_AT = (8 / 255, 16 / 255, 24 / 255, 32 / 255)
@@ -30,7 +47,7 @@ NOISE = (16 / 255, 32 / 255, 64 / 255)
 NOISE_STDDEV = 32 / 255
 METHODS = ("undefended", "cross-entropy", "HLDR", "FIMR", "HGD", "stability")
 WITH_NOISE = ("AGNT", "HLDR + noise", "FIMR + noise", "HGD + noise")
-# The published code's weight of HLDR.
+# HLDR's weight in the published code.
 HLDR_WEIGHT = {"fashion_mnist": 0.25, "cifar10_jpeg": 0.5}
 
 
@@ -41,9 +58,9 @@ class Fold:
     Args:
         run: `Run`.
         dataset: name of the data set.
-        number: of the fold.
-        train: images to fine-tune with, and their labels.
-        test: images to test with.
+        number: number of the fold.
+        train: images and labels for fine-tuning.
+        test: images and labels for testing.
     """
 
     run: Run
@@ -68,7 +85,7 @@ class Fold:
 
     @functools.cache  # noqa: B019
     def undefended(self) -> keras.Model:
-        """The network that all methods start from."""
+        """Returns the trained network from which all methods start."""
         pretraining, _ = split_data(self.run, self.dataset)
         epochs = self.run.pick(15, 30)
 
@@ -83,7 +100,7 @@ class Fold:
         return self.run.network(f"{self.dataset}, undefended VGG-16, {size}", build, fit)
 
     def fgsm(self, split: Split, epsilon: float) -> np.ndarray:
-        """FGSM's images on the undefended network, whether they fool it or not."""
+        """Returns FGSM's images on the undefended network, whether or not they fool it."""
         if epsilon == 0:
             return split[0]
         attack = kr.attacks.FGSM(epsilon)
@@ -91,11 +108,11 @@ class Fold:
 
     @functools.cache  # noqa: B019
     def transferred(self, epsilon: float) -> np.ndarray:
-        """The test images that FGSM makes on the undefended network."""
+        """Returns the test images, perturbed by FGSM on the undefended network."""
         return self.fgsm(self.test, epsilon)
 
     def pairs(self, noise: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The paper's fine-tuning set: benign images, their counterparts, labels."""
+        """Returns the paper's fine-tuning set: clean images, perturbed images, and labels."""
         x, y = self.train
         perturbed = [self.fgsm(self.train, epsilon) for epsilon in TRAINED_AT]
         perturbed += [noisy(x, self.number)] if noise else []
@@ -103,7 +120,7 @@ class Fold:
         return np.concatenate([x] * count), np.concatenate(perturbed), np.tile(y, count)
 
     def defended(self, method: str) -> keras.Model:
-        """The network after fine-tuning by a method."""
+        """Returns the network after fine-tuning by a method."""
         keras.utils.set_random_seed(self.number)
         model = vgg16(self.train[0].shape[1:], self.width)
         model.set_weights(self.undefended().get_weights())
@@ -137,7 +154,7 @@ class Fold:
             return (x[rows] if x_a is None else (x[rows], x_a[rows])), y[rows]
 
         held_out = len(x) // 10
-        # As many steps for each method as the pairs ask for.
+        # Gives all methods as many steps as those that train on pairs.
         epochs = self.epochs * count * len(self.train[0]) // len(x)
         robust = kr.RobustModel(model)
         robust.compile("nadam", loss, metrics=["accuracy"])
@@ -153,7 +170,10 @@ class Fold:
         return model
 
     def measured(self, method: str) -> dict[str, Any]:
-        """Accuracies clean, on transferred images, under attack and noise; each layer's error."""
+        """Returns the accuracies of all columns, and the perturbation error of each layer.
+
+        The errors are for FGSM's images on the undefended network, at 8/255.
+        """
         model = self.defended(method)
         x, y = self.test
         found: dict[str, Any] = {"clean": accuracy(model, self.test)}
@@ -182,13 +202,14 @@ class Fold:
 
 
 def noisy(x: np.ndarray, seed: int) -> np.ndarray:
+    """Adds Gaussian noise of standard deviation `NOISE_STDDEV`."""
     draws = np.random.default_rng(seed).normal(0, NOISE_STDDEV, x.shape)
     return (x + draws).astype("float32")
 
 
 @functools.cache
 def split_data(run: Run, dataset: str) -> tuple[Split, Split]:
-    """Images to train the undefended network with, and all the others."""
+    """Returns the training images of the undefended network, and all other images."""
     parts = run.data(dataset)
     x, y = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     order = np.random.default_rng(0).permutation(len(x))
@@ -197,7 +218,11 @@ def split_data(run: Run, dataset: str) -> tuple[Split, Split]:
 
 
 def folds(run: Run, dataset: str) -> Iterator[Fold]:
-    """Tenths of the images, each with its share of every class, in turn to test with."""
+    """Yields the folds of a stratified 10-fold cross-validation.
+
+    Each fold tests on one tenth of the images and fine-tunes on the others. Both parts are cut to
+    the scale's numbers of images, and at small scale only 5 folds are used.
+    """
     _, (x, y) = split_data(run, dataset)
     place_in_class = np.empty(len(y), int)
     for label in np.unique(y):
@@ -211,6 +236,7 @@ def folds(run: Run, dataset: str) -> Iterator[Fold]:
 
 
 def compare(run: Run, dataset: str) -> None:
+    """Measures a row for each fold and method."""
     for fold in folds(run, dataset):
         for method in (*METHODS, *WITH_NOISE):
             measured = functools.partial(fold.measured, method)
@@ -219,10 +245,11 @@ def compare(run: Run, dataset: str) -> None:
 
 @PAPER.table(
     "Figures 2 to 6, Fashion-MNIST",
-    "accuracy under FGSM's transferred images, under attack and noise; each layer's error",
+    "accuracy under transferred and white-box attacks and under noise, and the perturbation error "
+    "of each layer",
     small=60,
     paper=300,
-    wanted=1,
+    priority=1,
 )
 def fashion_mnist(run: Run) -> None:
     compare(run, "fashion_mnist")
@@ -230,10 +257,11 @@ def fashion_mnist(run: Run) -> None:
 
 @PAPER.table(
     "Figures 2 to 6, CIFAR-10",
-    "the same on CIFAR-10",
+    "accuracy under transferred and white-box attacks and under noise, and the perturbation error "
+    "of each layer",
     small=60,
     paper=400,
-    wanted=1,
+    priority=1,
 )
 def cifar_10(run: Run) -> None:
     compare(run, "cifar10_jpeg")
@@ -241,7 +269,7 @@ def cifar_10(run: Run) -> None:
 
 @PAPER.table(
     "Table I",
-    "time of a training step for each method",
+    "training time for each method, in milliseconds per sample",
     small=10,
     paper=10,
     published={

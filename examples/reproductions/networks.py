@@ -1,4 +1,4 @@
-"""The papers' networks."""
+"""The networks of the papers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +11,28 @@ CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def growing(epsilon: float, num_steps: int) -> Any:
-    """A radius that grows in the first half of so many steps: the whole one teaches nothing yet."""
+    """Returns a radius that grows linearly from 0 over the first half of `num_steps`.
+
+    Networks learn nothing if training starts at the full radius.
+    """
     return keras.optimizers.schedules.PolynomialDecay(0.0, max(1, num_steps // 2), epsilon)
 
 
 def augmentation() -> list[Any]:
-    """Layers that shift images by up to 4 pixels and mirror them in training, as in He et al."""
+    """Returns layers that augment the training images as He et al. do.
+
+    They shift images by up to 4 of 32 pixels, and mirror them.
+    """
     shift = L.RandomTranslation(0.125, 0.125, "constant", "nearest")
     return [shift, L.RandomFlip("horizontal")]
 
 
 def four_convolutions(shape: Shape, head: Sequence[Any], width: float = 1.0) -> keras.Model:
-    """Four convolutions with batch norm, of 32 and 64 channels for MNIST, 64 and 128 for CIFAR-10.
+    """Builds the small network of Xu et al.: four convolutions with batch norm.
 
-    `head` holds the layers after the last features, 200 (256) of them, not activated.
+    The convolutions have 32 and 64 channels for MNIST, and 64 and 128 for CIFAR-10. `head` is a
+    list of layers. Their inputs are the last features (200 for MNIST, 256 for CIFAR-10) after batch
+    norm, before an activation.
     """
     first, hidden = (32, 200) if shape[-1] == 1 else (64, 256)
     layers: list[Any] = [keras.Input(shape)]
@@ -42,7 +50,10 @@ def four_convolutions(shape: Shape, head: Sequence[Any], width: float = 1.0) -> 
 
 
 def small_cnn(shape: Shape, head: Any, width: float = 1.0) -> keras.Model:
-    """The CNN that TRADES has for MNIST: four convolutions and two dense layers of 200."""
+    """Builds the CNN that TRADES uses for MNIST.
+
+    It has four convolutions and two dense layers of 200 units.
+    """
     channels = [max(4, round(width * count)) for count in (32, 32, 64, 64)]
     convolutions = [L.Conv2D(count, 3, activation="relu") for count in channels]
     return keras.Sequential(
@@ -68,11 +79,14 @@ def resnet(
     pre_activated: bool = False,
     front: Sequence[Any] = (),
 ) -> keras.Model:
-    """A ResNet for 32 x 32 images: 6 n + 2 layers in three stages of `width`, twice, four times it.
+    """Builds a ResNet for 32 x 32 images.
 
-    Shortcuts that change the shape are 1 x 1 convolutions. `head` holds the layers on its
-    features, `front` those before it. With `pre_activated` it is a wide ResNet of 6 n + 4 layers,
-    for widths above 16.
+    It has `depth = 6 n + 2` layers in three stages, of `width`, `2 * width` and `4 * width`
+    channels. Shortcuts that change the shape are 1 x 1 convolutions. With `pre_activated`, it is a
+    wide ResNet of 6 n + 4 layers; use a `width` above 16.
+
+    `front` is a list of layers before the network, such as augmentation, and `head` a list of
+    layers on its features.
     """
     num_blocks = (depth - (4 if pre_activated else 2)) // 6
     inputs = x = keras.Input(shape)
@@ -118,9 +132,10 @@ def _pre_activated_block(x: Any, width: int, stride: int) -> Any:
 def vgg11(
     shape: Shape, head: Sequence[Any], width: float = 1.0, front: Sequence[Any] = ()
 ) -> keras.Model:
-    """VGG-11 with batch norm for 32 x 32 images.
+    """Builds a VGG-11 with batch norm for 32 x 32 images.
 
-    `head` holds the layers on its 512 features, `front` those before it.
+    `front` is a list of layers before the network, and `head` a list of layers on its 512 features.
+    `width` multiplies the numbers of channels.
     """
     layers: list[Any] = [keras.Input(shape), *front]
     for block in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
@@ -133,7 +148,11 @@ def vgg11(
 
 
 def vgg16(shape: Shape, width: float) -> keras.Model:
-    """VGG-16 for small images: ELU, batch norm after each convolution, one dense layer of 512."""
+    """Builds the VGG-16 of Schwartz and Ditzler for small images.
+
+    It has ELU activations, batch norm after each convolution, and one dense layer of 512 units.
+    `width` multiplies the numbers of channels and of these units.
+    """
     decay = keras.regularizers.L2(5e-5)
 
     def channels(count: int) -> int:
@@ -157,5 +176,8 @@ def vgg16(shape: Shape, width: float) -> keras.Model:
 
 
 def latent_layers(model: keras.Model) -> list[str]:
-    """Names of the layers that latent disparity compares: batch norms and the dense layer."""
+    """Returns the names of the layers of `vgg16` that latent disparity compares.
+
+    These are the batch norms and the dense layer, without the logits.
+    """
     return [layer.name for layer in model.layers if layer.name.startswith(("block", "dense"))]

@@ -1,4 +1,4 @@
-"""All papers, and the folder of their records."""
+"""The registry of all papers, and the folder of their records."""
 
 import pathlib
 

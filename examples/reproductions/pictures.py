@@ -1,4 +1,4 @@
-"""Sheets of images."""
+"""Draws sheets of images."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def draw_images(rows: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    """Draws each row of images with its name at the left; values are in [0, 1]."""
+    """Draws each row of images, with its name at the left. Values are in [0, 1]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A file of measurements, each written as soon as it is made and not repeated."""
+"""A file of measurements. Each is written as soon as it is made, and is not repeated."""
 
 import importlib.metadata
 import json
@@ -15,10 +15,12 @@ from keras_robust.whole_file import write_whole
 
 
 class Records:
-    """A JSON file that maps names of measurements to what was found.
+    """A JSON file of records, by the name of the measurement.
+
+    `found` holds the records in memory.
 
     Args:
-        path: the file, which is made or continued.
+        path: the file. It is created by the first `add`, or continued if it exists.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -26,15 +28,18 @@ class Records:
         self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def add(self, name: str, record: dict[str, Any]) -> None:
-        """Writes a record at once, into a file that is whole at any time."""
+        """Adds a record and writes the file at once.
+
+        An interrupted write leaves the earlier file intact.
+        """
         self.found[name] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.found, indent=1) + "\n"
         write_whole(self.path, lambda file: file.write(text.encode()))
 
 
-def made_by() -> dict[str, str]:
-    """The machine and the versions, which a figure depends on."""
+def environment() -> dict[str, str]:
+    """Returns the machine and the versions of Keras, its backend and this package."""
     name = keras.backend.backend()
     versions = {"keras": keras.__version__, name: importlib.metadata.version(name)}
     versions["keras_robust"] = kr.__version__
@@ -44,8 +49,8 @@ def made_by() -> dict[str, str]:
     }
 
 
-def center_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of the 95% interval, 0 for one value."""
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean and the half-width of its 95% confidence interval, 0 for one value."""
     if len(values) < 2:
         return values[0], 0.0
     low, high = KFold([{"value": value} for value in values]).interval("value")

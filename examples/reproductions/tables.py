@@ -1,4 +1,4 @@
-"""Papers with their tables and figures, and a run of one of them."""
+"""Papers with their tables and figures, and a run that measures one table."""
 
 import csv
 import dataclasses
@@ -11,10 +11,10 @@ from typing import Any
 import data
 import keras
 from data import Split
-from records import Records, made_by
+from records import Records, environment
 
 SCALES = ("small", "paper")
-# The row that is recorded once all others are.
+# Name of the record that marks a table as complete.
 COMPLETE = "complete"
 
 
@@ -23,15 +23,16 @@ class Table:
     """A table or a figure of a paper.
 
     Args:
-        paper: key of the paper, the name of its module.
-        name: the paper's own name for it: "Table 4".
-        shows: what it shows, in a few words.
-        compute: measures its rows in a `Run`.
-        minutes: about how long it takes at each scale: "small" on 2 CPU cores, "paper" on one
-            large GPU; `None` where there is no such scale.
-        wanted: its place in a plan; 1 comes first.
-        published: the paper's figures, by row and column.
-        finding: where our figures differ from the paper's, and why. Defaults to `""`.
+        paper: key of the paper, which is the name of its module.
+        name: name of the table or figure in the paper, such as "Table 4".
+        shows: its caption.
+        compute: function that measures its rows in a `Run`.
+        minutes: estimated time at each scale: "small" on 2 CPU cores, "paper" on one large GPU.
+            `None` if the table is not measured at that scale.
+        priority: order in a plan. Tables with priority 1 come first.
+        published: the published values, by row and column.
+        finding: what the measured values show, and where and why they differ from the published
+            ones. Defaults to `""`.
     """
 
     paper: str
@@ -39,40 +40,40 @@ class Table:
     shows: str
     compute: Callable[["Run"], None]
     minutes: dict[str, int | None]
-    wanted: int
+    priority: int
     published: dict[str, dict[str, float]]
     finding: str = ""
 
     def command(self, scale: str) -> str:
-        """The command that measures it, or goes on with it."""
+        """Returns the command that measures or resumes the table."""
         prefix = "" if keras.backend.backend() == "tensorflow" else "KERAS_BACKEND=jax "
         command = f"{prefix}python examples/reproductions run {self.paper}"
         return f"{command} '{self.name}' --scale {scale}"
 
     def key(self, scale: str, row: str) -> str:
-        """The name of a row in the records."""
+        """Returns the key of a row in the records."""
         return f"{self.name}, {scale}, {row}"
 
     def is_complete(self, records: dict[str, Any], scale: str) -> bool:
         return self.key(scale, COMPLETE) in records
 
     def rows(self, records: dict[str, Any], scale: str) -> list[dict[str, Any]]:
-        """The table's records at a scale, one for each row and seed."""
+        """Returns the table's records at a scale, one for each row and seed."""
         mine = (self.name, scale)
         return [r for r in records.values() if (r.get("table"), r.get("scale")) == mine]
 
     def picture(self, scale: str) -> str:
-        """The name of the file of its picture."""
+        """Returns the file name of the table's picture."""
         return _slug(f"{self.paper} {self.name} {scale}") + ".png"
 
 
 class Paper:
-    """A paper, with its tables in the order of their definitions.
+    """A paper, with its tables and figures in the order of their definition.
 
     Args:
-        key: the name of its module, and of the file of its records.
-        title: authors and title.
-        introduction: what its columns are. Defaults to `""`.
+        key: name of the paper's module, and of the file of its records.
+        title: authors, year and title.
+        introduction: Markdown that explains the rows and columns. Defaults to `""`.
     """
 
     def __init__(self, key: str, title: str, introduction: str = "") -> None:
@@ -86,16 +87,20 @@ class Paper:
         *,
         small: int | None,
         paper: int,
-        wanted: int = 2,
+        priority: int = 2,
         published: dict[str, dict[str, float]] | None = None,
         finding: str = "",
     ) -> Callable[[Callable[["Run"], None]], Callable[["Run"], None]]:
-        """Decorates the function that measures a table; `small` and `paper` are minutes."""
+        """Decorates the function that measures a table.
+
+        `small` and `paper` are the minutes that it takes at each scale. The other arguments are
+        those of `Table`.
+        """
 
         def register(compute: Callable[[Run], None]) -> Callable[[Run], None]:
             minutes: dict[str, int | None] = {"small": small, "paper": paper}
             self.tables[name] = Table(
-                self.key, name, shows, compute, minutes, wanted, published or {}, finding
+                self.key, name, shows, compute, minutes, priority, published or {}, finding
             )
             return compute
 
@@ -105,7 +110,7 @@ class Paper:
 def in_percent(
     columns: Sequence[str], rows: dict[str, tuple[float, ...]]
 ) -> dict[str, dict[str, float]]:
-    """A paper's figures, printed in percent, as shares by row and column."""
+    """Converts rows of percentages to fractions by row and column."""
     return {
         row: {column: value / 100 for column, value in zip(columns, values, strict=True)}
         for row, values in rows.items()
@@ -113,19 +118,20 @@ def in_percent(
 
 
 class TimeIsUpError(Exception):
-    """Raised before a stage that would begin after the end of the time that was given."""
+    """Raised before a measurement or training that would start after the deadline."""
 
 
 class Run:
-    """Measures a table at one scale; what has been measured before is not repeated.
+    """Measures a table at one scale, except for the rows that are on record.
 
     Args:
         table: `Table`.
         scale: "small" or "paper".
         data_dir: folder of the data, or `None`.
         results: folder of the records.
-        cache: folder of trained networks, and of those in training.
-        deadline: time by `time.monotonic`, after which no stage begins. Defaults to `None`.
+        cache: folder of trained networks and of the checkpoints of unfinished trainings.
+        deadline: time by `time.monotonic` after which no measurement or training starts. Defaults
+            to `None`: no limit.
     """
 
     def __init__(
@@ -142,7 +148,7 @@ class Run:
         self.cache = cache / scale
 
     def __call__(self) -> None:
-        """Measures what is missing, and records that the table is complete."""
+        """Measures the missing rows, and records that the table is complete."""
         self.table.compute(self)
         self.records.add(
             self.table.key(self.scale, COMPLETE), {"command": self.table.command(self.scale)}
@@ -154,28 +160,31 @@ class Run:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The table's records at this scale."""
+        """The records of the table at this scale."""
         return self.table.rows(self.records.found, self.scale)
 
     def pick(self, small: Any, paper: Any) -> Any:
-        """The setting of this scale."""
+        """Returns the value for the scale of this run."""
         return small if self.scale == "small" else paper
 
     def picture(self) -> pathlib.Path:
-        """The file of the table's picture, beside the records."""
+        """Returns the path of the table's picture, which is in the folder of the records."""
         return self.records.path.parent / self.table.picture(self.scale)
 
     def data(self, name: str, num_train: int | None = None) -> tuple[Split, Split]:
-        """Training and test images in [0, 1], with labels; the first `num_train` of the former."""
+        """Returns training and test images in [0, 1], with labels.
+
+        `num_train` limits the number of training images.
+        """
         (x, y), test = data.load(name, self.data_dir)
         return (x[:num_train], y[:num_train]), test
 
     def measure(
         self, row: str, compute: Callable[[], dict[str, Any]], seed: int = 0, **settings: Any
     ) -> dict[str, Any]:
-        """Returns the values of a row, computed by `compute` if they are not on record.
+        """Returns the values of a row, and computes and records them if necessary.
 
-        `settings`, such as the numbers of images and epochs, are recorded beside them.
+        `settings`, such as the numbers of images and epochs, are recorded with the values.
         """
         key = self.table.key(self.scale, f"{row}, seed {seed}")
         if key not in self.records.found:
@@ -191,7 +200,7 @@ class Run:
                 "values": values,
                 "seconds": round(time.perf_counter() - start),
                 "command": self.table.command(self.scale),
-                **made_by(),
+                **environment(),
             }
             self.records.add(key, record)
         values = self.records.found[key]["values"]
@@ -206,11 +215,11 @@ class Run:
         fit: Callable[[keras.Model, list[Any]], Any],
         seed: int = 0,
     ) -> keras.Model:
-        """Returns a trained network, from its file if there is one.
+        """Returns a trained network, loaded from its file if it has been trained before.
 
-        `fit(model, callbacks)` trains it in place. The callbacks save each epoch and its log, so
-        that an interrupted training goes on. `name` tells it from all others of the paper and
-        scale.
+        `fit(model, callbacks)` trains the network in place. The callbacks log and back up each
+        epoch, so that an interrupted training can resume. `name` must be unique among the networks
+        of all papers at this scale.
         """
         slug = _slug(f"{name}, seed {seed}")
         path = self.cache / f"{slug}.keras"
@@ -233,7 +242,7 @@ class Run:
         return keras.saving.load_model(path)
 
     def training_log(self, name: str, seed: int = 0) -> dict[str, list[float]]:
-        """What each epoch of a network's training has logged."""
+        """Returns the logged values of each epoch of a network's training, by name."""
         with open(self.cache / f"{_slug(f'{name}, seed {seed}')}.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         # Keras writes "NA" where there are no validation data.

@@ -1,4 +1,4 @@
-"""A ResNet on airplanes and automobiles, whose features are drawn in two dimensions."""
+"""A ResNet for airplanes and automobiles, whose features are plotted in two dimensions."""
 
 import dataclasses
 from typing import Any
@@ -18,12 +18,14 @@ L = keras.layers
 
 @dataclasses.dataclass
 class TwoClasses:
-    """The network of the papers' pictures of features: 1,000 training and 100 test images a class.
+    """The network whose features the papers plot.
+
+    It has 1,000 training images and 100 test images per class.
 
     Args:
         run: `Run`.
         output: SOFTMAX or WNLL.
-        planar: whether a dense layer of 2 features stands before the output.
+        planar: whether to add a dense layer of 2 features before the output. Defaults to `False`.
     """
 
     run: Run
@@ -87,7 +89,13 @@ class TwoClasses:
         )  # fmt: skip
 
     def images(self, part: str, epsilon: float) -> Split:
-        """Training or test images; or the latter attacked by a single step, and also by TVM."""
+        """Returns images and labels.
+
+        Args:
+            part: "train", "test", "attacked" (test images attacked by FGSM), or "attacked, TVM"
+                (the same, reconstructed by TVM).
+            epsilon: radius of the attack.
+        """
         train, (x, y) = self.data()
         if part in ("train", "test"):
             return train if part == "train" else (x, y)
@@ -98,7 +106,10 @@ class TwoClasses:
         return x, y
 
     def places(self, part: str, epsilon: float = 8 / 255) -> dict[str, Any]:
-        """The features in two dimensions, by their principal components where there are more."""
+        """Returns the accuracy and the features in two dimensions, with their classes.
+
+        Features of more dimensions are projected to their first two principal components.
+        """
         model, (x, y) = self.trained(), self.images(part, epsilon)
         layer = "plane" if self.planar else "features"
         found = kr.evaluation.features(model, x, layer=layer, batch_size=200)

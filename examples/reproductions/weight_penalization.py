@@ -1,4 +1,4 @@
-"""Tanh features with an angular penalty on the weights of the last layer."""
+"""Xu et al., 2020: tanh features with an angular penalty on the weights of the last layer."""
 
 import dataclasses
 from typing import Any
@@ -14,11 +14,27 @@ import keras_robust as kr
 L = keras.layers
 PAPER = Paper(
     "weight_penalization",
-    "Xu et al., Improve Adversarial Robustness via Weight Penalization on Classification Layer",
-    "DeepFool counts within the radius in L-infinity, C&W within 3 in L2 on MNIST and 1 on "
-    "CIFAR-10. MTA is an attack on each other class in turn. The worst case is over all attacks in "
-    "L-infinity but MTA, which is run on fewer images. The paper has no tanh + angular with "
-    "adversarial training: it shows what the defence adds to the baseline.",
+    "Xu et al., 2020, Improve Adversarial Robustness via Weight Penalization on Classification "
+    "Layer",
+    "The method trains tanh features with an angular penalty on the weights of the last layer. It "
+    "is compared with adversarial training and with the Max-Mahalanobis center loss.\n\n"
+    "Rows of Tables 4 and 5:\n\n"
+    "- `adversarial training`: training by PGD, the baseline.\n"
+    "- `MMC`: the Max-Mahalanobis center loss.\n"
+    "- `tanh + angular`: the method of the paper.\n"
+    "- `tanh + angular, adversarial training`: both together, which the paper does not measure. "
+    "This row shows what the method adds to the baseline.\n\n"
+    "Columns of Tables 2 to 5:\n\n"
+    "- `clean`: accuracy on the test images.\n"
+    "- `PGD`: accuracy under PGD with this number of steps.\n"
+    "- `DeepFool`: accuracy under DeepFool in L-infinity. Only perturbations within the radius "
+    "count.\n"
+    "- `C&W`: accuracy under C&W. Only perturbations of at most 3 (MNIST) or 1 (CIFAR-10) in L2 "
+    "count.\n"
+    "- `MTA`: accuracy under an attack on each other class in turn. It runs on fewer images.\n"
+    "- `AutoAttack`, `APGD, margin` and `Square`: accuracy under stronger attacks than the "
+    "paper's.\n"
+    "- `worst case`: accuracy in the worst case over all attacks in L-infinity except MTA.",
 )
 ADVERSARIAL, MMC, ANGULAR = "adversarial training", "MMC", "tanh + angular"
 BOTH = f"{ANGULAR}, {ADVERSARIAL}"
@@ -26,13 +42,14 @@ BOTH = f"{ANGULAR}, {ADVERSARIAL}"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How the paper attacks a data set: in L-infinity, and by Carlini and Wagner in L2."""
+    """The paper's attack settings for a data set: in L-infinity, and for C&W in L2."""
 
     epsilon: float
     step_size: float
     num_steps: tuple[int, int]
     epsilon_l2: float
-    width: float  # Of the small network at small scale, as a share of the paper's.
+    # Fraction of the paper's channels that the small network has at small scale.
+    width: float
 
 
 SETTINGS = {
@@ -43,16 +60,18 @@ SETTINGS = {
 
 @dataclasses.dataclass
 class Network:
-    """The small network with one of the heads, and how it is trained.
+    """The small network with one of the heads, and its training.
 
     Args:
         run: `Run`.
         dataset: name of the data set.
         method: ADVERSARIAL, MMC, ANGULAR, BOTH or "softmax".
-        epochs: number of epochs. Defaults to `None`: 10 or, at the paper's scale, 400.
-        width: share of the paper's channels. Defaults to `None`: the data set's.
-        watched: whether each epoch's accuracies, clean and under PGD-20, are logged.
-        options: arguments of `kr.layers.TanhClassifier`.
+        epochs: number of epochs. Defaults to `None`: 10 at small scale, 400 at the paper's.
+        width: fraction of the paper's channels. Defaults to `None`: that of the data set at small
+            scale, 1 at the paper's.
+        watched: whether to log accuracy, clean and under PGD-20, after each epoch. Defaults to
+            `False`.
+        options: arguments of `kr.layers.TanhClassifier`. Defaults to `{}`.
     """
 
     run: Run
@@ -77,7 +96,7 @@ class Network:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that are recorded beside its figures."""
+        """The settings that are recorded with the values."""
         found = {"dataset": self.dataset, "images": self.images or "all", "epochs": self.epochs}
         return {**found, "width": self.width}
 
@@ -85,7 +104,7 @@ class Network:
         return self.run.network(self.name, self.build, self.fit)
 
     def log(self) -> dict[str, list[float]]:
-        """The accuracies of each epoch."""
+        """Returns the logged accuracies of each epoch."""
         self.trained()
         return self.run.training_log(self.name)
 
@@ -106,7 +125,7 @@ class Network:
             model = kr.RobustModel(model)
             steps = -(-len(train[0]) // 128) * self.epochs
             loss = kr.losses.AdversarialTraining(self.training_attack(steps))
-            # At small scale 0.01 is too much for the few steps there are.
+            # At small scale, 0.01 is too large for the small number of steps.
             rate = self.run.pick(0.001, 0.01)
         model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
         if self.watched:
@@ -114,7 +133,10 @@ class Network:
         model.fit(*train, batch_size=128, epochs=self.epochs, verbose=2, callbacks=callbacks)
 
     def training_attack(self, num_steps: int) -> kr.attacks.PGD:
-        """PGD as in Madry et al.; at small scale 7 longer steps, and the radius grows."""
+        """Returns the PGD of Madry et al.
+
+        At small scale, it has 7 larger steps and a growing radius.
+        """
         setting = SETTINGS[self.dataset]
         if self.run.scale == "small":
             return kr.attacks.PGD(growing(setting.epsilon, num_steps), num_steps=7)
@@ -123,7 +145,7 @@ class Network:
         return kr.attacks.PGD(setting.epsilon, step_size=2 / 255, num_steps=10)
 
     def watching(self, train: Split, test: Split) -> list[Any]:
-        """Callbacks that log accuracies on the first 500 training and test images."""
+        """Returns callbacks that log accuracies on the first 500 training and test images."""
         attacks = {
             "clean": kr.attacks.PGD(0.0, num_steps=1),
             "PGD-20": kr.attacks.PGD(SETTINGS[self.dataset].epsilon, num_steps=20),
@@ -137,8 +159,8 @@ class Network:
         ]
 
 
-def judged(run: Run, setting: Setting, model: keras.Model, test: Split) -> dict[str, float]:
-    """The columns of Tables 2 to 5, and the worst case in L-infinity."""
+def evaluated(run: Run, setting: Setting, model: keras.Model, test: Split) -> dict[str, float]:
+    """Returns the columns of Tables 2 to 5, and the worst case in L-infinity."""
     some, few = first(test, run.pick(500, 10_000)), first(test, run.pick(100, 1000))
     budget = {"epsilon": setting.epsilon, "step_size": setting.step_size}
     pgd = {f"PGD-{n}": kr.attacks.PGD(num_steps=n, **budget) for n in setting.num_steps}
@@ -155,34 +177,35 @@ def judged(run: Run, setting: Setting, model: keras.Model, test: Split) -> dict[
 
 
 def tested(run: Run) -> dict[str, int]:
+    """Returns the numbers of test images, as settings of a record."""
     return {"tested": run.pick(500, 10_000), "tested_by_carlini_and_mta": run.pick(100, 1000)}
 
 
 def compare(run: Run, dataset: str) -> None:
-    """A row for each method on the small network."""
+    """Measures a row for each method on the small network."""
     _, test = run.data(dataset)
     for method in (ADVERSARIAL, MMC, ANGULAR, BOTH):
         network = Network(run, dataset, method)
         run.measure(
             method,
-            lambda network=network: judged(run, SETTINGS[dataset], network.trained(), test),
+            lambda network=network: evaluated(run, SETTINGS[dataset], network.trained(), test),
             **network.settings,
             **tested(run),
         )
 
 
 def published(columns: str, *rows: tuple[float, ...]) -> dict[str, dict[str, float]]:
-    """Accuracies of the three defences, in percent, by row and column."""
+    """Converts percentages of the three published defences to fractions by row and column."""
     methods = (ADVERSARIAL, MMC, ANGULAR)
     return in_percent(columns.split(), dict(zip(methods, rows, strict=True)))
 
 
 @PAPER.table(
     "Table 4",
-    "a small network on MNIST, epsilon 0.3",
+    "robust accuracy of a small network on MNIST, epsilon 0.3",
     small=25,
     paper=60,
-    wanted=1,
+    priority=1,
     published=published(
         "clean PGD-40 PGD-200 DeepFool C&W MTA-200",
         (99.47, 96.38, 94.58, 96.79, 39.82, 98.57),
@@ -196,10 +219,10 @@ def table_4(run: Run) -> None:
 
 @PAPER.table(
     "Table 5",
-    "a small network on CIFAR-10, epsilon 8/255",
+    "robust accuracy of a small network on CIFAR-10, epsilon 8/255",
     small=35,
     paper=90,
-    wanted=1,
+    priority=1,
     published=published(
         "clean PGD-20 PGD-100 DeepFool C&W MTA-100",
         (68.81, 21.36, 18.94, 24.68, 10.91, 57.15),
@@ -212,17 +235,20 @@ def table_5(run: Run) -> None:
 
 
 def watch(run: Run, networks: dict[str, Network]) -> None:
+    """Measures a row with the training curves of each network."""
     for row, network in networks.items():
         run.measure(row, network.log, **network.settings, tested=500)
 
 
-@PAPER.table("Figure 4", "training curves of the three defences, CIFAR-10", small=25, paper=60)
+@PAPER.table(
+    "Figure 4", "accuracy of the three defences during training, CIFAR-10", small=25, paper=60
+)
 def figure_4(run: Run) -> None:
     size = {"epochs": run.pick(8, 400), "width": run.pick(0.25, 1.0), "watched": True}
     watch(run, {m: Network(run, "cifar10_jpeg", m, **size) for m in (ADVERSARIAL, MMC, ANGULAR)})
 
 
-@PAPER.table("Figure 7", "training curves by activation, CIFAR-10", small=15, paper=60)
+@PAPER.table("Figure 7", "accuracy during training, by activation, CIFAR-10", small=15, paper=60)
 def figure_7(run: Run) -> None:
     size = {"epochs": run.pick(8, 400), "width": run.pick(0.25, 1.0), "watched": True}
     watch(
@@ -237,7 +263,7 @@ def figure_7(run: Run) -> None:
 
 
 def ablate(run: Run, options: dict[str, dict[str, Any]]) -> None:
-    """Accuracies of heads with these options, clean, under PGD and under the strongest attacks."""
+    """Measures accuracies of heads with these options, clean, under PGD and under AutoAttack."""
     for dataset in run.pick(("mnist",), tuple(SETTINGS)):
         setting = SETTINGS[dataset]
         number = setting.num_steps[0]
@@ -257,7 +283,7 @@ def ablate(run: Run, options: dict[str, dict[str, Any]]) -> None:
             )
 
 
-@PAPER.table("Figure 5", "alpha and s", small=20, paper=240)
+@PAPER.table("Figure 5", "robust accuracy by alpha and s", small=20, paper=240)
 def figure_5(run: Run) -> None:
     ablate(
         run,
@@ -269,7 +295,7 @@ def figure_5(run: Run) -> None:
     )
 
 
-@PAPER.table("Figure 6", "activations and s", small=20, paper=240)
+@PAPER.table("Figure 6", "robust accuracy by activation and s", small=20, paper=240)
 def figure_6(run: Run) -> None:
     ablate(
         run,
@@ -281,7 +307,7 @@ def figure_6(run: Run) -> None:
     )
 
 
-@PAPER.table("Figure 3", "t-SNE of features of CIFAR-10's test images", small=10, paper=60)
+@PAPER.table("Figure 3", "t-SNE of the features of test images, CIFAR-10", small=10, paper=60)
 def figure_3(run: Run) -> None:
     from sklearn.manifold import TSNE
 
@@ -303,7 +329,7 @@ def figure_3(run: Run) -> None:
 
 
 def wide_resnet(run: Run, dataset: str, num_classes: int) -> keras.Model:
-    """WRN-34-10 on standardised images, shifted by up to 4 pixels and mirrored in training."""
+    """Returns a trained WRN-34-10 on standardised and augmented images."""
     train, _ = run.data(dataset)
     axes = (0, 1, 2)
 
@@ -328,10 +354,13 @@ def wide_resnet(run: Run, dataset: str, num_classes: int) -> keras.Model:
 
 
 def wide(run: Run, dataset: str, num_classes: int) -> None:
+    """Measures the row of the WRN-34-10."""
     _, test = run.data(dataset)
     run.measure(
         ANGULAR,
-        lambda: judged(run, SETTINGS["cifar10_jpeg"], wide_resnet(run, dataset, num_classes), test),
+        lambda: evaluated(
+            run, SETTINGS["cifar10_jpeg"], wide_resnet(run, dataset, num_classes), test
+        ),
         dataset=dataset,
         images="all",
         epochs=400,
@@ -341,10 +370,10 @@ def wide(run: Run, dataset: str, num_classes: int) -> None:
 
 @PAPER.table(
     "Table 2",
-    "WRN-34-10 on CIFAR-10",
+    "robust accuracy of a WRN-34-10 on CIFAR-10",
     small=None,
     paper=6000,
-    wanted=3,
+    priority=3,
     published={
         ANGULAR: {"clean": 0.941, "PGD-20": 0.784, "DeepFool": 0.7992, "C&W": 0.8342},
     },
@@ -355,10 +384,10 @@ def table_2(run: Run) -> None:
 
 @PAPER.table(
     "Table 3",
-    "WRN-34-10 on CIFAR-100",
+    "robust accuracy of a WRN-34-10 on CIFAR-100",
     small=None,
     paper=6000,
-    wanted=3,
+    priority=3,
     published={
         ANGULAR: {
             "clean": 0.7384, "PGD-20": 0.4717, "PGD-100": 0.4646, "DeepFool": 0.5521,

@@ -1,4 +1,4 @@
-"""Attacks on a WNLL head: the papers', those through each surrogate, and the strongest."""
+"""Attacks on a WNLL head: the published ones, one through each surrogate, and the strongest."""
 
 import dataclasses
 from typing import Any
@@ -7,13 +7,13 @@ from judging import SOFTMAX, WNLL, objective
 
 import keras_robust as kr
 
-# Queries and template points of an attacked batch.
+# Number of queries and of template points in an attacked batch.
 BATCH = 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-    """How the paper trains by PGD and attacks on a data set."""
+    """The paper's settings for a data set: adversarial training by PGD, and the attacks."""
 
     network: str
     epsilon: float
@@ -32,7 +32,10 @@ ATTACKED = {
 
 
 def published_attacks(setting: Attacked, output: str) -> dict[str, kr.attacks.Attack]:
-    """The paper's attacks; on WNLL they take the gradient of the linear branch at WNLL's loss."""
+    """Returns the paper's FGSM and IFGSM.
+
+    On WNLL, they pass the gradient of the loss at WNLL's output to the linear branch.
+    """
     given: dict[str, Any] = {"objective": objective(output)}
     attacks: dict[str, kr.attacks.Attack] = {"FGSM": kr.attacks.FGSM(setting.epsilon, **given)}
     for number in setting.num_steps:
@@ -43,7 +46,10 @@ def published_attacks(setting: Attacked, output: str) -> dict[str, kr.attacks.At
 
 
 def carlini(setting: Attacked, output: str) -> kr.attacks.Attack:
-    """The paper's: one constant, few steps; for WNLL on the logits of the linear branch."""
+    """Returns the paper's C&W, with a single constant and few steps.
+
+    On WNLL, it attacks the logits of the linear branch.
+    """
     return kr.attacks.CarliniWagnerL2(
         initial_const=10.0, binary_search_steps=1, num_steps=setting.carlini_steps,
         learning_rate=setting.carlini_rate,
@@ -54,7 +60,7 @@ def carlini(setting: Attacked, output: str) -> kr.attacks.Attack:
 def strongest_attacks(
     epsilon: float, output: str, num_queries: int
 ) -> dict[str, kr.attacks.Attack]:
-    """PGD by two losses, through every surrogate of a WNLL head, and Square."""
+    """Returns PGD on two losses, through every surrogate of a WNLL head, and Square."""
     every = ("straight_through", "linear", "exact", "soft_neighbors")
     attacks: dict[str, kr.attacks.Attack] = {
         f"PGD, {loss}, {surrogate}": kr.attacks.PGD(
@@ -67,7 +73,10 @@ def strongest_attacks(
 
 
 def by_surrogate(epsilon: float, output: str) -> dict[str, kr.attacks.Attack]:
-    """PGD-20: the published attack first, for WNLL through each surrogate; Square last."""
+    """Returns PGD-20 through each surrogate, and Square.
+
+    The published attack comes first. On softmax, PGD-20 has two losses instead of surrogates.
+    """
 
     def pgd(loss: str, surrogate: str | None = None) -> kr.attacks.Attack:
         through = objective(output, surrogate) if surrogate else None

@@ -1,4 +1,4 @@
-"""WNLL, total variation minimization (TVM) and training on its images, as a defence together."""
+"""Wang et al., 2018: WNLL, total variation minimization (TVM), and training on its images."""
 
 import dataclasses
 import functools
@@ -22,12 +22,19 @@ from keras_robust.model.classifier import Classifier
 L = keras.layers
 PAPER = Paper(
     "wnll_defense",
-    "Wang et al., Adversarial Defense via Data Dependent Activation Function and Total Variation "
-    "Minimization",
-    "Behind TVM: on images that TVM has reconstructed. The worst case there is that of PGD by two "
-    "losses, whose gradients pass TVM as the identity (BPDA) and are averaged over its draws "
-    "(EOT), at small scale on the first 200 images. Without TVM it is that of PGD-50 through each "
-    "surrogate of WNLL, and Square.",
+    "Wang et al., 2018, Adversarial Defense via Data Dependent Activation Function and Total "
+    "Variation Minimization",
+    "The defence combines a WNLL head, TVM before the network, and training on TVM's images. "
+    "Networks are trained on `original` images, on images that TVM has reconstructed (`TVM`), or "
+    "on both (`original + TVM`).\n\n"
+    "- Numbers in the names of columns are the epsilon of the attack.\n"
+    "- Columns with `behind TVM` have the accuracy on images that TVM has reconstructed after the "
+    "attack. The other columns have the accuracy without TVM.\n"
+    "- The worst case behind TVM is over PGD on two losses. These attacks take TVM into account: "
+    "they treat its backward pass as the identity (BPDA), and average gradients over its random "
+    "draws (EOT). At small scale they run on the first 200 test images.\n"
+    "- The worst case without TVM is over PGD-50 on two losses, on WNLL through each surrogate, "
+    "and Square.",
 )
 ORIGINAL, TVM, ALL = "original", "TVM", "original + TVM"
 SETS, OUTPUTS = (ORIGINAL, TVM, ALL), (SOFTMAX, WNLL)
@@ -35,7 +42,7 @@ EPSILONS = (0.02, 0.04, 0.06, 0.08, 0.1)
 
 
 def reconstructed(x: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The images after TVM: half of the pixels dropped at random, the rest smoothed."""
+    """Returns the images after TVM, which drops half of the pixels and reconstructs the rest."""
     layer = kr.layers.TotalVariation(seed=seed)
     parts = [layer(x[i : i + 500]) for i in range(0, len(x), 500)]
     return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
@@ -43,11 +50,11 @@ def reconstructed(x: np.ndarray, seed: int = 0) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Defended:
-    """A ResNet trained on original images, on TVM's, or on both.
+    """A ResNet that is trained on original images, on TVM's, or on both.
 
     Args:
         run: `Run`.
-        images_of: ORIGINAL, TVM or ALL.
+        images_of: training images: ORIGINAL, TVM or ALL.
         output: SOFTMAX or WNLL.
     """
 
@@ -117,7 +124,11 @@ class Defended:
         model.fit(x, y, batch_size=128, epochs=self.epochs, verbose=2, callbacks=callbacks)
 
     def attack(self, name: str, epsilon: float) -> kr.attacks.Attack:
-        """The paper's attack; on WNLL it takes the linear branch's gradient at WNLL's loss."""
+        """Returns the paper's attack.
+
+        On WNLL, FGSM and IFGSM pass the gradient of the loss at WNLL's output to the linear branch,
+        and C&W attacks the logits of the linear branch.
+        """
         if name == "FGSM":
             return kr.attacks.FGSM(epsilon, objective=objective(self.output))
         if name == "IFGSM":
@@ -129,7 +140,10 @@ class Defended:
 
     @functools.cache  # noqa: B019
     def attacked(self, name: str, epsilon: float = 0.0) -> np.ndarray:
-        """The test images that the paper's attack makes, whether they fool the network or not."""
+        """Returns the test images after the paper's attack.
+
+        They include the images that do not fool the network.
+        """
         x, y = self.test()
         classifier = Classifier.of(self.trained())
         return perturbed_images(classifier, x, y, self.attack(name, epsilon), BATCH, 0)
@@ -138,7 +152,7 @@ class Defended:
         return accuracy(self.trained(), (x, self.test()[1]), BATCH)
 
     def adaptive(self, epsilon: float) -> float:
-        """Accuracy behind TVM under attacks that know it: BPDA, averaged over its draws."""
+        """Returns the accuracy behind TVM under attacks that know it, by BPDA and EOT."""
         model = keras.Sequential(
             [keras.Input((32, 32, 3)), kr.layers.TotalVariation(seed=0), self.trained()]
         )
@@ -153,7 +167,7 @@ class Defended:
         return accuracies(model, some, attacks, BATCH)["worst case"]
 
     def worst_case(self, epsilon: float) -> float:
-        """Accuracy without TVM, in the worst case of every surrogate and Square."""
+        """Returns the accuracy without TVM in the worst case over every surrogate and Square."""
         attacks = strongest_attacks(epsilon, self.output, self.run.pick(300, 5000))
         return accuracies(self.trained(), self.test(), attacks, BATCH)["worst case"]
 
@@ -180,7 +194,7 @@ MUTUAL = in_percent(
 
 @PAPER.table(
     "Table 2",
-    "each output on images that FGSM and IFGSM made for the other",
+    "accuracy of softmax on WNLL's adversarial images and vice versa, FGSM and IFGSM",
     small=40,
     paper=300,
     published=MUTUAL,
@@ -207,7 +221,7 @@ def table_2(run: Run) -> None:
 
 @PAPER.table(
     "Table 3",
-    "each output on images that Carlini and Wagner's attack made for the other",
+    "accuracy of softmax on WNLL's adversarial images and vice versa, C&W",
     small=10,
     paper=300,
     published=in_percent(
@@ -237,7 +251,7 @@ def table_3(run: Run) -> None:
 
 @PAPER.table(
     "Table 4",
-    "Carlini and Wagner's attack, without and with TVM before the network",
+    "robust accuracy under C&W, without and with TVM before the network",
     small=10,
     paper=300,
     published=in_percent(
@@ -269,15 +283,16 @@ BEHIND = tuple(f"{radius}{tvm}" for radius in RADII[1:] for tvm in ("", ", behin
 
 
 def defence_row(*pairs: str) -> tuple[float, ...]:
+    """Splits the paper's pairs "without TVM/behind TVM", in percent."""
     return tuple(float(value) for pair in pairs for value in pair.split("/"))
 
 
 @PAPER.table(
     "Table 5",
-    "FGSM and IFGSM, without and with TVM before the network; and attacks that know both",
+    "robust accuracy under FGSM, IFGSM and the worst case, without and with TVM before the network",
     small=60,
     paper=300,
-    wanted=1,
+    priority=1,
     published=in_percent(
         BEHIND,
         {
@@ -349,7 +364,7 @@ def table_5(run: Run) -> None:
 
 
 def under_both(model: Defended, attack: str) -> dict[str, float]:
-    """Accuracy on the paper's attacked images at each radius, and on them after TVM."""
+    """Returns the accuracy under the paper's attack at each radius, without and behind TVM."""
     values = {}
     for epsilon in (0.0, *EPSILONS):
         x = model.attacked(attack, epsilon) if epsilon > 0 else model.test()[0]
@@ -360,7 +375,10 @@ def under_both(model: Defended, attack: str) -> dict[str, float]:
 
 
 @PAPER.table(
-    "Figure 3", "accuracy against epsilon, undefended and by all three", small=20, paper=60
+    "Figure 3",
+    "robust accuracy by epsilon, undefended and with the whole defence",
+    small=20,
+    paper=60,
 )
 def figure_3(run: Run) -> None:
     for attack in ("FGSM", "IFGSM"):
@@ -382,7 +400,9 @@ def figure_3(run: Run) -> None:
             run.measure(f"{attack}, {row}", curve, **model.settings, tested=run.pick(BATCH, 2000))
 
 
-@PAPER.table("Figure 2", "clean, attacked and reconstructed images", small=5, paper=10, wanted=3)
+@PAPER.table(
+    "Figure 2", "clean, adversarial and reconstructed images", small=5, paper=10, priority=3
+)
 def figure_2(run: Run) -> None:
     model = Defended(run, ORIGINAL, SOFTMAX)
 
@@ -402,7 +422,11 @@ def figure_2(run: Run) -> None:
 
 
 @PAPER.table(
-    "Figure 5", "features of clean, attacked and reconstructed images", small=20, paper=60, wanted=3
+    "Figure 5",
+    "features of clean, adversarial and reconstructed images of two classes",
+    small=20,
+    paper=60,
+    priority=3,
 )
 def figure_5(run: Run) -> None:
     for output, planar, parts in (
@@ -418,8 +442,8 @@ def figure_5(run: Run) -> None:
 
 
 @PAPER.table(
-    "Figure 6", "softmax and WNLL trained by PGD, against IFGSM's steps and epsilon", small=20,
-    paper=120,
+    "Figure 6", "robust accuracy by IFGSM's steps and epsilon, softmax and WNLL trained by PGD",
+    small=20, paper=120,
 )  # fmt: skip
 def figure_6(run: Run) -> None:
     robust = Robust(run, "cifar10_jpeg")
@@ -455,7 +479,7 @@ def figure_6(run: Run) -> None:
 
 @PAPER.table(
     "Table 1",
-    "time of training and testing, ResNet-20, softmax and WNLL",
+    "training and test time of ResNet-20 with softmax and WNLL",
     small=15,
     paper=30,
     published={

@@ -20,16 +20,16 @@ NATURAL, ADVERSARIAL = "trained on clean images", "trained by PGD at 0.3"
 
 @dataclasses.dataclass
 class Natural:
-    """A network trained on clean images from CIFAR-10, with either output.
+    """A network that is trained on clean images, with either output.
 
     Args:
         run: `Run`.
-        network: "ResNet-20", "VGG-11", ...
+        network: "ResNet-20", "ResNet-56", "VGG-11" or "Small-CNN".
         output: SOFTMAX or WNLL.
         images: number of training images.
-        seed: of the training.
-        labeled: how many of the images are labeled. Defaults to `None`: all.
-        dataset: name of the data set.
+        seed: seed of the training. Defaults to `0`.
+        labeled: number of labeled training images. Defaults to `None`: all.
+        dataset: name of the data set. Defaults to `"cifar10_jpeg"`.
     """
 
     run: Run
@@ -42,7 +42,7 @@ class Natural:
 
     @property
     def epochs(self) -> int:
-        """Of both passes together."""
+        """The number of epochs. For WNLL, each of the two linear stages has half of them."""
         return self.run.pick(60 if self.images == 1000 else 12, 800)
 
     @property
@@ -80,12 +80,13 @@ class Natural:
         return resnet(int(self.network.split("-")[1]), shape, [head], front=augmentation())
 
     def fit(self, model: Any, callbacks: list[Any]) -> None:
-        """Trains and keeps what the stages of an interrupted training have reached."""
+        """Trains the network, and saves each finished stage for resuming."""
         self.train(model, callbacks, self.run.cache / f"{self.name}, seed {self.seed}")
 
     def train(
         self, model: Any, callbacks: Sequence[Any] = (), directory: pathlib.Path | None = None
     ) -> None:
+        """Trains the network. WNLL saves its stages in `directory`."""
         (x, y), test = self.run.data(self.dataset, self.images)
         if self.labeled:
             y = np.where(np.arange(len(y)) < self.labeled, y, -1)
@@ -108,7 +109,7 @@ class Natural:
 
 
 def sgd(rate: float, steps: int) -> keras.optimizers.Optimizer:
-    """The papers' optimizer; the rate is halved eight times in its course, as in theirs."""
+    """Returns the papers' optimizer, whose learning rate is halved after each eighth of `steps`."""
     schedule = keras.optimizers.schedules.ExponentialDecay(
         rate, max(1, steps // 8), 0.5, staircase=True
     )
@@ -117,12 +118,15 @@ def sgd(rate: float, steps: int) -> keras.optimizers.Optimizer:
 
 @dataclasses.dataclass
 class Robust:
-    """A network trained by PGD, with a WNLL head whose linear branch is the softmax network.
+    """A network that is trained by PGD, with a WNLL head.
+
+    Training uses the linear branch of the head, which is also the softmax output. Softmax and WNLL
+    are therefore outputs of the same network.
 
     Args:
         run: `Run`.
         dataset: "mnist" or "cifar10_jpeg".
-        neighbors: (m, n) of the head.
+        neighbors: (m, n) of the head. Defaults to `(30, 15)`.
     """
 
     run: Run
@@ -152,7 +156,10 @@ class Robust:
         return {**found, "neighbors": list(self.neighbors)}
 
     def trained(self, output: str) -> keras.Model:
-        """The network, with the output by softmax or by WNLL on a template of training images."""
+        """Returns the network with a softmax or a WNLL output.
+
+        WNLL has a template of training images.
+        """
         model = self.run.network(self.name, self.build, self.fit)
         head = model.layers[-1]
         if output == SOFTMAX:
@@ -195,7 +202,7 @@ class Robust:
 
 
 def with_neighbors(model: keras.Model, num_neighbors: int, sigma_neighbor: int) -> keras.Model:
-    """A copy of the network whose head interpolates from so many neighbours."""
+    """Returns a copy of the network whose WNLL head has other numbers of neighbours."""
 
     def clone(layer: Any) -> Any:
         config = layer.get_config()
@@ -214,7 +221,10 @@ def with_neighbors(model: keras.Model, num_neighbors: int, sigma_neighbor: int) 
 
 
 def strided(run: Run, training: str, train: Split) -> keras.Model:
-    """A network of two strided convolutions with a WNLL head, trained by its linear branch."""
+    """Returns a trained network of two strided convolutions with a WNLL head.
+
+    It is trained through the linear branch, on clean images or by PGD.
+    """
 
     def build() -> keras.Model:
         layers = [L.Conv2D(32, 3, strides=2, activation="relu")]
@@ -228,7 +238,7 @@ def strided(run: Run, training: str, train: Split) -> keras.Model:
             model.fit(*train, batch_size=128, epochs=3, verbose=2, callbacks=callbacks)
         else:
             robust = kr.RobustModel(model)
-            # The radius grows from epoch to epoch: at 0.3 from the start nothing is learnt.
+            # The radius grows with each epoch. The network learns nothing if it starts at 0.3.
             for epoch in range(3):
                 attack = kr.attacks.PGD(0.1 * (epoch + 1), num_steps=7)
                 robust.compile("adam", kr.losses.AdversarialTraining(attack))
