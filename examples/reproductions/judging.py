@@ -31,20 +31,28 @@ def accuracies(
 
     The keys are `"clean"`, the names of the attacks, and `"worst case"`.
     """
+    found = robust_images(model, split, attacks, batch_size)
+    return {name: float(is_robust.mean()) for name, is_robust in found.items()}
+
+
+def robust_images(
+    model: Any, split: Split, attacks: dict[str, kr.attacks.Attack], batch_size: int = 500
+) -> dict[str, np.ndarray]:
+    """Returns, under the keys of `accuracies`, which images are classified correctly."""
     batch_size = min(batch_size, len(split[0]))
     report = kr.evaluate(model, *split, attacks, checks=False, batch_size=batch_size, verbose=0)
-    return {row.name: row.accuracy for row in report.rows}
+    return {row.name: row.correct for row in report.rows}
 
 
-def within(
+def robust_within(
     model: Any,
     split: Split,
     attack: kr.attacks.Attack,
     norm: str = "linf",
     epsilon: float = np.inf,
     batch_size: int = 500,
-) -> float:
-    """Returns the accuracy under an attack that minimises the perturbation, at radius `epsilon`.
+) -> np.ndarray:
+    """Returns which images an attack that minimises the perturbation does not fool.
 
     Only perturbations of a norm of at most `epsilon` count.
     """
@@ -53,7 +61,7 @@ def within(
         rows = slice(begin, begin + batch_size)
         result = attack.run(model, split[0][rows], split[1][rows], seed=begin)
         is_robust[rows] &= ~(result.success & (result.norms[norm] <= epsilon * (1 + 1e-5)))
-    return float(is_robust.mean())
+    return is_robust
 
 
 def correct(model: Any, split: Split, batch_size: int = 500) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from judging import accuracies, auto_attack, first, strongest, within
+from judging import accuracies, auto_attack, first, robust_images, robust_within, strongest
 from networks import CROSS_ENTROPY, augmentation, four_convolutions, growing, resnet
 from tables import Paper, Run, Split, in_percent
 
@@ -164,16 +164,17 @@ def evaluated(run: Run, setting: Setting, model: keras.Model, test: Split) -> di
     some, few = first(test, run.pick(500, 10_000)), first(test, run.pick(100, 1000))
     budget = {"epsilon": setting.epsilon, "step_size": setting.step_size}
     pgd = {f"PGD-{n}": kr.attacks.PGD(num_steps=n, **budget) for n in setting.num_steps}
-    found = accuracies(model, some, {**pgd, **strongest(setting.epsilon, run.scale)})
-    worst = found.pop("worst case")
+    robust = robust_images(model, some, {**pgd, **strongest(setting.epsilon, run.scale)})
+    worst = robust.pop("worst case")
     deepfool = kr.attacks.DeepFool(norm="linf", num_steps=50, overshoot=0.02)
-    found["DeepFool"] = within(model, some, deepfool, "linf", setting.epsilon)
+    robust["DeepFool"] = robust_within(model, some, deepfool, "linf", setting.epsilon)
     carlini = kr.attacks.CarliniWagnerL2(num_steps=1000, binary_search_steps=run.pick(2, 9))
-    found["C&W"] = within(model, few, carlini, "l2", setting.epsilon_l2)
+    robust["C&W"] = robust_within(model, few, carlini, "l2", setting.epsilon_l2)
     most = max(setting.num_steps)
     targets = kr.attacks.MultiTargeted(num_steps=most, **budget)
-    found[f"MTA-{most}"] = accuracies(model, few, {"MTA": targets})["MTA"]
-    return {**found, "worst case": min(worst, found["DeepFool"])}
+    robust[f"MTA-{most}"] = robust_images(model, few, {"MTA": targets})["MTA"]
+    robust["worst case"] = worst & robust["DeepFool"]
+    return {name: float(images.mean()) for name, images in robust.items()}
 
 
 def tested(run: Run) -> dict[str, int]:
