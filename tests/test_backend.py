@@ -139,7 +139,7 @@ def test_rounded_equals_a_cast_and_back_in_a_compiled_function(dtype):
 
 
 def test_the_device_has_a_name():
-    if keras.distribution.list_devices("gpu"):
+    if any("cpu" not in name.lower() for name in keras.distribution.list_devices()):
         pytest.skip("names of GPUs are arbitrary")
     name, cores = backend.device().rsplit(", ", 1)
     assert len(name) > 2
