@@ -1,4 +1,4 @@
-"""What benchmarks need to know of the device that a backend runs on."""
+"""Waits for the backend's device, and measures its memory, for the benchmarks."""
 
 from typing import Any
 

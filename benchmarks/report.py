@@ -8,8 +8,10 @@ page has the results of tuning, the comparison of AutoAttack's versions, and the
 """
 
 import dataclasses
+import functools
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 # isort: off
@@ -152,7 +154,8 @@ class Measured(NamedTuple):
     values: tuple[list[float], ...]
 
 
-def measured() -> list[Measured]:
+@functools.cache
+def measured() -> tuple[Measured, ...]:
     """Returns all claims with their measured values, at the paper's scale if available."""
     rows = []
     for claim in CLAIMS:
@@ -166,7 +169,7 @@ def measured() -> list[Measured]:
             values = tuple([s["values"][column] for s in part] for column, part in columns)
         published = table.published.get(claim.row, {}).get(claim.attack)
         rows.append(Measured(claim, published, scale, values))
-    return rows
+    return tuple(rows)
 
 
 def opening() -> str:
@@ -239,7 +242,7 @@ def readme() -> str:
     return f"{before}{begin}\n{inner}\n{end}{after}"
 
 
-def legend(rows: list[Measured]) -> str:
+def legend(rows: Sequence[Measured]) -> str:
     """Returns a list that explains the columns of the summary table."""
     names = {row.claim.attack for row in rows}
     attacks = [f"`{name}` {text}." for name, text in ATTACKS.items() if name in names]

@@ -17,11 +17,9 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]], min_width: 
         min_width: int. Least width of all columns but the first. Defaults to `0`.
     """
     table = rich.table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    for number in range(len(header)):
-        if number == 0:
-            table.add_column(no_wrap=True)
-        else:
-            table.add_column(no_wrap=True, justify="right", min_width=min_width)
+    table.add_column(no_wrap=True)
+    for _ in header[1:]:
+        table.add_column(no_wrap=True, justify="right", min_width=min_width)
     for row in (header, *rows):
         table.add_row(*(rich.text.Text(cell) for cell in row))
     shown = io.StringIO()

@@ -1,13 +1,11 @@
 """Names for what passes through the library.
 
 Keras is not typed, and its backends' tensors are classes of their own. These names therefore tell a
-reader what an argument is; mypy checks only the protocols.
+reader what an argument is; mypy checks only `Objective`.
 """
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
-
-import numpy as np
 
 # A tensor of Keras's backend; where a function converts its input, an array too.
 Tensor: TypeAlias = Any
@@ -30,24 +28,13 @@ Loss: TypeAlias = Any
 Shape: TypeAlias = Any
 # What a constructor takes, by name, as `get_config` returns it.
 Config: TypeAlias = dict[str, Any]
-# A pair of images and their labels.
-Split: TypeAlias = tuple[np.ndarray, np.ndarray]
 # Maps class scores, shape `(batch_size, num_classes)`, and labels, shape `(batch_size,)`, to one
 # value per example, which an untargeted attack maximises.
 ScoreLoss: TypeAlias = Callable[[Scores, Labels], Tensor]
 
 
 class Objective(Protocol):
-    """What an attack differentiates in place of the model."""
+    """Replaces the model where an attack differentiates it."""
 
     def __call__(self, model: Model, x: Images, y: Labels, /) -> Tensor:
         """Returns one value per example, or scores, shape `(batch_size, num_classes)`."""
-
-
-class AttackFunction(Protocol):
-    """The call of an attack."""
-
-    def __call__(
-        self, model: Model, x: Images, y: Labels, seed: int | None = None, mask: Any = None
-    ) -> Tensor:
-        """Returns images of the shape of `x`, adversarial where the attack has succeeded."""

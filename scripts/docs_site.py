@@ -5,6 +5,7 @@ docstring. Links to files outside the site lead to the repository.
 """
 
 import ast
+import functools
 import pathlib
 import posixpath
 import re
@@ -69,6 +70,7 @@ def summary(module: str, name: str) -> str:
     return ""
 
 
+@functools.cache
 def public_names() -> dict[str, list[Name]]:
     """Every public name by the namespace it is in; "" is the package itself."""
     found: dict[str, list[Name]] = {"": []}

@@ -225,7 +225,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     @property
     def gradient(self) -> str:
-        """What is differentiated in the WNLL phase, see the argument `gradient`."""
+        """The function that is differentiated in the WNLL phase: the argument `gradient`."""
         return self._gradient
 
     @property
@@ -240,7 +240,7 @@ class WNLLHead(WNLLSurrogates, keras.layers.Layer):
 
     @property
     def switch(self) -> int:
-        """What is computed: 0 the linear branch, 1 u on a joint graph, 2 u on separate graphs."""
+        """The branch in use: 0 is linear, 1 computes u on a joint graph, 2 on separate graphs."""
         return _PHASES.index(self.phase) * (1 if self.joint else 2)
 
     def adapt(
