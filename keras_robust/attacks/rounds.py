@@ -15,6 +15,7 @@ from keras_robust.attacks.inputs import as_working_dtype
 from keras_robust.attacks.journal import Journal
 from keras_robust.attacks.problem import Problem
 from keras_robust.attacks.result import NORMS, AttackResult, perturbation_norms
+from keras_robust.model.batches import padded
 from keras_robust.model.classifier import Classifier
 from keras_robust.ops.labels import sparse_labels
 from keras_robust.types import Images, Labels, Seed, Tensor
@@ -223,7 +224,7 @@ def filled_up(
         return indices
     while batch_size >= 4 * len(indices):
         batch_size //= 4
-    return np.concatenate([indices, np.repeat(indices[-1:], batch_size - len(indices))])
+    return padded(indices, batch_size)
 
 
 def _traced_round(

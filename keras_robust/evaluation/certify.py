@@ -13,6 +13,7 @@ from keras_robust.evaluation.certificate import Certificate, require_scipy
 from keras_robust.evaluation.fingerprint import fingerprint
 from keras_robust.evaluation.progress import Progress, check_resume
 from keras_robust.model.arrays import as_images
+from keras_robust.model.batches import padded
 from keras_robust.model.checks import sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.images import LazyImages
@@ -237,20 +238,14 @@ def _count(
     tallies = np.zeros((2, num_classes), int)
     for number, first in enumerate(range(0, total, batch_size)):
         places = np.arange(first, min(first + batch_size, total))
-        noisy = _padded(classifier, noise.draw(len(places)), batch_size)
+        noisy = noise.draw(len(places))
+        if not classifier.takes_any_batch_size:
+            noisy = padded(noisy, batch_size)
         # The seed makes a random model draw different numbers in each batch.
         classes = classifier.scores(noisy, seed=number)[: len(places)].argmax(axis=1)
         np.add.at(tallies, ((places >= num_selection).astype(int), classes), 1)
         bar.add(1)
     return tallies[0], tallies[1]
-
-
-def _padded(classifier: Classifier, noisy: np.ndarray, batch_size: int) -> np.ndarray:
-    """Pads a batch to the size that the model was compiled for."""
-    missing = batch_size - len(noisy)
-    if not missing or classifier.takes_any_batch_size:
-        return noisy
-    return np.concatenate([noisy, np.repeat(noisy[-1:], missing, axis=0)])
 
 
 def _rounding(x: np.ndarray | LazyImages, stddev: float) -> float:

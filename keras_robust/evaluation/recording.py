@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from keras_robust.attacks.journal import Arrays
+from keras_robust.report.data import Samples
 from keras_robust.report.row import Row
-from keras_robust.report.samples import Samples
 
 _NUM_SAMPLES = 8
 _SHOWN = ("images", "x_adv", "labels", "shown_classes")

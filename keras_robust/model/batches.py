@@ -8,14 +8,18 @@ from keras import ops
 from keras_robust.types import Tensor
 
 
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+    """Repeats the last entry of an array until the first axis has `size` entries."""
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+
+
 def padded_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Splits indices into batches of one size, so that each function is compiled once.
 
     The last batch is filled up with its last index.
     """
     count = -(-len(indices) // batch_size)
-    padding = np.repeat(indices[-1:], count * batch_size - len(indices))
-    return np.split(np.concatenate([indices, padding]), count) if count else []
+    return np.split(padded(indices, count * batch_size), count) if count else []
 
 
 def in_batches(

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import platform
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -14,7 +14,6 @@ from keras_robust.metrics.geometry import FeatureGeometry
 from keras_robust.report.check_result import CheckResult
 from keras_robust.report.class_accuracy import ClassAccuracy, by_class
 from keras_robust.report.row import CERTIFIED, WORST_CASE, Row
-from keras_robust.report.samples import Samples
 
 # Version of the format that `to_dict` returns. It changes when older versions would misread it.
 SCHEMA = 1
@@ -40,6 +39,22 @@ def _environment() -> dict[str, str]:
         **versions,
         "python": platform.python_version(),
     }
+
+
+class Samples(NamedTuple):
+    """Some of the images on which an attack succeeded.
+
+    Args:
+        images: float array, the original images.
+        perturbed: float array, the perturbed images, of the same shape.
+        labels: int array, the true classes.
+        classes: int array, the classes predicted for `perturbed`.
+    """
+
+    images: np.ndarray
+    perturbed: np.ndarray
+    labels: np.ndarray
+    classes: np.ndarray
 
 
 @dataclasses.dataclass

@@ -12,9 +12,8 @@ import numpy as np
 from keras_robust.metrics.geometry import FeatureGeometry
 from keras_robust.report.check_result import CheckResult
 from keras_robust.report.class_accuracy import ClassAccuracy, by_class
-from keras_robust.report.data import SCHEMA, ReportData
+from keras_robust.report.data import SCHEMA, ReportData, Samples
 from keras_robust.report.row import Row
-from keras_robust.report.samples import Samples
 from keras_robust.report.saved_row import SavedRow
 from keras_robust.whole_file import write_whole
 

@@ -12,9 +12,9 @@ import pytest
 
 from keras_robust.metrics.geometry import FeatureGeometry
 from keras_robust.report.check_result import CheckResult
+from keras_robust.report.data import Samples
 from keras_robust.report.report import Report
 from keras_robust.report.row import Row
-from keras_robust.report.samples import Samples
 
 pytestmark = pytest.mark.slow_on_jax
 
