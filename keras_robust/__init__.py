@@ -28,4 +28,4 @@ from keras_robust.evaluation import evaluate as evaluate
 from keras_robust.model.black_box import BlackBox as BlackBox
 from keras_robust.training import RobustModel as RobustModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -15,7 +15,7 @@ def test_documents_name_the_version():
     assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [kr.__version__]
 
 
-def test_changelog_has_a_section_for_the_version_or_for_what_comes():
+def test_changelog_has_a_section_for_the_version_and_for_what_comes():
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert headings[0] == "Unreleased"
+    assert headings[:2] == ["Unreleased", kr.__version__]
     assert len(set(headings)) == len(headings)

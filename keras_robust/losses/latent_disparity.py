@@ -239,7 +239,7 @@ class LatentDisparity(PairLoss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LatentDisparity":
-        # Version 0.1.0 saved the ratio as `reduction`.
+        # Versions before 0.2.0 saved the ratio as `reduction`.
         if config.get("reduction") in _RATIOS:
             config = {**config, "ratio": config["reduction"], "reduction": "sum_over_batch_size"}
         return super().from_config(config)
