@@ -85,7 +85,7 @@ def test_images_in_a_wrong_range_fail_a_check(classifier, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert rows_in(tmp_path)[0]["accuracy"] < 0.15
     assert "FAILED: clean accuracy is above chance." in printed
-    assert "in the range and the form that it was trained on" in printed
+    assert "the value range and the format of its training images" in printed
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
