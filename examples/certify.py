@@ -1,7 +1,6 @@
 """Certifies a classifier by randomized smoothing, attacks it, and prints both results.
 
     python examples/certify.py
-    python examples/certify.py --dataset mnist --data-dir DIR
 
 The classifier is trained on noisy images, and the smoothed classifier is the vote over noisy
 copies. More noise costs accuracy and certifies larger L2 radii, as Cohen et al. (2019) found.
