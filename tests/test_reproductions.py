@@ -45,7 +45,7 @@ def tiny_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     splits = [
         as_arrays(kr.datasets.load("fashion_mnist_subset", split).take(count))
-        for split, count in (("train", 600), ("test", 40))
+        for split, count in (("train", 1000), ("test", 40))
     ]
     for name, channels, size in (
         ("mnist", 1, 28),
