@@ -279,7 +279,9 @@ def draw_claims(rows: list[Measured]) -> None:
         values = (row.published, *(sum(v) / len(v) for v in row.values[1:]))
         for number, (value, color) in enumerate(zip(values, COLORS.values(), strict=True)):
             if value is not None:
-                axis.barh(place + 0.25 * (number - 1), 100 * value, 0.23, color=color)
+                bar = axis.barh(place + 0.25 * (number - 1), 100 * value, 0.23, color=color)
+                # The label tells a bar of length 0 from a missing one.
+                axis.bar_label(bar, fmt="%.0f", fontsize=6, padding=2)
     labels = [f"{row.claim.defence}\n{row.claim.setting}" for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=7)
     axis.invert_yaxis()
