@@ -264,8 +264,10 @@ def _threshold(
     _, (low, high), (above, below) = ops.while_loop(
         lambda *state: ops.any(is_open(*state)), narrow, start
     )
-    above, below = ops.maximum(above, 0), ops.maximum(-below, 0)
-    return low + above / ops.maximum(above + below, _SMALLEST) * (high - low)
+    # The norm need not be linear between ends that are far apart: an end that is a root is exact.
+    share = ops.where(above <= precision * epsilon, ops.zeros_like(above), above)
+    rest = ops.where(-below <= precision * epsilon, ops.zeros_like(below), -below)
+    return low + share / ops.maximum(share + rest, _SMALLEST) * (high - low)
 
 
 def random_in_ball(

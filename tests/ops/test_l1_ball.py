@@ -50,6 +50,17 @@ def projected(x, far, epsilon, bounds=BOUNDS):
     return numpy(projection(ops.convert_to_tensor(x), epsilon, "l1", bounds)(far))
 
 
+@pytest.mark.parametrize("rest", [1e-5, 1e-4, 1e-2])
+def test_the_next_value_takes_what_a_bound_leaves_of_the_radius(rest):
+    x = np.zeros((1, 100), "float32")
+    x[0, 0] = BOUNDS[1] - (0.5 - rest)
+    far = x + np.linspace(0.1, 15, 100, dtype="float32")[::-1]
+    far[0, 0] = 20.0
+    moved = projected(x, far, 0.5) - x
+    np.testing.assert_allclose(moved[0, :2], [0.5 - rest, rest], atol=2e-6)
+    np.testing.assert_allclose(moved.sum(), 0.5, atol=2e-6)
+
+
 @pytest.mark.parametrize("size", [1, 7, 3072])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.5, 12.0])
