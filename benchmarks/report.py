@@ -192,13 +192,14 @@ def opening() -> str:
         "clean, measured", "paper's attack, measured", "worst case, measured",
         "cost of a training step", "certificate", "details",
     ]  # fmt: skip
-    draw_claims([row for row in measured() if row.values])
+    with_values = [row for row in measured() if row.values]
+    draw_claims(with_values)
     return "\n".join([
         "# Results\n",
         "This page compares the published robust accuracy of each defence with two measured ones: "
         "under the same attack, and in the worst case over the strongest attacks of this "
         "library.\n",
-        conclusion([row for row in measured() if row.values]),
+        conclusion(with_values),
         "\n## Published and measured robust accuracy\n",
         markdown_table(header, rows),
         "\n![Published robust accuracy, measured robust accuracy under the same attack, and the "
@@ -276,7 +277,7 @@ def draw_claims(rows: list[Measured]) -> None:
     """Draws three bars for each claim: published, under the same attack, and in the worst case."""
     figure, (axis,) = new_figure(9.0, 0.8 + 0.55 * max(1, len(rows)), 1)
     for place, row in enumerate(rows):
-        values = (row.published, *(sum(v) / len(v) for v in row.values[1:]))
+        values = (row.published, *(mean(v) for v in row.values[1:]))
         for number, (value, color) in enumerate(zip(values, COLORS.values(), strict=True)):
             if value is not None:
                 bar = axis.barh(place + 0.25 * (number - 1), 100 * value, 0.23, color=color)

@@ -93,6 +93,10 @@ class Network:
         self.width = self.width or self.run.pick(SETTINGS[self.dataset].width, 1.0)
 
     @property
+    def is_mmc(self) -> bool:
+        return self.method in (MMC, MMC_LINEAR)
+
+    @property
     def name(self) -> str:
         options = [f"{key} {value}" for key, value in self.options.items()]
         size = [f"{self.images} images, {self.epochs} epochs, width {self.width}"]
@@ -115,7 +119,7 @@ class Network:
 
     def build(self) -> keras.Model:
         head: list[Any] = [L.ReLU(), L.Dense(10)]
-        if self.method in (MMC, MMC_LINEAR):
+        if self.is_mmc:
             activation = [L.ReLU()] if self.method == MMC else []
             head = [*activation, kr.layers.MaxMahalanobisClassifier(10, scale=10.0)]
         elif self.method in (ANGULAR, BOTH):
@@ -125,8 +129,7 @@ class Network:
 
     def fit(self, model: Any, callbacks: list[Any]) -> None:
         train, test = self.run.data(self.dataset, self.images)
-        is_mmc = self.method in (MMC, MMC_LINEAR)
-        loss: Any = kr.losses.MaxMahalanobis() if is_mmc else CROSS_ENTROPY
+        loss: Any = kr.losses.MaxMahalanobis() if self.is_mmc else CROSS_ENTROPY
         rate = 0.01
         if self.method in (ADVERSARIAL, BOTH):
             model = kr.RobustModel(model)

@@ -265,9 +265,10 @@ def _threshold(
         lambda *state: ops.any(is_open(*state)), narrow, start
     )
     # The norm need not be linear between ends that are far apart: an end that is a root is exact.
-    share = ops.where(above <= precision * epsilon, ops.zeros_like(above), above)
-    rest = ops.where(-below <= precision * epsilon, ops.zeros_like(below), -below)
-    return low + share / ops.maximum(share + rest, _SMALLEST) * (high - low)
+    root = precision * epsilon
+    above = ops.where(above <= root, ops.zeros_like(above), above)
+    below = ops.where(-below <= root, ops.zeros_like(below), -below)
+    return low + above / ops.maximum(above + below, _SMALLEST) * (high - low)
 
 
 def random_in_ball(
