@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import pathlib
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -158,15 +160,17 @@ class Fold:
         epochs = self.epochs * count * len(self.train[0]) // len(x)
         robust = kr.RobustModel(model)
         robust.compile("nadam", loss, metrics=["accuracy"])
-        best = self.run.cache / "best.weights.h5"
-        robust.fit(
-            *data(order[held_out:]), batch_size=100, epochs=epochs, verbose=0,
-            validation_data=data(order[:held_out]), validation_batch_size=500,
-            callbacks=[
-                keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True)
-            ],
-        )  # fmt: skip
-        robust.load_weights(best)
+        with tempfile.TemporaryDirectory() as directory:
+            best = pathlib.Path(directory) / "best.weights.h5"
+            keep_best = keras.callbacks.ModelCheckpoint(
+                best, save_best_only=True, save_weights_only=True
+            )
+            robust.fit(
+                *data(order[held_out:]), batch_size=100, epochs=epochs, verbose=0,
+                validation_data=data(order[:held_out]), validation_batch_size=500,
+                callbacks=[keep_best],
+            )  # fmt: skip
+            robust.load_weights(best)
         return model
 
     def measured(self, method: str) -> dict[str, Any]:
