@@ -40,7 +40,8 @@ class GraphInterpolation(ModelLoss):
             `3`.
         linear_weight: non-negative number, `keras.Variable`, or
             `keras.optimizers.schedules.LearningRateSchedule`. Weight of the linear branch's loss.
-            Defaults to `0.0`.
+            Use a small one, such as 0.01: a large weight lets the linear branch shape the features,
+            and the graph learns more slowly. Defaults to `0.0`.
         attack: untargeted `kr.attacks.Attack` for adversarial training: the loss is computed on its
             adversarial images. The attack runs in inference mode and maximizes the loss of u,
             which is interpolated between the folds as in the training step, so it needs no filled
@@ -65,7 +66,7 @@ class GraphInterpolation(ModelLoss):
     ...     keras.Input((8, 8, 1)), keras.layers.Flatten(), kr.layers.WNLLHead(
     ...         10, units=16, template_size=100)])
     >>> robust = kr.RobustModel(model)
-    >>> robust.compile(optimizer="adam", loss=kr.losses.GraphInterpolation(linear_weight=1.0))
+    >>> robust.compile(optimizer="adam", loss=kr.losses.GraphInterpolation(linear_weight=0.01))
     >>> history = robust.fit(x, y, batch_size=100, verbose=0)
     >>> model.layers[-1].phase
     'wnll'
