@@ -72,7 +72,6 @@ def test_call_returns_the_images_of_run(problem):
     np.testing.assert_allclose(traced, expected, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_perturb_takes_the_largest_margin_until_the_model_is_fooled(problem):
     model, x, y = problem
 

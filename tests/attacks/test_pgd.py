@@ -403,6 +403,18 @@ def test_the_model_is_not_changed():
         np.testing.assert_array_equal(old, new)
 
 
+def test_dlr_needs_three_classes():
+    x, y = np.full((2, 4), 0.5, "float32"), np.zeros(2, int)
+    attack = kr.attacks.PGD(0.1, num_steps=2, loss="dlr")
+
+    def linear(num_classes):
+        return lambda x: ops.matmul(x, -np.eye(4, num_classes, dtype="float32"))
+
+    attack.run(linear(3), x, y)
+    with pytest.raises(ValueError, match=r"model of 2 classes.*Received: loss='dlr'"):
+        attack.run(linear(2), x, y)
+
+
 def test_epsilon_0_changes_nothing():
     model, _ = linear_model()
     x, y = images(), np.zeros(16, "int32")

@@ -529,6 +529,26 @@ class TestLargeTemplate:
         again = keras.models.load_model(tmp_path / "model.keras")
         np.testing.assert_array_equal(array(again(x)), array(model(x)))
 
+    def test_known_distances_give_the_same_template(self):
+        features, labels = clusters(30)
+        model, head = make_model(joint=False, units=None)
+        x, _ = clusters(20, seed=1)
+        expected = array(model(x))
+        squared = ((features[:, None].astype("float64") - features) ** 2).sum(axis=2)
+        np.fill_diagonal(squared, np.inf)
+        distances = np.sort(squared, axis=1)[:, :8].astype("float32")
+        head.adapt(features[::-1], labels[::-1], distances=distances[::-1])
+        np.testing.assert_allclose(array(model(x)), expected, rtol=1e-4, atol=1e-4)
+
+        with pytest.raises(ValueError, match=r"`distances` .* \(30, 8\).*shape \(30, 7\)"):
+            head.adapt(features, labels, distances=distances[:, :7])
+        more = clusters(31)
+        with pytest.raises(ValueError, match=r"exactly 30 points.*31 points"):
+            head.adapt(*more, distances=distances)
+        with pytest.raises(ValueError, match=r"`distances` must be None.*units=16"):
+            make_model(joint=False)[1].adapt(features, labels, distances=distances)
+        np.testing.assert_allclose(array(model(x)), expected, rtol=1e-4, atol=1e-4)
+
     @pytest.mark.gpu
     def test_distances_beyond_half_precision(self):
         model, head = make_model(joint=False, units=None, dtype="mixed_float16")
