@@ -539,7 +539,11 @@ class TestLargeTemplate:
         distances = np.sort(squared, axis=1)[:, :8].astype("float32")
         head.adapt(features[::-1], labels[::-1], distances=distances[::-1])
         np.testing.assert_allclose(array(model(x)), expected, rtol=1e-4, atol=1e-4)
+        radii = array(head.template.radii)
+        head.adapt(features[::-1], labels[::-1], distances=4 * distances[::-1])
+        np.testing.assert_allclose(array(head.template.radii), 4 * radii, rtol=1e-5)
 
+        expected = array(model(x))
         with pytest.raises(ValueError, match=r"`distances` .* \(30, 8\).*shape \(30, 7\)"):
             head.adapt(features, labels, distances=distances[:, :7])
         more = clusters(31)
