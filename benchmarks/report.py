@@ -92,8 +92,16 @@ CLAIMS = (
         "worst case", "MNIST, 0.3", "Max-Mahalanobis",
     ),
     Claim(
+        "adversarial training (softmax of the next row)", graph_interpolation.PAPER, "Table 6",
+        "softmax", "IFGSM-40", "worst case", "MNIST, 0.3", "adversarial training, PGD-7",
+    ),
+    Claim(
         "WNLL, adversarial training", graph_interpolation.PAPER, "Table 6", "WNLL", "IFGSM-40",
         "worst case", "MNIST, 0.3", "adversarial training, PGD-7",
+    ),
+    Claim(
+        "adversarial training (softmax of the next row)", graph_interpolation.PAPER, "Table 8",
+        "softmax", "IFGSM-20", "worst case", "CIFAR-10, 8/255", "adversarial training, PGD-7",
     ),
     Claim(
         "WNLL, adversarial training", graph_interpolation.PAPER, "Table 8", "WNLL", "IFGSM-20",
