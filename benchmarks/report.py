@@ -92,6 +92,10 @@ CLAIMS = (
         "worst case", "MNIST, 0.3", "Max-Mahalanobis",
     ),
     Claim(
+        "Max-Mahalanobis center (MMC)", weight_penalization.PAPER, "Table 5", "MMC", "PGD-20",
+        "worst case", "CIFAR-10, 8/255", "Max-Mahalanobis",
+    ),
+    Claim(
         "adversarial training (softmax of the next row)", graph_interpolation.PAPER, "Table 6",
         "softmax", "IFGSM-40", "worst case", "MNIST, 0.3", "adversarial training, PGD-7",
     ),
