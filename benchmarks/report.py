@@ -58,58 +58,35 @@ class Claim:
     worst_row: str | None = None
 
 
+ADVERSARIAL_STEP = "adversarial training, PGD-7"
 CLAIMS = (
-    Claim(
-        "adversarial training (baseline)", weight_penalization.PAPER, "Table 4",
-        "adversarial training", "PGD-40", "worst case", "MNIST, 0.3",
-        "adversarial training, PGD-7",
+    *(
+        Claim(defence, weight_penalization.PAPER, table, row, attack, "worst case", setting, cost)
+        for defence, row, cost in (
+            ("adversarial training (baseline)", "adversarial training", ADVERSARIAL_STEP),
+            ("tanh + angular", "tanh + angular", None),
+            (
+                "tanh + angular, adversarial training", "tanh + angular, adversarial training",
+                ADVERSARIAL_STEP,
+            ),
+            ("Max-Mahalanobis center (MMC)", "MMC", "Max-Mahalanobis"),
+        )
+        for table, attack, setting in (
+            ("Table 4", "PGD-40", "MNIST, 0.3"), ("Table 5", "PGD-20", "CIFAR-10, 8/255"),
+        )
     ),
-    Claim(
-        "adversarial training (baseline)", weight_penalization.PAPER, "Table 5",
-        "adversarial training", "PGD-20", "worst case", "CIFAR-10, 8/255",
-        "adversarial training, PGD-7",
-    ),
-    Claim(
-        "tanh + angular", weight_penalization.PAPER, "Table 4", "tanh + angular", "PGD-40",
-        "worst case", "MNIST, 0.3", None,
-    ),
-    Claim(
-        "tanh + angular", weight_penalization.PAPER, "Table 5", "tanh + angular", "PGD-20",
-        "worst case", "CIFAR-10, 8/255", None,
-    ),
-    Claim(
-        "tanh + angular, adversarial training", weight_penalization.PAPER, "Table 4",
-        "tanh + angular, adversarial training", "PGD-40", "worst case", "MNIST, 0.3",
-        "adversarial training, PGD-7",
-    ),
-    Claim(
-        "tanh + angular, adversarial training", weight_penalization.PAPER, "Table 5",
-        "tanh + angular, adversarial training", "PGD-20", "worst case", "CIFAR-10, 8/255",
-        "adversarial training, PGD-7",
-    ),
-    Claim(
-        "Max-Mahalanobis center (MMC)", weight_penalization.PAPER, "Table 4", "MMC", "PGD-40",
-        "worst case", "MNIST, 0.3", "Max-Mahalanobis",
-    ),
-    Claim(
-        "Max-Mahalanobis center (MMC)", weight_penalization.PAPER, "Table 5", "MMC", "PGD-20",
-        "worst case", "CIFAR-10, 8/255", "Max-Mahalanobis",
-    ),
-    Claim(
-        "adversarial training (softmax of the next row)", graph_interpolation.PAPER, "Table 6",
-        "softmax", "IFGSM-40", "worst case", "MNIST, 0.3", "adversarial training, PGD-7",
-    ),
-    Claim(
-        "WNLL, adversarial training", graph_interpolation.PAPER, "Table 6", "WNLL", "IFGSM-40",
-        "worst case", "MNIST, 0.3", "adversarial training, PGD-7",
-    ),
-    Claim(
-        "adversarial training (softmax of the next row)", graph_interpolation.PAPER, "Table 8",
-        "softmax", "IFGSM-20", "worst case", "CIFAR-10, 8/255", "adversarial training, PGD-7",
-    ),
-    Claim(
-        "WNLL, adversarial training", graph_interpolation.PAPER, "Table 8", "WNLL", "IFGSM-20",
-        "worst case", "CIFAR-10, 8/255", "adversarial training, PGD-7",
+    *(
+        Claim(
+            defence, graph_interpolation.PAPER, table, row, attack, "worst case", setting,
+            ADVERSARIAL_STEP,
+        )
+        for table, attack, setting in (
+            ("Table 6", "IFGSM-40", "MNIST, 0.3"), ("Table 8", "IFGSM-20", "CIFAR-10, 8/255"),
+        )
+        for defence, row in (
+            ("adversarial training (softmax of the next row)", "softmax"),
+            ("WNLL, adversarial training", "WNLL"),
+        )
     ),
     Claim(
         "WNLL and TVM, trained on original and TVM images", wnll_defense.PAPER, "Table 5",
