@@ -116,8 +116,9 @@ class Network:
     def name(self) -> str:
         options = [f"{key} {value}" for key, value in self.options.items()]
         size = [f"{self.images} images, {self.epochs} epochs, width {self.width}"]
+        rate = [f"rate {self.rate:g}"]
         watched = ["watched"] if self.watched else []
-        return ", ".join([self.dataset, self.method, *options, *size, *watched])
+        return ", ".join([self.dataset, self.method, *options, *size, *rate, *watched])
 
     @property
     def settings(self) -> dict[str, Any]:
