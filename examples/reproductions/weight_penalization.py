@@ -19,7 +19,7 @@ PAPER = Paper(
     "The method trains tanh features with an angular penalty on the weights of the last layer. It "
     "is compared with adversarial training and with the Max-Mahalanobis center loss. At small "
     "scale, adversarial training and all training on CIFAR-10 have a learning rate of 0.001 rather "
-    "than the paper's 0.01, with which few steps leave the accuracy to chance.\n\n"
+    "than the paper's 0.01, which is too large for so few steps.\n\n"
     "Rows of Tables 4 and 5:\n\n"
     "- `adversarial training`: training by PGD, the baseline.\n"
     "- `MMC`: the Max-Mahalanobis center loss, on features after a ReLU.\n"

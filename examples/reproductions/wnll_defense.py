@@ -340,8 +340,8 @@ def defence_row(*pairs: str) -> tuple[float, ...]:
     "perturbation that does not take it into account. In the worst case, about half of that "
     "accuracy is left, and none at 0.1. In the paper, the accuracy behind TVM under IFGSM hardly "
     "depends on epsilon. Here it falls to 0, as expected of a perturbation that grows with "
-    "epsilon. Our networks are trained on fewer images and less accurate, which explains part of "
-    "the difference. The rest is not understood.",
+    "epsilon. Our networks are trained on fewer images and less accurate, which may explain part "
+    "of the difference. The rest is not understood.",
 )
 def table_5(run: Run) -> None:
     radii = run.pick((0.02, 0.1), EPSILONS)

@@ -40,8 +40,8 @@ class GraphInterpolation(ModelLoss):
             `3`.
         linear_weight: non-negative number, `keras.Variable`, or
             `keras.optimizers.schedules.LearningRateSchedule`. Weight of the linear branch's loss.
-            Use a small one, such as 0.01: a large weight lets the linear branch shape the features,
-            and the graph learns more slowly. Defaults to `0.0`.
+            Use a small one, such as 0.01: with a large weight, the graph learns more slowly.
+            Defaults to `0.0`.
         attack: untargeted `kr.attacks.Attack` for adversarial training: the loss is computed on its
             adversarial images. The attack runs in inference mode and maximizes the loss of u,
             which is interpolated between the folds as in the training step, so it needs no filled
