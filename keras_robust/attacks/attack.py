@@ -398,9 +398,6 @@ class Attack(Value):
         seed = backend.fold_in(seed, index)
         images = space.inside(space.x), space.inside(start)
         found = attack.generate(problem, *images, index, seed, *state)
-        if isinstance(found, tuple) and len(found) >= 3 and not isinstance(found, RoundResult):
-            # Attacks written for an earlier version return a tuple.
-            found = RoundResult(found[0], found[1], found[2], found[3:])
         if isinstance(found, RoundResult):
             return found._replace(x_adv=space.outside(found.x_adv))
         if not hasattr(found, "shape"):

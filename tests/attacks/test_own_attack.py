@@ -110,10 +110,11 @@ def test_images_outside_of_the_ball_are_an_error(model, y, norm):
         kr.evaluate(model, X, y, [TooFar(0.1, 1.1, norm)], verbose=0)
 
 
-def test_a_wrong_type_from_generate_is_an_error(model, y):
+@pytest.mark.parametrize("returned", [lambda x: {"x_adv": x}, lambda x: (x, 0, 1)])
+def test_a_wrong_type_from_generate_is_an_error(model, y, returned):
     class Wrong(kr.attacks.Attack):
         def generate(self, problem, x, start, index, seed):
-            return {"x_adv": x}
+            return returned(x)
 
     with pytest.raises(ValueError, match=r"`Wrong.generate` must return the images"):
         Wrong().run(model, X, y)
