@@ -52,8 +52,9 @@ def fit_wnll(
        `template_fraction` of the data fills the template, and the rest is trained on.
 
     The head's `gradient` determines how the WNLL stage is differentiated. The papers use
-    `"straight_through"` or `"linear"`. At the end, the template is filled from all data, and the
-    head is in its WNLL phase.
+    `"straight_through"` or `"linear"`. At the end, the template is filled from all data, the head
+    is in its WNLL phase, and the model is compiled for further training: with the WNLL stage's
+    optimizer for all weights, and its loss (cross-entropy in place of a `kr.losses.ModelLoss`).
 
     Args:
         model: Keras model that ends with a `kr.layers.WNLLHead` with `units`, or a
@@ -156,17 +157,17 @@ def fit_wnll(
         "linear_loss": _name(linear_loss), "wnll_loss": _name(wnll_loss),
     }  # fmt: skip
     stages = _Stages(model, directory, schedule)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    linear_optimizer, wnll_optimizer = linear_optimizer or _linear_sgd, wnll_optimizer or _wnll_sgd
 
     def train(rows: np.ndarray, loss: Loss, make_optimizer: Any, size: int, epochs: int) -> Any:
-        if loss is None:
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         stage = stages.num_done
         keras.utils.set_random_seed(seed + stage)
         for number, state in enumerate(classifier.random_state):
             state.assign([seed + stage, number])
         trained = RobustModel(model, seed=seed + stage) if isinstance(loss, ModelLoss) else model
         optimizer = make_optimizer(stage // 2, -(-len(rows) // size))
-        trained.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+        trained.compile(optimizer=optimizer, loss=loss or cross_entropy, metrics=["accuracy"])
         return trained.fit(
             x[rows], labels[rows], batch_size=size, epochs=epochs, callbacks=list(callbacks),
             validation_data=validation_data, verbose=verbose,
@@ -176,15 +177,20 @@ def fit_wnll(
         if stage % 2 == 0:
             if head.is_adapted:
                 head.phase = "linear"
-            optimizer = linear_optimizer or _linear_sgd
-            history = train(labeled, linear_loss, optimizer, linear_batch_size, linear_epochs)
+            history = train(
+                labeled, linear_loss, linear_optimizer, linear_batch_size, linear_epochs
+            )
         else:
             adapt_template(model, x[template], labels[template])
-            optimizer = wnll_optimizer or _wnll_sgd
             with _only_buffer_trainable(model, head):
-                history = train(rest, wnll_loss, optimizer, wnll_batch_size, wnll_epochs)
+                history = train(rest, wnll_loss, wnll_optimizer, wnll_batch_size, wnll_epochs)
         stages.save(history)
     adapt_template(model, x, labels)
+    # The optimizer of the last stage has only the buffer block's weights.
+    loss = cross_entropy if isinstance(wnll_loss, ModelLoss) else wnll_loss or cross_entropy
+    optimizer = wnll_optimizer(passes - 1, -(-len(rest) // wnll_batch_size))
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+    model.optimizer.build(model.trainable_variables)
     return stages.history()
 
 

@@ -1,6 +1,7 @@
 """`fit_wnll` alternates linear and WNLL stages, and can be resumed."""
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -151,6 +152,28 @@ def test_trainable_flags_are_restored():
     with pytest.raises(Interrupted):
         kr.training.fit_wnll(model, X, Y, passes=1, callbacks=[Stopping(1)], **SETTINGS)
     assert [part.trainable for part in parts] == before
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_the_trained_model_can_be_trained_on_and_saved(adversarial, tmp_path):
+    model = make_model(gradient="straight_through")
+    attack = kr.attacks.PGD(0.05, num_steps=1)
+    loss = kr.losses.AdversarialTraining(attack) if adversarial else None
+    kr.training.fit_wnll(model, X, Y, passes=1, wnll_loss=loss, **SETTINGS)
+    model.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        # Keras warns if the saved optimizer does not have the variables of the model.
+        warnings.filterwarnings("error", message="Skipping variable loading")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        loaded.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-5
+    )
+    for trained in (model, loaded):
+        before = weights_of(trained)
+        trained.fit(X, Y, batch_size=40, verbose=0)
+        after = weights_of(trained)
+        kernel = trained.layers[0].layers[0].kernel.path
+        assert not np.array_equal(before[kernel], after[kernel])
 
 
 @pytest.mark.slow
