@@ -5,7 +5,7 @@ import pathlib
 import re
 import shutil
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,14 @@ PICTURES = ROOT / "docs" / "images" / "results"
 # Columns that are not fractions, and are not shown in percent.
 _FORMATS = {"rho_2": "{:.3f}", "C&W, median L2": "{:.2f}", "epsilon": "{:.3f}"}
 Group = dict[str, list[dict[str, Any]]]
-# The x and y values of a line.
-Curve = tuple[list[float], list[float]]
+
+
+class Curve(NamedTuple):
+    """A line, with the label of its x axis."""
+
+    x: list[float]
+    y: list[float]
+    label: str
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -167,10 +173,11 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     if all("places" in given for given in values.values()):
         draw_places(values, path)
         return [path]
-    curves = {row: lists(given) for row, given in values.items()}
+    curves = {row: lists(given, table.lists_over) for row, given in values.items()}
     if table.name.startswith("Figure"):
         for row, seeds in rows.items():
-            curves[row] = {**series([s["values"] for s in seeds]), **curves[row]}
+            found_series = series([s["values"] for s in seeds], table.columns_over)
+            curves[row] = {**found_series, **curves[row]}
         add_gains(curves)
     if not any(curves.values()):
         return []
@@ -178,13 +185,13 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     return [path]
 
 
-def lists(values: dict[str, Any]) -> dict[str, Curve]:
+def lists(values: dict[str, Any], label: str) -> dict[str, Curve]:
     """Returns the values that are lists, as lines over the numbers 1, 2, ..."""
     found = {k: v for k, v in values.items() if isinstance(v, list) and len(v) > 1}
-    return {name: (list(range(1, 1 + len(value))), value) for name, value in found.items()}
+    return {name: Curve(list(range(1, 1 + len(v))), v, label) for name, v in found.items()}
 
 
-def series(seeds: list[dict[str, Any]]) -> dict[str, Curve]:
+def series(seeds: list[dict[str, Any]], label: str) -> dict[str, Curve]:
     """Returns columns whose names end in a number, such as "transfer 8", as lines over this number.
 
     The lines show the mean over seeds, and start at 0 with clean accuracy.
@@ -196,17 +203,17 @@ def series(seeds: list[dict[str, Any]]) -> dict[str, Curve]:
             mean = float(np.mean([values[column] for values in seeds]))
             start = {0.0: float(np.mean([values["clean"] for values in seeds]))}
             points.setdefault(match[1], start)[float(match[2])] = mean
-    return {name: (list(found), list(found.values())) for name, found in points.items()}
+    return {name: Curve(list(f), list(f.values()), label) for name, f in points.items()}
 
 
 def add_gains(curves: dict[str, dict[str, Curve]]) -> None:
     """Adds the gain of each row over the undefended network, if there is one."""
     if "undefended" not in curves or "transfer" not in curves["undefended"]:
         return
-    strengths, base = curves["undefended"]["transfer"]
+    base = curves["undefended"]["transfer"]
     for given in curves.values():
-        gain = (np.array(given["transfer"][1]) - base).tolist()
-        given["gain over undefended, transfer"] = (strengths, gain)
+        gain = (np.array(given["transfer"].y) - base.y).tolist()
+        given["gain over undefended, transfer"] = base._replace(y=gain)
 
 
 def new_figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
@@ -235,11 +242,16 @@ def draw_places(values: dict[str, Any], path: pathlib.Path) -> None:
 def draw_curves(curves: dict[str, dict[str, Curve]], path: pathlib.Path) -> None:
     """Draws a panel for each quantity, with a line for each row."""
     quantities = list(dict.fromkeys(key for given in curves.values() for key in given))
-    figure, panels = new_figure(3.6 * len(quantities), 3.4, len(quantities))
+    legend_width = 2.4
+    figure, panels = new_figure(3.6 * len(quantities) + legend_width, 3.4, len(quantities))
     for axis, quantity in zip(panels, quantities, strict=True):
         for row, given in curves.items():
             if quantity in given:
-                axis.plot(*given[quantity], label=row, lw=1.4)
+                curve = given[quantity]
+                axis.plot(curve.x, curve.y, label=row, lw=1.4)
+                axis.set_xlabel(curve.label, fontsize=8)
+                # No tick is at a fraction of an epoch or layer.
+                axis.locator_params(axis="x", integer=max(curve.x) >= 1)
         axis.set_title(quantity, fontsize=9)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

@@ -254,6 +254,8 @@ def compare(run: Run, dataset: str) -> None:
     small=60,
     paper=300,
     priority=1,
+    lists_over="layer",
+    columns_over="radius or standard deviation, 1/255",
 )
 def fashion_mnist(run: Run) -> None:
     compare(run, "fashion_mnist")
@@ -266,6 +268,8 @@ def fashion_mnist(run: Run) -> None:
     small=60,
     paper=400,
     priority=1,
+    lists_over="layer",
+    columns_over="radius or standard deviation, 1/255",
 )
 def cifar_10(run: Run) -> None:
     compare(run, "cifar10_jpeg")

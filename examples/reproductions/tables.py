@@ -33,6 +33,10 @@ class Table:
         published: the published values, by row and column.
         finding: what the measured values show, and where and why they differ from the published
             ones. Defaults to `""`.
+        lists_over: label of the x axis on which values that are lists are drawn. Defaults to
+            `"epoch"`.
+        columns_over: label of the x axis on which columns such as "FGSM 0.1" and "FGSM 0.2" are
+            drawn. Defaults to `""`.
     """
 
     paper: str
@@ -43,6 +47,8 @@ class Table:
     priority: int
     published: dict[str, dict[str, float]]
     finding: str = ""
+    lists_over: str = "epoch"
+    columns_over: str = ""
 
     def command(self, scale: str) -> str:
         """Returns the command that measures or resumes the table."""
@@ -90,6 +96,8 @@ class Paper:
         priority: int = 2,
         published: dict[str, dict[str, float]] | None = None,
         finding: str = "",
+        lists_over: str = "epoch",
+        columns_over: str = "",
     ) -> Callable[[Callable[["Run"], None]], Callable[["Run"], None]]:
         """Decorates the function that measures a table.
 
@@ -100,8 +108,9 @@ class Paper:
         def register(compute: Callable[[Run], None]) -> Callable[[Run], None]:
             minutes: dict[str, int | None] = {"small": small, "paper": paper}
             self.tables[name] = Table(
-                self.key, name, shows, compute, minutes, priority, published or {}, finding
-            )
+                self.key, name, shows, compute, minutes, priority, published or {}, finding,
+                lists_over, columns_over,
+            )  # fmt: skip
             return compute
 
         return register
