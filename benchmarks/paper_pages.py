@@ -173,11 +173,11 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     if all("places" in given for given in values.values()):
         draw_places(values, path)
         return [path]
-    curves = {row: lists(given, table.lists_over) for row, given in values.items()}
+    by_seed = {row: [record["values"] for record in seeds] for row, seeds in rows.items()}
+    curves = {row: lists(seeds, table.lists_over) for row, seeds in by_seed.items()}
     if table.name.startswith("Figure"):
-        for row, seeds in rows.items():
-            found_series = series([s["values"] for s in seeds], table.columns_over)
-            curves[row] = {**found_series, **curves[row]}
+        for row, seeds in by_seed.items():
+            curves[row] = {**series(seeds, table.columns_over), **curves[row]}
         add_gains(curves)
     if not any(curves.values()):
         return []
@@ -185,10 +185,14 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     return [path]
 
 
-def lists(values: dict[str, Any], label: str) -> dict[str, Curve]:
-    """Returns the values that are lists, as lines over the numbers 1, 2, ..."""
-    found = {k: v for k, v in values.items() if isinstance(v, list) and len(v) > 1}
-    return {name: Curve(list(range(1, 1 + len(v))), v, label) for name, v in found.items()}
+def lists(seeds: list[dict[str, Any]], label: str) -> dict[str, Curve]:
+    """Returns the values that are lists, as lines over the numbers 1, 2, ...
+
+    The lines show the mean over seeds.
+    """
+    names = [k for k, v in seeds[0].items() if isinstance(v, list) and len(v) > 1]
+    means = {name: np.mean([values[name] for values in seeds], axis=0) for name in names}
+    return {k: Curve(list(range(1, 1 + len(v))), v.tolist(), label) for k, v in means.items()}
 
 
 def series(seeds: list[dict[str, Any]], label: str) -> dict[str, Curve]:
