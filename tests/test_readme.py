@@ -1,6 +1,7 @@
 """The code in README.md and docs/ works as documented, on few images and epochs."""
 
 import functools
+import json
 import os
 import pathlib
 import re
@@ -392,3 +393,20 @@ def test_the_pages_of_results_agree_with_the_records(tmp_path):
     for name in names:
         expected = (ROOT / f"{name}.md").read_text()
         assert (tmp_path / name.replace("/", " ")).read_text() == expected
+
+
+def test_curves_are_means_over_seeds():
+    # In a separate process, as above.
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); import paper_pages; "
+        "seeds = [{'clean': 1.0, 'FGSM 8': 0.6, 'errors': [0.1, 0.3]}, "
+        "{'clean': 0.8, 'FGSM 8': 0.2, 'errors': [0.3, 0.7]}]; "
+        "curves = {**paper_pages.lists(seeds, 'layer'), **paper_pages.series(seeds, 'radius')}; "
+        "print(json.dumps(curves))"
+    )
+    command = [sys.executable, "-c", code, ROOT / "benchmarks"]
+    printed = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert json.loads(printed) == {
+        "errors": [[1, 2], pytest.approx([0.2, 0.5]), "layer"],
+        "FGSM": [[0.0, 8.0], pytest.approx([0.9, 0.4]), "radius"],
+    }
