@@ -91,7 +91,7 @@ def section(table: Table, scale: str) -> str:
     if not table.is_complete(all_records(table.paper), scale):
         parts.append("This table is incomplete. The command below measures the missing rows.\n")
     values = [record["values"] for record in records]
-    if any(isinstance(value, float) for given in values for value in given.values()):
+    if any(isinstance(value, float | str) for given in values for value in given.values()):
         parts.append(numbers(table, rows) + "\n")
     pictures = drawn(table, scale, rows)
     parts += [
@@ -120,14 +120,14 @@ def conditions(records: list[dict[str, Any]]) -> list[str]:
 
 
 def numbers(table: Table, rows: Group) -> str:
-    """Returns a table of the scalar values, measured / published, with notes above it."""
+    """Returns a table of the numbers and texts, measured / published, with notes above it."""
     columns: dict[str, None] = {}
     alone = {row: seeds for row, seeds in rows.items() if list(seeds[0]["values"]) == ["epsilon"]}
     notes = [f"{row} = {shown('epsilon', [s[0]['values']['epsilon']])}" for row, s in alone.items()]
     rows = {row: seeds for row, seeds in rows.items() if row not in alone}
     for seeds in rows.values():
         for key, value in seeds[0]["values"].items():
-            if isinstance(value, float):
+            if isinstance(value, float | str):
                 columns[key] = None
     several = any(len(seeds) > 1 for seeds in rows.values())
     body = []
@@ -151,8 +151,13 @@ def numbers(table: Table, rows: Group) -> str:
     return note + markdown_table(["", *(["seeds"] if several else []), *columns], body)
 
 
-def shown(column: str, values: list[float]) -> str:
-    """Formats the mean over seeds, and half the width of its 95% confidence interval."""
+def shown(column: str, values: list[Any]) -> str:
+    """Formats the mean over seeds, and half the width of its 95% confidence interval.
+
+    A text is returned as it is.
+    """
+    if isinstance(values[0], str):
+        return values[0]
     mean, half = mean_and_half_width(values)
     if column in _FORMATS:
         return _FORMATS[column].format(mean)
@@ -234,8 +239,7 @@ def draw_places(values: dict[str, Any], path: pathlib.Path) -> None:
     """Draws a scatter plot of features for each row, coloured by class."""
     figure, panels = new_figure(3.4 * len(values), 3.4, len(values))
     for axis, (row, given) in zip(panels, values.items(), strict=True):
-        places, classes = np.array(given["places"]), np.array(given["classes"])
-        axis.scatter(*places.T, c=classes, cmap="tab10", s=5)
+        axis.scatter(*given["places"], c=given["classes"], cmap="tab10", s=5)
         accuracy = f", accuracy {given['accuracy']:.1%}" if "accuracy" in given else ""
         axis.set_title(row + accuracy, fontsize=8)
         axis.set_xticks([])

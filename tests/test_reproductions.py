@@ -136,6 +136,15 @@ def test_a_run_measures_once_and_records_its_settings(modules, tmp_path):
     assert keras.backend.backend() in record["versions"]
 
 
+def test_a_record_has_each_list_of_numbers_in_one_line(modules, tmp_path):
+    records = modules["records"].Records(tmp_path / "records.json")
+    record = {"values": {"x": [1.0, 2.5], "rows": ["a", "b [c] d"]}, "command": "run 'Table 4'"}
+    records.add("name", record)
+    text = (tmp_path / "records.json").read_text()
+    assert json.loads(text) == {"name": record}
+    assert '"x": [ 1.0, 2.5 ]' in text
+
+
 def test_a_network_is_trained_once_and_can_be_resumed(modules, tmp_path):
     tables = modules["tables"]
     paper = tables.Paper("some_paper", "Somebody, Something")

@@ -129,6 +129,18 @@ def _pre_activated_block(x: Any, width: int, stride: int) -> Any:
     return L.Add()([shortcut, L.Conv2D(width, 3, padding="same", use_bias=False)(x)])
 
 
+def with_fast_statistics(model: keras.Model) -> keras.Model:
+    """Sets the momentum of batch norm to 0.9, which is PyTorch's default, and returns the model.
+
+    With Keras's 0.99, the moving statistics lag behind the weights in a training of few steps, and
+    the test accuracy may stay at chance.
+    """
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.momentum = 0.9
+    return model
+
+
 def vgg11(
     shape: Shape, head: Sequence[Any], width: float = 1.0, front: Sequence[Any] = ()
 ) -> keras.Model:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,8 +35,13 @@ class Records:
         """
         self.found[name] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.found, indent=1) + "\n"
+        text = re.sub(r'\[[^"{}\[\]]*\]', _in_one_line, json.dumps(self.found, indent=1)) + "\n"
         write_whole(self.path, lambda file: file.write(text.encode()))
+
+
+def _in_one_line(numbers: re.Match[str]) -> str:
+    """Returns a list of numbers without its line breaks."""
+    return re.sub(r"\s+", " ", numbers[0])
 
 
 def environment() -> dict[str, str]:

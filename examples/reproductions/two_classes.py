@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 from judging import WNLL, correct, objective
-from networks import CROSS_ENTROPY, resnet
+from networks import CROSS_ENTROPY, resnet, with_fast_statistics
 from tables import Run, Split
 
 import keras_robust as kr
@@ -43,7 +43,8 @@ class TwoClasses:
     @property
     def name(self) -> str:
         features = "2 features" if self.planar else "64 features"
-        return f"two classes, ResNet-{self.depth}, {self.output}, {features}, {self.epochs} epochs"
+        size = f"{features}, {self.epochs} epochs, momentum 0.9"
+        return f"two classes, ResNet-{self.depth}, {self.output}, {size}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class TwoClasses:
             )
         else:
             head.append(L.Dense(2))
-        return resnet(self.depth, (32, 32, 3), head)
+        return with_fast_statistics(resnet(self.depth, (32, 32, 3), head))
 
     def fit(self, model: Any, callbacks: list[Any]) -> None:
         train, test = self.data()
@@ -106,7 +107,7 @@ class TwoClasses:
         return x, y
 
     def places(self, part: str, epsilon: float = 8 / 255) -> dict[str, Any]:
-        """Returns the accuracy and the features in two dimensions, with their classes.
+        """Returns the accuracy, the x and y of the features in two dimensions, and their classes.
 
         Features of more dimensions are projected to their first two principal components.
         """
@@ -119,6 +120,6 @@ class TwoClasses:
         right = correct(model, (x, y), 200)
         return {
             "accuracy": float(right.mean()),
-            "places": np.round(np.asarray(found, float), 3).tolist(),
+            "places": np.round(np.asarray(found.T, float), 3).tolist(),
             "classes": y.tolist(),
         }

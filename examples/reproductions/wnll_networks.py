@@ -8,7 +8,15 @@ from typing import Any
 import keras
 import numpy as np
 from judging import SOFTMAX, WNLL, first
-from networks import CROSS_ENTROPY, augmentation, growing, resnet, small_cnn, vgg11
+from networks import (
+    CROSS_ENTROPY,
+    augmentation,
+    growing,
+    resnet,
+    small_cnn,
+    vgg11,
+    with_fast_statistics,
+)
 from tables import Run, Split
 from wnll_attacks import ATTACKED, BATCH, Attacked
 
@@ -76,8 +84,11 @@ class Natural:
         if self.network == "Small-CNN":
             return small_cnn(shape, head)
         if self.network == "VGG-11":
-            return vgg11(shape, [head], self.run.pick(0.25, 1.0), augmentation())
-        return resnet(int(self.network.split("-")[1]), shape, [head], front=augmentation())
+            model = vgg11(shape, [head], self.run.pick(0.25, 1.0), augmentation())
+        else:
+            depth = int(self.network.split("-")[1])
+            model = resnet(depth, shape, [head], front=augmentation())
+        return with_fast_statistics(model)
 
     def fit(self, model: Any, callbacks: list[Any]) -> None:
         """Trains the network, and saves each finished stage for resuming."""
