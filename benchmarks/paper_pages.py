@@ -170,7 +170,8 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     """Draws the values that are not scalars, and returns the paths of the pictures."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     path = PICTURES / table.picture(scale)
-    values = {row: seeds[0]["values"] for row, seeds in rows.items()}
+    by_seed = {row: [record["values"] for record in seeds] for row, seeds in rows.items()}
+    values = {row: seeds[0] for row, seeds in by_seed.items()}
     sheet = RECORDS / table.picture(scale)
     if sheet.exists():
         shutil.copyfile(sheet, path)
@@ -178,7 +179,6 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     if all("places" in given for given in values.values()):
         draw_places(values, path)
         return [path]
-    by_seed = {row: [record["values"] for record in seeds] for row, seeds in rows.items()}
     curves = {row: lists(seeds, table.lists_over) for row, seeds in by_seed.items()}
     if table.name.startswith("Figure"):
         for row, seeds in by_seed.items():

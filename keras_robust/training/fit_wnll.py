@@ -158,6 +158,7 @@ def fit_wnll(
     }  # fmt: skip
     stages = _Stages(model, directory, schedule)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    linear_loss, wnll_loss = linear_loss or cross_entropy, wnll_loss or cross_entropy
     linear_optimizer, wnll_optimizer = linear_optimizer or _linear_sgd, wnll_optimizer or _wnll_sgd
 
     def train(rows: np.ndarray, loss: Loss, make_optimizer: Any, size: int, epochs: int) -> Any:
@@ -167,7 +168,7 @@ def fit_wnll(
             state.assign([seed + stage, number])
         trained = RobustModel(model, seed=seed + stage) if isinstance(loss, ModelLoss) else model
         optimizer = make_optimizer(stage // 2, -(-len(rows) // size))
-        trained.compile(optimizer=optimizer, loss=loss or cross_entropy, metrics=["accuracy"])
+        trained.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
         return trained.fit(
             x[rows], labels[rows], batch_size=size, epochs=epochs, callbacks=list(callbacks),
             validation_data=validation_data, verbose=verbose,
@@ -187,7 +188,7 @@ def fit_wnll(
         stages.save(history)
     adapt_template(model, x, labels)
     # The optimizer of the last stage has only the buffer block's weights.
-    loss = cross_entropy if isinstance(wnll_loss, ModelLoss) else wnll_loss or cross_entropy
+    loss = cross_entropy if isinstance(wnll_loss, ModelLoss) else wnll_loss
     optimizer = wnll_optimizer(passes - 1, -(-len(rest) // wnll_batch_size))
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
