@@ -16,8 +16,8 @@ from wnll_attacks import (
     ATTACKED,
     BATCH,
     by_surrogate,
-    carlini,
     published_attacks,
+    published_carlini,
     strongest_attacks,
 )
 from wnll_networks import ADVERSARIAL, NATURAL, Natural, Robust, strided
@@ -311,7 +311,7 @@ def robust_accuracies(run: Run, robust: Robust, output: str) -> dict[str, float]
     published = published_attacks(setting, output)
     strong = strongest_attacks(setting.epsilon, output, run.pick(500, 5000))
     found = accuracies(model, some, {**published, **strong}, BATCH)
-    is_robust = robust_within(model, some, carlini(setting, output), batch_size=BATCH)
+    is_robust = robust_within(model, some, published_carlini(setting, output), batch_size=BATCH)
     values = {name: found[name] for name in ("clean", *published)}
     return {**values, "C&W": float(is_robust.mean()), "worst case": found["worst case"]}
 
@@ -335,7 +335,7 @@ def black_box(run: Run, dataset: str) -> None:
     def found() -> dict[str, float]:
         _, test = run.data(dataset)
         x, y = first(test, run.pick(BATCH, 2000))
-        attacks = {**published_attacks(robust.setting, SOFTMAX), "C&W": carlini(
+        attacks = {**published_attacks(robust.setting, SOFTMAX), "C&W": published_carlini(
             robust.setting, SOFTMAX
         )}  # fmt: skip
         source = Classifier.of(robust.trained(SOFTMAX))
@@ -531,7 +531,7 @@ def fooling_images(run: Run, dataset: str) -> None:
             name = f"IFGSM-{robust.setting.num_steps[0]}"
             attacks = {
                 name: published_attacks(robust.setting, output)[name],
-                "C&W": carlini(robust.setting, output),
+                "C&W": published_carlini(robust.setting, output),
             }
             for attack_name, attack in attacks.items():
                 result = attack.run(model, x, y, seed=0)

@@ -45,16 +45,22 @@ def published_attacks(setting: Attacked, output: str) -> dict[str, kr.attacks.At
     return attacks
 
 
-def carlini(setting: Attacked, output: str) -> kr.attacks.Attack:
-    """Returns the paper's C&W, with a single constant and few steps.
+def carlini(
+    output: str, num_steps: int, learning_rate: float, surrogate: str = "linear"
+) -> kr.attacks.Attack:
+    """Returns the papers' C&W, with a single constant and few steps.
 
-    On WNLL, it attacks the logits of the linear branch.
+    On WNLL, the papers attack the logits of the linear branch. `surrogate` replaces them.
     """
     return kr.attacks.CarliniWagnerL2(
-        initial_const=10.0, binary_search_steps=1, num_steps=setting.carlini_steps,
-        learning_rate=setting.carlini_rate,
-        objective=objective(output, "linear"),
+        initial_const=10.0, binary_search_steps=1, num_steps=num_steps,
+        learning_rate=learning_rate, objective=objective(output, surrogate),
     )  # fmt: skip
+
+
+def published_carlini(setting: Attacked, output: str) -> kr.attacks.Attack:
+    """Returns C&W with the settings of a data set."""
+    return carlini(output, setting.carlini_steps, setting.carlini_rate)
 
 
 def strongest_attacks(

@@ -12,7 +12,7 @@ from networks import CROSS_ENTROPY, augmentation, resnet
 from pictures import draw_images
 from tables import Paper, Run, Split, in_percent
 from two_classes import TwoClasses
-from wnll_attacks import BATCH, strongest_attacks
+from wnll_attacks import BATCH, carlini, strongest_attacks
 from wnll_networks import Natural, Robust, sgd
 
 import keras_robust as kr
@@ -39,6 +39,8 @@ PAPER = Paper(
 ORIGINAL, TVM, ALL = "original", "TVM", "original + TVM"
 SETS, OUTPUTS = (ORIGINAL, TVM, ALL), (SOFTMAX, WNLL)
 EPSILONS = (0.02, 0.04, 0.06, 0.08, 0.1)
+# The paper's settings of C&W.
+CARLINI: dict[str, Any] = {"num_steps": 10, "learning_rate": 0.01}
 
 
 def reconstructed(x: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -133,13 +135,7 @@ class Defended:
             return kr.attacks.FGSM(epsilon, objective=objective(self.output))
         if name == "IFGSM":
             return kr.attacks.IFGSM(epsilon, num_steps=10, objective=objective(self.output))
-        return self.carlini("linear")
-
-    def carlini(self, surrogate: str, num_samples: int = 1) -> kr.attacks.Attack:
-        return kr.attacks.CarliniWagnerL2(
-            initial_const=10.0, binary_search_steps=1, num_steps=10, learning_rate=0.01,
-            objective=objective(self.output, surrogate), num_samples=num_samples,
-        )  # fmt: skip
+        return carlini(self.output, **CARLINI)
 
     @functools.cache  # noqa: B019
     def attacked(self, name: str, epsilon: float = 0.0) -> np.ndarray:
@@ -180,8 +176,9 @@ class Defended:
         scores, and through TVM.
         """
         surrogates = ("linear", "exact", "soft_neighbors") if self.output == WNLL else ("linear",)
-        alone = {name: self.carlini(name) for name in surrogates}
-        behind = {name: self.carlini(name, self.run.pick(4, 10)) for name in surrogates}
+        num_samples = self.run.pick(4, 10)
+        alone = {s: carlini(self.output, **CARLINI, surrogate=s) for s in surrogates}
+        behind = {s: attack.replace(num_samples=num_samples) for s, attack in alone.items()}
         without = accuracies(self.trained(), self.test(), alone, BATCH)["worst case"]
         return without, self.behind_tvm(behind)
 

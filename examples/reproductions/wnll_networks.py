@@ -82,8 +82,8 @@ class Natural:
             )  # fmt: skip
         shape = x.shape[1:]
         if self.network == "Small-CNN":
-            return small_cnn(shape, head)
-        if self.network == "VGG-11":
+            model = small_cnn(shape, head)
+        elif self.network == "VGG-11":
             model = vgg11(shape, [head], self.run.pick(0.25, 1.0), augmentation())
         else:
             depth = int(self.network.split("-")[1])
