@@ -257,8 +257,8 @@ def legend(rows: Sequence[Measured]) -> str:
         *([f"- **Paper's attack.** {' '.join(attacks)}"] if attacks else []),
         "- **Scale.** `small` is for 2 CPU cores, with fewer images, epochs or channels than in "
         "the paper. This alone lowers accuracies. `paper` has the paper's settings.",
-        "- **Intervals** (+-) are 95% confidence intervals of the mean over seeds. With two seeds "
-        "they are very wide.",
+        "- **Intervals** (+-) are 95% confidence intervals of the mean over seeds. With few seeds "
+        "they are wide.",
     ])  # fmt: skip
 
 
