@@ -48,7 +48,7 @@ class TwoClasses:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"dataset": "cifar10_jpeg", "images": 2000, "epochs": self.epochs}
+        return {"dataset": "cifar10_jpeg", "images": 2000, "epochs": self.epochs, "tested": 200}
 
     def data(self) -> tuple[Split, Split]:
         splits = []

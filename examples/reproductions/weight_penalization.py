@@ -280,14 +280,21 @@ def watch(run: Run, networks: dict[str, Network]) -> None:
 
 
 @PAPER.table(
-    "Figure 4", "accuracy of the three defences during training, CIFAR-10", small=25, paper=60
-)
+    "Figure 4", "accuracy of the three defences during training, CIFAR-10", small=25, paper=60,
+    finding="Only adversarial training becomes robust to PGD-20 in these epochs. The other two "
+    "have practically no robust accuracy at the end. In the paper, tanh + angular is the most "
+    "robust of the three.",
+)  # fmt: skip
 def figure_4(run: Run) -> None:
     size = {"epochs": run.pick(8, 400), "width": run.pick(0.25, 1.0), "watched": True}
     watch(run, {m: Network(run, "cifar10_jpeg", m, **size) for m in (ADVERSARIAL, MMC, ANGULAR)})
 
 
-@PAPER.table("Figure 7", "accuracy during training, by activation, CIFAR-10", small=15, paper=60)
+@PAPER.table(
+    "Figure 7", "accuracy during training, by activation, CIFAR-10", small=15, paper=60,
+    finding="The clean accuracy differs by a few points between the activations, and one seed does "
+    "not establish an order. With each of them, the accuracy under PGD-20 is 0 at the end.",
+)  # fmt: skip
 def figure_7(run: Run) -> None:
     size = {"epochs": run.pick(8, 400), "width": run.pick(0.25, 1.0), "watched": True}
     watch(
@@ -322,7 +329,12 @@ def ablate(run: Run, options: dict[str, dict[str, Any]]) -> None:
             )
 
 
-@PAPER.table("Figure 5", "robust accuracy by alpha and s", small=20, paper=240)
+@PAPER.table(
+    "Figure 5", "robust accuracy by alpha and s", small=20, paper=240,
+    finding="In the paper, alpha and s change the robust accuracy much and the clean accuracy "
+    "little. Here it is the other way round. No setting is robust: AutoAttack fools every network "
+    "on all images. With alpha of at least 10, the smallest s lowers the clean accuracy.",
+)  # fmt: skip
 def figure_5(run: Run) -> None:
     ablate(
         run,
@@ -334,7 +346,11 @@ def figure_5(run: Run) -> None:
     )
 
 
-@PAPER.table("Figure 6", "robust accuracy by activation and s", small=20, paper=240)
+@PAPER.table(
+    "Figure 6", "robust accuracy by activation and s", small=20, paper=240,
+    finding="In the paper, tanh is the most robust activation. Here no activation is robust at any "
+    "s: AutoAttack fools every network on all images.",
+)  # fmt: skip
 def figure_6(run: Run) -> None:
     ablate(
         run,
@@ -346,7 +362,12 @@ def figure_6(run: Run) -> None:
     )
 
 
-@PAPER.table("Figure 3", "t-SNE of the features of test images, CIFAR-10", small=10, paper=60)
+@PAPER.table(
+    "Figure 3", "t-SNE of the features of test images, CIFAR-10", small=10, paper=60,
+    finding="As in the paper, the penalty groups the features by class more than softmax does. "
+    "Tanh does not group them visibly more than ReLU. Grouped features are no evidence of "
+    "robustness: in Table 5, tanh + angular alone has no robust accuracy.",
+)  # fmt: skip
 def figure_3(run: Run) -> None:
     from sklearn.manifold import TSNE
 
