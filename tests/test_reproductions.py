@@ -178,6 +178,36 @@ def test_a_network_is_trained_once_and_can_be_resumed(modules, tmp_path):
     np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
 
 
+def test_an_epoch_that_a_resumed_training_repeats_is_logged_once(modules, tmp_path):
+    tables = modules["tables"]
+    paper = tables.Paper("some_paper", "Somebody, Something")
+    paper.table("Table 7", "what it shows", small=1, paper=2)(lambda run: None)
+    run = tables.Run(paper.tables["Table 7"], "small", None, tmp_path, tmp_path)
+    x, y = np.random.rand(32, 4).astype("float32"), np.arange(32) % 2
+    is_interrupted = [True, False]
+
+    def build():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    def fit(model, callbacks):
+        def interrupt(epoch, logs):
+            if epoch == 1 and is_interrupted.pop(0):
+                raise KeyboardInterrupt
+
+        # Interrupts after the epoch is logged, before it is backed up.
+        log, backup = callbacks
+        watch = keras.callbacks.LambdaCallback(on_epoch_end=interrupt)
+        model.fit(x, y, epochs=4, verbose=0, callbacks=[log, watch, backup])
+
+    with pytest.raises(KeyboardInterrupt):
+        run.network("a network", build, fit)
+    run.network("a network", build, fit)
+    assert is_interrupted == []
+    assert len(run.training_log("a network")["loss"]) == 4
+
+
 @pytest.mark.slow
 def test_data_in_the_file_agree_with_the_data_set(modules, full_data_dir, tmp_path):
     data = modules["data"]

@@ -253,7 +253,8 @@ class Run:
     def training_log(self, name: str, seed: int = 0) -> dict[str, list[float]]:
         """Returns the logged values of each epoch of a network's training, by name."""
         with open(self.cache / f"{_slug(f'{name}, seed {seed}')}.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+            # A resumed training may repeat an epoch. The last row of each epoch counts.
+            rows = list({row["epoch"]: row for row in csv.DictReader(file)}.values())
         # Keras writes "NA" where there are no validation data.
         names = [key for key, value in rows[0].items() if key != "epoch" and value != "NA"]
         return {name: [float(row[name]) for row in rows] for name in names}

@@ -68,8 +68,13 @@ class Natural:
         return self.run.network(self.name, self.build, self.fit, self.seed)
 
     def log(self) -> dict[str, list[float]]:
-        self.trained()
-        return self.run.training_log(self.name, self.seed)
+        """Returns the logged values of each epoch, for WNLL of all stages."""
+        model = self.trained()
+        if self.output == SOFTMAX:
+            return self.run.training_log(self.name, self.seed)
+        # Trains nothing, since all stages are saved.
+        history = self.fit(model, [])
+        return {name: values for name, values in history.items() if name != "stage"}
 
     def build(self) -> keras.Model:
         (x, _), _ = self.run.data(self.dataset)
@@ -90,14 +95,17 @@ class Natural:
             model = resnet(depth, shape, [head], front=augmentation())
         return with_fast_statistics(model)
 
-    def fit(self, model: Any, callbacks: list[Any]) -> None:
-        """Trains the network, and saves each finished stage for resuming."""
-        self.train(model, callbacks, self.run.cache / f"{self.name}, seed {self.seed}")
+    def fit(self, model: Any, callbacks: list[Any]) -> Any:
+        """Trains the network, and saves each finished stage of WNLL for resuming.
+
+        Returns the history.
+        """
+        return self.train(model, callbacks, self.run.cache / f"{self.name}, seed {self.seed}")
 
     def train(
         self, model: Any, callbacks: Sequence[Any] = (), directory: pathlib.Path | None = None
-    ) -> None:
-        """Trains the network. WNLL saves its stages in `directory`."""
+    ) -> Any:
+        """Trains the network and returns the history. WNLL saves its stages in `directory`."""
         (x, y), test = self.run.data(self.dataset, self.images)
         if self.labeled:
             y = np.where(np.arange(len(y)) < self.labeled, y, -1)
@@ -105,16 +113,14 @@ class Natural:
         if self.output == SOFTMAX:
             steps = -(-len(x) // 128) * self.epochs
             model.compile(sgd(0.05, steps), CROSS_ENTROPY, metrics=["accuracy"])
-            model.fit(
+            return model.fit(
                 x, y, batch_size=128, epochs=self.epochs, verbose=2, validation_data=watched,
                 callbacks=callbacks,
-            )  # fmt: skip
-            return
+            ).history  # fmt: skip
         half = self.epochs // 2
-        kr.training.fit_wnll(
+        return kr.training.fit_wnll(
             model, x, y, linear_epochs=half, wnll_epochs=5, verbose=2, validation_data=watched,
             linear_optimizer=lambda number, steps: sgd(0.01 if number else 0.05, half * steps),
-            callbacks=[c for c in callbacks if isinstance(c, keras.callbacks.CSVLogger)],
             directory=directory,
         )  # fmt: skip
 
