@@ -223,6 +223,19 @@ def _only_buffer_trainable(model: Model, head: Any) -> Iterator[None]:
             part.trainable = trainable
 
 
+@contextlib.contextmanager
+def _without_optimizer(model: Model) -> Iterator[None]:
+    """Removes a compiled model's optimizer, so that a file has only weights, and restores it."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None:
+        model.optimizer = None
+    try:
+        yield
+    finally:
+        if optimizer is not None:
+            model.optimizer = optimizer
+
+
 def _name(loss: Loss) -> Any:
     return loss if loss is None or isinstance(loss, str) else type(loss).__name__
 
@@ -243,7 +256,8 @@ class _Stages:
                 )
             self.histories = saved["histories"]
             if self.histories:
-                model.load_weights(self._weights(self.num_done - 1))
+                with _without_optimizer(model):
+                    model.load_weights(self._weights(self.num_done - 1))
 
     @property
     def num_done(self) -> int:
@@ -253,7 +267,8 @@ class _Stages:
         self.histories.append({k: [float(v) for v in values] for k, values in history.items()})
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.model.save_weights(self._weights(self.num_done - 1), overwrite=True)
+            with _without_optimizer(self.model):
+                self.model.save_weights(self._weights(self.num_done - 1), overwrite=True)
             saved = json.dumps({"schedule": self.schedule, "histories": self.histories})
             # Written last, so that a recorded stage always has its weights.
             write_whole(self.directory / "stages.json", lambda file: file.write(saved.encode()))

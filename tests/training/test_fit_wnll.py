@@ -202,6 +202,24 @@ def test_an_interrupted_training_can_be_resumed(done, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_compiled_model_can_be_resumed(tmp_path):
+    settings = {**SETTINGS, "passes": 1, "directory": tmp_path}
+    trained, compiled = make_model(), make_model()
+    expected = kr.training.fit_wnll(trained, X, Y, **settings)
+    compiled.compile("adam", "mse")
+    compiled.optimizer.build(compiled.trainable_variables)
+    for model in (trained, compiled):
+        with warnings.catch_warnings():
+            # Keras warns if the saved optimizer does not have the variables of the model's.
+            warnings.filterwarnings("error", message="Skipping variable loading")
+            assert kr.training.fit_wnll(model, X, Y, **settings) == expected
+        assert isinstance(model.optimizer, keras.optimizers.SGD)
+    np.testing.assert_allclose(
+        compiled.predict(X, verbose=0), trained.predict(X, verbose=0), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.slow
 def test_only_the_same_schedule_can_be_resumed(tmp_path):
     def unbuilt():
         head = kr.layers.WNLLHead(3, units=8, num_neighbors=8, sigma_neighbor=4, template_size=30)
