@@ -287,10 +287,20 @@ def test_worst_case_is_at_most_the_accuracy_under_each_attack(modules, run_of):
 def test_deep_defense_moves_the_reference(modules, run_of):
     paper, run = modules["deep_defense"], run_of("deep_defense", "Figure 4")
     options = {"c": 25.0, "layers": ["conv1"]}
-    paper.measure_point(run, "conv1, c 25", options)
-    (record,) = run.rows
-    assert record["values"].keys() == {"test accuracy", "rho_2"}
-    assert record["values"]["rho_2"] > 0
+    paper.measure_points(run, {"conv1, c 25": options})
+    reference, ours = (record["values"] for record in run.rows)
+    assert reference.keys() == ours.keys() == {"test accuracy", "rho_2"}
+    assert 0 < reference["rho_2"] != ours["rho_2"] > 0
     network = paper.Network(run, "LeNet", paper.OURS, images=10_000, options=options)
     before, after = (n.trained().get_weights()[0] for n in (network.reference, network))
     assert (before != after).any()
+
+
+@pytest.mark.slow
+def test_the_log_of_a_wnll_network_covers_all_stages(modules, run_of):
+    networks, run = modules["wnll_networks"], run_of("graph_interpolation", "Figure 4")
+    wnll = networks.Natural(run, "Small-CNN", networks.WNLL, 200, dataset="mnist")
+    log = wnll.log()
+    assert log.keys() == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert {len(values) for values in log.values()} == {wnll.epochs + 2 * 5}
+    assert wnll.log() == log

@@ -437,28 +437,40 @@ def figure_2(run: Run) -> None:
             run.measure(f"{kind}, {method}", network.log, **network.settings, tested=1000)
 
 
-def measure_point(run: Run, row: str, options: dict[str, Any]) -> None:
-    """Measures accuracy and rho_2 of a LeNet with these options: a point of Figures 3 and 4."""
-    network = Network(run, "LeNet", OURS, images=run.pick(10_000, None), options=options)
+def measure_points(run: Run, options: dict[str, dict[str, Any]]) -> None:
+    """Measures accuracy and rho_2 of a LeNet before and after fine-tuning with these options."""
+    ours = Network(run, "LeNet", OURS, images=run.pick(10_000, None))
+    networks = {row: dataclasses.replace(ours, options=given) for row, given in options.items()}
+    for row, network in {REFERENCE: ours.reference, **networks}.items():
 
-    def values() -> dict[str, float]:
-        _, test = network.data()
-        return watched_values(network.trained(), test, network.mean())
+        def values(network: Network = network) -> dict[str, float]:
+            _, test = network.data()
+            return watched_values(network.trained(), test, network.mean())
 
-    run.measure(row, values, **network.settings, tested=10_000)
+        run.measure(row, values, **network.settings, tested=10_000)
 
 
 @PAPER.table("Figure 3", "accuracy and rho_2 of LeNet by c and lambda", small=60, paper=40)
 def figure_3(run: Run) -> None:
-    for weight in (5.0, 15.0, 25.0):
-        for c in run.pick((5.0, 15.0, 25.0, 35.0, 45.0), tuple(range(5, 50, 5))):
-            measure_point(run, f"lambda {weight:g}, c {c:g}", {"weight": weight, "c": float(c)})
+    measure_points(
+        run,
+        {
+            f"lambda {weight:g}, c {c}": {"weight": weight, "c": float(c)}
+            for weight in (5.0, 15.0, 25.0)
+            for c in run.pick((5, 15, 25, 35, 45), range(5, 50, 5))
+        },
+    )
 
 
 @PAPER.table(
     "Figure 4", "accuracy and rho_2 of LeNet if only one layer is regularized", small=60, paper=40
 )
 def figure_4(run: Run) -> None:
-    for layer in ("conv1", "conv2", "fc1", "fc2"):
-        for c in run.pick((5.0, 25.0, 45.0), (5.0, 15.0, 25.0, 35.0, 45.0)):
-            measure_point(run, f"{layer}, c {c:g}", {"c": c, "layers": [layer]})
+    measure_points(
+        run,
+        {
+            f"{layer}, c {c:g}": {"c": c, "layers": [layer]}
+            for layer in ("conv1", "conv2", "fc1", "fc2")
+            for c in run.pick((5.0, 25.0, 45.0), (5.0, 15.0, 25.0, 35.0, 45.0))
+        },
+    )
