@@ -97,21 +97,18 @@ CLAIMS = (
         "Deep Defense", deep_defense.PAPER, "Table 1", "LeNet, Deep Defense", "FGSM 1.0",
         "worst case 1.0", "MNIST, epsilon_ref", "Deep Defense",
     ),
-    Claim(
-        "latent disparity", latent_disparity.PAPER, "Figures 2 to 6, Fashion-MNIST", "HLDR",
-        "transfer 8", "white-box 8", "Fashion-MNIST, 8/255", "latent disparity, FGSM",
-    ),
-    Claim(
-        "Fisher information", latent_disparity.PAPER, "Figures 2 to 6, Fashion-MNIST", "FIMR",
-        "transfer 8", "white-box 8", "Fashion-MNIST, 8/255", "Fisher information",
-    ),
-    Claim(
-        "guided denoiser", latent_disparity.PAPER, "Figures 2 to 6, Fashion-MNIST", "HGD",
-        "transfer 8", "white-box 8", "Fashion-MNIST, 8/255", "guided denoising, FGSM",
-    ),
-    Claim(
-        "stability training", latent_disparity.PAPER, "Figures 2 to 6, Fashion-MNIST",
-        "stability", "transfer 8", "white-box 8", "Fashion-MNIST, 8/255", "stability training",
+    *(
+        Claim(
+            defence, latent_disparity.PAPER, f"Figures 2 to 6, {data}", row, "transfer 8",
+            "white-box 8", f"{data}, 8/255", cost,
+        )
+        for defence, row, cost in (
+            ("latent disparity", "HLDR", "latent disparity, FGSM"),
+            ("Fisher information", "FIMR", "Fisher information"),
+            ("guided denoiser", "HGD", "guided denoising, FGSM"),
+            ("stability training", "stability", "stability training"),
+        )
+        for data in ("Fashion-MNIST", "CIFAR-10")
     ),
 )  # fmt: skip
 

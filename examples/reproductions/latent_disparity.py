@@ -276,6 +276,12 @@ def fashion_mnist(run: Run) -> None:
     priority=1,
     lists_over="layer",
     columns_over="radius or standard deviation, 1/255",
+    finding="White-box attacks at 8/255 leave no image, whatever the method. The transferred "
+    "attack at 8/255 leaves few: most with the two FIMR networks and HLDR + noise. As on "
+    "Fashion-MNIST, the latent errors of HLDR are small (HLDR + noise has the smallest in layers "
+    "1 to 10), and the two FIMR networks have the smallest in the last four layers. So a small "
+    "perturbation error does not make a network robust. Under the strongest noise, HLDR + noise "
+    "is the most accurate. On 1,000 images, no method is accurate on half of the clean images.",
 )
 def cifar_10(run: Run) -> None:
     compare(run, "cifar10_jpeg")
