@@ -17,6 +17,7 @@ from keras_robust.model.arrays import as_arrays
 from keras_robust.model.checks import check_images, sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.model.layers import all_layers
+from keras_robust.model.patching import replaced
 from keras_robust.training.adapt_template import adapt_template
 from keras_robust.training.robust_model import RobustModel
 from keras_robust.types import Images, Labels, Loss, Model
@@ -223,17 +224,11 @@ def _only_buffer_trainable(model: Model, head: Any) -> Iterator[None]:
             part.trainable = trainable
 
 
-@contextlib.contextmanager
-def _without_optimizer(model: Model) -> Iterator[None]:
-    """Removes a compiled model's optimizer, so that a file has only weights, and restores it."""
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None:
-        model.optimizer = None
-    try:
-        yield
-    finally:
-        if optimizer is not None:
-            model.optimizer = optimizer
+def _without_optimizer(model: Model) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which the files of a compiled model hold only its weights."""
+    if getattr(model, "optimizer", None) is None:
+        return contextlib.nullcontext()
+    return replaced(model, "optimizer", None)
 
 
 def _name(loss: Loss) -> Any:
