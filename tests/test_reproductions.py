@@ -145,18 +145,24 @@ def test_a_record_has_each_list_of_numbers_in_one_line(modules, tmp_path):
     assert '"x": [ 1.0, 2.5 ]' in text
 
 
-def test_a_network_is_trained_once_and_can_be_resumed(modules, tmp_path):
+@pytest.fixture
+def empty_run(modules, tmp_path):
+    """Returns the small run of a table without rows."""
     tables = modules["tables"]
     paper = tables.Paper("some_paper", "Somebody, Something")
     paper.table("Table 7", "what it shows", small=1, paper=2)(lambda run: None)
-    run = tables.Run(paper.tables["Table 7"], "small", None, tmp_path, tmp_path)
+    return tables.Run(paper.tables["Table 7"], "small", None, tmp_path, tmp_path)
+
+
+def linear_model():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_a_network_is_trained_once_and_can_be_resumed(empty_run):
     x, y = np.random.rand(32, 4).astype("float32"), np.arange(32) % 2
     epochs, stop_after = [], [2]
-
-    def build():
-        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        return model
 
     def fit(model, callbacks):
         def note(epoch, logs):
@@ -169,27 +175,18 @@ def test_a_network_is_trained_once_and_can_be_resumed(modules, tmp_path):
         model.fit(x, y, epochs=4, verbose=0, callbacks=[*callbacks, watch])
 
     with pytest.raises(KeyboardInterrupt):
-        run.network("a network", build, fit)
+        empty_run.network("a network", linear_model, fit)
     stop_after[0] = None
-    model = run.network("a network", build, fit)
+    model = empty_run.network("a network", linear_model, fit)
     assert epochs == [0, 1, 1, 2, 3]
-    assert len(run.training_log("a network")["loss"]) == 4
-    again = run.network("a network", build, None)
+    assert len(empty_run.training_log("a network")["loss"]) == 4
+    again = empty_run.network("a network", linear_model, None)
     np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
 
 
-def test_an_epoch_that_a_resumed_training_repeats_is_logged_once(modules, tmp_path):
-    tables = modules["tables"]
-    paper = tables.Paper("some_paper", "Somebody, Something")
-    paper.table("Table 7", "what it shows", small=1, paper=2)(lambda run: None)
-    run = tables.Run(paper.tables["Table 7"], "small", None, tmp_path, tmp_path)
+def test_an_epoch_that_a_resumed_training_repeats_is_logged_once(empty_run):
     x, y = np.random.rand(32, 4).astype("float32"), np.arange(32) % 2
     is_interrupted = [True, False]
-
-    def build():
-        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        return model
 
     def fit(model, callbacks):
         def interrupt(epoch, logs):
@@ -202,10 +199,10 @@ def test_an_epoch_that_a_resumed_training_repeats_is_logged_once(modules, tmp_pa
         model.fit(x, y, epochs=4, verbose=0, callbacks=[log, watch, backup])
 
     with pytest.raises(KeyboardInterrupt):
-        run.network("a network", build, fit)
-    run.network("a network", build, fit)
+        empty_run.network("a network", linear_model, fit)
+    empty_run.network("a network", linear_model, fit)
     assert is_interrupted == []
-    assert len(run.training_log("a network")["loss"]) == 4
+    assert len(empty_run.training_log("a network")["loss"]) == 4
 
 
 @pytest.mark.slow
