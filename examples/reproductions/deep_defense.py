@@ -417,8 +417,8 @@ def table_1_at_ten_times_the_rate(run: Run) -> None:
     "Defense, and the rate does so more: ten times the rate increases rho_2 more than ten times "
     "the scale. At the paper's rate (0.0005), no scale reaches the rho_2 that the paper reports "
     "for the MLP (Table 1). At ten times that rate, a scale of 10 reaches it, and the other two "
-    "nearly do, at no cost in clean accuracy. So the scale of the images does not explain the "
-    "difference from the paper, but a larger effective learning rate would.",
+    "nearly do, at no cost in clean accuracy. So the scale of the images explains only part of "
+    "the difference from the paper, but a larger effective learning rate would explain it.",
 )
 def input_scale(run: Run) -> None:
     for scale in (1.0, 3.0, 10.0):

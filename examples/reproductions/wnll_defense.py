@@ -475,9 +475,10 @@ def figure_2(run: Run) -> None:
     paper=60,
     priority=3,
     finding="As in the paper, the features of clean images are separated, with a small overlap. "
-    "FGSM does not mix the classes, as the paper says. Their features stay apart, but on the wrong "
-    "side: nearly all images are misclassified. TVM moves them back, and the classes overlap. The "
-    "paper says that WNLL is more accurate than softmax on attacked images. Here it is not.",
+    "The paper says that FGSM mixes the features of the two classes. Here they stay apart, but on "
+    "the wrong side: most images are misclassified. Behind TVM, the classes overlap. The paper "
+    "says that WNLL, without and with TVM, is much more accurate on attacked images than softmax "
+    "without TVM. Here it is so only with TVM.",
 )
 def figure_5(run: Run) -> None:
     for output, planar, parts in (
