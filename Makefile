@@ -29,8 +29,8 @@ TF32 := $(addprefix tests/,ops neighbors layers regularizers constraints losses)
 
 test-slow: .venv/installed-peers .venv-torch/installed .venv-scann/installed
 	KERAS_BACKEND=tensorflow .venv-scann/bin/python -m pytest -q tests/neighbors
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m slow tests
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -m "slow or slow_on_jax" tests
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow or slow_on_jax" tests
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q --tf32 -n 2 -m "not slow" $(TF32)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest -q --tf32 -n 2 -m "not slow and not slow_on_jax" $(TF32)
 
