@@ -179,7 +179,8 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     if all("places" in given for given in values.values()):
         draw_places(values, path)
         return [path]
-    curves = {row: lists(seeds, table.lists_over) for row, seeds in by_seed.items()}
+    over = table.lists_over, table.lists_from
+    curves = {row: lists(seeds, *over) for row, seeds in by_seed.items()}
     if table.name.startswith("Figure"):
         for row, seeds in by_seed.items():
             curves[row] = {**series(seeds, table.columns_over), **curves[row]}
@@ -190,14 +191,17 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     return [path]
 
 
-def lists(seeds: list[dict[str, Any]], label: str) -> dict[str, Curve]:
-    """Returns the values that are lists, as lines over the numbers 1, 2, ...
+def lists(seeds: list[dict[str, Any]], label: str, start: int = 1) -> dict[str, Curve]:
+    """Returns the values that are lists, as lines over the numbers `start`, `start + 1`, ...
 
     The lines show the mean over seeds.
     """
     names = [k for k, v in seeds[0].items() if isinstance(v, list) and len(v) > 1]
     means = {name: np.mean([values[name] for values in seeds], axis=0) for name in names}
-    return {k: Curve(list(range(1, 1 + len(v))), v.tolist(), label) for k, v in means.items()}
+    return {
+        name: Curve(list(range(start, start + len(mean))), mean.tolist(), label)
+        for name, mean in means.items()
+    }
 
 
 def series(seeds: list[dict[str, Any]], label: str) -> dict[str, Curve]:

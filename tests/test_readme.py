@@ -402,11 +402,12 @@ def test_curves_are_means_over_seeds():
         "seeds = [{'clean': 1.0, 'FGSM 8': 0.6, 'errors': [0.1, 0.3]}, "
         "{'clean': 0.8, 'FGSM 8': 0.2, 'errors': [0.3, 0.7]}]; "
         "curves = {**paper_pages.lists(seeds, 'layer'), **paper_pages.series(seeds, 'radius')}; "
-        "print(json.dumps(curves))"
+        "print(json.dumps({**curves, 'from 0': paper_pages.lists(seeds, 'epoch', 0)['errors']}))"
     )
     command = [sys.executable, "-c", code, ROOT / "benchmarks"]
     printed = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert json.loads(printed) == {
         "errors": [[1, 2], pytest.approx([0.2, 0.5]), "layer"],
+        "from 0": [[0, 1], pytest.approx([0.2, 0.5]), "epoch"],
         "FGSM": [[0.0, 8.0], pytest.approx([0.9, 0.4]), "radius"],
     }

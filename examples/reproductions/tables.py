@@ -35,6 +35,7 @@ class Table:
             ones. Defaults to `""`.
         lists_over: label of the x axis on which values that are lists are drawn. Defaults to
             `"epoch"`.
+        lists_from: number on the x axis of the first value of a list. Defaults to `1`.
         columns_over: label of the x axis on which columns such as "FGSM 0.1" and "FGSM 0.2" are
             drawn. Defaults to `""`.
     """
@@ -48,6 +49,7 @@ class Table:
     published: dict[str, dict[str, float]]
     finding: str = ""
     lists_over: str = "epoch"
+    lists_from: int = 1
     columns_over: str = ""
 
     def command(self, scale: str) -> str:
@@ -97,6 +99,7 @@ class Paper:
         published: dict[str, dict[str, float]] | None = None,
         finding: str = "",
         lists_over: str = "epoch",
+        lists_from: int = 1,
         columns_over: str = "",
     ) -> Callable[[Callable[["Run"], None]], Callable[["Run"], None]]:
         """Decorates the function that measures a table.
@@ -109,7 +112,7 @@ class Paper:
             minutes: dict[str, int | None] = {"small": small, "paper": paper}
             self.tables[name] = Table(
                 self.key, name, shows, compute, minutes, priority, published or {}, finding,
-                lists_over, columns_over,
+                lists_over, lists_from, columns_over,
             )  # fmt: skip
             return compute
 
