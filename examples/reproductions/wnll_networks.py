@@ -50,8 +50,11 @@ class Natural:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs. For WNLL, each of the two linear stages has half of them."""
-        return self.run.pick(60 if self.images == 1000 else 12, 800)
+        """The number of epochs. For WNLL, each of the two linear stages has half of them.
+
+        An epoch has only the labeled images.
+        """
+        return self.run.pick(60 if (self.labeled or self.images) == 1000 else 12, 800)
 
     @property
     def name(self) -> str:
