@@ -431,9 +431,10 @@ def input_scale(run: Run) -> None:
     "Figure 2", "accuracy and rho_2 after each epoch of fine-tuning, MNIST", small=40, paper=20,
     # The first value is that of the reference.
     lists_from=0,
-    finding="As in the paper, Deep Defense increases rho_2 in every epoch. In the paper, it also "
-    "increases the accuracy, and rho_2 of Adv. Train I decreases. Here it does not increase the "
-    "accuracy, and rho_2 of Adv. Train I increases about as much as that of Deep Defense.",
+    finding="As in the paper, Deep Defense increases rho_2 in every epoch. The paper says that it "
+    "also increases the accuracy, and that rho_2 of Adv. Train I decreases during training. Here "
+    "Deep Defense does not increase the accuracy. Adv. Train I increases rho_2 in every epoch, and "
+    "ends at about that of Deep Defense.",
 )  # fmt: skip
 def figure_2(run: Run) -> None:
     for kind in ("MLP", "LeNet"):
