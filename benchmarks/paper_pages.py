@@ -179,8 +179,9 @@ def drawn(table: Table, scale: str, rows: Group) -> list[pathlib.Path]:
     if all("places" in given for given in values.values()):
         draw_places(values, path)
         return [path]
-    over = table.lists_over, table.lists_from
-    curves = {row: lists(seeds, *over) for row, seeds in by_seed.items()}
+    curves = {
+        row: lists(seeds, table.lists_over, table.lists_from) for row, seeds in by_seed.items()
+    }
     if table.name.startswith("Figure"):
         for row, seeds in by_seed.items():
             curves[row] = {**series(seeds, table.columns_over), **curves[row]}

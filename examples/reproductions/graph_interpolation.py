@@ -155,15 +155,9 @@ def table_3(run: Run) -> None:
             for network in networks:
                 for output in (SOFTMAX, WNLL):
                     natural = Natural(run, network, output, images, seed)
-
-                    def error(natural: Natural = natural) -> dict[str, float]:
-                        _, test = run.data("cifar10_jpeg")
-                        batch = 2000 if natural.output == WNLL else 500
-                        return {"error": 1 - accuracy(natural.trained(), test, batch)}
-
                     run.measure(
-                        row(network, output, images), error, seed, **natural.settings,
-                        tested=10_000,
+                        row(network, output, images), natural.test_error, seed,
+                        **natural.settings, tested=10_000,
                     )  # fmt: skip
 
 
@@ -205,12 +199,7 @@ def table_11(run: Run) -> None:
             partly = Natural(run, network, WNLL, images, labeled=count, dataset=dataset)
             without = Natural(run, network, WNLL, count, dataset=dataset)
             for row_name, natural in ((name, partly), (f"{name}, no unlabeled", without)):
-
-                def error(natural: Natural = natural) -> dict[str, float]:
-                    _, test = run.data(natural.dataset)
-                    return {"error": 1 - accuracy(natural.trained(), test, 2000)}
-
-                run.measure(row_name, error, **natural.settings, tested=10_000)
+                run.measure(row_name, natural.test_error, **natural.settings, tested=10_000)
 
 
 # ---- End-to-end training, which the papers do not do ------------------------------------------

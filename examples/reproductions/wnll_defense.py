@@ -554,8 +554,7 @@ def table_1(run: Run) -> None:
             natural.train(model)
             trained = time.perf_counter()
             _, test = run.data("cifar10_jpeg")
-            batch = 2000 if natural.output == WNLL else 500
-            model.predict(test[0], batch_size=batch, verbose=0)
+            model.predict(test[0], batch_size=natural.test_batch, verbose=0)
             tested = time.perf_counter()
             return {"training, s": trained - start, "testing, s": tested - trained}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from judging import SOFTMAX, WNLL, first
+from judging import SOFTMAX, WNLL, accuracy, first
 from networks import (
     CROSS_ENTROPY,
     augmentation,
@@ -67,8 +67,18 @@ class Natural:
         found = {"dataset": self.dataset, "images": self.images, "epochs": self.epochs}
         return {**found, **({"labeled": self.labeled} if self.labeled else {})}
 
+    @property
+    def test_batch(self) -> int:
+        """The batch size of tests."""
+        return 2000 if self.output == WNLL else 500
+
     def trained(self) -> keras.Model:
         return self.run.network(self.name, self.build, self.fit, self.seed)
+
+    def test_error(self) -> dict[str, float]:
+        """Returns the error of the trained network on all test images."""
+        _, test = self.run.data(self.dataset)
+        return {"error": 1 - accuracy(self.trained(), test, self.test_batch)}
 
     def log(self) -> dict[str, list[float]]:
         """Returns the logged values of each epoch, for WNLL of all stages."""
