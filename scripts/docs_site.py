@@ -87,7 +87,7 @@ def public_names() -> dict[str, list[Name]]:
 
 
 def index(title: str, introduction: str, names: list[Name], at: str) -> str:
-    lines = [f"# {title}\n", f"{introduction}\n", "| | |", "|---|---|"]
+    lines = [f"# {title}\n", f"{introduction}\n", "| name | summary |", "|---|---|"]
     for name in names:
         link = posixpath.relpath(name.page, posixpath.dirname(at))
         lines.append(f"| [`{name.short}`]({link}) | {name.summary} |")
