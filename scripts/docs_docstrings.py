@@ -1,4 +1,4 @@
-"""An extension of Griffe that makes Markdown of docstrings."""
+"""Extension of Griffe that converts docstrings to Markdown."""
 
 import re
 from typing import Any
@@ -11,16 +11,16 @@ TEXTS = ("Returns", "Example", "Examples", "Reference", "References", "Yields")
 
 
 class MarkdownDocstrings(griffe.Extension):
-    """Turns the sections of Google's style into headings and lists, and examples into code."""
+    """Converts sections in Google's style to headings and lists, and examples to code."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Is called by Griffe for each object that it has read."""
+        """Converts the docstring of an object. Griffe calls this for each object."""
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
 
 
 def as_markdown(docstring: str) -> str:
-    """Markdown that shows a docstring as Keras's site does."""
+    """Returns Markdown that shows a docstring as Keras's site does."""
     parts = re.split(rf"^({'|'.join(ITEMS + TEXTS)}):[ ]*$", docstring, flags=re.MULTILINE)
     shown = [as_code(parts[0])]
     for title, body in zip(parts[1::2], parts[2::2], strict=True):
@@ -30,12 +30,12 @@ def as_markdown(docstring: str) -> str:
 
 
 def dedented(body: str) -> str:
-    """Takes away the indentation of a section's first paragraph; what follows it has none."""
+    """Removes the indentation of a section's first paragraph. The rest has none."""
     return re.sub(r"^    (?! {4})", "", body, flags=re.MULTILINE)
 
 
 def as_list(body: str) -> str:
-    """A list of the items `    name: text`; what follows without indentation is text."""
+    """Converts the items `    name: text` to a list. Lines without indentation are text."""
     lines = []
     for line in body.strip("\n").split("\n"):
         item = re.match(r"    ([*\w`][^:]*): (.*)", line)
@@ -50,7 +50,7 @@ def as_list(body: str) -> str:
 
 
 def as_code(text: str) -> str:
-    """Puts doctests into fences; each ends at an empty line."""
+    """Puts doctests into fences. Each doctest ends at an empty line."""
     lines: list[str] = []
     is_open = False
     for line in [*text.split("\n"), ""]:

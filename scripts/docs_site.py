@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the pages of the API, and those that are made of files outside `docs/`.
+"""Hooks of MkDocs that add the pages of the API, and pages from files outside `docs/`.
 
 The home page is `README.md`. Every public name has a page, and building fails where one has no
 docstring. Links to files outside the site lead to the repository.
@@ -28,7 +28,7 @@ COPIES = {
 
 
 class Name(NamedTuple):
-    """A public name: where it is found, and the first line of its docstring."""
+    """A public name: its import path, and the first line of its docstring."""
 
     path: str
     summary: str
@@ -43,7 +43,7 @@ class Name(NamedTuple):
 
 
 def exports(module: str) -> dict[str, str]:
-    """The names that `from ... import X as X` makes public in a package, and their modules."""
+    """Returns the public names of a package (`from ... import X as X`), with their modules."""
     path = ROOT.joinpath(*module.split("."), "__init__.py")
     return {
         alias.name: node.module or ""
@@ -55,7 +55,7 @@ def exports(module: str) -> dict[str, str]:
 
 
 def summary(module: str, name: str) -> str:
-    """The first line of a docstring: of a class or function, or of a module or package."""
+    """Returns the first line of the docstring of a class, function, module or package."""
     found = module if name == "" else f"{module}.{name}"
     path = ROOT.joinpath(*found.split("."))
     for file in (path / "__init__.py", path.with_suffix(".py")):
@@ -72,7 +72,7 @@ def summary(module: str, name: str) -> str:
 
 @functools.cache
 def public_names() -> dict[str, list[Name]]:
-    """Every public name by the namespace it is in; "" is the package itself."""
+    """Returns all public names by namespace. "" is the package itself."""
     found: dict[str, list[Name]] = {"": []}
     for name, module in exports(PACKAGE).items():
         if module == PACKAGE:
@@ -95,7 +95,7 @@ def index(title: str, introduction: str, names: list[Name], at: str) -> str:
 
 
 def api() -> tuple[dict[str, str], list[Any]]:
-    """The API's pages, and its part of the navigation."""
+    """Returns the API's pages, and its part of the navigation."""
     pages, nav = {}, ["api/index.md"]
     everything = public_names()
     sections = []
@@ -140,7 +140,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Makes each relative link one of the site, or of the repository."""
+    """Converts each relative link to a link within the site, or to the repository."""
     at = page.file.src_uri
     source = COPIES.get(at, f"docs/{at}")
     sites = {original: page for page, original in COPIES.items()}
