@@ -184,6 +184,34 @@ def test_a_network_is_trained_once_and_can_be_resumed(empty_run):
     np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
 
 
+@pytest.mark.parametrize(("num_backups", "expected"), [(1, [0, 1, 2, 3]), (2, [1, 2, 3])])
+def test_training_resumes_if_a_backup_was_interrupted(empty_run, num_backups, expected):
+    x, y = np.random.rand(32, 4).astype("float32"), np.arange(32) % 2
+    epochs, stop_before = [], [num_backups]
+
+    def fit(model, callbacks):
+        def note(epoch, logs):
+            if epoch == stop_before[0]:
+                raise KeyboardInterrupt
+            epochs.append(epoch)
+
+        watch = keras.callbacks.LambdaCallback(on_epoch_begin=note)
+        model.fit(x, y, epochs=4, verbose=0, callbacks=[*callbacks, watch])
+
+    with pytest.raises(KeyboardInterrupt):
+        empty_run.network("a network", linear_model, fit)
+    (weights,) = empty_run.cache.rglob("latest.weights.h5")
+    weights.write_bytes(weights.read_bytes()[:100])
+    if num_backups == 1:
+        # Keras writes this file after the weights.
+        (weights.parent / "training_metadata.json").unlink()
+    epochs.clear()
+    stop_before[0] = None
+    empty_run.network("a network", linear_model, fit)
+    assert epochs == expected
+    assert len(empty_run.training_log("a network")["loss"]) == 4
+
+
 def test_an_epoch_that_a_resumed_training_repeats_is_logged_once(empty_run):
     x, y = np.random.rand(32, 4).astype("float32"), np.arange(32) % 2
     is_interrupted = [True, False]

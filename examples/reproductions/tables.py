@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import pathlib
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -242,7 +243,11 @@ class Run:
             keras.utils.set_random_seed(seed)
             model = build()
             log = keras.callbacks.CSVLogger(self.cache / f"{slug}.csv", append=True)
-            backup = keras.callbacks.BackupAndRestore(self.cache / slug)
+            folder = self.cache / slug
+            if not (folder / "training_metadata.json").exists():
+                # Keras writes this file last: the first backup was interrupted.
+                shutil.rmtree(folder, ignore_errors=True)
+            backup = keras.callbacks.BackupAndRestore(folder, double_checkpoint=True)
             try:
                 fit(model, [log, backup])
             finally:
