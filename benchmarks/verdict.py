@@ -98,7 +98,9 @@ def trained(name: str, x: np.ndarray, y: np.ndarray, args: argparse.Namespace) -
         kr.training.adapt_template(model, x, y)
         model.layers[-1].joint = False
     path.parent.mkdir(parents=True, exist_ok=True)
-    model.save(path)
+    partial = path.with_name(f"partial-{path.name}")
+    model.save(partial)
+    partial.replace(path)
     return model
 
 

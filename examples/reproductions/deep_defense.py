@@ -11,6 +11,7 @@ from networks import CROSS_ENTROPY
 from tables import Paper, Run, Split
 
 import keras_robust as kr
+from keras_robust.whole_file import write_whole
 
 L = keras.layers
 PAPER = Paper(
@@ -252,7 +253,8 @@ class Network:
                 attack(model, x[i : i + 1000], y[i : i + 1000], seed=i)
                 for i in range(0, len(x), 1000)
             ]
-            np.save(path, np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]))
+            images = np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
+            write_whole(path, lambda file: np.save(file, images))
         return np.load(path)
 
 

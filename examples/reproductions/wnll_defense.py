@@ -18,6 +18,7 @@ from wnll_networks import Natural, Robust, sgd
 import keras_robust as kr
 from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.model.classifier import Classifier
+from keras_robust.whole_file import write_whole
 
 L = keras.layers
 PAPER = Paper(
@@ -111,7 +112,8 @@ class Defended:
         if self.images_of != ORIGINAL:
             path = self.run.cache / f"TVM of {self.images or 'all'} images.npy"
             if not path.exists():
-                np.save(path, reconstructed(x))
+                images = reconstructed(x)
+                write_whole(path, lambda file: np.save(file, images))
             after = np.load(path)
             both = self.images_of == ALL
             x, y = (np.concatenate([x, after]), np.tile(y, 2)) if both else (after, y)
