@@ -93,9 +93,12 @@ CLAIMS = (
         "WNLL, FGSM, original + TVM", "0.02, behind TVM", "0.02, behind TVM", "CIFAR-10, 0.02",
         None, "clean, behind TVM", "WNLL, worst case, original + TVM",
     ),
-    Claim(
-        "Deep Defense", deep_defense.PAPER, "Table 1", "LeNet, Deep Defense", "FGSM 1.0",
-        "worst case 1.0", "MNIST, epsilon_ref", "Deep Defense",
+    *(
+        Claim(
+            "Deep Defense", deep_defense.PAPER, "Table 1", f"{network}, Deep Defense", "FGSM 1.0",
+            "worst case 1.0", f"{data}, epsilon_ref", "Deep Defense",
+        )
+        for network, data in (("LeNet", "MNIST"), ("ConvNet", "CIFAR-10"))
     ),
     *(
         Claim(
@@ -291,7 +294,7 @@ COLORS = {
 ATTACKS = {
     "0.02, behind TVM": "is FGSM at 0.02, with TVM between the attack and the network",
     "FGSM 1.0": "is FGSM at epsilon_ref, the radius at which FGSM fools the Deep Defense network "
-    "on half of the images",
+    "on half of the images, so that its accuracy is 50% by definition",
     "transfer 8": "is FGSM at 8/255 on the undefended network",
 }
 
