@@ -11,7 +11,6 @@ from networks import CROSS_ENTROPY
 from tables import Paper, Run, Split
 
 import keras_robust as kr
-from keras_robust.whole_file import write_whole
 
 L = keras.layers
 PAPER = Paper(
@@ -94,6 +93,12 @@ class Kind:
     halved_after: float
     rate: float
     parseval_beta: float
+    # At small scale: training images of Table 1, epochs on fewer than all images, test images, and
+    # test images for the worst case.
+    small_images: int | None = None
+    small_epochs: int = 2
+    small_tested: int = 10_000
+    small_attacked: int = 1000
 
 
 # The paper does not specify how the references are trained, nor the learning rate and the number of
@@ -101,8 +106,11 @@ class Kind:
 KINDS = {
     "MLP": Kind("mnist", mlp, 6, 5, 0.8, 5e-4, 1e-4),
     "LeNet": Kind("mnist", lenet, 4, 5, 0.8, 5e-4, 1e-4),
-    "ConvNet": Kind("cifar10_jpeg", convnet, 30, 20, 0.5, 5e-4, 3e-4),
-}
+    "ConvNet": Kind(
+        "cifar10_jpeg", convnet, 30, 20, 0.5, 5e-4, 3e-4,
+        small_images=10_000, small_epochs=10, small_tested=2000, small_attacked=250,
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -137,18 +145,18 @@ class Network:
     @property
     def epochs(self) -> int:
         if self.run.scale == "small" and self.images is not None:
-            return 10 if self.kind == "ConvNet" else 2
+            return self.spec.small_epochs
         return self.spec.epochs
 
     @property
     def tested(self) -> int:
         """The number of test images."""
-        return self.run.pick(2000, 10_000) if self.kind == "ConvNet" else 10_000
+        return self.run.pick(self.spec.small_tested, 10_000)
 
     @property
     def attacked(self) -> int:
         """The number of test images for the worst case."""
-        return self.run.pick(250, 1000) if self.kind == "ConvNet" else 1000
+        return self.run.pick(self.spec.small_attacked, 1000)
 
     @property
     def name(self) -> str:
@@ -245,17 +253,17 @@ class Network:
 
         They are computed once, on the reference, and saved in the cache.
         """
-        path = self.run.cache / f"{self.reference.name}, DeepFool.npy"
-        if not path.exists():
+
+        def images() -> np.ndarray:
             (x, y), _ = self.data()
             model, attack = self.reference.trained(), kr.attacks.DeepFool(num_steps=50)
             parts = [
                 attack(model, x[i : i + 1000], y[i : i + 1000], seed=i)
                 for i in range(0, len(x), 1000)
             ]
-            images = np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
-            write_whole(path, lambda file: np.save(file, images))
-        return np.load(path)
+            return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts])
+
+        return self.run.array(f"{self.reference.name}, DeepFool", images)
 
 
 class Watch(keras.callbacks.Callback):
@@ -371,11 +379,6 @@ PUBLISHED = {
 }
 
 
-def num_images(run: Run, kind: str) -> int | None:
-    """Returns the number of training images, which is reduced for the ConvNet at small scale."""
-    return run.pick(10_000, None) if kind == "ConvNet" else None
-
-
 ALL = (REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN, FGS, BOTH)
 
 
@@ -399,9 +402,9 @@ ALL = (REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN, FGS, BOTH)
     "network. Small scale, with few images and steps, may explain the difference.",
 )
 def table_1(run: Run) -> None:
-    for kind in KINDS:
+    for kind, spec in KINDS.items():
         methods = ALL if kind != "ConvNet" else (REFERENCE, PARSEVAL, ADV_TRAIN, OURS, CLEAN)
-        compare(run, kind, methods, images=num_images(run, kind))
+        compare(run, kind, methods, images=run.pick(spec.small_images, None))
 
 
 @PAPER.table(

@@ -11,8 +11,11 @@ from typing import Any
 
 import data
 import keras
+import numpy as np
 from data import Split
 from records import Records, environment
+
+from keras_robust.whole_file import write_whole
 
 SCALES = ("small", "paper")
 # Name of the record that marks a table as complete.
@@ -257,6 +260,15 @@ class Run:
             model.save(partial)
             partial.replace(path)
         return keras.saving.load_model(path)
+
+    def array(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Returns an array, loaded from its file if it has been computed before."""
+        path = self.cache / f"{name}.npy"
+        if not path.exists():
+            array = compute()
+            self.cache.mkdir(parents=True, exist_ok=True)
+            write_whole(path, lambda file: np.save(file, array))
+        return np.load(path)
 
     def training_log(self, name: str, seed: int = 0) -> dict[str, list[float]]:
         """Returns the logged values of each epoch of a network's training, by name."""

@@ -18,7 +18,6 @@ from wnll_networks import Natural, Robust, sgd
 import keras_robust as kr
 from keras_robust.metrics.perturbed import perturbed_images
 from keras_robust.model.classifier import Classifier
-from keras_robust.whole_file import write_whole
 
 L = keras.layers
 PAPER = Paper(
@@ -110,11 +109,8 @@ class Defended:
     def fit(self, model: Any, callbacks: list[Any]) -> None:
         (x, y), _ = self.run.data("cifar10_jpeg", self.images)
         if self.images_of != ORIGINAL:
-            path = self.run.cache / f"TVM of {self.images or 'all'} images.npy"
-            if not path.exists():
-                images = reconstructed(x)
-                write_whole(path, lambda file: np.save(file, images))
-            after = np.load(path)
+            name = f"TVM of {self.images or 'all'} images"
+            after = self.run.array(name, lambda: reconstructed(x))
             both = self.images_of == ALL
             x, y = (np.concatenate([x, after]), np.tile(y, 2)) if both else (after, y)
         if self.output == WNLL:
