@@ -19,6 +19,7 @@ from keras_robust.model.checks import check_images, check_labels, sparse
 from keras_robust.model.classifier import Classifier
 from keras_robust.text_table import text_table
 from keras_robust.types import Images, Labels, Model
+from keras_robust.whole_file import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +225,6 @@ def _check_folder(folder: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def _write(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON to a temporary file and renames it, so the file is never incomplete."""
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    """Writes JSON atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
