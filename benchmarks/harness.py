@@ -19,6 +19,7 @@ import keras
 
 import keras_robust as kr
 from keras_robust import backend
+from keras_robust.whole_file import write_whole
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -105,6 +106,5 @@ class Results:
         content["backend"] = keras.backend.backend()
         content.setdefault("cases", {})[case] = {**run_description(), **figures}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(self.path)
+        text = json.dumps(content, indent=2) + "\n"
+        write_whole(self.path, lambda file: file.write(text.encode()))
